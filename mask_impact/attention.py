@@ -1,0 +1,119 @@
+"""Closed-form masked attention and distances: pure tensor functions that know no model.
+
+Notation (VL_IMPLEMENTATION.md, Definitions): one query at the last position, H heads in K key/value groups, N keys in the
+cache, head dimension D. Everything here is computed in float32, or float64 where the inputs are float64.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class QueryAttention:
+    """Attention of one query, with what is needed to remove any single key from it.
+
+    weights: [H, N]; output: [H, D], the attention output o_h; values: [K, N, D]; visible: bool [N];
+    dominant: int64 [H], the key with the largest weight of each head; without_dominant: [H, D], the output with that key
+    masked, recomputed from the logits (zeros where no other key is visible).
+    """
+
+    weights: torch.Tensor
+    output: torch.Tensor
+    values: torch.Tensor
+    visible: torch.Tensor
+    dominant: torch.Tensor
+    without_dominant: torch.Tensor
+
+    @property
+    def n_keys(self) -> int:
+        """Number of keys in the cache (visible or not)."""
+        return self.weights.shape[1]
+
+
+def query_attention(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, visible: torch.Tensor
+) -> QueryAttention:
+    """Attention of the query [H, D] over keys and values [K, N, D]; visible: bool [N]."""
+    n_heads, head_dim = query.shape
+    n_groups, n_keys, _ = keys.shape
+    grouped = query.view(n_groups, n_heads // n_groups, head_dim)
+    logits = torch.matmul(grouped, keys.transpose(1, 2)) * scaling  # [K, H/K, N]
+    logits = logits.masked_fill(~visible, float("-inf"))
+    weights = torch.softmax(logits, dim=-1)
+    output = torch.matmul(weights, values)  # [K, H/K, D]
+    dominant = weights.argmax(dim=-1, keepdim=True)
+    # Where the dominant key is the only visible one all logits are -inf and softmax gives NaN: nothing is attended to.
+    others = torch.softmax(logits.scatter(-1, dominant, float("-inf")), dim=-1).nan_to_num_(nan=0.0)
+    without_dominant = torch.matmul(others, values)
+    return QueryAttention(
+        weights=weights.view(n_heads, n_keys),
+        output=output.view(n_heads, head_dim),
+        values=values,
+        visible=visible,
+        dominant=dominant.view(n_heads),
+        without_dominant=without_dominant.view(n_heads, head_dim),
+    )
+
+
+def masking_differences(attention: QueryAttention, start: int, stop: int) -> torch.Tensor:
+    """o' - o of every head for each masked key in start..stop-1: [stop - start, H, D].
+
+    With p the weight of the masked key, o' - o = p / (1 - p) * (o - v): exact, and well conditioned for p <= 1/2. At most one
+    key of a head can have more than that; for it o' comes from the logits and o' - o = p * (o' - v), which needs no 1 - p.
+    """
+    n_heads, head_dim = attention.output.shape
+    n_groups = attention.values.shape[0]
+    weights = attention.weights[:, start:stop]  # [H, n]
+    # The dominant key is replaced below; clamping keeps its factor finite.
+    factors = weights / (1 - weights).clamp_min(0.25)
+    values = attention.values[:, start:stop].transpose(0, 1).unsqueeze(2)  # [n, K, 1, D]
+    output = attention.output.view(n_groups, -1, head_dim)
+    differences = values.new_empty(stop - start, n_groups, n_heads // n_groups, head_dim)
+    torch.sub(output, values, out=differences)
+    differences.mul_(factors.t().reshape(-1, n_groups, n_heads // n_groups, 1))
+    differences = differences.view(-1, n_heads, head_dim)
+    _replace_dominant(differences, attention, start, stop)
+    return differences
+
+
+def _replace_dominant(differences: torch.Tensor, attention: QueryAttention, start: int, stop: int) -> None:
+    """Overwrite the rows of keys with p > 1/2 with the difference recomputed from the logits (in place, no host sync)."""
+    n_heads, _ = attention.output.shape
+    heads = torch.arange(n_heads, device=differences.device)
+    group = heads // (n_heads // attention.values.shape[0])
+    weight = attention.weights[heads, attention.dominant].unsqueeze(-1)  # [H, 1]
+    value = attention.values[group, attention.dominant]  # [H, D]
+    exact = weight * (attention.without_dominant - value)
+    # Only one key visible: the output becomes zero.
+    exact = torch.where(attention.visible.sum() > 1, exact, -attention.output)
+    inside = (attention.dominant >= start) & (attention.dominant < stop)
+    row = (attention.dominant - start).clamp(0, stop - start - 1)
+    replace = inside.unsqueeze(-1) & (weight > 0.5)
+    differences[row, heads] = torch.where(replace, exact, differences[row, heads])
+
+
+def distances(baseline: torch.Tensor, differences: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """L2 and cosine distance between y and y + d over the last dimension.
+
+    baseline y: [..., D]; differences d: [n, ..., D]; returns two tensors [n, ...]. With e the part of d across y,
+    1 - cos = |y|^2 |e|^2 / (|y||y+d| (|y||y+d| + y.(y+d))) keeps its digits however small it is; where y.(y+d) < 0 nothing
+    cancels in 1 - cos itself. One vector zero: 1; both: 0.
+    """
+    l2 = torch.linalg.vector_norm(differences, dim=-1)
+    squared = (baseline * baseline).sum(-1)  # |y|^2, [...]
+    along = (differences * baseline).sum(-1) / squared.clamp_min(torch.finfo(squared.dtype).tiny)  # y.d / |y|^2, [n, ...]
+    across = torch.linalg.vector_norm(
+        torch.addcmul(differences, along.unsqueeze(-1), baseline.unsqueeze(0), value=-1), dim=-1
+    )
+    norm = squared.sqrt()
+    parallel = norm * (1 + along)  # y.(y+d) / |y|
+    masked = torch.hypot(parallel, across)  # |y+d|
+    acute = across * (across / masked) / (masked + parallel)
+    cosine = torch.where(parallel >= 0, acute, 1 - parallel / masked)
+    # Vectors of length zero: along and parallel say nothing there.
+    baseline_zero = squared == 0
+    cosine = torch.where(masked == 0, 1.0, cosine)
+    cosine = torch.where(baseline_zero, (l2 > 0).to(cosine.dtype), cosine)
+    cosine = torch.where(l2 == 0, 0.0, cosine)
+    return l2, cosine

@@ -1,0 +1,50 @@
+"""Every error that mask-impact raises on purpose, in one family.
+
+    MaskImpactError
+    ├── UsageError            a flag or argument that cannot be right, whatever the model (exit 2)
+    ├── InputError            a prompt or a file that cannot be used
+    ├── ModelError            a model that cannot be had, or cannot be read
+    │   └── UnsupportedArchitecture   a model whose decoder layers are not in the table of architectures
+    ├── DeviceError           a device that is not there, or memory that does not suffice
+    ├── OutputError           a place that cannot be written, a result that cannot be read
+    └── ExactnessError        the self-check or the activations themselves: no numbers can be given
+
+A message is one line and says what was wrong, where, and what would be accepted. This module knows nothing else of the
+package.
+"""
+
+
+class MaskImpactError(Exception):
+    """Base of the family; `exit_code` is what a script returns when it ends with this error."""
+
+    exit_code = 1
+
+
+class UsageError(MaskImpactError):
+    """A flag or argument that cannot be right."""
+
+    exit_code = 2
+
+
+class InputError(MaskImpactError):
+    """A prompt, an image or an input file that cannot be used."""
+
+
+class ModelError(MaskImpactError):
+    """A model that cannot be found, downloaded or read."""
+
+
+class UnsupportedArchitecture(ModelError):
+    """A model whose decoder layers are not in the table of architectures."""
+
+
+class DeviceError(MaskImpactError):
+    """A device that is not there, or whose memory does not suffice for a single row."""
+
+
+class OutputError(MaskImpactError):
+    """A place that cannot be written, or a stored result that cannot be read."""
+
+
+class ExactnessError(MaskImpactError):
+    """The model's arithmetic could not be reproduced, or its activations are not finite."""

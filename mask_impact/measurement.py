@@ -1,0 +1,233 @@
+"""One decoder layer in one forward pass: from masked attention to distances, and the layer's self-check.
+
+`LayerMeasurement.propagate` is the chain of DESIGN's engine written top to bottom as a generator: where a linear map of
+the model is due it yields a `Ride` and is sent the mapped rows. It does not know who does the mapping: the engine lets the
+rows ride along in the model's own forward, or calls the module for them afterwards. Knows no hooks, no generation, no files.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mask_impact.architectures import DecoderLayer, GatedMlp, Norm, OpaqueMlp
+from mask_impact.attention import QueryAttention, distances, masking_differences
+from mask_impact.propagation import ACTIVATIONS, gated_difference, rms_norm, rms_norm_difference
+
+# Largest relative difference that rounding may make between the model's own row and its recomputation in float32. RMSNorm
+# works in float32 also in a float64 model, so there it is the limit.
+SELF_CHECK_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+
+# Rows beside the masked states where full states ride: the baseline, and the baseline with rounding noise.
+N_REFERENCE_ROWS = 2
+
+
+@dataclass(frozen=True)
+class Ride:
+    """Rows [n, width] to be mapped by each of `modules` (which share their input).
+
+    is_difference: the rows are differences of states, so a module's bias must not count; otherwise they are full states.
+    """
+
+    modules: tuple[nn.Module, ...]
+    rows: torch.Tensor
+    is_difference: bool = True
+
+    def encode(self, dtype: torch.dtype) -> torch.Tensor:
+        """The rows as they enter the linear maps: in the model's dtype and, where that needs it, scaled."""
+        scale = self._scale(dtype)
+        return (self.rows if scale is None else self.rows * scale).to(dtype)
+
+    def decode(self, module: nn.Module, mapped: torch.Tensor) -> torch.Tensor:
+        """What the linear map made of the rows [n, out], without bias and scale."""
+        scale = self._scale(mapped.dtype)
+        if scale is None:
+            return mapped
+        mapped = mapped.to(scale.dtype)
+        bias = getattr(module, "bias", None)
+        return (mapped if bias is None else mapped - bias.to(mapped)) / scale.to(mapped.device)
+
+    def _scale(self, dtype: torch.dtype) -> torch.Tensor | None:
+        """A power of two for each row [n, 1], or None where none is needed.
+
+        float16 would lose small differences below its smallest numbers, and a bias would drown them: scaled up, the mapped
+        difference outweighs the bias, and taking the bias off again costs nothing of its digits.
+        """
+        has_bias = any(getattr(module, "bias", None) is not None for module in self.modules)
+        if not self.is_difference or (dtype != torch.float16 and not has_bias):
+            return None
+        largest = self.rows.abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(self.rows.dtype).tiny)
+        target = (4 if dtype == torch.float16 else 24) if has_bias else 0
+        return torch.exp2((target - torch.log2(largest).floor()).clamp(-100, 100))
+
+
+Propagation = Generator[Ride, list[torch.Tensor], None]
+
+
+class LayerMeasurement:
+    """What is measured of one layer at one step, filled as the model's forward passes through the layer.
+
+    layer_input: [hidden], the layer's input x at the query position, in the arithmetic's dtype (float32 or float64).
+    l2, cosine: [n_positions, V] with the variants in the order Full, Attn, Head_0 .. as far as `groups` asks for them.
+    """
+
+    def __init__(
+        self, layer: DecoderLayer, layer_input: torch.Tensor, dtype: torch.dtype, n_positions: int, groups: tuple[str, ...]
+    ) -> None:
+        self.layer = layer
+        self.dtype = dtype
+        self.n_positions = n_positions
+        self.groups = groups
+        self.layer_input = layer_input
+        self.attention: QueryAttention | None = None
+        self.first_position = 0
+        self.own: dict[nn.Module, torch.Tensor] = {}  # the model's own output row of each linear map, [out]
+        self.self_check = layer_input.new_zeros(())
+        self.noise_floor = layer_input.new_full((), float("nan"))
+        self.l2: torch.Tensor | None = None
+        self.cosine: torch.Tensor | None = None
+
+    # --- what the model did -------------------------------------------------------------------------------------------
+
+    def observe_attention(self, attention: QueryAttention) -> None:
+        """Take the query's attention; its keys end at the query's own position."""
+        self.attention = attention
+        self.first_position = self.n_positions - attention.n_keys
+        n_heads = attention.output.shape[0]
+        n_variants = ("full" in self.groups) + ("attn" in self.groups) + n_heads * ("heads" in self.groups)
+        self.l2 = self.layer_input.new_zeros(self.n_positions, n_variants)
+        self.cosine = torch.zeros_like(self.l2)
+
+    def observe_input(self, module: nn.Module, row: torch.Tensor) -> None:
+        """Check the model's own input row [in] of a linear map against its recomputation."""
+        layer = self.layer
+        if module is layer.o_proj:
+            self._check(row, self.attention.output.flatten())
+        elif isinstance(layer.mlp, GatedMlp) and module is layer.mlp.down:
+            gate, up = self._gate_and_up()
+            self._check(row, ACTIVATIONS[layer.mlp.activation].value(gate) * up)
+        else:
+            state = self.layer_input + self.attention_update
+            self._check(row, rms_norm(state, layer.before_mlp) if layer.before_mlp else state)
+
+    def observe_output(self, module: nn.Module, row: torch.Tensor) -> None:
+        """Keep the model's own output row [out] of a linear map."""
+        self.own[module] = row.to(self.layer_input.dtype)
+
+    def observe_layer_output(self, row: torch.Tensor) -> None:
+        """Check the layer's output [hidden] against x + a + m."""
+        self._check(row, self.layer_input + self.attention_update + self.mlp_update)
+
+    def _check(self, own: torch.Tensor, recomputed: torch.Tensor) -> None:
+        own = own.to(recomputed.dtype)
+        error = torch.linalg.vector_norm(own - recomputed) / torch.linalg.vector_norm(own).clamp_min(1e-30)
+        self.self_check = torch.maximum(self.self_check, error)  # propagates NaN
+
+    # --- the model's own quantities, at the query position ----------------------------------------------------------------
+
+    @property
+    def attention_update(self) -> torch.Tensor:
+        """a [hidden]: what the attention branch adds to the residual stream."""
+        own = self.own[self.layer.o_proj]
+        return rms_norm(own, self.layer.after_attention) if self.layer.after_attention else own
+
+    @property
+    def mlp_update(self) -> torch.Tensor:
+        """m [hidden]: what the MLP branch adds to the residual stream."""
+        mlp = self.layer.mlp
+        own = self.own[mlp.down if isinstance(mlp, GatedMlp) else mlp.block]
+        return rms_norm(own, self.layer.after_mlp) if self.layer.after_mlp else own
+
+    def _gate_and_up(self) -> tuple[torch.Tensor, torch.Tensor]:
+        mlp = self.layer.mlp
+        if mlp.up is None:
+            return self.own[mlp.gate].chunk(2, dim=-1)
+        return self.own[mlp.gate], self.own[mlp.up]
+
+    def baseline_norms(self) -> torch.Tensor:
+        """|y| of every variant: [V]."""
+        norms = []
+        if "full" in self.groups:
+            norms.append(torch.linalg.vector_norm(self.attention_update + self.mlp_update).unsqueeze(0))
+        if "attn" in self.groups:
+            norms.append(torch.linalg.vector_norm(self.attention_update).unsqueeze(0))
+        if "heads" in self.groups:
+            norms.append(torch.linalg.vector_norm(self.attention.output, dim=-1))
+        return torch.cat(norms)
+
+    def attention_weights(self) -> torch.Tensor:
+        """Attention of the query, mean over heads: [n_positions], zero for positions that are out of sight."""
+        weights = self.layer_input.new_zeros(self.n_positions)
+        weights[self.first_position :] = self.attention.weights.mean(0)
+        return weights
+
+    # --- the chain ------------------------------------------------------------------------------------------------------
+
+    def propagate(self, start: int, stop: int) -> Propagation:
+        """Carry the differences of the keys start..stop-1 through the layer and keep their distances."""
+        layer = self.layer
+        head_differences = masking_differences(self.attention, start, stop)
+        if "heads" in self.groups:
+            self._keep("heads", start, self.attention.output, head_differences)
+        if self.groups == ("heads",):
+            return
+
+        (rows,) = yield Ride((layer.o_proj,), head_differences.flatten(1))
+        del head_differences
+        attention_differences = self._through_norm(layer.after_attention, self.own[layer.o_proj], rows)
+        attention_update = self.attention_update
+        if "attn" in self.groups:
+            self._keep("attn", start, attention_update, attention_differences)
+        if "full" not in self.groups:
+            return
+
+        state = self.layer_input + attention_update
+        input_differences = self._through_norm(layer.before_mlp, state, attention_differences)
+        if isinstance(layer.mlp, OpaqueMlp):
+            rows = yield from self._through_experts(layer.mlp, state, input_differences)
+            own = self.own[layer.mlp.block]
+        else:
+            rows = yield from self._through_gated_mlp(layer.mlp, input_differences)
+            own = self.own[layer.mlp.down]
+        differences = self._through_norm(layer.after_mlp, own, rows) + attention_differences
+        self._keep("full", start, attention_update + self.mlp_update, differences)
+
+    def _through_norm(self, norm: Norm | None, state: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        rows = rows.to(state.dtype)
+        return rms_norm_difference(state, rows, norm) if norm else rows
+
+    def _through_gated_mlp(self, mlp: GatedMlp, rows: torch.Tensor) -> Generator[Ride, list[torch.Tensor], torch.Tensor]:
+        if mlp.up is None:
+            (both,) = yield Ride((mlp.gate,), rows)
+            gate_rows, up_rows = both.chunk(2, dim=-1)
+        else:
+            gate_rows, up_rows = yield Ride((mlp.gate, mlp.up), rows)
+        gate, up = self._gate_and_up()
+        # In the model's dtype at once: the rows are about to enter its linear map.
+        product = torch.empty(gate_rows.shape, dtype=gate_rows.dtype, device=gate_rows.device)
+        gated_difference(ACTIVATIONS[mlp.activation], gate, up, gate_rows, up_rows, out=product)
+        (down_rows,) = yield Ride((mlp.down,), product)
+        return down_rows
+
+    def _through_experts(
+        self, mlp: OpaqueMlp, state: torch.Tensor, rows: torch.Tensor
+    ) -> Generator[Ride, list[torch.Tensor], torch.Tensor]:
+        baseline = rms_norm(state, self.layer.before_mlp) if self.layer.before_mlp else state
+        noise = torch.rand(baseline.shape, generator=torch.Generator().manual_seed(self.layer.index))
+        noise = (noise.to(baseline) - 0.5) * torch.finfo(self.dtype).eps
+        states = torch.cat([baseline.unsqueeze(0), (baseline * (1 + noise)).unsqueeze(0), baseline + rows])
+        (out,) = yield Ride((mlp.block,), states, is_difference=False)
+        out = out.to(baseline.dtype)
+        own, noisy, masked = out[:1], out[1:2], out[N_REFERENCE_ROWS:]
+        self.noise_floor = torch.linalg.vector_norm(noisy - own)
+        return masked - own
+
+    def _keep(self, group: str, start: int, baseline: torch.Tensor, differences: torch.Tensor) -> None:
+        first = self.first_position + start
+        rows = slice(first, first + len(differences))
+        n_before = {"full": 0, "attn": "full" in self.groups, "heads": ("full" in self.groups) + ("attn" in self.groups)}
+        l2, cosine = distances(baseline, differences)
+        columns = slice(n_before[group], n_before[group] + (l2.shape[1] if l2.dim() == 2 else 1))
+        self.l2[rows, columns] = l2.view(len(differences), -1)
+        self.cosine[rows, columns] = cosine.view(len(differences), -1)

@@ -1,0 +1,183 @@
+"""What a run produces, as frozen dataclasses with shapes and units, checked when they are made.
+
+Knows numpy only: no models, no files. Dimensions: L layers, S_t sequence length at step t (prompt length + t), V variants
+in the order of `Result.variants` (`Full`, `Attn`, `Head_0` ..), T steps.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+TOKEN_KINDS = ("text", "special", "image")
+
+
+def _check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
+
+
+def variant_names(n_heads: int, groups: tuple[str, ...] = ("full", "attn", "heads")) -> tuple[str, ...]:
+    """The measured quantities in file order; `groups` is any non-empty choice of full, attn, heads."""
+    names: list[str] = []
+    if "full" in groups:
+        names.append("Full")
+    if "attn" in groups:
+        names.append("Attn")
+    if "heads" in groups:
+        names.extend(f"Head_{head}" for head in range(n_heads))
+    return tuple(names)
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """One entry for each position of the sequence, prompt first, then the produced tokens.
+
+    ids: int64 [n]; texts: each token decoded on its own; kinds: each one of TOKEN_KINDS; image, row, column: int32 [n],
+    the number of the image (from 0) and the cell of the decoder's grid, -1 where the token is not part of an image.
+    """
+
+    ids: np.ndarray
+    texts: tuple[str, ...]
+    kinds: tuple[str, ...]
+    image: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+
+    def __post_init__(self) -> None:
+        n = len(self.texts)
+        for name in ("ids", "image", "row", "column"):
+            _check_shape(name, getattr(self, name), (n,))
+        if len(self.kinds) != n:
+            raise ValueError(f"kinds has {len(self.kinds)} entries, expected {n}")
+        unknown = set(self.kinds) - set(TOKEN_KINDS)
+        if unknown:
+            raise ValueError(f"unknown token kinds {sorted(unknown)}; known are {TOKEN_KINDS}")
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def extended(self, ids: list[int], texts: list[str], kinds: list[str]) -> "TokenTable":
+        """A new table with produced tokens (never part of an image) behind the present ones."""
+        outside = np.full(len(ids), -1, dtype=np.int32)
+        return TokenTable(
+            ids=np.concatenate([self.ids, np.asarray(ids, dtype=np.int64)]),
+            texts=(*self.texts, *texts),
+            kinds=(*self.kinds, *kinds),
+            image=np.concatenate([self.image, outside]),
+            row=np.concatenate([self.row, outside]),
+            column=np.concatenate([self.column, outside]),
+        )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One candidate for the next token; probability is over the whole vocabulary, temperature 1."""
+
+    id: int
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """All measurements of one generation step, that is, of one produced token.
+
+    l2, cosine: float32 [L, S_t, V] (float64 from a float64 model), distance between the quantity with and without the
+    mask; attention: float32 [S_t], the weight each token gets from the query, mean over all layers and heads (kept to
+    tell attention sinks, not a measure of impact); baseline_norm: float32 [L, V], the L2 norm of the unmasked quantity;
+    self_check: float64 [L], largest relative difference between the model's own row and its recomputation; noise_floor:
+    float64 [L], the Full L2 distance that rounding alone makes where full states had to ride (mixture of experts), NaN
+    elsewhere.
+    """
+
+    step: int
+    token_id: int
+    token_text: str
+    candidates: tuple[Candidate, ...]
+    l2: np.ndarray
+    cosine: np.ndarray
+    attention: np.ndarray
+    baseline_norm: np.ndarray
+    self_check: np.ndarray
+    noise_floor: np.ndarray
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if self.l2.ndim != 3:
+            raise ValueError(f"l2 has shape {self.l2.shape}, expected [layers, positions, variants]")
+        n_layers, n_positions, n_variants = self.l2.shape
+        _check_shape("cosine", self.cosine, self.l2.shape)
+        _check_shape("attention", self.attention, (n_positions,))
+        _check_shape("baseline_norm", self.baseline_norm, (n_layers, n_variants))
+        _check_shape("self_check", self.self_check, (n_layers,))
+        _check_shape("noise_floor", self.noise_floor, (n_layers,))
+
+    @property
+    def n_positions(self) -> int:
+        """S_t, the number of positions that could be masked at this step."""
+        return self.l2.shape[1]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A whole run: one StepRecord for each produced token.
+
+    tokens covers the prompt and every produced token (n_prompt + T entries; the last produced one was never masked).
+    sinks are positions that most attention collapses onto, excluded from rankings and named in summaries. meta is what
+    goes into `NAME.meta.json` beside the records (model, dtype, versions, prompt, timings): JSON types only.
+    """
+
+    variants: tuple[str, ...]
+    n_prompt: int
+    tokens: TokenTable
+    steps: tuple[StepRecord, ...]
+    generated_text: str
+    sinks: tuple[int, ...] = ()
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.steps:
+            raise ValueError("a result needs at least one step")
+        if len(self.tokens) != self.n_prompt + len(self.steps):
+            raise ValueError(f"{len(self.tokens)} tokens, expected {self.n_prompt} + {len(self.steps)}")
+        n_layers = self.steps[0].l2.shape[0]
+        for index, step in enumerate(self.steps):
+            if step.step != index:
+                raise ValueError(f"step {step.step} stands at place {index}")
+            _check_shape(f"l2 of step {index}", step.l2, (n_layers, self.n_prompt + index, len(self.variants)))
+
+    @property
+    def n_layers(self) -> int:
+        """L, the number of decoder layers."""
+        return self.steps[0].l2.shape[0]
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows of the result's table: one for each step, layer, position and variant."""
+        return sum(step.l2.size for step in self.steps)
+
+    def to_frame(self):
+        """The result as a pandas DataFrame with the columns and the order of the CSV file."""
+        from mask_impact.store import to_table
+
+        return to_table(self).to_pandas()
+
+    def save(self, path, formats: tuple[str, ...] | None = None):
+        """Write `path`.csv, .json, .meta.json (and so on) atomically; returns the paths written."""
+        from mask_impact.store import save
+
+        return save(self, path, formats=formats)
+
+    def __repr__(self) -> str:
+        return (
+            f"Result({self.generated_text!r}: {len(self.steps)} steps x {self.n_layers} layers x "
+            f"{self.n_prompt}+ tokens x {len(self.variants)} variants = {self.n_rows:,} rows)"
+        )
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        from mask_impact.summary import render_summary
+
+        return f"<pre>{escape(render_summary(self))}</pre>"
