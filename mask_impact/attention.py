@@ -102,7 +102,9 @@ def distances(baseline: torch.Tensor, differences: torch.Tensor) -> tuple[torch.
     """
     l2 = torch.linalg.vector_norm(differences, dim=-1)
     squared = (baseline * baseline).sum(-1)  # |y|^2, [...]
-    along = (differences * baseline).sum(-1) / squared.clamp_min(torch.finfo(squared.dtype).tiny)  # y.d / |y|^2, [n, ...]
+    along = (differences * baseline).sum(-1) / squared.clamp_min(
+        torch.finfo(squared.dtype).tiny
+    )  # y.d / |y|^2, [n, ...]
     across = torch.linalg.vector_norm(
         torch.addcmul(differences, along.unsqueeze(-1), baseline.unsqueeze(0), value=-1), dim=-1
     )

@@ -48,11 +48,13 @@ class RawStep:
 class LayerInputs:
     """What entered one decoder layer over all steps, for re-measuring it afterwards.
 
-    hidden_states: one [1, n, hidden] for the prompt and one for each further step; position_embeddings likewise.
+    hidden_states: one [1, n, hidden] for the prompt and one for each further step; position_embeddings likewise;
+    visible: for each step bool [S_t], the positions that the last query sees.
     """
 
     hidden_states: list[torch.Tensor] = field(default_factory=list)
     position_embeddings: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    visible: list[torch.Tensor] = field(default_factory=list)
 
 
 class MaskingEngine:
@@ -108,7 +110,9 @@ class MaskingEngine:
         configs = {id(config): config for config in self.decoder.configs}.values()
         backend = self.decoder.configs[0]._attn_implementation
         if backend not in BACKENDS:
-            raise ModelError(f"attention backend '{backend}' is not supported; load the model with one of {', '.join(BACKENDS)}")
+            raise ModelError(
+                f"attention backend '{backend}' is not supported; load the model with one of {', '.join(BACKENDS)}"
+            )
         # The backend's name stays part of ours: transformers looks for "flash" in it.
         name = f"{backend}_mask_impact_{next(_serial)}"
         AttentionInterface.register(name, self._make_tap(backend, tuple(configs)))
@@ -190,9 +194,13 @@ class MaskingEngine:
             scaling if scaling is not None else query.shape[-1] ** -0.5,
             visible[first:],
         )
-        self._current.observe_attention(attention)
+        current = self._current
+        current.observe_attention(attention)
+        if current.layer.index in self.layer_inputs:
+            out_of_sight = torch.zeros(current.first_position, dtype=torch.bool)
+            self.layer_inputs[current.layer.index].visible.append(torch.cat([out_of_sight, attention.visible.cpu()]))
         stop = attention.n_keys if self.max_rows is None else min(self.max_rows, attention.n_keys)
-        self._propagation = self._current.propagate(0, stop)
+        self._propagation = current.propagate(0, stop)
         self._advance(None)
 
     def _before_linear(self, module: nn.Module, args: tuple) -> tuple | None:
@@ -296,7 +304,9 @@ class MaskingEngine:
             )
         if not bool(torch.isfinite(step.l2).all()):
             layer = int((~torch.isfinite(step.l2)).flatten(1).any(1).int().argmax())
-            raise ExactnessError(f"distances of layer {layer} at step {len(self.steps)} are not finite: try --dtype float32")
+            raise ExactnessError(
+                f"distances of layer {layer} at step {len(self.steps)} are not finite: try --dtype float32"
+            )
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -304,9 +314,7 @@ def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _visible_keys(
-    mask: torch.Tensor | None, n_keys: int, window: int | None, device: torch.device
-) -> torch.Tensor:
+def _visible_keys(mask: torch.Tensor | None, n_keys: int, window: int | None, device: torch.device) -> torch.Tensor:
     """bool [n_keys]: which keys the last query sees. window: keys a windowed kernel looks back on, where no 4D mask says it."""
     visible = torch.ones(n_keys, dtype=torch.bool, device=device)
     if mask is not None and mask.dim() == 4:

@@ -73,7 +73,12 @@ class LayerMeasurement:
     """
 
     def __init__(
-        self, layer: DecoderLayer, layer_input: torch.Tensor, dtype: torch.dtype, n_positions: int, groups: tuple[str, ...]
+        self,
+        layer: DecoderLayer,
+        layer_input: torch.Tensor,
+        dtype: torch.dtype,
+        n_positions: int,
+        groups: tuple[str, ...],
     ) -> None:
         self.layer = layer
         self.dtype = dtype
@@ -197,7 +202,9 @@ class LayerMeasurement:
         rows = rows.to(state.dtype)
         return rms_norm_difference(state, rows, norm) if norm else rows
 
-    def _through_gated_mlp(self, mlp: GatedMlp, rows: torch.Tensor) -> Generator[Ride, list[torch.Tensor], torch.Tensor]:
+    def _through_gated_mlp(
+        self, mlp: GatedMlp, rows: torch.Tensor
+    ) -> Generator[Ride, list[torch.Tensor], torch.Tensor]:
         if mlp.up is None:
             (both,) = yield Ride((mlp.gate,), rows)
             gate_rows, up_rows = both.chunk(2, dim=-1)
@@ -226,7 +233,11 @@ class LayerMeasurement:
     def _keep(self, group: str, start: int, baseline: torch.Tensor, differences: torch.Tensor) -> None:
         first = self.first_position + start
         rows = slice(first, first + len(differences))
-        n_before = {"full": 0, "attn": "full" in self.groups, "heads": ("full" in self.groups) + ("attn" in self.groups)}
+        n_before = {
+            "full": 0,
+            "attn": "full" in self.groups,
+            "heads": ("full" in self.groups) + ("attn" in self.groups),
+        }
         l2, cosine = distances(baseline, differences)
         columns = slice(n_before[group], n_before[group] + (l2.shape[1] if l2.dim() == 2 else 1))
         self.l2[rows, columns] = l2.view(len(differences), -1)

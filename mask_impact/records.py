@@ -1,7 +1,7 @@
 """What a run produces, as frozen dataclasses with shapes and units, checked when they are made.
 
-Knows numpy only: no models, no files. Dimensions: L layers, S_t sequence length at step t (prompt length + t), V variants
-in the order of `Result.variants` (`Full`, `Attn`, `Head_0` ..), T steps.
+Knows numpy only: no models, no files. Dimensions: L layers, S_t sequence length at step t (prompt length + t), V
+variants in the order of `Result.variants` (`Full`, `Attn`, `Head_0` ..), T steps.
 """
 
 from dataclasses import dataclass, field
@@ -164,7 +164,7 @@ class Result:
         return to_table(self).to_pandas()
 
     def save(self, path, formats: tuple[str, ...] | None = None):
-        """Write `path`.csv, .json, .meta.json (and so on) atomically; returns the paths written."""
+        """Write `path`.csv, .json, .meta.json (and so on) atomically; returns a store.Saved (paths, notes)."""
         from mask_impact.store import save
 
         return save(self, path, formats=formats)

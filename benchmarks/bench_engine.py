@@ -1,0 +1,193 @@
+"""What the analysis costs beside the model's own forward, on random weights of the exact Qwen3-VL-4B shape.
+
+    python benchmarks/bench_engine.py                      the whole table: medians of 5, about half an hour on 2 cores
+    python benchmarks/bench_engine.py --layers 6 --tokens 64 256       a quick look
+
+For each prompt length N, in one run: a plain forward (`generate` of one token), the same with the engine riding, the ratio
+of the medians, the layer-re-run method (each masked token re-runs one layer with a 4D mask, everything else cached; timed
+on a few tokens of one layer and scaled to all), the speed-up over it, and the extra peak memory of the analysis. Then
+generation of several tokens with full maps against plain `generate`. Memory is the peak resident set on the CPU (Linux)
+and the allocator's peak on CUDA. Only ratios within one run mean anything.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from mask_impact.engine import MaskingEngine
+
+QWEN3_VL_4B = {
+    "text_config": {
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151_936,
+        "max_position_embeddings": 262_144,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 5_000_000,
+            "mrope_section": [24, 20, 20],
+            "mrope_interleaved": True,
+        },
+    },
+    "vision_config": {
+        "depth": 24,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_heads": 16,
+        "out_hidden_size": 2560,
+        "deepstack_visual_indexes": [5, 11, 17],
+    },
+    "tie_word_embeddings": True,
+}
+N_ORDINARY_TOKENS = 150_000
+
+
+def build_model(n_layers: int, device: str) -> Qwen3VLForConditionalGeneration:
+    """Random weights, bf16; standard deviation 0.02 as at initialisation."""
+    settings = QWEN3_VL_4B | {"text_config": QWEN3_VL_4B["text_config"] | {"num_hidden_layers": n_layers}}
+    config = Qwen3VLConfig(**settings)
+    config.dtype = config.text_config.dtype = config.vision_config.dtype = torch.bfloat16
+    with torch.device(device):
+        model = Qwen3VLForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
+    model.generation_config.eos_token_id = None
+    return model.eval()
+
+
+def make_inputs(n_tokens: int, device: str) -> dict[str, torch.Tensor]:
+    ids = torch.randint(0, N_ORDINARY_TOKENS, (1, n_tokens), generator=torch.Generator().manual_seed(n_tokens))
+    return {
+        "input_ids": ids.to(device),
+        "attention_mask": torch.ones_like(ids).to(device),
+        "mm_token_type_ids": torch.zeros_like(ids).to(device),
+    }
+
+
+def generate(model, inputs, n_tokens: int) -> None:
+    model.generate(**inputs, max_new_tokens=n_tokens, min_new_tokens=n_tokens, do_sample=False)
+
+
+def analyse(model, inputs, n_tokens: int) -> None:
+    with MaskingEngine(model) as engine:
+        generate(model, inputs, n_tokens)
+    assert len(engine.steps) == n_tokens
+
+
+def seconds(run, device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak_mib(run, device: str) -> float:
+    """Peak memory while `run` runs, above what is in use before it, in MiB."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = _status_kib("VmRSS")
+    run()
+    return (_status_kib("VmHWM") - before) / 2**10
+
+
+def _status_kib(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def rerun_seconds(model, inputs, device: str, n_timed: int = 5) -> float:
+    """The layer-re-run method for all layers and tokens, scaled from the median of a few re-runs of one layer."""
+    captured = {}
+
+    def keep(module, args, kwargs):
+        captured["args"] = args
+        captured["kwargs"] = {k: v for k, v in kwargs.items() if k not in ("past_key_values", "attention_mask")}
+
+    layers = model.model.language_model.layers
+    handle = layers[0].register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        generate(model, inputs, 1)
+    finally:
+        handle.remove()
+    n = inputs["input_ids"].shape[1]
+    causal = torch.ones(n, n, dtype=torch.bool, device=device).tril()
+
+    def rerun():
+        mask = causal.clone()
+        mask[1:, 0] = False
+        layers[0](*captured["args"], attention_mask=mask[None, None], **captured["kwargs"])
+
+    times = [seconds(rerun, device) for _ in range(n_timed)]
+    return statistics.median(times) * n * len(layers)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[16, 64, 256, 1024], help="prompt lengths")
+    parser.add_argument("--layers", type=int, default=36, help="decoder layers (36: the real depth)")
+    parser.add_argument("--repeats", type=int, default=5, help="each figure is the median of this many runs")
+    parser.add_argument(
+        "--generate", type=int, default=5, help="generated tokens of the second table (0: leave it out)"
+    )
+    parser.add_argument("--generate-prompt", type=int, nargs="+", default=[64, 256], help="its prompt lengths")
+    args = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    start = time.perf_counter()
+    with torch.no_grad():
+        model = build_model(args.layers, device)
+        print(
+            f"{sum(p.numel() for p in model.parameters()) / 1e9:.2f} B parameters, {args.layers} layers, bf16, {device}, "
+            f"{os.cpu_count()} cores, torch {torch.__version__}, built in {time.perf_counter() - start:.0f} s"
+        )
+        print(
+            f"{'N':>5} {'plain s':>8} {'analysis s':>10} {'ratio':>6} {'re-run s':>9} {'speed-up':>9} {'extra MiB':>9}"
+        )
+        for n_tokens in args.tokens:
+            inputs = make_inputs(n_tokens, device)
+            row = measure(model, inputs, 1, args.repeats, device)
+            rerun = rerun_seconds(model, inputs, device)
+            print(
+                f"{n_tokens:5} {row['plain']:8.2f} {row['analysis']:10.2f} {row['ratio']:6.2f} {rerun:9.1f} "
+                f"{rerun / row['analysis']:8.0f}x {row['extra']:9.0f}",
+                flush=True,
+            )
+        if args.generate:
+            print(f"\n{args.generate} generated tokens with full maps against plain generate")
+            print(f"{'N':>5} {'plain s':>8} {'analysis s':>10} {'ratio':>6}")
+            for n_tokens in args.generate_prompt:
+                row = measure(model, make_inputs(n_tokens, device), args.generate, args.repeats, device)
+                print(f"{n_tokens:5} {row['plain']:8.2f} {row['analysis']:10.2f} {row['ratio']:6.2f}", flush=True)
+
+
+def measure(model, inputs, n_tokens: int, repeats: int, device: str) -> dict[str, float]:
+    """Medians of plain and analysis, run in turns so that both see the same machine."""
+    generate(model, inputs, n_tokens)
+    analyse(model, inputs, n_tokens)
+    plain, analysis = [], []
+    for _ in range(repeats):
+        plain.append(seconds(lambda: generate(model, inputs, n_tokens), device))
+        analysis.append(seconds(lambda: analyse(model, inputs, n_tokens), device))
+    extra = peak_mib(lambda: analyse(model, inputs, n_tokens), device) - peak_mib(
+        lambda: generate(model, inputs, n_tokens), device
+    )
+    plain_median, analysis_median = statistics.median(plain), statistics.median(analysis)
+    return {"plain": plain_median, "analysis": analysis_median, "ratio": analysis_median / plain_median, "extra": extra}
+
+
+if __name__ == "__main__":
+    main()

