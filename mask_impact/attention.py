@@ -1,7 +1,8 @@
 """Closed-form masked attention and distances: pure tensor functions that know no model.
 
 Notation (VL_IMPLEMENTATION.md, Definitions): one query at the last position, H heads in K key/value groups, N keys in the
-cache, head dimension D. Everything here is computed in float32, or float64 where the inputs are float64.
+cache, head dimension D. What is small ([H, N], [H, D]) is computed in float64 where the device has it; the differences of
+all keys, [N, H, D], are formed in float32, or float64 where the inputs are float64.
 """
 
 from dataclasses import dataclass
@@ -13,17 +14,17 @@ import torch
 class QueryAttention:
     """Attention of one query, with what is needed to remove any single key from it.
 
-    weights: [H, N]; output: [H, D], the attention output o_h; values: [K, N, D]; visible: bool [N];
-    dominant: int64 [H], the key with the largest weight of each head; without_dominant: [H, D], the output with that key
-    masked, recomputed from the logits (zeros where no other key is visible).
+    weights: [H, N]; output: [H, D], the attention output o_h; remainder: [H, D], what rounding took from `output`;
+    values: [K, N, D]; dominant: int64 [H], the key with the largest weight of each head; dominant_difference: [H, D],
+    o' - o for that key, recomputed from the logits with -inf (-o where no other key is visible).
     """
 
     weights: torch.Tensor
     output: torch.Tensor
+    remainder: torch.Tensor
     values: torch.Tensor
-    visible: torch.Tensor
     dominant: torch.Tensor
-    without_dominant: torch.Tensor
+    dominant_difference: torch.Tensor
 
     @property
     def n_keys(self) -> int:
@@ -35,62 +36,61 @@ def query_attention(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, visible: torch.Tensor
 ) -> QueryAttention:
     """Attention of the query [H, D] over keys and values [K, N, D]; visible: bool [N]."""
+    dtype = values.dtype
+    wide = dtype if values.device.type == "mps" else torch.float64
     n_heads, head_dim = query.shape
     n_groups, n_keys, _ = keys.shape
-    grouped = query.view(n_groups, n_heads // n_groups, head_dim)
-    logits = torch.matmul(grouped, keys.transpose(1, 2)) * scaling  # [K, H/K, N]
+    wide_values = values.to(wide)
+    grouped = query.view(n_groups, n_heads // n_groups, head_dim).to(wide)
+    logits = torch.matmul(grouped, keys.to(wide).transpose(1, 2)) * scaling  # [K, H/K, N]
     logits = logits.masked_fill(~visible, float("-inf"))
     weights = torch.softmax(logits, dim=-1)
-    output = torch.matmul(weights, values)  # [K, H/K, D]
+    output = torch.matmul(weights, wide_values)  # [K, H/K, D]
+
+    # o' - o = p (o' - v) with o' from the logits: needs no 1 - p.
     dominant = weights.argmax(dim=-1, keepdim=True)
-    # Where the dominant key is the only visible one all logits are -inf and softmax gives NaN: nothing is attended to.
-    others = torch.softmax(logits.scatter(-1, dominant, float("-inf")), dim=-1).nan_to_num_(nan=0.0)
-    without_dominant = torch.matmul(others, values)
+    others = torch.softmax(logits.scatter(-1, dominant, float("-inf")), dim=-1)
+    value = wide_values.gather(1, dominant.expand(-1, -1, head_dim))
+    difference = weights.gather(-1, dominant) * (torch.matmul(others, wide_values) - value)
+    # Where no other key is visible all logits are -inf and softmax gives NaN: nothing is attended to, o' = 0.
+    difference = torch.where(torch.isfinite(others).all(-1, keepdim=True), difference, -output)
+
+    rounded = output.to(dtype)
     return QueryAttention(
-        weights=weights.view(n_heads, n_keys),
-        output=output.view(n_heads, head_dim),
+        weights=weights.to(dtype).view(n_heads, n_keys),
+        output=rounded.view(n_heads, head_dim),
+        remainder=(output - rounded).to(dtype).view(n_heads, head_dim),
         values=values,
-        visible=visible,
         dominant=dominant.view(n_heads),
-        without_dominant=without_dominant.view(n_heads, head_dim),
+        dominant_difference=difference.to(dtype).view(n_heads, head_dim),
     )
 
 
 def masking_differences(attention: QueryAttention, start: int, stop: int) -> torch.Tensor:
     """o' - o of every head for each masked key in start..stop-1: [stop - start, H, D].
 
-    With p the weight of the masked key, o' - o = p / (1 - p) * (o - v): exact, and well conditioned for p <= 1/2. At most one
-    key of a head can have more than that; for it o' comes from the logits and o' - o = p * (o' - v), which needs no 1 - p.
+    With p the weight of the masked key, o' - o = p / (1 - p) * (o - v): exact, and well conditioned for p <= 1/2. At most
+    one key of a head can have more than that; its difference has been recomputed from the logits.
     """
     n_heads, head_dim = attention.output.shape
     n_groups = attention.values.shape[0]
     weights = attention.weights[:, start:stop]  # [H, n]
     # The dominant key is replaced below; clamping keeps its factor finite.
-    factors = weights / (1 - weights).clamp_min(0.25)
+    factors = (weights / (1 - weights).clamp_min(0.25)).t().reshape(-1, n_groups, n_heads // n_groups, 1)
     values = attention.values[:, start:stop].transpose(0, 1).unsqueeze(2)  # [n, K, 1, D]
-    output = attention.output.view(n_groups, -1, head_dim)
     differences = values.new_empty(stop - start, n_groups, n_heads // n_groups, head_dim)
-    torch.sub(output, values, out=differences)
-    differences.mul_(factors.t().reshape(-1, n_groups, n_heads // n_groups, 1))
+    # Where v is close to o (repeated tokens) their float32 difference is exact, and what rounding took from o counts.
+    torch.sub(attention.output.view(n_groups, -1, head_dim), values, out=differences)
+    differences.add_(attention.remainder.view(n_groups, -1, head_dim)).mul_(factors)
     differences = differences.view(-1, n_heads, head_dim)
-    _replace_dominant(differences, attention, start, stop)
-    return differences
 
-
-def _replace_dominant(differences: torch.Tensor, attention: QueryAttention, start: int, stop: int) -> None:
-    """Overwrite the rows of keys with p > 1/2 with the difference recomputed from the logits (in place, no host sync)."""
-    n_heads, _ = attention.output.shape
     heads = torch.arange(n_heads, device=differences.device)
-    group = heads // (n_heads // attention.values.shape[0])
-    weight = attention.weights[heads, attention.dominant].unsqueeze(-1)  # [H, 1]
-    value = attention.values[group, attention.dominant]  # [H, D]
-    exact = weight * (attention.without_dominant - value)
-    # Only one key visible: the output becomes zero.
-    exact = torch.where(attention.visible.sum() > 1, exact, -attention.output)
     inside = (attention.dominant >= start) & (attention.dominant < stop)
     row = (attention.dominant - start).clamp(0, stop - start - 1)
-    replace = inside.unsqueeze(-1) & (weight > 0.5)
-    differences[row, heads] = torch.where(replace, exact, differences[row, heads])
+    replace = inside & (attention.weights[heads, attention.dominant] > 0.5)
+    kept = differences[row, heads]
+    differences[row, heads] = torch.where(replace.unsqueeze(-1), attention.dominant_difference, kept)
+    return differences
 
 
 def distances(baseline: torch.Tensor, differences: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

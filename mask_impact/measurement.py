@@ -180,6 +180,11 @@ class LayerMeasurement:
 
         (rows,) = yield Ride((layer.o_proj,), head_differences.flatten(1))
         del head_differences
+        if self.attention.n_keys == 1:
+            # Nothing is left to attend to: the branch gives o_proj(0), exactly, and not what rounding leaves of it.
+            bias = getattr(layer.o_proj, "bias", None)
+            own = self.own[layer.o_proj]
+            rows = ((0 if bias is None else bias.to(own)) - own).unsqueeze(0)
         attention_differences = self._through_norm(layer.after_attention, self.own[layer.o_proj], rows)
         attention_update = self.attention_update
         if "attn" in self.groups:

@@ -23,27 +23,34 @@ def rms_norm(state: torch.Tensor, norm: Norm) -> torch.Tensor:
 def rms_norm_difference(state: torch.Tensor, differences: torch.Tensor, norm: Norm) -> torch.Tensor:
     """norm(x + d) - norm(x) for x [hidden], d [n, hidden].
 
-    With r = (mean(x^2) + eps)^-1/2 and r' the same of x + d: x r' - x r + d r', and r' - r follows from
-    mean((x+d)^2) - mean(x^2) = mean(d (2x + d)) without cancellation.
+    With r = (mean(x^2) + eps)^-1/2 and r' the same of x + d it is x (r' - r) + d r', and r' - r follows from
+    mean((x+d)^2) - mean(x^2) = mean(d (2x + d)) without cancellation. Where d takes away most of x that sum cancels
+    instead, and (x + d) r' - x r is the form to take.
     """
     hidden = state.shape[-1]
     variance = state.square().mean() + norm.eps
     growth = (differences @ (2 * state) + differences.square().sum(-1)) / hidden  # [n]
-    masked = variance + growth
+    masked_state = differences + state
+    most_is_gone = growth < -variance / 2
+    masked = torch.where(most_is_gone, masked_state.square().mean(-1) + norm.eps, variance + growth)
     root, masked_root = variance.sqrt(), masked.sqrt()
-    scale_difference = -growth / (root * masked_root * (root + masked_root))  # r' - r
-    result = torch.addcmul(
-        differences * masked_root.reciprocal().unsqueeze(-1), scale_difference.unsqueeze(-1), state.unsqueeze(0)
-    )
-    return result.mul_(norm.weight(state.dtype, state.device))
+    # One expression for both: a (r' - r) + b r' with a = x, b = d, or -x r + b r' with b = x + d.
+    scale = torch.where(most_is_gone, -1 / root, -growth / (root * masked_root * (root + masked_root)))
+    moved = torch.where(most_is_gone.unsqueeze(-1), masked_state, differences)
+    moved.mul_(masked_root.reciprocal().unsqueeze(-1)).addcmul_(scale.unsqueeze(-1), state.unsqueeze(0))
+    return moved.mul_(norm.weight(state.dtype, state.device))
 
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation and its difference act(g + d) - act(g), for g [intermediate] and d [n, intermediate]."""
+    """An activation, its difference act(g + d) - act(g), and its Taylor coefficients around g where they are known.
+
+    g: [intermediate]; d: [n, intermediate]. taylor(g): act'(g), act''(g)/2, act'''(g)/6, act''''(g)/24.
+    """
 
     value: Callable[[torch.Tensor], torch.Tensor]
     difference: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    taylor: Callable[[torch.Tensor], tuple[torch.Tensor, ...]] | None = None
 
 
 def _silu_difference(gate: torch.Tensor, differences: torch.Tensor) -> torch.Tensor:
@@ -53,6 +60,16 @@ def _silu_difference(gate: torch.Tensor, differences: torch.Tensor) -> torch.Ten
     masked_tanh = torch.tanh((gate + differences) / 2)
     sigmoid_difference = torch.tanh(differences / 2) * (1 - half_tanh * masked_tanh)
     return (differences * (1 + masked_tanh) + gate * sigmoid_difference) / 2
+
+
+def _silu_taylor(gate: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    # Derivatives of the sigmoid s by s' = s (1 - s); silu = g s, so the k-th derivative of silu is g s_k + k s_(k-1).
+    s = torch.sigmoid(gate)
+    s1 = s * (1 - s)
+    s2 = s1 * (1 - 2 * s)
+    s3 = s1 * (1 - 6 * s1)
+    s4 = s2 * (1 - 12 * s1)
+    return gate * s1 + s, (gate * s2 + 2 * s1) / 2, (gate * s3 + 3 * s2) / 6, (gate * s4 + 4 * s3) / 24
 
 
 _GELU_SCALE = 0.7978845608028654  # sqrt(2 / pi)
@@ -71,9 +88,14 @@ def _gelu_tanh_difference(gate: torch.Tensor, differences: torch.Tensor) -> torc
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "silu": Activation(functional.silu, _silu_difference),
+    "silu": Activation(functional.silu, _silu_difference, _silu_taylor),
     "gelu_tanh": Activation(lambda x: functional.gelu(x, approximate="tanh"), _gelu_tanh_difference),
 }
+
+# Up to here four terms of the Taylor series are exact in float32: the fifth is below 1e-6 of the first.
+TAYLOR_RADIUS = 2.0**-4
+# Elements of the [n, intermediate] tensors to work on at once on a CPU: the buffers (float32) stay in its cache.
+CPU_BLOCK_ELEMENTS = 2**18
 
 
 def gated_difference(
@@ -86,22 +108,51 @@ def gated_difference(
 ) -> torch.Tensor:
     """act(g + d_g) (u + d_u) - act(g) u = act(g) d_u + (act(g + d_g) - act(g)) (u + d_u), written to `out`.
 
-    gate, up: [intermediate] in the arithmetic's dtype; the differences: [n, intermediate] as they come out of the linear
-    maps; out: [n, intermediate] of any dtype. Rows go in blocks that stay in the CPU's cache.
+    gate, up: [intermediate] in the arithmetic's dtype; the differences: [n, intermediate] as they come out of the
+    linear maps; out: [n, intermediate] of any dtype.
     """
     value = activation.value(gate)
-    for start in range(0, len(out), block_rows(out)):
-        block = slice(start, start + block_rows(out))
-        block_gate = gate_differences[block].to(gate.dtype)
-        block_up = up_differences[block].to(gate.dtype)
-        change = activation.difference(gate, block_gate)
-        result = torch.addcmul(change * (up + block_up), value, block_up)
-        out[block] = result
+    change_of = _ActivationChange(activation, gate, value, exact=gate_differences.dtype == gate.dtype)
+    n_rows, width = out.shape
+    n_block = n_rows if out.device.type != "cpu" else min(n_rows, max(1, CPU_BLOCK_ELEMENTS // width))
+    first, second = (gate.new_empty(n_block, width) for _ in range(2))
+    for start in range(0, n_rows, n_block):
+        rows = slice(start, min(start + n_block, n_rows))
+        up_rows = up_differences[rows]
+        change = change_of(gate_differences[rows], first[: len(up_rows)], second[: len(up_rows)])
+        # From here on `first` is free or is the change itself, `second` likewise.
+        spare = second if change.data_ptr() == first.data_ptr() else first
+        up_rows = spare[: len(up_rows)].copy_(up_rows)
+        out[rows] = torch.addcmul(change.mul_(up_rows + up), value, up_rows, out=change)
     return out
 
 
-def block_rows(rows: torch.Tensor) -> int:
-    """Rows of a [n, width] tensor to work on at once: about 256 KB in float32 on a CPU, all of them on a GPU."""
-    if rows.device.type != "cpu":
-        return max(1, len(rows))
-    return max(1, 65_536 // rows.shape[-1])
+class _ActivationChange:
+    """act(g + d) - act(g) for blocks of rows, by the cheapest way that keeps the digits of d."""
+
+    def __init__(self, activation: Activation, gate: torch.Tensor, value: torch.Tensor, exact: bool) -> None:
+        self.activation = activation
+        self.gate = gate
+        self.value = value
+        self.exact = exact
+        self.taylor = activation.taylor(gate) if activation.taylor else None
+
+    def __call__(self, differences: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """differences: [n, width]; first, second: buffers of that shape, one of which is returned."""
+        # The size of the differences decides; on a GPU asking for it would stall the queue, and tanh costs little there.
+        on_cpu = differences.device.type == "cpu"
+        low, high = torch.aminmax(differences) if on_cpu else (0.0, torch.inf)
+        differences = first.copy_(differences)
+        if self.taylor is not None and max(-low, high) <= TAYLOR_RADIUS:
+            return self._by_taylor(differences, second)
+        if self.exact or not on_cpu:
+            return second.copy_(self.activation.difference(self.gate, differences))
+        # These differences come out of a half-precision linear map and some are large: what the subtraction loses in
+        # float32 is far below their own rounding.
+        return torch.sub(self.activation.value(differences.add_(self.gate)), self.value, out=second)
+
+    def _by_taylor(self, differences: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        c1, c2, c3, c4 = self.taylor
+        torch.addcmul(c3, differences, c4, out=out)
+        out.mul_(differences).add_(c2).mul_(differences).add_(c1)
+        return out.mul_(differences)

@@ -3,9 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mask_impact.errors import UsageError
+from mask_impact.errors import InputError, UsageError
 
 VARIANT_GROUPS = ("full", "attn", "heads")
+DEFAULT_MODELS = {"vl": "Qwen/Qwen3-VL-4B-Instruct", "text": "Qwen/Qwen3-1.7B"}
+
+
+def check_prompt(prompt: str) -> None:
+    """InputError where a prompt has nothing in it or is not text."""
+    if not prompt.strip():
+        raise InputError("the prompt is empty; give some text")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"character {error.start} of the prompt is not valid Unicode; give it as UTF-8") from None
 
 
 @dataclass(frozen=True)

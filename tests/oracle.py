@@ -273,7 +273,9 @@ def assert_l2_close(actual, expected, *, visible=None, rtol=1e-4, small=1e-6, fl
     """Hold L2 distances against the oracle's, value by value.
 
     actual, expected: per step an array [layer, position, variant]; `expected` may be an `OracleResult`, which brings
-    `visible` along. "Largest" is the largest expected value over the positions, of the same step, layer and variant.
+    `visible` along. "Largest" is the largest expected value over the positions of the same step and layer: of Full, of
+    Attn, or of all heads. (A single head can have no effect at all: where it attends to two keys with the same value,
+    hiding one of them changes nothing but rounding errors, in the oracle too.)
 
     - Every value is within `rtol` of the expected value.
     - A value expected below `small` of its largest is within `floor` of that largest instead: what is a millionth of
@@ -304,6 +306,7 @@ def _assert_close(measure_name, actual, expected, visible, rtol, small, floor):
         got, wanted = np.asarray(got, dtype=np.float64), np.asarray(wanted, dtype=np.float64)
         assert got.shape == wanted.shape, f"{measure_name}, step {step}: shape {got.shape}, expected {wanted.shape}"
         largest = wanted.max(axis=1, keepdims=True)  # over positions: [layer, 1, variant]
+        largest[..., 2:] = largest[..., 2:].max(axis=2, keepdims=True)  # and, for heads, over the layer's heads
         tolerance = np.where(wanted < small * largest, floor * largest, rtol * wanted)
         if visible is not None:
             tolerance = np.where(visible[step][:, :, None], tolerance, 0.0)
