@@ -198,7 +198,7 @@ class MaskingEngine:
         current.observe_attention(attention)
         if current.layer.index in self.layer_inputs:
             out_of_sight = torch.zeros(current.first_position, dtype=torch.bool)
-            self.layer_inputs[current.layer.index].visible.append(torch.cat([out_of_sight, attention.visible.cpu()]))
+            self.layer_inputs[current.layer.index].visible.append(torch.cat([out_of_sight, visible[first:].cpu()]))
         stop = attention.n_keys if self.max_rows is None else min(self.max_rows, attention.n_keys)
         self._propagation = current.propagate(0, stop)
         self._advance(None)

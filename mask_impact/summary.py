@@ -183,7 +183,7 @@ def render_summary(result: Result, paths: Iterable[str | PathLike] = (), top: in
     """The result as a page of plain text of at most WIDTH columns (paths are not broken).
 
     paths: the files written, the CSV anywhere among them; top: how many tokens the ranking names. From `result.meta`
-    the page shows `model` (a text) and `notices` (a list of texts, first of all).
+    the page shows `model` (a text), `notices` (a list of texts, first of all) and `verification` (triples and error).
     """
     sections = [
         _heading(result),
@@ -269,6 +269,12 @@ def _checks(result: Result) -> list[str]:
     if errors.size:
         lines.append(
             f"Self-check: the model's own rows were reproduced with a relative error of at most {errors.max():.1e}"
+        )
+    verification = result.meta.get("verification")
+    if verification:
+        lines.append(
+            f"Verified by really masking: {len(verification['triples'])} random (step, layer, token), "
+            f"largest relative error {verification['error']:.1e}"
         )
     if measured.size:
         lines.append(

@@ -21,8 +21,8 @@ from mask_impact.errors import UsageError
 class Verification:
     """triples: the (step, layer, position) re-measured; error: the largest relative difference of an L2 distance over them.
 
-    An error is relative to the re-measured distance, or to a millionth of the largest distance of that layer and step where
-    the re-measured one is smaller than that.
+    An error is relative to the re-measured distance, or to a thousandth of the largest distance of that variant in that layer
+    and step where the re-measured one is smaller: below, the subtraction of two float32 outputs has no digits to compare.
     """
 
     triples: tuple[tuple[int, int, int], ...]
@@ -48,7 +48,7 @@ def verify(engine: MaskingEngine, layers: Sequence[int], seed: int = 0) -> Verif
         measured = engine.steps[step].l2[index]  # [S_t, V]
         position = chooser.randrange(len(measured))
         expected = _remeasure(engine, engine.decoder.layers[index], step, position).to(measured)
-        scale = torch.maximum(expected, 1e-6 * measured.amax(dim=0)).clamp_min(torch.finfo(measured.dtype).tiny)
+        scale = torch.maximum(expected, 1e-3 * measured.amax(dim=0)).clamp_min(torch.finfo(measured.dtype).tiny)
         errors.append(float(((measured[position] - expected).abs() / scale).max()))
         triples.append((step, index, position))
     return Verification(tuple(triples), max(errors))

@@ -287,3 +287,9 @@ def test_a_notebook_shows_the_page_escaped_for_html():
     html = make_result(["<script>alert(1)</script>", "a", "b"], sinks=())._repr_html_()
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
+
+
+def test_what_verify_found_is_told():
+    verification = {"triples": [[0, 1, 2], [1, 0, 0]], "error": 3.2e-6}
+    page = render_summary(make_result(meta={"verification": verification}))
+    assert "Verified by really masking: 2 random (step, layer, token), largest relative error 3.2e-06" in page
