@@ -1,7 +1,7 @@
 """Five checks that a vision-language model is understood rightly, on text: run it, or let pytest collect the same five.
 
-    python test_vl_phase1.py                      on the bundled demo model
-    python test_vl_phase1.py --model Qwen/Qwen3-VL-4B-Instruct
+python test_vl_phase1.py                      on the bundled demo model
+python test_vl_phase1.py --model Qwen/Qwen3-VL-4B-Instruct
 """
 
 import argparse

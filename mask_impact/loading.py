@@ -7,27 +7,33 @@ are checked before any weight is read. Knows nothing of what is measured.
 
 import importlib.util
 import json
+import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub import constants as hub_constants
-from huggingface_hub import get_session, try_to_load_from_cache
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import validate_repo_id
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from mask_impact.architectures import check_supported
-from mask_impact.errors import DeviceError, ModelError, UsageError
+from mask_impact.errors import DeviceError, MaskImpactError, ModelError, UsageError
 from mask_impact.processing import load_processor
+from mask_impact.settings import DEFAULT_MODELS
 
 KINDS = ("vl", "text")
-DEFAULT_MODELS = {"vl": "Qwen/Qwen3-VL-4B-Instruct", "text": "Qwen/Qwen3-1.7B"}
 DEMO = "demo"
 SMOLLM2 = "smollm2"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 HUB_TIMEOUT_S = 5.0
+BAR_DELAY_S = 1.0  # what loads faster than this shows no progress bar
 VISION_LANGUAGE_TYPES = ("qwen3_vl", "qwen3_vl_moe")
 
 
@@ -102,7 +108,6 @@ def load(
     torch_dtype = _resolve_dtype(dtype)
     source, name, note = _locate_source(model, kind or "vl", revision)
     config = _load_config(source, name)
-    check_supported(config.model_type)
     found = _kind_of(config.model_type)
     if kind is not None and found != kind:
         script = "mask_impact_vl.py" if found == "vl" else "mask_impact_analysis.py"
@@ -116,15 +121,24 @@ def load(
         kind=found,
         name=name,
         note=note,
-        revision=revision or getattr(loaded.config, "_commit_hash", None),
+        revision=_commit_of(source),
     )
 
 
 def quieten(*, progress_bars: bool) -> None:
-    """Leave to mask-impact what is said on a terminal: no log lines of transformers, and its progress bars as wished."""
-    transformers.utils.logging.set_verbosity_error()
-    if not progress_bars:
-        transformers.utils.logging.disable_progress_bar()
+    """Leave to mask-impact what is said on a terminal: no log lines of transformers, progress bars for slow loads only."""
+    logging = transformers.utils.logging
+    logging.set_verbosity_error()
+    (logging.enable_progress_bar if progress_bars else logging.disable_progress_bar)()
+    logging.set_tqdm_hook(_make_bar)
+    with suppress(ImportError):  # a module that transformers is about to replace
+        from transformers import modeling_gguf_pytorch_utils
+
+        modeling_gguf_pytorch_utils.tqdm = logging.tqdm  # its own heeds neither the switch nor the hook
+
+
+def _make_bar(factory: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    return factory(*args, **{"delay": BAR_DELAY_S, "leave": False, "file": sys.stderr} | kwargs)
 
 
 _KIND_NAMES = {"vl": "vision-language model", "text": "text model"}
@@ -175,22 +189,12 @@ def _locate_source(model: str | None, kind: str, revision: str | None) -> tuple[
     """Source, name and note of what was asked for."""
     if model is None:
         return _locate_default(kind, revision)
-    if model == DEMO:
-        return Source(str(demo_path(kind)), local_only=True), f"{DEMO} ({kind})", None
-    if model == SMOLLM2:
-        return _smollm2_source(), SMOLLM2, None
-    if model.endswith(".gguf"):
-        file = Path(model).expanduser()
-        if not file.is_file():
-            raise ModelError(f"GGUF file '{model}' does not exist")
-        _require_gguf()
-        return Source(str(file.parent), gguf_file=file.name, local_only=True), model, None
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"folder '{model}' holds no model: config.json is missing")
-        return Source(str(folder), local_only=True), model, None
-    return _hub_source(model, revision), model, None
+    local = _local_source(model, kind)
+    if local is None:
+        return _hub_source(model, revision), model, None
+    if revision is not None:
+        raise UsageError(f"--revision is for models of the hub, and '{model}' is not one; leave it out")
+    return local, f"{DEMO} ({kind})" if model == DEMO else model, None
 
 
 def _locate_default(kind: str, revision: str | None) -> tuple[Source, str, str | None]:
@@ -198,66 +202,114 @@ def _locate_default(kind: str, revision: str | None) -> tuple[Source, str, str |
     try:
         return _hub_source(default, revision), default, None
     except ModelError:
+        if revision is not None:  # asked for by name, as it were
+            raise
         note = (
             f"The default model {default} is neither cached nor downloadable: this run uses the bundled demo model, "
             f"a small one trained for this project (name one with --model)"
         )
-        return Source(str(demo_path(kind)), local_only=True), f"{DEMO} ({kind})", note
+        return _demo_source(kind), f"{DEMO} ({kind})", note
+
+
+def _local_source(model: str, kind: str) -> Source | None:
+    """A model whose files are here under this name; None where it can only be one of the hub."""
+    if model == DEMO:
+        return _demo_source(kind)
+    if model == SMOLLM2:
+        return _smollm2_source()
+    path = Path(model).expanduser()
+    if model.endswith(".gguf"):
+        if not path.is_file():
+            raise ModelError(f"GGUF file '{model}' does not exist; give the path of a .gguf file")
+        _require_gguf()
+        return Source(str(path.parent), gguf_file=path.name, local_only=True)
+    if not model or not path.is_dir():
+        return None
+    if not (path / "config.json").is_file():
+        raise ModelError(f"folder '{model}' holds no model: config.json is missing; give a folder that holds one")
+    return Source(str(path), local_only=True)
+
+
+def _demo_source(kind: str) -> Source:
+    path = demo_path(kind)
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            f"the bundled demo model ({kind}) is missing from this installation; reinstall mask-impact or use --model"
+        )
+    return Source(str(path), local_only=True)
 
 
 def _hub_source(model: str, revision: str | None) -> Source:
-    """A model of the hub: cached, or the hub is within reach; ModelError otherwise."""
-    parts = model.split("/")
-    if len(parts) > 2 or not all(parts) or model.startswith((".", "~")):
+    """A model of the hub, to be had there or cached; ModelError otherwise."""
+    others = f"a folder, a .gguf file, {DEMO} or {SMOLLM2}"
+    try:
+        validate_repo_id(model)
+    except HFValidationError as error:
         raise ModelError(
-            f"model '{model}' not found: no such folder; use a folder, a .gguf file, a hub id such as "
-            f"{DEFAULT_MODELS['text']}, {DEMO} or {SMOLLM2}"
-        )
-    if _hub_reachable():
+            f"model '{model}' not found: no such folder; use a hub id such as {DEFAULT_MODELS['text']}, {others}"
+        ) from error
+    problem = _hub_problem(model, revision)
+    if problem is None:
         return Source(model, revision=revision)
     if _is_cached(model, revision):
         return Source(model, revision=revision, local_only=True)
-    raise ModelError(
-        f"model '{model}' not found: no such folder, not in the local cache, and the hub cannot be reached; "
-        f"connect to the network, or use a folder, a .gguf file, {DEMO} or {SMOLLM2}"
-    )
+    raise ModelError(f"model '{model}' not found: no such folder, not in the local cache, and {problem}; use {others}")
 
 
-def _hub_reachable() -> bool:
-    """Whether the hub answers at all within HUB_TIMEOUT_S, name resolution and proxies included."""
+def _hub_problem(model: str, revision: str | None) -> str | None:
+    """None where the hub has the model, else why it can't be had from there; answers within HUB_TIMEOUT_S.
+
+    A time limit on the request alone would not cover name resolution and proxies, hence the thread.
+    """
     if hub_constants.HF_HUB_OFFLINE:
-        return False
-    answers: list[bool] = []
+        return "the hub is not asked (HF_HUB_OFFLINE is set)"
+    answers: list[str | None] = []
 
     def ask() -> None:
         try:
-            get_session().head(hub_constants.ENDPOINT, timeout=HUB_TIMEOUT_S - 1, follow_redirects=False)
-        except Exception:  # whatever fails on the way, the hub is not within reach
-            return
-        answers.append(True)
+            HfApi().model_info(model, revision=revision, timeout=HUB_TIMEOUT_S - 1)
+        except RepositoryNotFoundError:
+            answers.append("the hub has no such model, or it is private (log in with `hf auth login`)")
+        except RevisionNotFoundError:
+            answers.append(f"the hub's model has no revision '{revision}'")
+        except Exception as error:  # whatever fails on the way, it can't be had
+            answers.append(f"the hub cannot be reached ({type(error).__name__}): connect to the network")
+        else:
+            answers.append(None)
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(HUB_TIMEOUT_S)
-    return bool(answers)
+    return answers[0] if answers else "the hub does not answer: connect to the network"
 
 
 def _is_cached(model: str, revision: str | None) -> bool:
-    """Whether config and all weight files are in the hub's local cache."""
+    """Whether config, tokenizer and all weight files are in the hub's local cache."""
 
     def cached(name: str) -> str | None:
         found = try_to_load_from_cache(model, name, revision=revision)
         return found if isinstance(found, str) else None
 
-    if cached("config.json") is None:
+    if not cached("config.json") or not any(map(cached, ("tokenizer.json", "tokenizer.model", "vocab.json"))):
         return False
-    if cached("model.safetensors") is not None:
+    if cached("model.safetensors"):
         return True
     index = cached("model.safetensors.index.json")
     if index is None:
         return False
-    shards = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
-    return all(cached(shard) is not None for shard in shards)
+    try:
+        shards = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged
+        return False
+    return all(map(cached, shards))
+
+
+def _commit_of(source: Source) -> str | None:
+    """The commit that a model of the hub was loaded from; None for other models."""
+    if Path(source.path).is_dir():
+        return None
+    found = try_to_load_from_cache(source.path, "config.json", revision=source.revision)
+    return Path(found).parent.name if isinstance(found, str) else source.revision
 
 
 def _smollm2_source() -> Source:
@@ -278,25 +330,44 @@ def _require_gguf() -> None:
 # --- reading them ---------------------------------------------------------------------------------------------------------
 
 
-def _first_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+@contextmanager
+def _reading(part: str, name: str) -> Iterator[None]:
+    """Errors of the libraries that read a checkpoint have no common base: each becomes a ModelError of one line."""
+    try:
+        yield
+    except MaskImpactError:
+        raise
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
+            raise DeviceError(
+                f"memory does not suffice for model '{name}'; use a smaller one, --dtype bfloat16, or another --device"
+            ) from error
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelError(
+            f"cannot read the {part} of model '{name}'; its files may be damaged or incomplete, get them again: {reason}"
+        ) from error
 
 
 def _load_config(source: Source, name: str) -> Any:
-    try:
-        return AutoConfig.from_pretrained(source.path, **source.arguments())
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"cannot read the configuration of model '{name}': {_first_line(error)}") from error
+    with _reading("configuration", name):
+        try:
+            config = AutoConfig.from_pretrained(source.path, **source.arguments())
+        except Exception:
+            # Perhaps only because the library does not know the architecture, or would need the checkpoint's own code.
+            settings, _ = PreTrainedConfig.get_config_dict(source.path, **source.arguments())
+            if isinstance(settings.get("model_type"), str):
+                check_supported(settings["model_type"])
+            raise
+    check_supported(config.model_type)
+    return config
 
 
 def _load_tokenizer(source: Source, name: str, kind: str) -> tuple[Any, Any | None]:
-    try:
+    with _reading("tokenizer", name):
         if kind == "vl":
             processor = load_processor(source.path, revision=source.revision, local_files_only=source.local_only)
             return processor.tokenizer, processor
         return AutoTokenizer.from_pretrained(source.path, **source.arguments()), None
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"cannot read the tokenizer of model '{name}': {_first_line(error)}") from error
 
 
 def _load_weights(
@@ -309,26 +380,31 @@ def _load_weights(
     )
     arguments = source.arguments()
     if source.gguf_file is None:
-        arguments["use_safetensors"] = True  # pickled weights can run code
-        arguments["config"] = config
-    try:
+        _require_safetensors(source, name)
+        arguments["use_safetensors"] = True
+    with _reading("weights", name):
         model, info = auto.from_pretrained(
             source.path,
+            config=config,
             dtype=dtype,
             device_map=None if device.type == "cpu" else device,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
             **arguments,
         )
-    except torch.OutOfMemoryError as error:
-        raise DeviceError(
-            f"model '{name}' does not fit into the memory of {device}; use a smaller one or --device cpu"
-        ) from error
-    except Exception as error:  # safetensors, JSON, shape and file errors have no common base
-        raise ModelError(f"cannot read the weights of model '{name}': {_first_line(error)}") from error
-    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    missing = sorted(info["missing_keys"]) + sorted(name for name, *_ in info["mismatched_keys"])
     if missing:
         raise ModelError(
             f"weights of model '{name}' are incomplete: {len(missing)} tensors are missing or have another shape, "
-            f"the first is {missing[0]}"
+            f"the first is {missing[0]}; get the checkpoint again"
         )
     return model.eval()
+
+
+def _require_safetensors(source: Source, name: str) -> None:
+    folder = Path(source.path)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"model '{name}' has no .safetensors weights; pickled ones (.bin, .pt) can run code and are never loaded: "
+            f"convert them to safetensors"
+        )

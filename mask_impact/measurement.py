@@ -28,27 +28,26 @@ class Ride:
     """Rows [n, width] to be mapped by each of `modules` (which share their input).
 
     is_difference: the rows are differences of states, so a module's bias must not count; otherwise they are full states.
+    baseline: [width], the exact value of the model's own input row: what half precision took from that row rides along
+    as one more difference, and comes back as a correction of the model's own output row.
     """
 
     modules: tuple[nn.Module, ...]
     rows: torch.Tensor
     is_difference: bool = True
+    baseline: torch.Tensor | None = None
 
-    def encode(self, dtype: torch.dtype) -> torch.Tensor:
-        """The rows as they enter the linear maps: in the model's dtype and, where that needs it, scaled."""
-        scale = self._scale(dtype)
-        return (self.rows if scale is None else self.rows * scale).to(dtype)
+    def board(self, dtype: torch.dtype, own: torch.Tensor | None = None) -> "Passengers":
+        """The rows as they enter a linear map in the model's dtype; own: [width], the model's own input row."""
+        rows = self.rows
+        corrects = self.baseline is not None and own is not None and dtype != self.baseline.dtype
+        if corrects:
+            lost = self.baseline - own.to(self.baseline)
+            rows = torch.cat([rows, lost.to(rows.dtype).unsqueeze(0)])
+        scale = self._scale(rows, dtype)
+        return Passengers((rows if scale is None else rows * scale).to(dtype), scale, corrects)
 
-    def decode(self, module: nn.Module, mapped: torch.Tensor) -> torch.Tensor:
-        """What the linear map made of the rows [n, out], without bias and scale."""
-        scale = self._scale(mapped.dtype)
-        if scale is None:
-            return mapped
-        mapped = mapped.to(scale.dtype)
-        bias = getattr(module, "bias", None)
-        return (mapped if bias is None else mapped - bias.to(mapped)) / scale.to(mapped.device)
-
-    def _scale(self, dtype: torch.dtype) -> torch.Tensor | None:
+    def _scale(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
         """A power of two for each row [n, 1], or None where none is needed.
 
         float16 would lose small differences below its smallest numbers, and a bias would drown them: scaled up, the mapped
@@ -57,9 +56,27 @@ class Ride:
         has_bias = any(getattr(module, "bias", None) is not None for module in self.modules)
         if not self.is_difference or (dtype != torch.float16 and not has_bias):
             return None
-        largest = self.rows.abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(self.rows.dtype).tiny)
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        largest = rows.abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
         target = (4 if dtype == torch.float16 else 24) if has_bias else 0
         return torch.exp2((target - torch.log2(largest).floor()).clamp(-100, 100))
+
+
+@dataclass(frozen=True)
+class Passengers:
+    """Rows on their way through a linear map: rows [n, width] in the model's dtype, scale [n, 1] or None."""
+
+    rows: torch.Tensor
+    scale: torch.Tensor | None
+    corrects: bool
+
+    def alight(self, module: nn.Module, mapped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the map made of the rows [n, out], without bias and scale; and the correction [out] of the own row."""
+        if self.scale is not None:
+            mapped = mapped.to(self.scale.dtype)
+            bias = getattr(module, "bias", None)
+            mapped = (mapped if bias is None else mapped - bias.to(mapped)) / self.scale.to(mapped.device)
+        return (mapped[:-1], mapped[-1]) if self.corrects else (mapped, None)
 
 
 Propagation = Generator[Ride, list[torch.Tensor], None]
@@ -113,12 +130,12 @@ class LayerMeasurement:
             gate, up = self._gate_and_up()
             self._check(row, ACTIVATIONS[layer.mlp.activation].value(gate) * up)
         else:
-            state = self.layer_input + self.attention_update
-            self._check(row, rms_norm(state, layer.before_mlp) if layer.before_mlp else state)
+            self._check(row, self._mlp_input(self.layer_input + self.attention_update))
 
-    def observe_output(self, module: nn.Module, row: torch.Tensor) -> None:
-        """Keep the model's own output row [out] of a linear map."""
-        self.own[module] = row.to(self.layer_input.dtype)
+    def observe_output(self, module: nn.Module, row: torch.Tensor, correction: torch.Tensor | None = None) -> None:
+        """Keep the model's own output row [out] of a linear map, with what its input row had lost by rounding."""
+        row = row.to(self.layer_input.dtype)
+        self.own[module] = row if correction is None else row + correction.to(row)
 
     def observe_layer_output(self, row: torch.Tensor) -> None:
         """Check the layer's output [hidden] against x + a + m."""
@@ -178,7 +195,7 @@ class LayerMeasurement:
         if self.groups == ("heads",):
             return
 
-        (rows,) = yield Ride((layer.o_proj,), head_differences.flatten(1))
+        (rows,) = yield Ride((layer.o_proj,), head_differences.flatten(1), baseline=self.attention.output.flatten())
         del head_differences
         if self.attention.n_keys == 1:
             # Nothing is left to attend to: the branch gives o_proj(0), exactly, and not what rounding leaves of it.
@@ -198,7 +215,7 @@ class LayerMeasurement:
             rows = yield from self._through_experts(layer.mlp, state, input_differences)
             own = self.own[layer.mlp.block]
         else:
-            rows = yield from self._through_gated_mlp(layer.mlp, input_differences)
+            rows = yield from self._through_gated_mlp(layer.mlp, state, input_differences)
             own = self.own[layer.mlp.down]
         differences = self._through_norm(layer.after_mlp, own, rows) + attention_differences
         self._keep("full", start, attention_update + self.mlp_update, differences)
@@ -207,25 +224,30 @@ class LayerMeasurement:
         rows = rows.to(state.dtype)
         return rms_norm_difference(state, rows, norm) if norm else rows
 
+    def _mlp_input(self, state: torch.Tensor) -> torch.Tensor:
+        return rms_norm(state, self.layer.before_mlp) if self.layer.before_mlp else state
+
     def _through_gated_mlp(
-        self, mlp: GatedMlp, rows: torch.Tensor
+        self, mlp: GatedMlp, state: torch.Tensor, rows: torch.Tensor
     ) -> Generator[Ride, list[torch.Tensor], torch.Tensor]:
+        baseline = self._mlp_input(state)
         if mlp.up is None:
-            (both,) = yield Ride((mlp.gate,), rows)
+            (both,) = yield Ride((mlp.gate,), rows, baseline=baseline)
             gate_rows, up_rows = both.chunk(2, dim=-1)
         else:
-            gate_rows, up_rows = yield Ride((mlp.gate, mlp.up), rows)
+            gate_rows, up_rows = yield Ride((mlp.gate, mlp.up), rows, baseline=baseline)
         gate, up = self._gate_and_up()
         # In the model's dtype at once: the rows are about to enter its linear map.
         product = torch.empty(gate_rows.shape, dtype=gate_rows.dtype, device=gate_rows.device)
-        gated_difference(ACTIVATIONS[mlp.activation], gate, up, gate_rows, up_rows, out=product)
-        (down_rows,) = yield Ride((mlp.down,), product)
+        activation = ACTIVATIONS[mlp.activation]
+        gated_difference(activation, gate, up, gate_rows, up_rows, out=product)
+        (down_rows,) = yield Ride((mlp.down,), product, baseline=activation.value(gate) * up)
         return down_rows
 
     def _through_experts(
         self, mlp: OpaqueMlp, state: torch.Tensor, rows: torch.Tensor
     ) -> Generator[Ride, list[torch.Tensor], torch.Tensor]:
-        baseline = rms_norm(state, self.layer.before_mlp) if self.layer.before_mlp else state
+        baseline = self._mlp_input(state)
         noise = torch.rand(baseline.shape, generator=torch.Generator().manual_seed(self.layer.index))
         noise = (noise.to(baseline) - 0.5) * torch.finfo(self.dtype).eps
         states = torch.cat([baseline.unsqueeze(0), (baseline * (1 + noise)).unsqueeze(0), baseline + rows])

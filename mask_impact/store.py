@@ -85,7 +85,8 @@ def parse_formats(formats: str | Iterable[str]) -> tuple[str, ...]:
     names = [part.strip().lower() for part in (formats.split(",") if isinstance(formats, str) else formats)]
     unknown = sorted(set(names) - set(FORMATS))
     if unknown or not names:
-        raise UsageError(f"unknown output format {unknown[0]!r}" if unknown else "no output format was given")
+        problem = f"unknown output format {unknown[0]!r}" if unknown else "no output format was given"
+        raise UsageError(f"{problem}; accepted are {', '.join(FORMATS)}")
     return tuple(known for known in FORMATS if known in names)
 
 

@@ -120,7 +120,9 @@ def test_a_value_close_to_the_output_keeps_its_digits():
     query, keys, values, visible = random_attention(4)
     values = values[:, :1] + 1e-6 * values
     expected = expected_differences(query, keys, values, visible)
-    assert_rows_close(masking_differences(query_attention(query, keys, values, 1.0, visible), 0, N_KEYS), expected, 1e-4)
+    assert_rows_close(
+        masking_differences(query_attention(query, keys, values, 1.0, visible), 0, N_KEYS), expected, 1e-4
+    )
 
 
 # --- distances ----------------------------------------------------------------------------------------------------------

@@ -22,13 +22,13 @@ def test_the_remeasured_triples_agree(name):
     verification = verify(engine, layers)
     assert len(verification.triples) == 12
     assert len({step for step, _, _ in verification.triples}) == 3
-    assert verification.error < 1e-3 if name == "qwen3_vl_moe" else verification.error < 1e-4
+    assert verification.error < 1e-3 if name == "qwen3_vl_moe" else verification.error < 5e-4
 
 
 def test_prompts_with_images_can_be_verified():
     model = tiny_model("qwen3_vl")
     engine, layers = run(model, tiny_image_inputs(model, n_images=2), 12)
-    assert verify(engine, layers).error < 1e-4
+    assert verify(engine, layers).error < 5e-4
 
 
 @pytest.mark.parametrize("groups", [("full",), ("attn", "heads")])
