@@ -16,8 +16,9 @@ from typing import NoReturn, TextIO
 
 import mask_impact
 from mask_impact.errors import InputError, MaskImpactError, UsageError
+from mask_impact.files import check_output
 from mask_impact.settings import DEFAULT_MODELS, VARIANT_GROUPS, RunSettings, check_prompt
-from mask_impact.store import check_output, parse_formats, save
+from mask_impact.store import parse_formats, save
 from mask_impact.summary import escape, render_summary
 
 DEFAULT_PROMPT_FILE = "prompt.txt"

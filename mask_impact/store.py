@@ -3,20 +3,15 @@
 Knows records and file formats; not how anything was measured, and it never prints. The table holds the distances; the
 meta file holds everything else, so that `load_result(save(result))` gives the same Result again. A checksum of every
 step's distances in the meta file proves that a table belongs to it. pandas, pyarrow and orjson are imported only where
-they are used: `check_output` runs before a model is loaded and needs none of them.
+they are used.
 """
 
 import csv
-import errno
 import io
 import json
 import os
-import re
-import shutil
-import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mask_impact.errors import OutputError, UsageError
+from mask_impact.files import check_output, without_suffix, write_files
 from mask_impact.records import Candidate, Result, StepRecord, TokenTable
 
 SCHEMA_VERSION = 1
@@ -31,11 +27,7 @@ COLUMNS = ("generation_step", "layer", "token_masked", "token_position", "varian
 FORMATS = ("csv", "json", "parquet")
 MANY_ROWS = 2_000_000  # above this the default is CSV and Parquet
 READ_ORDER = ("parquet", "csv", "json")  # fastest first; all hold the same numbers
-MIN_FREE_BYTES = 16 * 2**20
-MAX_NAME_BYTES = 200  # file systems allow 255; the rest is for suffixes and temporary names
 ROWS_PER_CHUNK = 8192  # text of a chunk is about 1 MB and stays in cache
-
-_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 
 
 @dataclass(frozen=True)
@@ -47,39 +39,6 @@ class Saved:
     notes: tuple[str, ...] = ()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Names and folders
-
-
-def check_output(output_dir: str | os.PathLike, name: str) -> Path:
-    """Makes `output_dir` and proves that a result called `name` can be written there; returns the path without suffix.
-
-    A suffix of one of the result's own files is taken off (`run.csv` means `run`). Raises UsageError for a name that
-    can never be right, on any platform, and OutputError for a place that cannot be written or is nearly full.
-    """
-    name = _without_suffix(name)
-    _check_name(name)
-    folder = Path(output_dir)
-    if "\0" in str(folder):
-        raise UsageError(f"the output folder {str(folder)!r} contains a NUL character")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = _temporary(folder / f"{name}.meta.json")
-        with open(probe, "xb"):
-            pass
-        probe.unlink()
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise _output_error(folder, error) from error
-    if free < MIN_FREE_BYTES:
-        needed = MIN_FREE_BYTES // 2**20
-        raise OutputError(f"the disk of {folder} is nearly full: {free / 2**20:.1f} MiB free, {needed} MiB needed")
-    for target in (folder / f"{name}.{suffix}" for suffix in (*FORMATS, "meta.json")):
-        if target.is_dir():
-            raise OutputError(f"{target} is a folder; a file of that name would be written there")
-    return folder / name
-
-
 def parse_formats(formats: str | Iterable[str]) -> tuple[str, ...]:
     """`"csv,parquet"` or a sequence of names -> formats in the order of FORMATS, each once; UsageError for others."""
     names = [part.strip().lower() for part in (formats.split(",") if isinstance(formats, str) else formats)]
@@ -88,92 +47,6 @@ def parse_formats(formats: str | Iterable[str]) -> tuple[str, ...]:
         problem = f"unknown output format {unknown[0]!r}" if unknown else "no output format was given"
         raise UsageError(f"{problem}; accepted are {', '.join(FORMATS)}")
     return tuple(known for known in FORMATS if known in names)
-
-
-def _without_suffix(name: str) -> str:
-    return re.sub(r"(?<=.)(\.(csv|json|parquet|meta))+\Z", "", name, flags=re.DOTALL | re.IGNORECASE)
-
-
-def _check_name(name: str) -> None:
-    problem = None
-    if not name:
-        problem = "is empty"
-    elif any(separator in name for separator in "/\\:"):
-        problem = "contains a path separator; use --output-dir for the folder"
-    elif name.startswith("."):
-        problem = "starts with a dot"
-    elif not name.isprintable():
-        problem = "contains a control or invisible character"
-    elif name != name.strip() or name.endswith("."):
-        problem = "begins or ends with a space, or ends with a dot"
-    elif name.split(".")[0].strip().lower() in _RESERVED:
-        problem = "is reserved on Windows"
-    elif len(name.encode()) > MAX_NAME_BYTES:
-        problem = f"is longer than {MAX_NAME_BYTES} bytes"
-    if problem:
-        shown = name if len(name) <= 60 else name[:60] + "..."
-        raise UsageError(f"the output name {shown!r} {problem}; a plain file name such as 'my_results' is accepted")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Writing several files as one
-
-
-def write_files(writers: dict[Path, Callable[[BinaryIO], None]]) -> None:
-    """Writes all files, or none: each complete in a temporary file beside it before the first gets its name.
-
-    Files are named in the order given, existing ones replaced. Whatever goes wrong (a full disk, Ctrl-C, an error in a
-    writer, a file that another program holds), the temporaries are removed and the files that were there are there
-    again. Raises OutputError in place of OSError.
-    """
-    temporaries = {target: _temporary(target) for target in writers}
-    backups: dict[Path, Path] = {}
-    created: list[Path] = []
-    current = next(iter(writers))
-    try:
-        for current, write in writers.items():
-            with open(temporaries[current], "xb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-        for current in writers:
-            if current.exists():
-                backups[current] = _temporary(current)
-                _keep(current, backups[current])
-            else:
-                created.append(current)
-            os.replace(temporaries[current], current)
-    except BaseException as error:
-        for target, backup in backups.items():
-            with suppress(OSError):
-                os.replace(backup, target)
-        for target in created:
-            with suppress(OSError):
-                target.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise _output_error(current, error) from error
-        raise
-    finally:
-        for leftover in (*temporaries.values(), *backups.values()):
-            with suppress(OSError):
-                leftover.unlink(missing_ok=True)
-
-
-def _keep(target: Path, backup: Path) -> None:
-    try:
-        os.link(target, backup)  # the name stays in place until the new file takes it
-    except OSError:  # a file system without hard links
-        os.replace(target, backup)
-
-
-def _temporary(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
-
-
-def _output_error(path: Path, error: OSError) -> OutputError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(f"no space left for {path}: free some disk space or choose another --output-dir")
-    return OutputError(f"cannot write {path}: {error.strerror or error}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -482,7 +355,7 @@ def load_result(path: str | os.PathLike) -> Result:
     cannot be read, or holds other numbers than the run that the meta file describes.
     """
     path = Path(path)
-    stem = path.parent / _without_suffix(path.name)
+    stem = path.parent / without_suffix(path.name)
     meta_path = _beside(stem, "meta.json") if path.name else path / ".meta.json"
     meta = _read_meta(meta_path)
     try:

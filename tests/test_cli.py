@@ -519,14 +519,14 @@ def test_activations_that_are_not_finite_name_the_layer(name, value, refused, co
 
 def limit_rows(monkeypatch, limit):
     """Riding takes the memory of at most `limit` rows."""
-    encode = Ride.encode
+    board = Ride.board
 
-    def encode_within_limit(self, dtype):
+    def board_within_limit(self, *args, **kwargs):
         if len(self.rows) > limit:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return encode(self, dtype)
+        return board(self, *args, **kwargs)
 
-    monkeypatch.setattr(Ride, "encode", encode_within_limit)
+    monkeypatch.setattr(Ride, "board", board_within_limit)
 
 
 def test_out_of_memory_shrinks_the_chunks_and_changes_nothing_else(run, text_checkpoint, monkeypatch):

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ from synthetic import make_result, make_tokens
 
 from mask_impact import store
 from mask_impact.errors import OutputError, UsageError
-from mask_impact.store import COLUMNS, check_output, load_result, parse_formats, save, to_table
+from mask_impact.files import check_output
+from mask_impact.store import COLUMNS, load_result, parse_formats, save, to_table
 
 NASTY_TEXTS = (
     *(
@@ -492,8 +494,8 @@ def test_a_folder_that_stands_where_a_file_would_is_found_before_the_run(tmp_pat
 
 
 def test_a_nearly_full_disk_is_found_before_the_run(tmp_path, monkeypatch):
-    usage = store.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: usage._replace(free=2**20))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**20))
     with pytest.raises(OutputError, match=r"nearly full: 1\.0 MiB free"):
         check_output(tmp_path, "run")
 
@@ -505,7 +507,7 @@ def test_a_nul_in_the_folder_is_a_usage_error():
 
 def test_checking_a_name_imports_nothing_heavy(tmp_path):
     code = (
-        f"import sys; from mask_impact import store, summary; store.check_output({str(tmp_path)!r}, 'run');"
+        f"import sys; from mask_impact import files, store, summary; files.check_output({str(tmp_path)!r}, 'run');"
         "print([m for m in ('torch', 'transformers', 'pandas', 'pyarrow', 'orjson') if m in sys.modules])"
     )
     root = Path(store.__file__).parents[1]
