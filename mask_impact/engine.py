@@ -24,7 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from mask_impact.architectures import Decoder, DecoderLayer, GatedMlp, locate
 from mask_impact.attention import query_attention
 from mask_impact.errors import ExactnessError, ModelError, UsageError
-from mask_impact.measurement import SELF_CHECK_TOLERANCE, LayerMeasurement, Passengers, Propagation, Ride
+from mask_impact.measurement import SELF_CHECK_TOLERANCE, LayerMeasurement, LayerRecord, Passengers, Propagation, Ride
 
 BACKENDS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 
@@ -70,24 +70,27 @@ class MaskingEngine:
         self,
         model: nn.Module,
         *,
-        groups: tuple[str, ...] = ("full", "attn", "heads"),
+        groups: tuple[str, ...] = VARIANT_GROUPS,
         max_rows: int | None = None,
         on_layer: Callable[[int, int], None] | None = None,
         record_layers: frozenset[int] = frozenset(),
     ) -> None:
         self.model = model
         self.decoder: Decoder = locate(model)
-        self.groups = groups
+        self.groups = tuple(group for group in VARIANT_GROUPS if group in groups)
         self.max_rows = max_rows
         self.on_layer = on_layer
         self.steps: list[RawStep] = []
         self.layer_inputs = {layer: LayerInputs() for layer in record_layers}
         self._n_positions = 0
-        self._measurements: list[LayerMeasurement] = []
+        self._records: list[LayerRecord] = []
+        self._dtype: torch.dtype | None = None
+        self._started = 0.0
         self._current: LayerMeasurement | None = None
         self._propagation: Propagation | None = None
         self._ride: Ride | None = None
-        self._passengers: dict[nn.Module, Passengers] = {}
+        # Input of the linear maps on the way: as the model gave it, what rides along, and both joined.
+        self._embarked: tuple[torch.Tensor, Passengers, torch.Tensor] | None = None
         self._mapped: list[torch.Tensor] = []
         self._stack = ExitStack()
 
@@ -105,7 +108,8 @@ class MaskingEngine:
         self._stack.close()
         # A generator that is never finished must not keep tensors alive.
         self._propagation = self._ride = self._current = None
-        self._passengers, self._mapped, self._measurements = {}, [], []
+        self._embarked = None
+        self._mapped, self._records = [], []
 
     def _tap_attention(self, stack: ExitStack) -> None:
         configs = {id(config): config for config in self.decoder.configs}.values()
@@ -173,7 +177,8 @@ class MaskingEngine:
         if layer.index == 0:
             self._started = time.perf_counter()
             self._n_positions += hidden_states.shape[1]
-            self._measurements = []
+            self._records = []
+            self._dtype = hidden_states.dtype
         if layer.index in self.layer_inputs:
             inputs = self.layer_inputs[layer.index]
             inputs.hidden_states.append(hidden_states.detach().cpu())
@@ -212,24 +217,26 @@ class MaskingEngine:
         current.observe_input(module, states[0, -1])
         if self._ride is None or module not in self._ride.modules:
             return None
-        passengers = self._ride.board(states.dtype, own=states[0, -1])
-        self._passengers[module] = passengers
-        return (torch.cat([states, passengers.rows.to(states.device).unsqueeze(0)], dim=1), *args[1:])
+        if self._embarked is None or self._embarked[0] is not states:  # gate and up are given the same tensor
+            passengers = self._ride.board(states.dtype, own=states[0, -1])
+            self._embarked = states, passengers, torch.cat([states, passengers.rows.to(states.device)[None]], dim=1)
+        return (self._embarked[2], *args[1:])
 
     def _after_linear(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
         current = self._current
         if current is None:
             return None
-        passengers = self._passengers.pop(module, None)
-        if passengers is None:
+        ride = self._ride
+        if ride is None or module not in ride.modules:
             current.observe_output(module, output[0, -1])
             return None
+        passengers = self._embarked[1]
         n_own = output.shape[1] - len(passengers.rows)
         mapped, correction = passengers.alight(module, output[0, n_own:])
         current.observe_output(module, output[0, n_own - 1], correction)
         self._mapped.append(mapped)
-        if len(self._mapped) == len(self._ride.modules):
-            mapped, self._mapped = self._mapped, []
+        if len(self._mapped) == len(ride.modules):
+            mapped, self._mapped, self._embarked = self._mapped, [], None
             self._advance(mapped)
         return output[:, :n_own]
 
@@ -239,7 +246,7 @@ class MaskingEngine:
         n_keys = current.attention.n_keys
         for start in range(self.max_rows or n_keys, n_keys, self.max_rows or n_keys):
             self._propagate_afterwards(current, start, min(start + self.max_rows, n_keys))
-        self._measurements.append(current)
+        self._records.append(current.finish())
         self._current = None
         if self.on_layer is not None:
             self.on_layer(len(self.steps), layer.index)
@@ -272,26 +279,25 @@ class MaskingEngine:
     # --- results ----------------------------------------------------------------------------------------------------------------
 
     def _finish_step(self) -> None:
-        measurements = self._measurements
+        records, self._records = self._records, []
 
-        def gather(values: list[torch.Tensor]) -> torch.Tensor:
-            return torch.stack([value.cpu() for value in values])
+        def gather(name: str) -> torch.Tensor:
+            return torch.stack([getattr(record, name).cpu() for record in records])
 
         step = RawStep(
-            l2=gather([m.l2 for m in measurements]),
-            cosine=gather([m.cosine for m in measurements]),
-            attention=gather([m.attention_weights() for m in measurements]),
-            baseline_norm=gather([m.baseline_norms() for m in measurements]),
-            self_check=gather([m.self_check for m in measurements]).double(),
-            noise_floor=gather([m.noise_floor for m in measurements]).double(),
+            l2=gather("l2"),
+            cosine=gather("cosine"),
+            attention=gather("attention"),
+            baseline_norm=gather("baseline_norm"),
+            self_check=gather("self_check").double(),
+            noise_floor=gather("noise_floor").double(),
             seconds=time.perf_counter() - self._started,
         )
-        self._check_step(step, measurements)
+        self._check_step(step)
         self.steps.append(step)
-        self._measurements = []
 
-    def _check_step(self, step: RawStep, measurements: list[LayerMeasurement]) -> None:
-        tolerance = SELF_CHECK_TOLERANCE[measurements[0].dtype]
+    def _check_step(self, step: RawStep) -> None:
+        tolerance = SELF_CHECK_TOLERANCE[self._dtype]
         for layer, error in enumerate(step.self_check.tolist()):
             if error <= tolerance:
                 continue
@@ -299,7 +305,7 @@ class MaskingEngine:
             if error != error or error == float("inf"):
                 raise ExactnessError(
                     f"activations of {where} are not finite (NaN or inf): no numbers can be given; "
-                    f"the model's weights may be damaged, or {measurements[0].dtype} too narrow: try --dtype float32"
+                    f"the model's weights may be damaged, or {self._dtype} too narrow: try --dtype float32"
                 )
             raise ExactnessError(
                 f"self-check failed in {where}: the model's own arithmetic differs from the recomputed one by {error:.1e} "

@@ -82,6 +82,22 @@ class Passengers:
 Propagation = Generator[Ride, list[torch.Tensor], None]
 
 
+@dataclass(frozen=True)
+class LayerRecord:
+    """One layer at one step, on the layer's device; the fields are rows of engine.RawStep's.
+
+    l2, cosine: [S, V]; attention: [S], mean over heads, zero for positions out of sight; baseline_norm: [V]; self_check,
+    noise_floor: scalars.
+    """
+
+    l2: torch.Tensor
+    cosine: torch.Tensor
+    attention: torch.Tensor
+    baseline_norm: torch.Tensor
+    self_check: torch.Tensor
+    noise_floor: torch.Tensor
+
+
 class LayerMeasurement:
     """What is measured of one layer at one step, filled as the model's forward passes through the layer.
 
@@ -167,22 +183,23 @@ class LayerMeasurement:
             return self.own[mlp.gate].chunk(2, dim=-1)
         return self.own[mlp.gate], self.own[mlp.up]
 
-    def baseline_norms(self) -> torch.Tensor:
-        """|y| of every variant: [V]."""
-        norms = []
-        if "full" in self.groups:
-            norms.append(torch.linalg.vector_norm(self.attention_update + self.mlp_update).unsqueeze(0))
-        if "attn" in self.groups:
-            norms.append(torch.linalg.vector_norm(self.attention_update).unsqueeze(0))
-        if "heads" in self.groups:
-            norms.append(torch.linalg.vector_norm(self.attention.output, dim=-1))
-        return torch.cat(norms)
-
-    def attention_weights(self) -> torch.Tensor:
-        """Attention of the query, mean over heads: [n_positions], zero for positions that are out of sight."""
+    def finish(self) -> "LayerRecord":
+        """What is kept of the layer; everything else of it may be freed."""
+        norms = {
+            "full": lambda: torch.linalg.vector_norm(self.attention_update + self.mlp_update).unsqueeze(0),
+            "attn": lambda: torch.linalg.vector_norm(self.attention_update).unsqueeze(0),
+            "heads": lambda: torch.linalg.vector_norm(self.attention.output, dim=-1),
+        }
         weights = self.layer_input.new_zeros(self.n_positions)
         weights[self.first_position :] = self.attention.weights.mean(0)
-        return weights
+        return LayerRecord(
+            l2=self.l2,
+            cosine=self.cosine,
+            attention=weights,
+            baseline_norm=torch.cat([norms[group]() for group in self.groups]),
+            self_check=self.self_check,
+            noise_floor=self.noise_floor,
+        )
 
     # --- the chain ------------------------------------------------------------------------------------------------------
 
