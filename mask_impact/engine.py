@@ -25,6 +25,7 @@ from mask_impact.architectures import Decoder, DecoderLayer, GatedMlp, locate
 from mask_impact.attention import query_attention
 from mask_impact.errors import ExactnessError, ModelError, UsageError
 from mask_impact.measurement import SELF_CHECK_TOLERANCE, LayerMeasurement, LayerRecord, Passengers, Propagation, Ride
+from mask_impact.settings import VARIANT_GROUPS
 
 BACKENDS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 
