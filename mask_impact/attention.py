@@ -33,17 +33,19 @@ class QueryAttention:
 
 
 def query_attention(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, visible: torch.Tensor
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, visible: torch.Tensor | None = None
 ) -> QueryAttention:
-    """Attention of the query [H, D] over keys and values [K, N, D]; visible: bool [N]."""
-    dtype = values.dtype
+    """Attention of the query [H, D] over keys and values [K, N, D] of any dtype; visible: bool [N], None for all."""
+    dtype = torch.promote_types(values.dtype, torch.float32)
     wide = dtype if values.device.type == "mps" else torch.float64
     n_heads, head_dim = query.shape
     n_groups, n_keys, _ = keys.shape
+    values = values.to(dtype)
     wide_values = values.to(wide)
     grouped = query.view(n_groups, n_heads // n_groups, head_dim).to(wide)
     logits = torch.matmul(grouped, keys.to(wide).transpose(1, 2)) * scaling  # [K, H/K, N]
-    logits = logits.masked_fill(~visible, float("-inf"))
+    if visible is not None:
+        logits = logits.masked_fill(~visible, float("-inf"))
     weights = torch.softmax(logits, dim=-1)
     output = torch.matmul(weights, wide_values)  # [K, H/K, D]
 
@@ -53,7 +55,8 @@ def query_attention(
     value = wide_values.gather(1, dominant.expand(-1, -1, head_dim))
     difference = weights.gather(-1, dominant) * (torch.matmul(others, wide_values) - value)
     # Where no other key is visible all logits are -inf and softmax gives NaN: nothing is attended to, o' = 0.
-    difference = torch.where(torch.isfinite(others).all(-1, keepdim=True), difference, -output)
+    if n_keys == 1 or visible is not None:
+        difference = torch.where(torch.isfinite(others).all(-1, keepdim=True), difference, -output)
 
     rounded = output.to(dtype)
     return QueryAttention(
@@ -93,29 +96,27 @@ def masking_differences(attention: QueryAttention, start: int, stop: int) -> tor
     return differences
 
 
-def distances(baseline: torch.Tensor, differences: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def distances(baseline: torch.Tensor, differences: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """L2 and cosine distance between y and y + d over the last dimension.
 
-    baseline y: [..., D]; differences d: [n, ..., D]; returns two tensors [n, ...]. With e the part of d across y,
+    baseline y: [..., D]; differences d: [n, ..., D]; returns two tensors [n, ...], and |y| [...]. With e the part of d across y,
     1 - cos = |y|^2 |e|^2 / (|y||y+d| (|y||y+d| + y.(y+d))) keeps its digits however small it is; where y.(y+d) < 0 nothing
     cancels in 1 - cos itself. One vector zero: 1; both: 0.
     """
     l2 = torch.linalg.vector_norm(differences, dim=-1)
-    squared = (baseline * baseline).sum(-1)  # |y|^2, [...]
-    along = (differences * baseline).sum(-1) / squared.clamp_min(
-        torch.finfo(squared.dtype).tiny
-    )  # y.d / |y|^2, [n, ...]
+    norm = torch.linalg.vector_norm(baseline, dim=-1)
+    direction = baseline / norm.unsqueeze(-1).clamp_min(torch.finfo(norm.dtype).tiny)
+    along = (differences * direction).sum(-1)  # y.d / |y|
     across = torch.linalg.vector_norm(
-        torch.addcmul(differences, along.unsqueeze(-1), baseline.unsqueeze(0), value=-1), dim=-1
-    )
-    norm = squared.sqrt()
-    parallel = norm * (1 + along)  # y.(y+d) / |y|
+        torch.addcmul(differences, along.unsqueeze(-1), direction, value=-1), dim=-1
+    )  # |e|
+    parallel = along.add_(norm)  # y.(y+d) / |y|
     masked = torch.hypot(parallel, across)  # |y+d|
     acute = across * (across / masked) / (masked + parallel)
     cosine = torch.where(parallel >= 0, acute, 1 - parallel / masked)
-    # Vectors of length zero: along and parallel say nothing there.
-    baseline_zero = squared == 0
-    cosine = torch.where(masked == 0, 1.0, cosine)
-    cosine = torch.where(baseline_zero, (l2 > 0).to(cosine.dtype), cosine)
-    cosine = torch.where(l2 == 0, 0.0, cosine)
-    return l2, cosine
+    # Vectors of length zero have no direction. y + d is one only where nothing is left of y, to the last bit.
+    one_is_zero = norm == 0
+    if differences.device.type != "cpu" or (masked <= 1e-5 * norm).any():
+        one_is_zero = one_is_zero | (differences == -baseline).all(-1)
+    cosine.masked_fill_(one_is_zero, 1.0).masked_fill_(l2 == 0, 0.0)
+    return l2, cosine, norm

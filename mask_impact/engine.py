@@ -192,20 +192,22 @@ class MaskingEngine:
     def _on_attention(self, query, key, value, mask, scaling, window) -> None:
         n_keys = key.shape[2]
         visible = _visible_keys(mask, n_keys, window, key.device)
-        first = int(visible.int().argmax()) if mask is not None or window is not None else 0
-        dtype = arithmetic_dtype(query.dtype)
+        first = 0 if visible is None else int(visible.int().argmax())
         attention = query_attention(
-            query[0, :, -1].to(dtype),
-            key[0, :, first:].to(dtype),
-            value[0, :, first:].to(dtype),
+            query[0, :, -1],
+            key[0, :, first:],
+            value[0, :, first:],
             scaling if scaling is not None else query.shape[-1] ** -0.5,
-            visible[first:],
+            None if visible is None else visible[first:],
         )
         current = self._current
         current.observe_attention(attention)
         if current.layer.index in self.layer_inputs:
-            out_of_sight = torch.zeros(current.first_position, dtype=torch.bool)
-            self.layer_inputs[current.layer.index].visible.append(torch.cat([out_of_sight, visible[first:].cpu()]))
+            seen = torch.ones(current.n_positions, dtype=torch.bool)
+            seen[: current.first_position] = False
+            if visible is not None:
+                seen[current.first_position :] = visible[first:].cpu()
+            self.layer_inputs[current.layer.index].visible.append(seen)
         stop = attention.n_keys if self.max_rows is None else min(self.max_rows, attention.n_keys)
         self._propagation = current.propagate(0, stop)
         self._advance(None)
@@ -324,14 +326,20 @@ def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _visible_keys(mask: torch.Tensor | None, n_keys: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """bool [n_keys]: which keys the last query sees. window: keys a windowed kernel looks back on, where no 4D mask says it."""
-    visible = torch.ones(n_keys, dtype=torch.bool, device=device)
+def _visible_keys(
+    mask: torch.Tensor | None, n_keys: int, window: int | None, device: torch.device
+) -> torch.Tensor | None:
+    """bool [n_keys], which keys the last query sees; None for all of them.
+
+    window: how many keys a windowed kernel looks back on, where no 4D mask says it.
+    """
+    visible = None
     if mask is not None and mask.dim() == 4:
         row = mask[0, 0, -1, :n_keys]
         visible = row if row.dtype == torch.bool else row > torch.finfo(row.dtype).min / 2
     elif mask is not None:
         visible = mask[0, -n_keys:].to(torch.bool)
-    if window is not None:
-        visible = visible & (torch.arange(n_keys, device=device) >= n_keys - window)
+    if window is not None and window < n_keys:
+        inside = torch.arange(n_keys, device=device) >= n_keys - window
+        visible = inside if visible is None else visible & inside
     return visible

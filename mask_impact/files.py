@@ -52,6 +52,7 @@ def check_output(output_dir: str | os.PathLike, name: str) -> Path:
 
 
 def without_suffix(name: str) -> str:
+    """The name of a result without the suffix of one of its files."""
     return re.sub(r"(?<=.)(\.(csv|json|parquet|meta))+\Z", "", name, flags=re.DOTALL | re.IGNORECASE)
 
 

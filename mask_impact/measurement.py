@@ -7,6 +7,7 @@ rows ride along in the model's own forward, or calls the module for them afterwa
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -121,8 +122,9 @@ class LayerMeasurement:
         self.attention: QueryAttention | None = None
         self.first_position = 0
         self.own: dict[nn.Module, torch.Tensor] = {}  # the model's own output row of each linear map, [out]
-        self.self_check = layer_input.new_zeros(())
         self.noise_floor = layer_input.new_full((), float("nan"))
+        self._checks: list[tuple[torch.Tensor, torch.Tensor]] = []  # |own - recomputed| and |own|
+        self._norms: dict[str, torch.Tensor] = {}  # |y| by variant group
         self.l2: torch.Tensor | None = None
         self.cosine: torch.Tensor | None = None
 
@@ -143,10 +145,9 @@ class LayerMeasurement:
         if module is layer.o_proj:
             self._check(row, self.attention.output.flatten())
         elif isinstance(layer.mlp, GatedMlp) and module is layer.mlp.down:
-            gate, up = self._gate_and_up()
-            self._check(row, ACTIVATIONS[layer.mlp.activation].value(gate) * up)
+            self._check(row, self.mlp_product)
         else:
-            self._check(row, self._mlp_input(self.layer_input + self.attention_update))
+            self._check(row, self.mlp_input)
 
     def observe_output(self, module: nn.Module, row: torch.Tensor, correction: torch.Tensor | None = None) -> None:
         """Keep the model's own output row [out] of a linear map, with what its input row had lost by rounding."""
@@ -155,49 +156,62 @@ class LayerMeasurement:
 
     def observe_layer_output(self, row: torch.Tensor) -> None:
         """Check the layer's output [hidden] against x + a + m."""
-        self._check(row, self.layer_input + self.attention_update + self.mlp_update)
+        self._check(row, self.state + self.mlp_update)
 
     def _check(self, own: torch.Tensor, recomputed: torch.Tensor) -> None:
         own = own.to(recomputed.dtype)
-        error = torch.linalg.vector_norm(own - recomputed) / torch.linalg.vector_norm(own).clamp_min(1e-30)
-        self.self_check = torch.maximum(self.self_check, error)  # propagates NaN
+        self._checks.append((torch.linalg.vector_norm(own - recomputed), torch.linalg.vector_norm(own)))
 
     # --- the model's own quantities, at the query position ----------------------------------------------------------------
 
-    @property
+    @cached_property
     def attention_update(self) -> torch.Tensor:
         """a [hidden]: what the attention branch adds to the residual stream."""
         own = self.own[self.layer.o_proj]
         return rms_norm(own, self.layer.after_attention) if self.layer.after_attention else own
 
-    @property
+    @cached_property
+    def state(self) -> torch.Tensor:
+        """x + a [hidden]."""
+        return self.layer_input + self.attention_update
+
+    @cached_property
+    def mlp_input(self) -> torch.Tensor:
+        """[hidden]: what the MLP is given, before rounding."""
+        return rms_norm(self.state, self.layer.before_mlp) if self.layer.before_mlp else self.state
+
+    @cached_property
+    def gate_and_up(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """g and u [intermediate] of a gated MLP."""
+        mlp = self.layer.mlp
+        if mlp.up is None:
+            return self.own[mlp.gate].chunk(2, dim=-1)
+        return self.own[mlp.gate], self.own[mlp.up]
+
+    @cached_property
+    def mlp_product(self) -> torch.Tensor:
+        """act(g) u [intermediate]."""
+        gate, up = self.gate_and_up
+        return ACTIVATIONS[self.layer.mlp.activation].value(gate) * up
+
+    @cached_property
     def mlp_update(self) -> torch.Tensor:
         """m [hidden]: what the MLP branch adds to the residual stream."""
         mlp = self.layer.mlp
         own = self.own[mlp.down if isinstance(mlp, GatedMlp) else mlp.block]
         return rms_norm(own, self.layer.after_mlp) if self.layer.after_mlp else own
 
-    def _gate_and_up(self) -> tuple[torch.Tensor, torch.Tensor]:
-        mlp = self.layer.mlp
-        if mlp.up is None:
-            return self.own[mlp.gate].chunk(2, dim=-1)
-        return self.own[mlp.gate], self.own[mlp.up]
-
     def finish(self) -> "LayerRecord":
         """What is kept of the layer; everything else of it may be freed."""
-        norms = {
-            "full": lambda: torch.linalg.vector_norm(self.attention_update + self.mlp_update).unsqueeze(0),
-            "attn": lambda: torch.linalg.vector_norm(self.attention_update).unsqueeze(0),
-            "heads": lambda: torch.linalg.vector_norm(self.attention.output, dim=-1),
-        }
         weights = self.layer_input.new_zeros(self.n_positions)
         weights[self.first_position :] = self.attention.weights.mean(0)
+        errors, sizes = (torch.stack(values) for values in zip(*self._checks, strict=True))
         return LayerRecord(
             l2=self.l2,
             cosine=self.cosine,
             attention=weights,
-            baseline_norm=torch.cat([norms[group]() for group in self.groups]),
-            self_check=self.self_check,
+            baseline_norm=torch.cat([self._norms[group].reshape(-1) for group in self.groups]),
+            self_check=(errors / sizes.clamp_min(1e-30)).max(),  # NaN if one of them is
             noise_floor=self.noise_floor,
         )
 
@@ -226,13 +240,12 @@ class LayerMeasurement:
         if "full" not in self.groups:
             return
 
-        state = self.layer_input + attention_update
-        input_differences = self._through_norm(layer.before_mlp, state, attention_differences)
+        input_differences = self._through_norm(layer.before_mlp, self.state, attention_differences)
         if isinstance(layer.mlp, OpaqueMlp):
-            rows = yield from self._through_experts(layer.mlp, state, input_differences)
+            rows = yield from self._through_experts(layer.mlp, input_differences)
             own = self.own[layer.mlp.block]
         else:
-            rows = yield from self._through_gated_mlp(layer.mlp, state, input_differences)
+            rows = yield from self._through_gated_mlp(layer.mlp, input_differences)
             own = self.own[layer.mlp.down]
         differences = self._through_norm(layer.after_mlp, own, rows) + attention_differences
         self._keep("full", start, attention_update + self.mlp_update, differences)
@@ -241,30 +254,23 @@ class LayerMeasurement:
         rows = rows.to(state.dtype)
         return rms_norm_difference(state, rows, norm) if norm else rows
 
-    def _mlp_input(self, state: torch.Tensor) -> torch.Tensor:
-        return rms_norm(state, self.layer.before_mlp) if self.layer.before_mlp else state
-
     def _through_gated_mlp(
-        self, mlp: GatedMlp, state: torch.Tensor, rows: torch.Tensor
+        self, mlp: GatedMlp, rows: torch.Tensor
     ) -> Generator[Ride, list[torch.Tensor], torch.Tensor]:
-        baseline = self._mlp_input(state)
+        baseline = self.mlp_input
         if mlp.up is None:
             (both,) = yield Ride((mlp.gate,), rows, baseline=baseline)
             gate_rows, up_rows = both.chunk(2, dim=-1)
         else:
             gate_rows, up_rows = yield Ride((mlp.gate, mlp.up), rows, baseline=baseline)
-        gate, up = self._gate_and_up()
         # In the model's dtype at once: the rows are about to enter its linear map.
         product = torch.empty(gate_rows.shape, dtype=gate_rows.dtype, device=gate_rows.device)
-        activation = ACTIVATIONS[mlp.activation]
-        gated_difference(activation, gate, up, gate_rows, up_rows, out=product)
-        (down_rows,) = yield Ride((mlp.down,), product, baseline=activation.value(gate) * up)
+        gated_difference(ACTIVATIONS[mlp.activation], *self.gate_and_up, gate_rows, up_rows, out=product)
+        (down_rows,) = yield Ride((mlp.down,), product, baseline=self.mlp_product)
         return down_rows
 
-    def _through_experts(
-        self, mlp: OpaqueMlp, state: torch.Tensor, rows: torch.Tensor
-    ) -> Generator[Ride, list[torch.Tensor], torch.Tensor]:
-        baseline = self._mlp_input(state)
+    def _through_experts(self, mlp: OpaqueMlp, rows: torch.Tensor) -> Generator[Ride, list[torch.Tensor], torch.Tensor]:
+        baseline = self.mlp_input
         noise = torch.rand(baseline.shape, generator=torch.Generator().manual_seed(self.layer.index))
         noise = (noise.to(baseline) - 0.5) * torch.finfo(self.dtype).eps
         states = torch.cat([baseline.unsqueeze(0), (baseline * (1 + noise)).unsqueeze(0), baseline + rows])
@@ -282,7 +288,7 @@ class LayerMeasurement:
             "attn": "full" in self.groups,
             "heads": ("full" in self.groups) + ("attn" in self.groups),
         }
-        l2, cosine = distances(baseline, differences)
+        l2, cosine, self._norms[group] = distances(baseline, differences)
         columns = slice(n_before[group], n_before[group] + (l2.shape[1] if l2.dim() == 2 else 1))
         self.l2[rows, columns] = l2.view(len(differences), -1)
         self.cosine[rows, columns] = cosine.view(len(differences), -1)

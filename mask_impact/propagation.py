@@ -29,16 +29,24 @@ def rms_norm_difference(state: torch.Tensor, differences: torch.Tensor, norm: No
     """
     hidden = state.shape[-1]
     variance = state.square().mean() + norm.eps
-    growth = (differences @ (2 * state) + differences.square().sum(-1)) / hidden  # [n]
-    masked_state = differences + state
+    growth = (torch.mv(differences, 2 * state) + differences.square().sum(-1)) / hidden  # [n]
     most_is_gone = growth < -variance / 2
-    masked = torch.where(most_is_gone, masked_state.square().mean(-1) + norm.eps, variance + growth)
-    root, masked_root = variance.sqrt(), masked.sqrt()
-    # One expression for both: a (r' - r) + b r' with a = x, b = d, or -x r + b r' with b = x + d.
-    scale = torch.where(most_is_gone, -1 / root, -growth / (root * masked_root * (root + masked_root)))
-    moved = torch.where(most_is_gone.unsqueeze(-1), masked_state, differences)
-    moved.mul_(masked_root.reciprocal().unsqueeze(-1)).addcmul_(scale.unsqueeze(-1), state.unsqueeze(0))
-    return moved.mul_(norm.weight(state.dtype, state.device))
+    root = variance.sqrt()
+    weight = norm.weight(state.dtype, state.device)
+    # On a GPU asking whether it happens would stall the queue: there the general form is taken at once.
+    if state.device.type == "cpu" and not most_is_gone.any():
+        masked_root = (variance + growth).sqrt_()
+        scale = -growth / (root * masked_root * (root + masked_root))  # r' - r
+        moved = differences * masked_root.reciprocal_().unsqueeze(-1)
+    else:
+        # One expression for both: a (r' - r) + b r' with a = x, b = d, or -x r + b r' with b = x + d.
+        masked_state = differences + state
+        masked = torch.where(most_is_gone, masked_state.square().mean(-1) + norm.eps, variance + growth)
+        masked_root = masked.sqrt()
+        scale = torch.where(most_is_gone, -1 / root, -growth / (root * masked_root * (root + masked_root)))
+        moved = torch.where(most_is_gone.unsqueeze(-1), masked_state, differences)
+        moved.mul_(masked_root.reciprocal().unsqueeze(-1))
+    return moved.addcmul_(scale.unsqueeze(-1), state.unsqueeze(0)).mul_(weight)
 
 
 @dataclass(frozen=True)
@@ -135,7 +143,7 @@ class _ActivationChange:
         self.gate = gate
         self.value = value
         self.exact = exact
-        self.taylor = activation.taylor(gate) if activation.taylor else None
+        self.taylor: tuple[torch.Tensor, ...] | None = None
 
     def __call__(self, differences: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """differences: [n, width]; first, second: buffers of that shape, one of which is returned."""
@@ -143,7 +151,7 @@ class _ActivationChange:
         on_cpu = differences.device.type == "cpu"
         low, high = torch.aminmax(differences) if on_cpu else (0.0, torch.inf)
         differences = first.copy_(differences)
-        if self.taylor is not None and max(-low, high) <= TAYLOR_RADIUS:
+        if self.activation.taylor is not None and max(-low, high) <= TAYLOR_RADIUS:
             return self._by_taylor(differences, second)
         if self.exact or not on_cpu:
             return second.copy_(self.activation.difference(self.gate, differences))
@@ -152,6 +160,8 @@ class _ActivationChange:
         return torch.sub(self.activation.value(differences.add_(self.gate)), self.value, out=second)
 
     def _by_taylor(self, differences: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        if self.taylor is None:
+            self.taylor = self.activation.taylor(self.gate)
         c1, c2, c3, c4 = self.taylor
         torch.addcmul(c3, differences, c4, out=out)
         out.mul_(differences).add_(c2).mul_(differences).add_(c1)

@@ -467,7 +467,8 @@ def test_a_name_that_could_leave_the_folder_or_fail_elsewhere_is_a_usage_error(t
 
 
 def test_a_long_accepted_name_can_really_be_saved(tmp_path):
-    save(make_result(), tmp_path / ("x" * 200), "csv,json,parquet")
+    saved = save(make_result(), tmp_path / ("x" * 200), "csv,json,parquet")
+    assert all(path.is_file() for path in saved.paths)
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "loop"])

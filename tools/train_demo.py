@@ -11,7 +11,7 @@ Twelve stages, each starting from the weights of another:
                                 pictures + quiz -> both (6) -> deep_vl (36) -> raw_vl -> vl          pictures and text
 
 `both` starts from the sum of what `quiz` and `pictures` have each learned since `words`, which the two have in common.
-The bundled checkpoints came out of these stages in about half an hour on two CPU cores. Up to `both` a third recall question
+The bundled checkpoints came out of these stages in about 45 minutes on two busy CPU cores. Up to `both` a third recall question
 was among their training data ("What does Tom have?"), which the seed did not learn and which is left out here.
 
 The state of the running stage is kept in the work folder, so the same command goes on after an interruption and takes

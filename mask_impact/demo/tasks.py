@@ -366,10 +366,12 @@ DESCRIBE_QUESTIONS = ("Describe the image.", "What is this?", "What is in the im
 
 
 def color_question(shape: str) -> str:
+    """The question whose answer is the color of the picture's one `shape`."""
     return f"What color is the {shape}?"
 
 
 def shape_question(color: str) -> str:
+    """The question whose answer is the shape of the picture's one thing of that `color`."""
     return f"What shape is {color}?"
 
 
