@@ -222,7 +222,8 @@ class MaskingEngine:
             return None
         if self._embarked is None or self._embarked[0] is not states:  # gate and up are given the same tensor
             passengers = self._ride.board(states.dtype, own=states[0, -1])
-            self._embarked = states, passengers, torch.cat([states, passengers.rows.to(states.device)[None]], dim=1)
+            joined = torch.cat([states[0], *(rows.to(states.device) for rows in passengers.groups)])
+            self._embarked = states, passengers, joined.unsqueeze(0)
         return (self._embarked[2], *args[1:])
 
     def _after_linear(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
@@ -234,7 +235,7 @@ class MaskingEngine:
             current.observe_output(module, output[0, -1])
             return None
         passengers = self._embarked[1]
-        n_own = output.shape[1] - len(passengers.rows)
+        n_own = output.shape[1] - passengers.n_rows
         mapped, correction = passengers.alight(module, output[0, n_own:])
         current.observe_output(module, output[0, n_own - 1], correction)
         self._mapped.append(mapped)
@@ -277,7 +278,7 @@ class MaskingEngine:
     def _map(self, module: nn.Module, ride: Ride, dtype: torch.dtype) -> torch.Tensor:
         passengers = ride.board(dtype)
         # `forward` and not the module itself: that would call the hooks, which wait for the model's own forward.
-        return passengers.alight(module, module.forward(passengers.rows.unsqueeze(0))[0])[0]
+        return passengers.alight(module, module.forward(passengers.groups[0].unsqueeze(0))[0])[0]
 
     # --- results ----------------------------------------------------------------------------------------------------------------
 

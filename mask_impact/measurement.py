@@ -1,7 +1,7 @@
 """One decoder layer in one forward pass: from masked attention to distances, and the layer's self-check.
 
-`LayerMeasurement.propagate` is the chain of DESIGN's engine written top to bottom as a generator: where a linear map of
-the model is due it yields a `Ride` and is sent the mapped rows. It does not know who does the mapping: the engine lets the
+`LayerMeasurement.propagate` is the chain from attention to the layer's update, top to bottom, as a generator: where a
+linear map of the model is due it yields a `Ride` and is sent the mapped rows. It does not know who does the mapping: the engine lets the
 rows ride along in the model's own forward, or calls the module for them afterwards. Knows no hooks, no generation, no files.
 """
 
@@ -40,13 +40,16 @@ class Ride:
 
     def board(self, dtype: torch.dtype, own: torch.Tensor | None = None) -> "Passengers":
         """The rows as they enter a linear map in the model's dtype; own: [width], the model's own input row."""
-        rows = self.rows
-        corrects = self.baseline is not None and own is not None and dtype != self.baseline.dtype
-        if corrects:
-            lost = self.baseline - own.to(self.baseline)
-            rows = torch.cat([rows, lost.to(rows.dtype).unsqueeze(0)])
-        scale = self._scale(rows, dtype)
-        return Passengers((rows if scale is None else rows * scale).to(dtype), scale, corrects)
+        groups = [self.rows]
+        if self.baseline is not None and own is not None and dtype != self.baseline.dtype:
+            groups.append((self.baseline - own.to(self.baseline)).unsqueeze(0))
+        scales = [self._scale(rows, dtype) for rows in groups]
+        return Passengers(
+            tuple(
+                (rows if scale is None else rows * scale).to(dtype) for rows, scale in zip(groups, scales, strict=True)
+            ),
+            None if scales[0] is None else torch.cat(scales),
+        )
 
     def _scale(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
         """A power of two for each row [n, 1], or None where none is needed.
@@ -65,11 +68,19 @@ class Ride:
 
 @dataclass(frozen=True)
 class Passengers:
-    """Rows on their way through a linear map: rows [n, width] in the model's dtype, scale [n, 1] or None."""
+    """Rows on their way through a linear map, in the model's dtype.
 
-    rows: torch.Tensor
+    groups: the ride's rows [n, width] and, where there is something to correct, what the own row lost [1, width].
+    scale: [all rows, 1] or None.
+    """
+
+    groups: tuple[torch.Tensor, ...]
     scale: torch.Tensor | None
-    corrects: bool
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of all groups."""
+        return sum(len(rows) for rows in self.groups)
 
     def alight(self, module: nn.Module, mapped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What the map made of the rows [n, out], without bias and scale; and the correction [out] of the own row."""
@@ -77,7 +88,7 @@ class Passengers:
             mapped = mapped.to(self.scale.dtype)
             bias = getattr(module, "bias", None)
             mapped = (mapped if bias is None else mapped - bias.to(mapped)) / self.scale.to(mapped.device)
-        return (mapped[:-1], mapped[-1]) if self.corrects else (mapped, None)
+        return (mapped, None) if len(self.groups) == 1 else (mapped[:-1], mapped[-1])
 
 
 Propagation = Generator[Ride, list[torch.Tensor], None]
