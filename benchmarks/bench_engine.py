@@ -1,6 +1,6 @@
 """What the analysis costs beside the model's own forward, on random weights of the exact Qwen3-VL-4B shape.
 
-    python benchmarks/bench_engine.py                      the whole table: medians of 5, about half an hour on 2 cores
+    python benchmarks/bench_engine.py                      the whole table: medians of 5, about 20 minutes on 2 cores
     python benchmarks/bench_engine.py --layers 6 --tokens 64 256       a quick look
 
 For each prompt length N, in one run: a plain forward (`generate` of one token), the same with the engine riding, the ratio
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument(
         "--generate", type=int, default=5, help="generated tokens of the second table (0: leave it out)"
     )
-    parser.add_argument("--generate-prompt", type=int, nargs="+", default=[64, 256], help="its prompt lengths")
+    parser.add_argument("--generate-prompt", type=int, nargs="+", default=[16, 64], help="its prompt lengths")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,6 @@ class LoadedModel:
     name: str
     note: str | None = None
     revision: str | None = None
-    meta: dict[str, Any] = field(default_factory=dict)
 
 
 def wrap(model: PreTrainedModel, processor_or_tokenizer: Any, *, name: str | None = None) -> LoadedModel:

@@ -1,8 +1,9 @@
 """One decoder layer in one forward pass: from masked attention to distances, and the layer's self-check.
 
 `LayerMeasurement.propagate` is the chain from attention to the layer's update, top to bottom, as a generator: where a
-linear map of the model is due it yields a `Ride` and is sent the mapped rows. It does not know who does the mapping: the engine lets the
-rows ride along in the model's own forward, or calls the module for them afterwards. Knows no hooks, no generation, no files.
+linear map of the model is due it yields a `Ride` and is sent the mapped rows. It does not know who does the mapping: the
+engine lets the rows ride along in the model's own forward, or calls the module for them afterwards. Knows no hooks, no
+generation, no files.
 """
 
 from collections.abc import Generator

@@ -102,8 +102,11 @@ ACTIVATIONS: dict[str, Activation] = {
 
 # Up to here four terms of the Taylor series are exact in float32: the fifth is below 1e-6 of the first.
 TAYLOR_RADIUS = 2.0**-4
-# Elements of the [n, intermediate] tensors to work on at once on a CPU: the buffers (float32) stay in its cache.
+# Elements of the [n, intermediate] tensors to work on at once on a CPU: the buffers (float32) stay in its cache. Few rows go
+# in blocks that torch leaves to one thread (below its grain of 2^15): waking the others would take longer than the work.
 CPU_BLOCK_ELEMENTS = 2**18
+CPU_SERIAL_ELEMENTS = 2**15 - 1
+CPU_FEW_ELEMENTS = 2**20
 
 
 def gated_difference(
@@ -122,7 +125,10 @@ def gated_difference(
     value = activation.value(gate)
     change_of = _ActivationChange(activation, gate, value, exact=gate_differences.dtype == gate.dtype)
     n_rows, width = out.shape
-    n_block = n_rows if out.device.type != "cpu" else min(n_rows, max(1, CPU_BLOCK_ELEMENTS // width))
+    n_block = n_rows
+    if out.device.type == "cpu":
+        n_elements = CPU_SERIAL_ELEMENTS if out.numel() <= CPU_FEW_ELEMENTS else CPU_BLOCK_ELEMENTS
+        n_block = min(n_rows, max(1, n_elements // width))
     first, second = (gate.new_empty(n_block, width) for _ in range(2))
     for start in range(0, n_rows, n_block):
         rows = slice(start, min(start + n_block, n_rows))

@@ -257,6 +257,6 @@ def test_many_rows_are_worked_on_in_blocks_without_a_seam(monkeypatch):
     gate_rows, up_rows = (torch.randn(33, 64, generator=generator) for _ in range(2))
     silu = ACTIVATIONS["silu"]
     whole = gated_difference(silu, gate, up, gate_rows, up_rows, out=torch.empty(33, 64))
-    monkeypatch.setattr("mask_impact.propagation.CPU_BLOCK_ELEMENTS", 7 * 64)
+    monkeypatch.setattr("mask_impact.propagation.CPU_SERIAL_ELEMENTS", 7 * 64)
     parts = gated_difference(silu, gate, up, gate_rows, up_rows, out=torch.empty(33, 64))
     torch.testing.assert_close(parts, whole, rtol=1e-6, atol=1e-7)
