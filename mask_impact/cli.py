@@ -199,6 +199,8 @@ def _main(script: Script, argv: Sequence[str] | None) -> int:
 def _describe(error: Exception) -> str:
     if isinstance(error, MaskImpactError):
         return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return f"the Python package {error.name} is not installed: python -m pip install -r requirements.txt"
     return f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} (--debug shows where; please report it)"
 
 

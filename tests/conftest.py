@@ -21,6 +21,7 @@ CHATML = """\
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
+    """Tiny models are faster so, and rounding does not depend on the machine's cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -700,3 +700,13 @@ def test_an_unreachable_hub_is_found_out_within_six_seconds(refused, monkeypatch
     line = refused(main_text, "--prompt", "the cat", "--model", "nobody/nothing")
     assert time.perf_counter() - started < 6
     assert "the hub does not answer" in line
+
+
+def test_a_package_that_is_not_installed_is_named_with_the_command_that_installs_it(refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    for name in ("mask_impact.loading", "mask_impact.analysis"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delattr("mask_impact.loading", raising=False)
+    monkeypatch.delattr("mask_impact.analysis", raising=False)
+    line = refused(main_text, "--model", "demo", "--prompt", "the cat")
+    assert "the Python package transformers is not installed: python -m pip install -r requirements.txt" in line

@@ -21,14 +21,6 @@ REQUIRED = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def vl_model():
     return AutoModelForImageTextToText.from_pretrained(demo.VL_PATH, dtype="auto").eval()

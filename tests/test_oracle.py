@@ -22,14 +22,6 @@ N_PROMPT = 9  # longer than the sliding window
 VISION_LANGUAGE = ("qwen3_vl", "qwen3_vl_moe")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def biased_qwen3():
     """A qwen3 with biases in all attention projections, its traces, and the oracle's result."""
