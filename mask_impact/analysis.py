@@ -11,13 +11,14 @@ import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import transformers
 from transformers import GenerationConfig, PreTrainedModel
 
 import mask_impact
+from mask_impact.architectures import locate
 from mask_impact.encoding import EncodedPrompt, encode, encode_inputs, token_texts
 from mask_impact.engine import MaskingEngine, RawStep
 from mask_impact.errors import DeviceError, InputError
@@ -30,8 +31,8 @@ from mask_impact.verification import Verification, choose_layers, verify
 N_CANDIDATES = 5
 
 
-class Observer(Protocol):
-    """Is told how a run gets on; see `cli` for one that draws progress bars."""
+class Observer:
+    """Is told how a run gets on, and does nothing about it; see `cli` for one that draws a progress bar."""
 
     def begin(self, n_tokens: int, n_layers: int, n_steps: int) -> None:
         """A run over a prompt of n_tokens starts (again, after running out of memory)."""
@@ -41,17 +42,6 @@ class Observer(Protocol):
 
     def note(self, text: str) -> None:
         """Something the user should know, in one line."""
-
-
-class _Silent:
-    def begin(self, n_tokens: int, n_layers: int, n_steps: int) -> None:
-        pass
-
-    def layer_done(self, step: int, layer: int) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
 
 
 def analyze(
@@ -86,7 +76,7 @@ def run(
     observer: Observer | None = None,
 ) -> Result:
     """`analyze` with its arguments already checked."""
-    observer = observer or _Silent()
+    observer = observer or Observer()
     if images:
         raise InputError("images cannot be analysed yet; leave them out")
     encoded = encode_inputs(loaded, prompt) if isinstance(prompt, Mapping) else encode(loaded, prompt, raw=settings.raw)
@@ -118,15 +108,10 @@ def _check_context(model: PreTrainedModel, n_tokens: int, num_tokens: int) -> No
 
 def default_rows(model: PreTrainedModel) -> int:
     """How many masked tokens may ride at once: what a quarter of the free memory, and at most 256 MB on a CPU, holds."""
-    config = model.config.get_text_config()
-    size = next(model.parameters()).element_size()
+    decoder = locate(model)
     # Of each row: head differences and two updates in float32, and gate, up, their product and its copy in the model's dtype.
-    row = (
-        4 * (2 * config.num_attention_heads * config.head_dim + 3 * config.hidden_size)
-        if getattr(config, "head_dim", None)
-        else 4 * 5 * config.hidden_size
-    )
-    row += size * (4 * config.intermediate_size + 2 * config.hidden_size)
+    row = 4 * (2 * decoder.n_heads * decoder.head_dim + 3 * decoder.hidden_size)
+    row += next(model.parameters()).element_size() * (4 * decoder.intermediate_size + 2 * decoder.hidden_size)
     if model.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(model.device)
         return max(1, int(free / 4 / row))

@@ -118,11 +118,6 @@ class Decoder:
     hidden_size: int
     intermediate_size: int
 
-    @property
-    def has_opaque_mlp(self) -> bool:
-        """True where at least one layer is a mixture of experts."""
-        return any(isinstance(layer.mlp, OpaqueMlp) for layer in self.layers)
-
 
 def supported() -> str:
     """The supported architectures, for messages."""

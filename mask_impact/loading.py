@@ -23,12 +23,13 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, R
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
+from mask_impact import demo
 from mask_impact.architectures import check_supported
 from mask_impact.errors import DeviceError, MaskImpactError, ModelError, UsageError
 from mask_impact.processing import load_processor
 from mask_impact.settings import DEFAULT_MODELS
 
-KINDS = ("vl", "text")
+KINDS = tuple(DEFAULT_MODELS)
 DEMO = "demo"
 SMOLLM2 = "smollm2"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -181,7 +182,7 @@ def _resolve_dtype(dtype: str) -> torch.dtype | str:
 
 def demo_path(kind: str) -> Path:
     """Folder of the bundled demo checkpoint."""
-    return Path(__file__).parent / "demo" / kind
+    return {"vl": demo.VL_PATH, "text": demo.TEXT_PATH}[kind]
 
 
 def _locate_source(model: str | None, kind: str, revision: str | None) -> tuple[Source, str, str | None]:

@@ -134,9 +134,7 @@ def gated_difference(
         rows = slice(start, min(start + n_block, n_rows))
         up_rows = up_differences[rows]
         change = change_of(gate_differences[rows], first[: len(up_rows)], second[: len(up_rows)])
-        # From here on `first` is free or is the change itself, `second` likewise.
-        spare = second if change.data_ptr() == first.data_ptr() else first
-        up_rows = spare[: len(up_rows)].copy_(up_rows)
+        up_rows = first[: len(up_rows)].copy_(up_rows)
         out[rows] = torch.addcmul(change.mul_(up_rows + up), value, up_rows, out=change)
     return out
 
@@ -151,19 +149,19 @@ class _ActivationChange:
         self.exact = exact
         self.taylor: tuple[torch.Tensor, ...] | None = None
 
-    def __call__(self, differences: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """differences: [n, width]; first, second: buffers of that shape, one of which is returned."""
+    def __call__(self, differences: torch.Tensor, spare: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """differences: [n, width]; spare, out: buffers of that shape, the second of which is returned."""
         # The size of the differences decides; on a GPU asking for it would stall the queue, and tanh costs little there.
         on_cpu = differences.device.type == "cpu"
         low, high = torch.aminmax(differences) if on_cpu else (0.0, torch.inf)
-        differences = first.copy_(differences)
+        differences = spare.copy_(differences)
         if self.activation.taylor is not None and max(-low, high) <= TAYLOR_RADIUS:
-            return self._by_taylor(differences, second)
+            return self._by_taylor(differences, out)
         if self.exact or not on_cpu:
-            return second.copy_(self.activation.difference(self.gate, differences))
+            return out.copy_(self.activation.difference(self.gate, differences))
         # These differences come out of a half-precision linear map and some are large: what the subtraction loses in
         # float32 is far below their own rounding.
-        return torch.sub(self.activation.value(differences.add_(self.gate)), self.value, out=second)
+        return torch.sub(self.activation.value(differences.add_(self.gate)), self.value, out=out)
 
     def _by_taylor(self, differences: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         if self.taylor is None:

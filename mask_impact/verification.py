@@ -69,7 +69,7 @@ def _remeasure(engine: MaskingEngine, layer: DecoderLayer, step: int, position: 
         "attn": torch.linalg.vector_norm(attention).reshape(1),
         "heads": torch.linalg.vector_norm(heads.view(n_heads, -1), dim=-1),
     }
-    return torch.cat([distances[group] for group in ("full", "attn", "heads") if group in engine.groups])
+    return torch.cat([distances[group] for group in engine.groups])
 
 
 def _copy_layer(layer: DecoderLayer) -> nn.Module:

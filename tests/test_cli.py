@@ -555,7 +555,7 @@ def test_memory_for_not_even_one_row_is_an_error(refused, text_checkpoint, monke
 # --- what a run that fails leaves of the model ------------------------------------------------------------------------------
 
 
-class InterruptedAtLayer1(analysis._Silent):
+class InterruptedAtLayer1(analysis.Observer):
     def layer_done(self, step, layer):
         if layer == 1:
             raise KeyboardInterrupt

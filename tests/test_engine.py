@@ -247,7 +247,7 @@ def without_self_check(monkeypatch):
         monkeypatch.setitem(measurement.SELF_CHECK_TOLERANCE, dtype, float("inf"))
 
 
-def rejected_by_oracle(name, monkeypatch, **overrides):
+def rejected_by_oracle(name, **overrides):
     model = tiny_model(name, **overrides)
     inputs = tiny_inputs(model, N_PROMPT, seed=1)
     expected = oracle.measure(model, inputs, 2)
@@ -267,7 +267,7 @@ def without_renormalisation(attention, start, stop):
 
 def test_leaving_out_the_renormalisation_is_rejected(monkeypatch, without_self_check):
     monkeypatch.setattr(measurement, "masking_differences", without_renormalisation)
-    rejected_by_oracle("qwen3", monkeypatch)
+    rejected_by_oracle("qwen3")
 
 
 def test_reading_another_key_value_group_is_rejected(monkeypatch, without_self_check):
@@ -275,13 +275,13 @@ def test_reading_another_key_value_group_is_rejected(monkeypatch, without_self_c
     monkeypatch.setattr(
         engine_module, "query_attention", lambda q, k, v, *rest: true(q, k.roll(1, 0), v.roll(1, 0), *rest)
     )
-    rejected_by_oracle("llama", monkeypatch)
+    rejected_by_oracle("llama")
 
 
 def test_counting_the_bias_in_a_difference_is_rejected(monkeypatch, without_self_check):
     monkeypatch.setattr(measurement.Passengers, "alight", lambda self, module, mapped: (mapped, None))
     monkeypatch.setattr(measurement.Ride, "_scale", lambda self, rows, dtype: None)
-    rejected_by_oracle("qwen3", monkeypatch, attention_bias=True)
+    rejected_by_oracle("qwen3", attention_bias=True)
 
 
 def test_leaving_out_q_and_k_norm_is_rejected(without_self_check):
@@ -301,7 +301,7 @@ def test_leaving_out_the_norm_before_the_residual_add_is_rejected(name, monkeypa
     monkeypatch.setattr(
         measurement.LayerMeasurement, "_through_norm", lambda self, norm, state, rows: rows.to(state.dtype)
     )
-    rejected_by_oracle(name, monkeypatch)
+    rejected_by_oracle(name)
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ PACKAGE = REPOSITORY / "mask_impact"
 
 # A module may import only those before it.
 ORDER = [
-    "errors", "settings", "records", "architectures", "attention", "propagation", "measurement", "engine", "files",
+    "demo/__init__", "errors", "settings", "records", "architectures", "attention", "propagation", "measurement", "engine", "files",
     "store", "summary", "processing", "loading", "encoding", "verification", "analysis", "cli",
 ]  # fmt: skip
 # Independent of the rest: the demo's tasks, and the package itself, which only names where things are.
-APART = ["__init__", "demo/__init__", "demo/tasks"]
+APART = ["__init__", "demo/tasks"]
 # What these import of later modules they import when they are called: methods of Result that are there for convenience.
 LATE_IMPORTS = {("records", "store"), ("records", "summary")}
 # These work without torch and transformers: help, usage errors and stored results are quick.
@@ -51,7 +51,8 @@ def imported(node):
         names = [node.module] if node.module != "mask_impact" else [f"mask_impact.{alias.name}" for alias in node.names]
     else:
         names = [alias.name for alias in node.names]
-    return [name.removeprefix("mask_impact.") for name in names if name.startswith("mask_impact.")]
+    names = [name.removeprefix("mask_impact.") for name in names if name.startswith("mask_impact.")]
+    return [f"{name}/__init__" if (PACKAGE / name).is_dir() else name for name in names]
 
 
 def imports_of(tree):
