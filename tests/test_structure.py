@@ -17,8 +17,8 @@ PACKAGE = REPOSITORY / "mask_impact"
 
 # A module may import only those before it.
 ORDER = [
-    "demo/__init__", "errors", "settings", "records", "architectures", "attention", "propagation", "measurement", "engine", "files",
-    "store", "summary", "processing", "loading", "encoding", "verification", "analysis", "cli",
+    "demo/__init__", "errors", "settings", "records", "architectures", "attention", "propagation", "measurement", "engine",
+    "files", "store", "summary", "processing", "loading", "encoding", "verification", "analysis", "cli",
 ]  # fmt: skip
 # Independent of the rest: the demo's tasks, and the package itself, which only names where things are.
 APART = ["__init__", "demo/tasks"]
