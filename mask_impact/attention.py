@@ -96,27 +96,45 @@ def masking_differences(attention: QueryAttention, start: int, stop: int) -> tor
     return differences
 
 
-def distances(baseline: torch.Tensor, differences: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """L2 and cosine distance between y and y + d over the last dimension.
+@dataclass(frozen=True)
+class Lengths:
+    """What L2 and cosine distance between y and y + d follow from.
 
-    baseline y: [..., D]; differences d: [n, ..., D]; returns two tensors [n, ...], and |y| [...]. With e the part of d across y,
-    1 - cos = |y|^2 |e|^2 / (|y||y+d| (|y||y+d| + y.(y+d))) keeps its digits however small it is; where y.(y+d) < 0 nothing
-    cancels in 1 - cos itself. One vector zero: 1; both: 0.
+    l2: |d|; along: y.d / |y|; across: |e| with e the part of d across y, all three of one shape; norm: |y|, broadcastable
+    to it.
     """
-    l2 = torch.linalg.vector_norm(differences, dim=-1)
+
+    l2: torch.Tensor
+    along: torch.Tensor
+    across: torch.Tensor
+    norm: torch.Tensor
+
+
+def lengths(baseline: torch.Tensor, differences: torch.Tensor) -> Lengths:
+    """The lengths over the last dimension: y [..., D] and d [n, ..., D] give l2, along, across [n, ...] and norm [...].
+
+    Where d takes away all of y, to the last bit, along is -|y| and across 0 exactly.
+    """
     norm = torch.linalg.vector_norm(baseline, dim=-1)
     direction = baseline / norm.unsqueeze(-1).clamp_min(torch.finfo(norm.dtype).tiny)
-    along = (differences * direction).sum(-1)  # y.d / |y|
-    across = torch.linalg.vector_norm(
-        torch.addcmul(differences, along.unsqueeze(-1), direction, value=-1), dim=-1
-    )  # |e|
-    parallel = along.add_(norm)  # y.(y+d) / |y|
-    masked = torch.hypot(parallel, across)  # |y+d|
-    acute = across * (across / masked) / (masked + parallel)
+    l2 = torch.linalg.vector_norm(differences, dim=-1)
+    along = (differences * direction).sum(-1)
+    across = torch.linalg.vector_norm(torch.addcmul(differences, along.unsqueeze(-1), direction, value=-1), dim=-1)
+    # On a GPU asking whether it may be so would stall the queue: there all rows are compared.
+    if differences.device.type != "cpu" or (along <= (1e-5 - 1) * norm).any():
+        nothing_left = (differences == -baseline).all(-1)
+        along = torch.where(nothing_left, -norm, along)
+        across = across.masked_fill(nothing_left, 0.0)
+    return Lengths(l2, along, across, norm)
+
+
+def cosine_distance(of: Lengths) -> torch.Tensor:
+    """1 - cos(y, y + d), with its digits however small it is: |y|^2 |e|^2 / (|y||y+d| (|y||y+d| + y.(y+d))).
+
+    Where y.(y+d) < 0 nothing cancels in 1 - cos itself. One vector zero: 1; both: 0.
+    """
+    parallel = of.along + of.norm  # y.(y+d) / |y|
+    masked = torch.hypot(parallel, of.across)  # |y+d|
+    acute = of.across * (of.across / masked) / (masked + parallel)
     cosine = torch.where(parallel >= 0, acute, 1 - parallel / masked)
-    # Vectors of length zero have no direction. y + d is one only where nothing is left of y, to the last bit.
-    one_is_zero = norm == 0
-    if differences.device.type != "cpu" or (masked <= 1e-5 * norm).any():
-        one_is_zero = one_is_zero | (differences == -baseline).all(-1)
-    cosine.masked_fill_(one_is_zero, 1.0).masked_fill_(l2 == 0, 0.0)
-    return l2, cosine, norm
+    return torch.where(masked == 0, (of.norm > 0).to(cosine.dtype), cosine)

@@ -22,7 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mask_impact.architectures import Decoder, DecoderLayer, GatedMlp, locate
-from mask_impact.attention import query_attention
+from mask_impact.attention import Lengths, cosine_distance, query_attention
 from mask_impact.errors import ExactnessError, ModelError, UsageError
 from mask_impact.measurement import SELF_CHECK_TOLERANCE, LayerMeasurement, LayerRecord, Passengers, Propagation, Ride
 from mask_impact.settings import VARIANT_GROUPS
@@ -217,10 +217,11 @@ class MaskingEngine:
         if current is None:
             return None
         states = args[0]  # [1, n, in]
-        current.observe_input(module, states[0, -1])
+        if self._embarked is None or self._embarked[0] is not states:  # gate and up are given the same tensor
+            current.observe_input(module, states[0, -1])
         if self._ride is None or module not in self._ride.modules:
             return None
-        if self._embarked is None or self._embarked[0] is not states:  # gate and up are given the same tensor
+        if self._embarked is None or self._embarked[0] is not states:
             passengers = self._ride.board(states.dtype, own=states[0, -1])
             joined = torch.cat([states[0], *(rows.to(states.device) for rows in passengers.groups)])
             self._embarked = states, passengers, joined.unsqueeze(0)
@@ -286,13 +287,16 @@ class MaskingEngine:
         records, self._records = self._records, []
 
         def gather(name: str) -> torch.Tensor:
-            return torch.stack([getattr(record, name).cpu() for record in records])
+            values = [getattr(record, name) for record in records]
+            on_one_device = len({value.device for value in values}) == 1
+            return torch.stack(values).cpu() if on_one_device else torch.stack([value.cpu() for value in values])
 
+        l2, baseline_norm = gather("l2"), gather("baseline_norm")
         step = RawStep(
-            l2=gather("l2"),
-            cosine=gather("cosine"),
+            l2=l2,
+            cosine=cosine_distance(Lengths(l2, gather("along"), gather("across"), baseline_norm.unsqueeze(1))),
             attention=gather("attention"),
-            baseline_norm=gather("baseline_norm"),
+            baseline_norm=baseline_norm,
             self_check=gather("self_check").double(),
             noise_floor=gather("noise_floor").double(),
             seconds=time.perf_counter() - self._started,

@@ -12,9 +12,10 @@ from functools import cached_property
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from mask_impact.architectures import DecoderLayer, GatedMlp, Norm, OpaqueMlp
-from mask_impact.attention import QueryAttention, distances, masking_differences
+from mask_impact.attention import Lengths, QueryAttention, lengths, masking_differences
 from mask_impact.propagation import ACTIVATIONS, gated_difference, rms_norm, rms_norm_difference
 
 # Largest relative difference that rounding may make between the model's own row and its recomputation in float32. RMSNorm
@@ -99,12 +100,13 @@ Propagation = Generator[Ride, list[torch.Tensor], None]
 class LayerRecord:
     """One layer at one step, on the layer's device; the fields are rows of engine.RawStep's.
 
-    l2, cosine: [S, V]; attention: [S], mean over heads, zero for positions out of sight; baseline_norm: [V]; self_check,
-    noise_floor: scalars.
+    l2, along, across: [S, V], see attention.Lengths; attention: [S], mean over heads; both zero for positions out of sight;
+    baseline_norm: [V]; self_check, noise_floor: scalars.
     """
 
     l2: torch.Tensor
-    cosine: torch.Tensor
+    along: torch.Tensor
+    across: torch.Tensor
     attention: torch.Tensor
     baseline_norm: torch.Tensor
     self_check: torch.Tensor
@@ -115,7 +117,7 @@ class LayerMeasurement:
     """What is measured of one layer at one step, filled as the model's forward passes through the layer.
 
     layer_input: [hidden], the layer's input x at the query position, in the arithmetic's dtype (float32 or float64).
-    l2, cosine: [n_positions, V] with the variants in the order Full, Attn, Head_0 .. as far as `groups` asks for them.
+    groups: in the order full, attn, heads, as far as they are asked for.
     """
 
     def __init__(
@@ -136,9 +138,7 @@ class LayerMeasurement:
         self.own: dict[nn.Module, torch.Tensor] = {}  # the model's own output row of each linear map, [out]
         self.noise_floor = layer_input.new_full((), float("nan"))
         self._checks: list[tuple[torch.Tensor, torch.Tensor]] = []  # |own - recomputed| and |own|
-        self._norms: dict[str, torch.Tensor] = {}  # |y| by variant group
-        self.l2: torch.Tensor | None = None
-        self.cosine: torch.Tensor | None = None
+        self._kept: dict[str, list[Lengths]] = {group: [] for group in groups}  # of the masked keys so far
 
     # --- what the model did -------------------------------------------------------------------------------------------
 
@@ -146,10 +146,6 @@ class LayerMeasurement:
         """Take the query's attention; its keys end at the query's own position."""
         self.attention = attention
         self.first_position = self.n_positions - attention.n_keys
-        n_heads = attention.output.shape[0]
-        n_variants = ("full" in self.groups) + ("attn" in self.groups) + n_heads * ("heads" in self.groups)
-        self.l2 = self.layer_input.new_zeros(self.n_positions, n_variants)
-        self.cosine = torch.zeros_like(self.l2)
 
     def observe_input(self, module: nn.Module, row: torch.Tensor) -> None:
         """Check the model's own input row [in] of a linear map against its recomputation."""
@@ -172,7 +168,7 @@ class LayerMeasurement:
 
     def _check(self, own: torch.Tensor, recomputed: torch.Tensor) -> None:
         own = own.to(recomputed.dtype)
-        self._checks.append((torch.linalg.vector_norm(own - recomputed), torch.linalg.vector_norm(own)))
+        self._checks.append((torch.dist(own, recomputed), torch.linalg.vector_norm(own)))
 
     # --- the model's own quantities, at the query position ----------------------------------------------------------------
 
@@ -215,26 +211,35 @@ class LayerMeasurement:
 
     def finish(self) -> "LayerRecord":
         """What is kept of the layer; everything else of it may be freed."""
-        weights = self.layer_input.new_zeros(self.n_positions)
-        weights[self.first_position :] = self.attention.weights.mean(0)
         errors, sizes = (torch.stack(values) for values in zip(*self._checks, strict=True))
         return LayerRecord(
-            l2=self.l2,
-            cosine=self.cosine,
-            attention=weights,
-            baseline_norm=torch.cat([self._norms[group].reshape(-1) for group in self.groups]),
+            l2=self._gather("l2"),
+            along=self._gather("along"),
+            across=self._gather("across"),
+            attention=functional.pad(self.attention.weights.mean(0), (self.first_position, 0)),
+            baseline_norm=torch.cat([self._kept[group][0].norm.reshape(-1) for group in self.groups]),
             self_check=(errors / sizes.clamp_min(1e-30)).max(),  # NaN if one of them is
             noise_floor=self.noise_floor,
         )
 
+    def _gather(self, name: str) -> torch.Tensor:
+        """One of the lengths for all positions and variants, [n_positions, V]."""
+        columns = []
+        for group in self.groups:
+            chunks = [getattr(kept, name) for kept in self._kept[group]]
+            column = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+            columns.append(column if column.dim() == 2 else column.unsqueeze(1))
+        values = columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
+        return functional.pad(values, (0, 0, self.first_position, 0)) if self.first_position else values
+
     # --- the chain ------------------------------------------------------------------------------------------------------
 
     def propagate(self, start: int, stop: int) -> Propagation:
-        """Carry the differences of the keys start..stop-1 through the layer and keep their distances."""
+        """Carry the differences of the keys start..stop-1, the next ones, through the layer and keep their lengths."""
         layer = self.layer
         head_differences = masking_differences(self.attention, start, stop)
         if "heads" in self.groups:
-            self._keep("heads", start, self.attention.output, head_differences)
+            self._keep("heads", self.attention.output, head_differences)
         if self.groups == ("heads",):
             return
 
@@ -248,7 +253,7 @@ class LayerMeasurement:
         attention_differences = self._through_norm(layer.after_attention, self.own[layer.o_proj], rows)
         attention_update = self.attention_update
         if "attn" in self.groups:
-            self._keep("attn", start, attention_update, attention_differences)
+            self._keep("attn", attention_update, attention_differences)
         if "full" not in self.groups:
             return
 
@@ -260,7 +265,7 @@ class LayerMeasurement:
             rows = yield from self._through_gated_mlp(layer.mlp, input_differences)
             own = self.own[layer.mlp.down]
         differences = self._through_norm(layer.after_mlp, own, rows) + attention_differences
-        self._keep("full", start, attention_update + self.mlp_update, differences)
+        self._keep("full", attention_update + self.mlp_update, differences)
 
     def _through_norm(self, norm: Norm | None, state: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         rows = rows.to(state.dtype)
@@ -292,15 +297,5 @@ class LayerMeasurement:
         self.noise_floor = torch.linalg.vector_norm(noisy - own)
         return masked - own
 
-    def _keep(self, group: str, start: int, baseline: torch.Tensor, differences: torch.Tensor) -> None:
-        first = self.first_position + start
-        rows = slice(first, first + len(differences))
-        n_before = {
-            "full": 0,
-            "attn": "full" in self.groups,
-            "heads": ("full" in self.groups) + ("attn" in self.groups),
-        }
-        l2, cosine, self._norms[group] = distances(baseline, differences)
-        columns = slice(n_before[group], n_before[group] + (l2.shape[1] if l2.dim() == 2 else 1))
-        self.l2[rows, columns] = l2.view(len(differences), -1)
-        self.cosine[rows, columns] = cosine.view(len(differences), -1)
+    def _keep(self, group: str, baseline: torch.Tensor, differences: torch.Tensor) -> None:
+        self._kept[group].append(lengths(baseline, differences))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mask_impact.architectures import Norm
-from mask_impact.attention import distances, masking_differences, query_attention
+from mask_impact.attention import cosine_distance, lengths, masking_differences, query_attention
 from mask_impact.propagation import ACTIVATIONS, TAYLOR_RADIUS, gated_difference, rms_norm, rms_norm_difference
 
 N_HEADS, N_GROUPS, N_KEYS, HEAD_DIM = 6, 2, 11, 8
@@ -128,6 +128,11 @@ def test_a_value_close_to_the_output_keeps_its_digits():
 # --- distances ----------------------------------------------------------------------------------------------------------
 
 
+def distances(baseline, differences):
+    found = lengths(baseline, differences)
+    return found.l2, cosine_distance(found)
+
+
 def mp_distances(y, d):
     with mpmath.workdps(60):
         y, d = ([mpmath.mpf(float(x)) for x in vector] for vector in (y, d))
@@ -144,7 +149,7 @@ def test_distances_keep_their_digits_at_every_size(size):
     generator = torch.Generator().manual_seed(5)
     baseline = torch.randn(64, generator=generator)
     differences = size * torch.randn(20, 64, generator=generator)
-    l2, cosine, _ = distances(baseline, differences)
+    l2, cosine = distances(baseline, differences)
     for row in range(20):
         expected_l2, expected_cosine = mp_distances(baseline, differences[row])
         assert float(l2[row]) == pytest.approx(expected_l2, rel=1e-6)
@@ -155,7 +160,7 @@ def test_distances_keep_their_digits_at_every_size(size):
 def test_parallel_differences_turn_nothing_or_everything(scale):
     """Shortening or stretching leaves the angle, reversing turns it round; zero vectors as defined."""
     baseline = torch.tensor([3.0, 4.0, 0.0, 12.0])
-    l2, cosine, _ = distances(baseline, scale * baseline[None])
+    l2, cosine = distances(baseline, scale * baseline[None])
     assert float(l2[0]) == pytest.approx(abs(scale) * 13.0, rel=1e-6)
     expected = 1.0 if scale == -1.0 else 2.0 if scale < -1.0 else 0.0
     assert float(cosine[0]) == pytest.approx(expected, abs=1e-8)  # at -0.999 y + d is itself mostly rounding
@@ -163,18 +168,18 @@ def test_parallel_differences_turn_nothing_or_everything(scale):
 
 def test_zero_vectors_follow_the_definition_and_nothing_is_nan():
     zero, some = torch.zeros(4), torch.tensor([1.0, 0.0, 2.0, 0.0])
-    _, cosine, _ = distances(zero, torch.stack([zero, some]))
+    _, cosine = distances(zero, torch.stack([zero, some]))
     assert cosine.tolist() == [0.0, 1.0]
-    _, cosine, _ = distances(some, torch.stack([zero, -some]))
+    _, cosine = distances(some, torch.stack([zero, -some]))
     assert cosine.tolist() == [0.0, 1.0]
 
 
 def test_distances_of_heads_are_taken_head_by_head():
     generator = torch.Generator().manual_seed(6)
     baseline, differences = torch.randn(3, 8, generator=generator), torch.randn(5, 3, 8, generator=generator)
-    l2, cosine, _ = distances(baseline, differences)
+    l2, cosine = distances(baseline, differences)
     assert l2.shape == cosine.shape == (5, 3)
-    one, other, _ = distances(baseline[1], differences[:, 1])
+    one, other = distances(baseline[1], differences[:, 1])
     torch.testing.assert_close(l2[:, 1], one)
     torch.testing.assert_close(cosine[:, 1], other)
 
