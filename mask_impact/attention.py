@@ -5,7 +5,7 @@ cache, head dimension D. What is small ([H, N], [H, D]) is computed in float64 w
 all keys, [N, H, D], are formed in float32, or float64 where the inputs are float64.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -28,8 +28,17 @@ class QueryAttention:
 
     @property
     def n_keys(self) -> int:
-        """Number of keys in the cache (visible or not)."""
+        """Number of keys (visible or not)."""
         return self.weights.shape[1]
+
+    def of_keys(self, keys: torch.Tensor) -> "QueryAttention":
+        """The same attention, with only some of its keys to be removed; keys: int64 [n], ascending.
+
+        The output stays that over all keys. A dominant key that is not among them is -1.
+        """
+        place = torch.full((self.n_keys,), -1, device=keys.device)
+        place[keys] = torch.arange(len(keys), device=keys.device)
+        return replace(self, weights=self.weights[:, keys], values=self.values[:, keys], dominant=place[self.dominant])
 
 
 def query_attention(
@@ -90,9 +99,9 @@ def masking_differences(attention: QueryAttention, start: int, stop: int) -> tor
     heads = torch.arange(n_heads, device=differences.device)
     inside = (attention.dominant >= start) & (attention.dominant < stop)
     row = (attention.dominant - start).clamp(0, stop - start - 1)
-    replace = inside & (attention.weights[heads, attention.dominant] > 0.5)
+    recomputed = inside & (weights[heads, row] > 0.5)
     kept = differences[row, heads]
-    differences[row, heads] = torch.where(replace.unsqueeze(-1), attention.dominant_difference, kept)
+    differences[row, heads] = torch.where(recomputed.unsqueeze(-1), attention.dominant_difference, kept)
     return differences
 
 

@@ -36,13 +36,28 @@ _serial = itertools.count()
 class RawStep:
     """The measurements of one forward pass, on the CPU; see records.StepRecord for the meaning of the fields."""
 
-    l2: torch.Tensor  # [L, S_t, V]
-    cosine: torch.Tensor  # [L, S_t, V]
+    positions: torch.Tensor  # int64 [P_t]
+    l2: torch.Tensor  # [L, P_t, V]
+    cosine: torch.Tensor  # [L, P_t, V]
     attention: torch.Tensor  # [L, S_t]
     baseline_norm: torch.Tensor  # [L, V]
     self_check: torch.Tensor  # [L]
     noise_floor: torch.Tensor  # [L]
     seconds: float
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Which positions are masked, one after the other. prompt: bool [prompt length]; produced: those behind it."""
+
+    prompt: torch.Tensor
+    produced: bool
+
+    def positions(self, n_positions: int) -> torch.Tensor:
+        """int64 [P_t], ascending, of a sequence of n_positions."""
+        flags = torch.full((n_positions,), self.produced)
+        flags[: len(self.prompt)] = self.prompt
+        return flags.nonzero().flatten()
 
 
 @dataclass
@@ -61,10 +76,10 @@ class LayerInputs:
 class MaskingEngine:
     """Measures every layer at every forward pass of `model` while the `with` block is open.
 
-    groups: which of full, attn, heads to measure. max_rows: how many masked tokens ride at once (None: all); results do not
-    depend on it. on_layer(step, layer) is called when a layer is done. record_layers: layers whose inputs are kept in
-    `layer_inputs`. Errors: UnsupportedArchitecture, UsageError for more than one sequence, ExactnessError where the model's
-    arithmetic could not be reproduced or is not finite.
+    groups: which of full, attn, heads to measure. masked: which positions to mask (None: all). max_rows: how many masked
+    tokens ride at once (None: all); results do not depend on it. on_layer(step, layer) is called when a layer is done.
+    record_layers: layers whose inputs are kept in `layer_inputs`. Errors: UnsupportedArchitecture, UsageError for more than
+    one sequence, ExactnessError where the model's arithmetic could not be reproduced or is not finite.
     """
 
     def __init__(
@@ -72,6 +87,7 @@ class MaskingEngine:
         model: nn.Module,
         *,
         groups: tuple[str, ...] = VARIANT_GROUPS,
+        masked: Masked | None = None,
         max_rows: int | None = None,
         on_layer: Callable[[int, int], None] | None = None,
         record_layers: frozenset[int] = frozenset(),
@@ -79,11 +95,13 @@ class MaskingEngine:
         self.model = model
         self.decoder: Decoder = locate(model)
         self.groups = tuple(group for group in VARIANT_GROUPS if group in groups)
+        self.masked = masked
         self.max_rows = max_rows
         self.on_layer = on_layer
         self.steps: list[RawStep] = []
         self.layer_inputs = {layer: LayerInputs() for layer in record_layers}
         self._n_positions = 0
+        self._positions = torch.arange(0)  # those to mask at this step
         self._records: list[LayerRecord] = []
         self._dtype: torch.dtype | None = None
         self._started = 0.0
@@ -178,6 +196,8 @@ class MaskingEngine:
         if layer.index == 0:
             self._started = time.perf_counter()
             self._n_positions += hidden_states.shape[1]
+            n = self._n_positions
+            self._positions = torch.arange(n) if self.masked is None else self.masked.positions(n)
             self._records = []
             self._dtype = hidden_states.dtype
         if layer.index in self.layer_inputs:
@@ -186,29 +206,35 @@ class MaskingEngine:
             inputs.position_embeddings.append(tuple(part.detach().cpu() for part in kwargs["position_embeddings"]))
         dtype = hidden_states.dtype
         self._current = LayerMeasurement(
-            layer, hidden_states[0, -1].to(arithmetic_dtype(dtype)), dtype, self._n_positions, self.groups
+            layer,
+            hidden_states[0, -1].to(arithmetic_dtype(dtype)),
+            dtype,
+            self._n_positions,
+            len(self._positions),
+            self.groups,
         )
 
     def _on_attention(self, query, key, value, mask, scaling, window) -> None:
-        n_keys = key.shape[2]
-        visible = _visible_keys(mask, n_keys, window, key.device)
-        first = 0 if visible is None else int(visible.int().argmax())
-        attention = query_attention(
-            query[0, :, -1],
-            key[0, :, first:],
-            value[0, :, first:],
-            scaling if scaling is not None else query.shape[-1] ** -0.5,
-            None if visible is None else visible[first:],
-        )
+        visible = _visible_keys(mask, key.shape[2], window, key.device)
+        if visible is not None:
+            seen_from = int(visible.int().argmax())
+            key, value, visible = key[:, :, seen_from:], value[:, :, seen_from:], visible[seen_from:]
+        scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
+        attention = query_attention(query[0, :, -1], key[0], value[0], scaling, visible)
         current = self._current
-        current.observe_attention(attention)
+        first = current.n_positions - attention.n_keys  # sliding windows and their caches hold the last positions only
+        keys = None
+        if self.masked is not None:
+            keys = (self._positions[self._positions >= first] - first).to(key.device)
+        current.observe_attention(attention, keys)
         if current.layer.index in self.layer_inputs:
             seen = torch.ones(current.n_positions, dtype=torch.bool)
-            seen[: current.first_position] = False
+            seen[:first] = False
             if visible is not None:
-                seen[current.first_position :] = visible[first:].cpu()
+                seen[first:] = visible.cpu()
             self.layer_inputs[current.layer.index].visible.append(seen)
-        stop = attention.n_keys if self.max_rows is None else min(self.max_rows, attention.n_keys)
+        n_keys = current.masked.n_keys
+        stop = n_keys if self.max_rows is None else min(self.max_rows, n_keys)
         self._propagation = current.propagate(0, stop)
         self._advance(None)
 
@@ -248,7 +274,7 @@ class MaskingEngine:
     def _on_layer_output(self, layer: DecoderLayer, output: torch.Tensor | tuple) -> None:
         current = self._current
         current.observe_layer_output((output[0] if isinstance(output, tuple) else output)[0, -1])
-        n_keys = current.attention.n_keys
+        n_keys = current.masked.n_keys
         for start in range(self.max_rows or n_keys, n_keys, self.max_rows or n_keys):
             self._propagate_afterwards(current, start, min(start + self.max_rows, n_keys))
         self._records.append(current.finish())
@@ -293,6 +319,7 @@ class MaskingEngine:
 
         l2, baseline_norm = gather("l2"), gather("baseline_norm")
         step = RawStep(
+            positions=self._positions,
             l2=l2,
             cosine=cosine_distance(Lengths(l2, gather("along"), gather("across"), baseline_norm.unsqueeze(1))),
             attention=gather("attention"),

@@ -100,7 +100,7 @@ Propagation = Generator[Ride, list[torch.Tensor], None]
 class LayerRecord:
     """One layer at one step, on the layer's device; the fields are rows of engine.RawStep's.
 
-    l2, along, across: [S, V], see attention.Lengths; attention: [S], mean over heads; both zero for positions out of sight;
+    l2, along, across: [P, V], see attention.Lengths; attention: [S], mean over heads; both zero for positions out of sight;
     baseline_norm: [V]; self_check, noise_floor: scalars.
     """
 
@@ -117,6 +117,7 @@ class LayerMeasurement:
     """What is measured of one layer at one step, filled as the model's forward passes through the layer.
 
     layer_input: [hidden], the layer's input x at the query position, in the arithmetic's dtype (float32 or float64).
+    n_positions: S_t, the sequence's length. n_masked: P_t, how many of its positions are to be masked.
     groups: in the order full, attn, heads, as far as they are asked for.
     """
 
@@ -126,15 +127,17 @@ class LayerMeasurement:
         layer_input: torch.Tensor,
         dtype: torch.dtype,
         n_positions: int,
+        n_masked: int,
         groups: tuple[str, ...],
     ) -> None:
         self.layer = layer
         self.dtype = dtype
         self.n_positions = n_positions
+        self.n_masked = n_masked
         self.groups = groups
         self.layer_input = layer_input
         self.attention: QueryAttention | None = None
-        self.first_position = 0
+        self.masked: QueryAttention | None = None
         self.own: dict[nn.Module, torch.Tensor] = {}  # the model's own output row of each linear map, [out]
         self.noise_floor = layer_input.new_full((), float("nan"))
         self._checks: list[tuple[torch.Tensor, torch.Tensor]] = []  # |own - recomputed| and |own|
@@ -142,10 +145,10 @@ class LayerMeasurement:
 
     # --- what the model did -------------------------------------------------------------------------------------------
 
-    def observe_attention(self, attention: QueryAttention) -> None:
-        """Take the query's attention; its keys end at the query's own position."""
+    def observe_attention(self, attention: QueryAttention, keys: torch.Tensor | None = None) -> None:
+        """Take the query's attention; its keys end at the query's own position. keys: int64 [n], which to mask (None: all)."""
         self.attention = attention
-        self.first_position = self.n_positions - attention.n_keys
+        self.masked = attention if keys is None else attention.of_keys(keys)
 
     def observe_input(self, module: nn.Module, row: torch.Tensor) -> None:
         """Check the model's own input row [in] of a linear map against its recomputation."""
@@ -216,28 +219,29 @@ class LayerMeasurement:
             l2=self._gather("l2"),
             along=self._gather("along"),
             across=self._gather("across"),
-            attention=functional.pad(self.attention.weights.mean(0), (self.first_position, 0)),
+            attention=functional.pad(self.attention.weights.mean(0), (self.n_positions - self.attention.n_keys, 0)),
             baseline_norm=torch.cat([self._kept[group][0].norm.reshape(-1) for group in self.groups]),
             self_check=(errors / sizes.clamp_min(1e-30)).max(),  # NaN if one of them is
             noise_floor=self.noise_floor,
         )
 
     def _gather(self, name: str) -> torch.Tensor:
-        """One of the lengths for all positions and variants, [n_positions, V]."""
+        """One of the lengths for all masked positions and variants, [n_masked, V]."""
         columns = []
         for group in self.groups:
             chunks = [getattr(kept, name) for kept in self._kept[group]]
             column = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
             columns.append(column if column.dim() == 2 else column.unsqueeze(1))
         values = columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
-        return functional.pad(values, (0, 0, self.first_position, 0)) if self.first_position else values
+        n_out_of_sight = self.n_masked - len(values)
+        return functional.pad(values, (0, 0, n_out_of_sight, 0)) if n_out_of_sight else values
 
     # --- the chain ------------------------------------------------------------------------------------------------------
 
     def propagate(self, start: int, stop: int) -> Propagation:
-        """Carry the differences of the keys start..stop-1, the next ones, through the layer and keep their lengths."""
+        """Carry the differences of masked keys start..stop-1, the next ones, through the layer and keep their lengths."""
         layer = self.layer
-        head_differences = masking_differences(self.attention, start, stop)
+        head_differences = masking_differences(self.masked, start, stop)
         if "heads" in self.groups:
             self._keep("heads", self.attention.output, head_differences)
         if self.groups == ("heads",):
@@ -249,7 +253,7 @@ class LayerMeasurement:
             # Nothing is left to attend to: the branch gives o_proj(0), exactly, and not what rounding leaves of it.
             bias = getattr(layer.o_proj, "bias", None)
             own = self.own[layer.o_proj]
-            rows = ((0 if bias is None else bias.to(own)) - own).unsqueeze(0)
+            rows = ((0 if bias is None else bias.to(own)) - own).expand(len(rows), -1)
         attention_differences = self._through_norm(layer.after_attention, self.own[layer.o_proj], rows)
         attention_update = self.attention_update
         if "attn" in self.groups:

@@ -1,7 +1,7 @@
 """What a run produces, as frozen dataclasses with shapes and units, checked when they are made.
 
 Knows numpy only: no models, no files. Dimensions: L layers, S_t sequence length at step t (prompt length + t), V
-variants in the order of `Result.variants` (`Full`, `Attn`, `Head_0` ..), T steps.
+variants in the order of `Result.variants` (`Full`, `Attn`, `Head_0` ..), T steps, P_t positions that were masked at step t.
 """
 
 from dataclasses import dataclass, field
@@ -57,6 +57,11 @@ class TokenTable:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def masked(self, mask_mode: str) -> np.ndarray:
+        """bool [n], which positions a mask mode hides: `vision` the images' tokens, `text` all others, `both` all."""
+        is_image = np.array([kind == "image" for kind in self.kinds], dtype=bool)
+        return {"text": ~is_image, "vision": is_image, "both": np.ones_like(is_image)}[mask_mode]
+
     def extended(self, ids: list[int], texts: list[str], kinds: list[str]) -> "TokenTable":
         """A new table with produced tokens (never part of an image) behind the present ones."""
         outside = np.full(len(ids), -1, dtype=np.int32)
@@ -68,6 +73,31 @@ class TokenTable:
             row=np.concatenate([self.row, outside]),
             column=np.concatenate([self.column, outside]),
         )
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image of the prompt.
+
+    source: how it was named. size: (width, height) of the original in pixels. resized: the same as the vision tower saw it.
+    grid: (rows, columns) of its decoder tokens. preview: a JPEG of it to look at, empty where there is none.
+    """
+
+    source: str
+    size: tuple[int, int]
+    resized: tuple[int, int]
+    grid: tuple[int, int]
+    preview: bytes = field(default=b"", repr=False)
+
+    @property
+    def n_tokens(self) -> int:
+        """How many decoder tokens the image has."""
+        return self.grid[0] * self.grid[1]
+
+    def box(self, row: int, column: int) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) of a cell in pixels of the original image: the resizing stretched it as a whole."""
+        (width, height), (rows, columns) = self.size, self.grid
+        return column * width / columns, row * height / rows, (column + 1) * width / columns, (row + 1) * height / rows
 
 
 @dataclass(frozen=True)
@@ -83,18 +113,19 @@ class Candidate:
 class StepRecord:
     """All measurements of one generation step, that is, of one produced token.
 
-    l2, cosine: float32 [L, S_t, V] (float64 from a float64 model), distance between the quantity with and without the
-    mask; attention: float32 [S_t], the weight each token gets from the query, mean over all layers and heads (kept to
-    tell attention sinks, not a measure of impact); baseline_norm: float32 [L, V], the L2 norm of the unmasked quantity;
-    self_check: float64 [L], largest relative difference between the model's own row and its recomputation; noise_floor:
-    float64 [L], the Full L2 distance that rounding alone makes where full states had to ride (mixture of experts), NaN
-    elsewhere.
+    positions: int64 [P_t], those that were masked, ascending; l2, cosine: float32 [L, P_t, V] (float64 from a float64
+    model), distance between the quantity with and without the mask; attention: float32 [S_t], the weight each token gets
+    from the query, mean over all layers and heads (kept to tell attention sinks, not a measure of impact); baseline_norm:
+    float32 [L, V], the L2 norm of the unmasked quantity; self_check: float64 [L], largest relative difference between the
+    model's own row and its recomputation; noise_floor: float64 [L], the Full L2 distance that rounding alone makes where
+    full states had to ride (mixture of experts), NaN elsewhere.
     """
 
     step: int
     token_id: int
     token_text: str
     candidates: tuple[Candidate, ...]
+    positions: np.ndarray
     l2: np.ndarray
     cosine: np.ndarray
     attention: np.ndarray
@@ -106,17 +137,21 @@ class StepRecord:
     def __post_init__(self) -> None:
         if self.l2.ndim != 3:
             raise ValueError(f"l2 has shape {self.l2.shape}, expected [layers, positions, variants]")
-        n_layers, n_positions, n_variants = self.l2.shape
+        n_layers, n_masked, n_variants = self.l2.shape
         _check_shape("cosine", self.cosine, self.l2.shape)
-        _check_shape("attention", self.attention, (n_positions,))
+        _check_shape("positions", self.positions, (n_masked,))
+        if n_masked and (self.positions[0] < 0 or self.positions[-1] >= self.n_positions):
+            raise ValueError(f"positions {self.positions} are not within the sequence's {self.n_positions}")
+        if not (np.diff(self.positions) > 0).all():
+            raise ValueError(f"positions {self.positions} are not ascending")
         _check_shape("baseline_norm", self.baseline_norm, (n_layers, n_variants))
         _check_shape("self_check", self.self_check, (n_layers,))
         _check_shape("noise_floor", self.noise_floor, (n_layers,))
 
     @property
     def n_positions(self) -> int:
-        """S_t, the number of positions that could be masked at this step."""
-        return self.l2.shape[1]
+        """S_t, the length of the sequence at this step."""
+        return len(self.attention)
 
 
 @dataclass(frozen=True)
@@ -124,7 +159,8 @@ class Result:
     """A whole run: one StepRecord for each produced token.
 
     tokens covers the prompt and every produced token (n_prompt + T entries; the last produced one was never masked).
-    sinks are positions that most attention collapses onto, excluded from rankings and named in summaries. meta is what
+    images are those of the prompt, in its order; TokenTable.image numbers them. sinks are positions that most attention
+    collapses onto, excluded from rankings and named in summaries. meta is what
     goes into `NAME.meta.json` beside the records (model, dtype, versions, prompt, timings): JSON types only.
     """
 
@@ -134,6 +170,7 @@ class Result:
     steps: tuple[StepRecord, ...]
     generated_text: str
     sinks: tuple[int, ...] = ()
+    images: tuple[ImageRecord, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -145,7 +182,11 @@ class Result:
         for index, step in enumerate(self.steps):
             if step.step != index:
                 raise ValueError(f"step {step.step} stands at place {index}")
-            _check_shape(f"l2 of step {index}", step.l2, (n_layers, self.n_prompt + index, len(self.variants)))
+            _check_shape(f"l2 of step {index}", step.l2, (n_layers, len(step.positions), len(self.variants)))
+            _check_shape(f"attention of step {index}", step.attention, (self.n_prompt + index,))
+        n_cells, n_tokens = sum(image.n_tokens for image in self.images), int((self.tokens.image >= 0).sum())
+        if n_cells != n_tokens:
+            raise ValueError(f"the images have {n_cells} cells, the token table has {n_tokens} image tokens")
 
     @property
     def n_layers(self) -> int:

@@ -6,13 +6,14 @@ step's distances in the meta file proves that a table belongs to it. pandas, pya
 they are used.
 """
 
+import base64
 import csv
 import io
 import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from mask_impact.errors import OutputError, UsageError
 from mask_impact.files import check_output, without_suffix, write_files
-from mask_impact.records import Candidate, Result, StepRecord, TokenTable
+from mask_impact.records import Candidate, ImageRecord, Result, StepRecord, TokenTable
 
 SCHEMA_VERSION = 1
 COLUMNS = ("generation_step", "layer", "token_masked", "token_position", "variant", "l2_distance", "cosine_distance")
@@ -54,7 +55,7 @@ def parse_formats(formats: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def to_table(result: Result):
-    """The result as a pyarrow.Table: COLUMNS, a row for each step, layer, position and variant, in that order."""
+    """The result as a pyarrow.Table: COLUMNS, a row for each step, layer, masked position and variant, in that order."""
     import pyarrow as pa
 
     return pa.concat_tables(_step_tables(result))
@@ -70,12 +71,12 @@ def _step_tables(result: Result) -> Iterator:
     token_codes = np.array([code_of[text] for text in texts], dtype=np.int32)
     tokens, variants = pa.array(distinct, pa.string()), pa.array(result.variants, pa.string())
     for step in result.steps:
-        n_layers, n_positions, n_variants = step.l2.shape
-        positions = np.tile(np.repeat(np.arange(n_positions, dtype=np.int32), n_variants), n_layers)
-        variant_codes = np.tile(np.arange(n_variants, dtype=np.int32), n_layers * n_positions)
+        n_layers, n_masked, n_variants = step.l2.shape
+        positions = np.tile(np.repeat(step.positions.astype(np.int32), n_variants), n_layers)
+        variant_codes = np.tile(np.arange(n_variants, dtype=np.int32), n_layers * n_masked)
         columns = (
             np.full(step.l2.size, step.step, dtype=np.int32),
-            np.repeat(np.arange(n_layers, dtype=np.int32), n_positions * n_variants),
+            np.repeat(np.arange(n_layers, dtype=np.int32), n_masked * n_variants),
             pa.DictionaryArray.from_arrays(token_codes[positions], tokens),
             positions,
             pa.DictionaryArray.from_arrays(variant_codes, variants),
@@ -189,10 +190,10 @@ def _row_texts(
     variants = pa.array([variant(name) for name in result.variants])
     tokens = [token(_clean(text), position) for position, text in enumerate(result.tokens.texts)]
     for step in result.steps:
-        n_layers, n_positions, n_variants = step.l2.shape
+        n_layers, n_masked, n_variants = step.l2.shape
         middle = pc.binary_join_element_wise(
-            pa.array(tokens[:n_positions]).take(pa.array(np.repeat(np.arange(n_positions), n_variants))),
-            variants.take(pa.array(np.tile(np.arange(n_variants), n_positions))),
+            pa.array(tokens).take(pa.array(np.repeat(step.positions, n_variants))),
+            variants.take(pa.array(np.tile(np.arange(n_variants), n_masked))),
             "",
         )
         for layer in range(n_layers):
@@ -275,6 +276,7 @@ def _meta_bytes(result: Result, formats: tuple[str, ...]) -> bytes:
             "noise_floor_max": _largest(step.noise_floor),
             "self_check": line(step.self_check),
             "noise_floor": line(step.noise_floor),
+            "positions": line(step.positions) if len(step.positions) < step.n_positions else None,
             "attention": line(step.attention),
             "baseline_norm": [line(layer) for layer in step.baseline_norm],
             "distances_crc32": _checksum(step.l2, step.cosine),
@@ -293,7 +295,8 @@ def _meta_bytes(result: Result, formats: tuple[str, ...]) -> bytes:
         "distance_dtype": str(result.steps[0].l2.dtype),
         "sinks": [int(position) for position in result.sinks],
         "steps": steps,
-        "tokens": [line(entry) for entry in _token_entries(result.tokens)],
+        "images": [_image_entry(image) for image in result.images],
+        "tokens": [line(entry) for entry in _token_entries(result)],
     }
     return orjson.dumps(_jsonable(meta), default=str, option=options | orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
@@ -318,8 +321,14 @@ def _largest(values: np.ndarray) -> float | None:
     return float(finite.max()) if finite.size else None
 
 
-def _token_entries(tokens: TokenTable) -> Iterator[dict[str, Any]]:
-    """A dictionary for each position; image, row and column are null where the token is not part of an image."""
+def _image_entry(image: ImageRecord) -> dict[str, Any]:
+    return asdict(image) | {"preview": base64.b64encode(image.preview).decode()}
+
+
+def _token_entries(result: Result) -> Iterator[dict[str, Any]]:
+    """A dictionary for each position; image, row, column and box (left, top, right, bottom in pixels of the original image)
+    are null where the token is not part of an image."""
+    tokens = result.tokens
     cells = zip(tokens.image.tolist(), tokens.row.tolist(), tokens.column.tolist(), strict=True)
     for position, (token_id, text, kind, cell) in enumerate(
         zip(tokens.ids.tolist(), tokens.texts, tokens.kinds, cells, strict=True)
@@ -333,6 +342,7 @@ def _token_entries(tokens: TokenTable) -> Iterator[dict[str, Any]]:
             "image": image,
             "row": row,
             "column": column,
+            "box": None if image is None else [round(edge, 2) for edge in result.images[image].box(row, column)],
         }
 
 
@@ -442,7 +452,9 @@ def _result_from(meta: dict[str, Any], l2: np.ndarray, cosine: np.ndarray) -> Re
     n_layers, n_variants = meta["n_layers"], len(meta["variants"])
     steps, first = [], 0
     for index, stored in enumerate(meta["steps"]):
-        shape = (n_layers, meta["n_prompt"] + index, n_variants)
+        positions = stored["positions"]
+        positions = np.arange(meta["n_prompt"] + index) if positions is None else np.array(positions, dtype=np.int64)
+        shape = (n_layers, len(positions), n_variants)
         rows = slice(first, first + int(np.prod(shape)))
         first = rows.stop
         steps.append(
@@ -451,6 +463,7 @@ def _result_from(meta: dict[str, Any], l2: np.ndarray, cosine: np.ndarray) -> Re
                 token_id=stored["token_id"],
                 token_text=stored["token_text"],
                 candidates=tuple(Candidate(**candidate) for candidate in stored["candidates"]),
+                positions=positions,
                 l2=l2[rows].reshape(shape),
                 cosine=cosine[rows].reshape(shape),
                 attention=np.array(stored["attention"], dtype=l2.dtype),
@@ -467,8 +480,14 @@ def _result_from(meta: dict[str, Any], l2: np.ndarray, cosine: np.ndarray) -> Re
         steps=tuple(steps),
         generated_text=meta["generated_text"],
         sinks=tuple(meta["sinks"]),
+        images=tuple(_image_from(entry) for entry in meta["images"]),
         meta=meta["run"],
     )
+
+
+def _image_from(entry: dict[str, Any]) -> ImageRecord:
+    pairs = {name: tuple(entry[name]) for name in ("size", "resized", "grid")}
+    return ImageRecord(source=entry["source"], **pairs, preview=base64.b64decode(entry["preview"]))
 
 
 def _token_table(entries: list[dict[str, Any]]) -> TokenTable:

@@ -45,11 +45,12 @@ def verify(engine: MaskingEngine, layers: Sequence[int], seed: int = 0) -> Verif
     triples, errors = [], []
     for index in sorted(layers):
         step = chooser.randrange(len(engine.steps))
-        measured = engine.steps[step].l2[index]  # [S_t, V]
-        position = chooser.randrange(len(measured))
+        measured = engine.steps[step].l2[index]  # [P_t, V]
+        row = chooser.randrange(len(measured))
+        position = int(engine.steps[step].positions[row])
         expected = _remeasure(engine, engine.decoder.layers[index], step, position).to(measured)
         scale = torch.maximum(expected, 1e-3 * measured.amax(dim=0)).clamp_min(torch.finfo(measured.dtype).tiny)
-        errors.append(float(((measured[position] - expected).abs() / scale).max()))
+        errors.append(float(((measured[row] - expected).abs() / scale).max()))
         triples.append((step, index, position))
     return Verification(tuple(triples), max(errors))
 

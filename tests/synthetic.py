@@ -1,11 +1,15 @@
 """Small made-up results for tests of what comes after the measurement: seeded, any shape, any token texts."""
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from mask_impact.records import Candidate, Result, StepRecord, TokenTable, variant_names
+from mask_impact.records import Candidate, ImageRecord, Result, StepRecord, TokenTable, variant_names
+
+PAD = "<|image_pad|>"
 
 
 def make_result(
@@ -17,32 +21,49 @@ def make_result(
     produced: Sequence[str] = (" Paris", ".", " It", " has"),
     dtype: type = np.float32,
     seed: int = 0,
+    grids: Sequence[tuple[int, int]] = (),
+    mask_mode: str = "both",
     **changes: Any,
 ) -> Result:
-    """A result whose prompt is `texts`; distances are log-normal over many decades. `changes` are Result fields."""
+    """A result whose prompt is `texts`, with images of `grids` (rows, columns) behind the first of them.
+
+    Distances are log-normal over many decades. `changes` are Result fields.
+    """
     rng = np.random.default_rng(seed)
+    cells = [
+        (image, row, column)
+        for image, (rows, columns) in enumerate(grids)
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    texts = [*texts[:1], *[PAD] * len(cells), *texts[1:]]
     variants, n_prompt = variant_names(n_heads, groups), len(texts)
     produced = [produced[step % len(produced)] for step in range(n_steps)]
+    tokens = make_tokens([*texts, *produced], dict(enumerate(cells, start=1)))
+    masked = tokens.masked(mask_mode)
     steps = tuple(
-        make_step(rng, step, produced[step], n_layers, n_prompt + step, len(variants), dtype) for step in range(n_steps)
+        make_step(rng, step, produced[step], n_layers, masked[: n_prompt + step], len(variants), dtype)
+        for step in range(n_steps)
     )
     fields = {
         "variants": variants,
         "n_prompt": n_prompt,
-        "tokens": make_tokens([*texts, *produced]),
+        "tokens": tokens,
         "steps": steps,
         "generated_text": "".join(produced),
         "sinks": (0,) if n_prompt > 1 else (),
+        "images": tuple(make_image(grid, number) for number, grid in enumerate(grids)),
         "meta": {"model": "tiny", "versions": {"numpy": "2"}, "command": ["--prompt", "x"], "revision": None},
     }
     return Result(**{**fields, **changes})
 
 
 def make_step(
-    rng: np.random.Generator, step: int, text: str, n_layers: int, n_positions: int, n_variants: int, dtype: type
+    rng: np.random.Generator, step: int, text: str, n_layers: int, masked: np.ndarray, n_variants: int, dtype: type
 ) -> StepRecord:
-    l2 = np.exp(rng.normal(size=(n_layers, n_positions, n_variants)) * 3 - 4).astype(dtype)
-    attention = rng.dirichlet(np.ones(n_positions))
+    """masked: bool [S_t]."""
+    l2 = np.exp(rng.normal(size=(n_layers, masked.sum(), n_variants)) * 3 - 4).astype(dtype)
+    attention = rng.dirichlet(np.ones(len(masked)))
     attention[0] += 1.5  # a sink at position 0, as trained models have
     probabilities = np.sort(rng.dirichlet(np.ones(9)))[::-1]
     return StepRecord(
@@ -53,6 +74,7 @@ def make_step(
             Candidate(id=700 + step + rank, text=text if rank == 0 else f" other{rank}", probability=float(p))
             for rank, p in enumerate(probabilities[:5])
         ),
+        positions=np.flatnonzero(masked),
         l2=l2,
         cosine=(l2 * l2 / 50).astype(dtype),
         attention=(attention / attention.sum()).astype(dtype),
@@ -60,6 +82,21 @@ def make_step(
         self_check=rng.uniform(1e-8, 1e-6, size=n_layers),
         noise_floor=np.full(n_layers, np.nan),
         seconds=0.25,
+    )
+
+
+def make_image(grid: tuple[int, int], number: int = 0) -> ImageRecord:
+    """An image of cells of 32 x 32 pixels, shrunk from one of 50 x 40 pixels to the cell; a grey ramp to look at."""
+    rows, columns = grid
+    ramp = np.linspace(0, 255, columns * 32, dtype=np.uint8)[None].repeat(rows * 32, axis=0)
+    file = io.BytesIO()
+    Image.fromarray(ramp).save(file, "JPEG")
+    return ImageRecord(
+        source=f"picture{number}.png",
+        size=(columns * 50, rows * 40),
+        resized=(columns * 32, rows * 32),
+        grid=grid,
+        preview=file.getvalue(),
     )
 
 

@@ -1,5 +1,6 @@
 """Files of a result: what stands in them, that they are whole or absent, and that reading gives the same again."""
 
+import base64
 import dataclasses
 import errno
 import json
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from synthetic import make_result, make_tokens
+from synthetic import make_result
 
 from mask_impact import store
 from mask_impact.errors import OutputError, UsageError
@@ -69,11 +70,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def rich_result(dtype=np.float32):
-    """Two steps, nasty tokens, an image, tiny values, a noise floor in one layer."""
-    texts = [*NASTY_TEXTS, "<|image_pad|>", "<|image_pad|>", " Paris", "."]
-    n = len(texts)
-    tokens = make_tokens(texts, image_cells={n - 4: (0, 0, 0), n - 3: (1, 7, 2)})
-    result = make_result(texts[:-2], n_steps=2, dtype=dtype, tokens=tokens, sinks=(0, 3), generated_text=" Paris.\n")
+    """Two steps, nasty tokens, two images, tiny values, a noise floor in one layer."""
+    result = make_result(
+        NASTY_TEXTS, n_steps=2, dtype=dtype, grids=((1, 3), (2, 1)), sinks=(0, 3), generated_text=" Paris.\n"
+    )
     result.steps[0].l2[0].reshape(-1)[: len(TINY_VALUES)] = TINY_VALUES
     result.steps[1].cosine[2].reshape(-1)[: len(TINY_VALUES)] = TINY_VALUES
     result.steps[1].noise_floor[1] = 1e-4
@@ -89,14 +89,18 @@ def test_table_has_exactly_the_contract_columns_in_order():
     ]
 
 
-def test_rows_are_ordered_step_layer_position_variant_and_carry_their_own_number():
+@pytest.mark.parametrize("mask_mode", ["both", "text", "vision"])
+def test_rows_are_ordered_step_layer_position_variant_and_carry_their_own_number(mask_mode):
     """Against nested loops, the plainest way to write the order down."""
-    result = make_result(n_steps=2)
+    result = make_result(n_steps=2, grids=((2, 3),), mask_mode=mask_mode)
+    assert [len(step.positions) for step in result.steps] == {"both": [11, 12], "text": [5, 6], "vision": [6, 6]}[
+        mask_mode
+    ]
     expected = [
-        (t, layer, result.tokens.texts[j], j, name, step.l2[layer, j, v], step.cosine[layer, j, v])
+        (t, layer, result.tokens.texts[j], j, name, step.l2[layer, row, v], step.cosine[layer, row, v])
         for t, step in enumerate(result.steps)
         for layer in range(result.n_layers)
-        for j in range(step.n_positions)
+        for row, j in enumerate(step.positions)
         for v, name in enumerate(("Full", "Attn", "Head_0", "Head_1"))
     ]
     rows = list(zip(*(column.to_pylist() for column in to_table(result).columns), strict=True))
@@ -159,7 +163,9 @@ def test_json_is_strict_and_a_list_of_records(tmp_path):
     records = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"), parse_constant=refuse)
     assert len(records) == result.n_rows
     assert list(records[0]) == list(COLUMNS)
-    assert [record["token_masked"] for record in records[: 4 * len(NASTY_TEXTS) : 4]] == list(NASTY_TEXTS)
+    assert [record["token_masked"] for record in records[: 4 * result.n_prompt : 4]] == list(
+        result.tokens.texts[: result.n_prompt]
+    )
     json.loads((tmp_path / "run.meta.json").read_text(encoding="utf-8"), parse_constant=refuse)
 
 
@@ -200,10 +206,14 @@ def test_meta_holds_the_run_the_steps_and_the_token_table(tmp_path):
     assert step["self_check_max"] == result.steps[1].self_check.max()
     assert step["noise_floor_max"] == 1e-4
     assert step["noise_floor"] == [None, 1e-4, None]
-    image = meta["tokens"][result.n_prompt - 1]
-    assert image.pop("text") == "<|image_pad|>"
-    assert image == {"position": 27, "id": 127, "kind": "image", "image": 1, "row": 7, "column": 2}
-    assert meta["tokens"][0]["image"] is None
+    cell = meta["tokens"][3]
+    assert cell.pop("text") == "<|image_pad|>"
+    box = [100, 0, 150, 40]  # the third of three cells of 50 x 40 pixels
+    assert cell == {"position": 3, "id": 103, "kind": "image", "image": 0, "row": 0, "column": 2, "box": box}
+    assert meta["tokens"][0]["image"] is meta["tokens"][0]["box"] is None
+    image = meta["images"][1]
+    assert base64.b64decode(image.pop("preview")) == result.images[1].preview
+    assert image == {"source": "picture1.png", "size": [50, 80], "resized": [32, 64], "grid": [2, 1]}
 
 
 def test_meta_survives_values_that_are_not_json(tmp_path):
