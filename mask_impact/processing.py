@@ -84,7 +84,9 @@ def load_processor(path: str | os.PathLike, *, revision: str | None = None, loca
             raise ModelError(f"{path}: no processor can be made of this checkpoint: {_first_line(error)}") from error
         if isinstance(processor, Qwen3VLProcessor):
             return processor
-        raise ModelError(f"{path}: expected a Qwen3-VL checkpoint, its processor is {type(processor).__name__}")
+        raise ModelError(
+            f"{path}: no processor can be made of this checkpoint: its own is {type(processor).__name__}, not Qwen3-VL's"
+        )
     return load_picture_text_processor(path, **options)
 
 
