@@ -20,8 +20,9 @@ from transformers import GenerationConfig, PreTrainedModel
 import mask_impact
 from mask_impact.architectures import locate
 from mask_impact.encoding import EncodedPrompt, encode, encode_inputs, token_texts
-from mask_impact.engine import MaskingEngine, RawStep
+from mask_impact.engine import Masked, MaskingEngine, RawStep
 from mask_impact.errors import DeviceError, InputError
+from mask_impact.images import Picture, read_pictures
 from mask_impact.loading import LoadedModel
 from mask_impact.records import Candidate, Result, StepRecord, variant_names
 from mask_impact.settings import VARIANT_GROUPS, RunSettings
@@ -54,32 +55,47 @@ def analyze(
     batch_size: int | None = None,
     raw: bool | None = None,
     n_verify: int = 0,
+    mask_mode: str = "both",
+    max_image_resolution: int | None = None,
+    allow_remote: bool = False,
     observer: Observer | None = None,
 ) -> Result:
     """Measure what hiding each token in each layer changes, for each of up to `num_tokens` produced tokens.
 
-    prompt: text, ChatML, or ready model inputs (a dict with input_ids [1, n]). variants: any of full, attn, heads.
-    batch_size: how many masked tokens ride at once (None: by free memory); results do not depend on it. raw: the prompt as
-    it is, without chat template. n_verify: how many (step, layer, token) triples to measure again by really masking.
+    prompt: text, ChatML, or ready model inputs (a dict with input_ids [1, n]). images: paths, PIL images or uint8 arrays
+    [H, W, 3]; each `<image>` in the prompt marks where one goes, else they go before the text. variants: any of full, attn,
+    heads. batch_size: how many masked tokens ride at once (None: by free memory); results do not depend on it. raw: the
+    prompt as it is, without chat template. n_verify: how many (step, layer, token) triples to measure again by really
+    masking. mask_mode: which tokens to mask, text, vision (the images') or both. max_image_resolution: longest edge of an
+    image in pixels. allow_remote: fetch images whose path is an http(s) URL.
     Errors: InputError, UsageError, ExactnessError, DeviceError, UnsupportedArchitecture.
     """
-    settings = RunSettings(num_tokens, tuple(variants), batch_size, raw, n_verify)
-    return run(model, prompt, settings, images=images, observer=observer)
+    settings = RunSettings(
+        num_tokens, tuple(variants), batch_size, raw, n_verify, mask_mode, max_image_resolution, allow_remote
+    )
+    pictures = read_pictures(images, max_resolution=max_image_resolution, allow_remote=allow_remote)
+    return run(model, prompt, settings, pictures, observer=observer)
 
 
 def run(
     loaded: LoadedModel,
     prompt: str | Mapping[str, Any],
     settings: RunSettings,
+    pictures: Sequence[Picture] = (),
     *,
-    images: Sequence[Any] = (),
     observer: Observer | None = None,
 ) -> Result:
-    """`analyze` with its arguments already checked."""
+    """`analyze` with its arguments already checked and its images already read."""
     observer = observer or Observer()
-    if images:
-        raise InputError("images cannot be analysed yet; leave them out")
-    encoded = encode_inputs(loaded, prompt) if isinstance(prompt, Mapping) else encode(loaded, prompt, raw=settings.raw)
+    if not isinstance(prompt, Mapping):
+        encoded = encode(loaded, prompt, pictures, raw=settings.raw)
+    elif pictures:
+        raise InputError("ready model inputs hold their images as pixel_values; leave `images` out")
+    else:
+        encoded = encode_inputs(loaded, prompt)
+    if not encoded.tokens.masked(settings.mask_mode).any():
+        kind = "an image: give one" if settings.mask_mode == "vision" else "text: give some"
+        raise InputError(f"mask mode {settings.mask_mode} needs a prompt with {kind}, or another mask mode")
     _check_context(loaded.model, encoded.n_tokens, settings.num_tokens)
     max_rows = settings.batch_size or default_rows(loaded.model)
     started = time.perf_counter()
@@ -102,7 +118,7 @@ def _check_context(model: PreTrainedModel, n_tokens: int, num_tokens: int) -> No
     if n_tokens + num_tokens - 1 > limit:
         raise InputError(
             f"the prompt has {n_tokens} tokens and {num_tokens} are to be produced, but the model's context is {limit}; "
-            f"shorten the prompt or lower --num-tokens"
+            f"shorten the prompt, lower --num-tokens, or shrink its images (--max-image-resolution)"
         )
 
 
@@ -152,9 +168,14 @@ def _generate(
     model: PreTrainedModel, encoded: EncodedPrompt, settings: RunSettings, max_rows: int, observer: Observer
 ) -> _Pass:
     layers = choose_layers(model.config.get_text_config().num_hidden_layers, settings.n_verify)
+    masked = None
+    if settings.mask_mode != "both":
+        prompt_mask = torch.from_numpy(encoded.tokens.masked(settings.mask_mode))
+        masked = Masked(prompt_mask, produced=settings.mask_mode == "text")
     engine = MaskingEngine(
         model,
         groups=settings.variants,
+        masked=masked,
         max_rows=max_rows,
         on_layer=observer.layer_done,
         record_layers=frozenset(layers),
@@ -215,6 +236,7 @@ def _make_result(
         steps=steps,
         generated_text=loaded.tokenizer.decode(pass_.produced, skip_special_tokens=True),
         sinks=find_sinks(steps[0].attention),
+        images=encoded.images,
         meta=meta,
     )
 
@@ -229,6 +251,7 @@ def _make_step(
         token_id=token,
         token_text=text,
         candidates=tuple(Candidate(*entry) for entry in zip(ids, names, probabilities, strict=True)),
+        positions=step.positions.numpy(),
         l2=step.l2.numpy(),
         cosine=step.cosine.numpy(),
         attention=step.attention.mean(0).numpy(),
@@ -265,6 +288,8 @@ def describe_run(
         "prompt": prompt if isinstance(prompt, str) else None,
         "templated_prompt": encoded.text,
         "num_tokens": settings.num_tokens,
+        "mask_mode": settings.mask_mode,
+        "max_image_resolution": settings.max_image_resolution,
         "notices": [loaded.note] if loaded.note else [],
         "verification": dataclasses.asdict(pass_.verification) if pass_.verification else None,
     }  # fmt: skip

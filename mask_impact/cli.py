@@ -17,7 +17,7 @@ from typing import NoReturn, TextIO
 import mask_impact
 from mask_impact.errors import InputError, MaskImpactError, UsageError
 from mask_impact.files import check_output
-from mask_impact.settings import DEFAULT_MODELS, VARIANT_GROUPS, RunSettings, check_prompt
+from mask_impact.settings import DEFAULT_MODELS, VARIANT_GROUPS, RunSettings, check_image_marks, check_prompt
 from mask_impact.store import parse_formats, save
 from mask_impact.summary import escape, render_summary
 
@@ -26,11 +26,11 @@ DEFAULT_PROMPT_FILE = "prompt.txt"
 
 @dataclass(frozen=True)
 class Script:
-    """What the two scripts differ in."""
+    """What the two scripts differ in. titles: by mask mode, or `no image`."""
 
     kind: str
     program: str
-    title: str
+    titles: dict[str, str]
     description: str
     default_output: str
 
@@ -42,14 +42,19 @@ class Script:
 VL = Script(
     kind="vl",
     program="mask_impact_vl.py",
-    title="PHASE 1: Qwen3-VL Text-Only Masking Analysis",
+    titles={
+        "no image": "PHASE 1: Qwen3-VL Text-Only Masking Analysis",
+        "text": "PHASE 2a: Qwen3-VL Image Analysis, Text Tokens Masked",
+        "vision": "PHASE 2b: Qwen3-VL Image Analysis, Vision Tokens Masked",
+        "both": "PHASE 2c: Qwen3-VL Image Analysis, Text and Vision Tokens Masked",
+    },
     description="Which token does a vision-language model use, at which layer, to produce each token of its answer?",
     default_output="vl_masking_results",
 )
 TEXT = Script(
     kind="text",
     program="mask_impact_analysis.py",
-    title="Text Model Masking Analysis",
+    titles={"no image": "Text Model Masking Analysis"},
     description="Which token does a language model use, at which layer, to produce each token of its answer?",
     default_output="masking_results",
 )
@@ -62,6 +67,10 @@ branch), Head_0, Head_1, ... (each head), as L2 and cosine distance.
 examples:
   python {program} --model demo --prompt "What is 2+2?" --num-tokens 3
   python {program} --prompt question.txt --num-tokens 5 --output my_question --formats csv,parquet
+"""
+IMAGE_EXAMPLES = """\
+  python {program} --image photo.jpg --prompt "What is this?" --plots
+  python {program} --image a.png --image b.png --prompt "<image> Is it the same as in <image>?" --mask-mode vision
 """
 
 
@@ -77,7 +86,7 @@ def build_parser(script: Script) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=script.program,
         description=script.description,
-        epilog=EPILOG.format(program=script.program),
+        epilog=(EPILOG + IMAGE_EXAMPLES * (script.kind == "vl")).format(program=script.program),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -87,6 +96,28 @@ def build_parser(script: Script) -> argparse.ArgumentParser:
         metavar="TEXT",
         help=f"the prompt, a ChatML conversation, or a path ending in .txt (default: {DEFAULT_PROMPT_FILE} if it exists)",
     )
+    if script.kind == "vl":
+        add(
+            "--image",
+            metavar="FILE",
+            action="append",
+            default=[],
+            help="an image, of any format that Pillow reads; repeatable. <image> in the prompt marks where each goes "
+            "(default: all before the text)",
+        )
+        add(
+            "--mask-mode",
+            metavar="MODE",
+            default="both",
+            help="which tokens to mask: text, vision (the images') or both; all is the same as both (default: both)",
+        )
+        add(
+            "--max-image-resolution",
+            metavar="PX",
+            type=_whole_number,
+            help="shrink images whose longest edge has more pixels, in memory (default: as large as the model takes)",
+        )
+        add("--allow-remote", action="store_true", help="fetch images that are given as http(s) URLs")
     add(
         "--num-tokens",
         metavar="N",
@@ -144,16 +175,17 @@ def build_parser(script: Script) -> argparse.ArgumentParser:
     )
     add("--output-dir", metavar="DIR", default="output", help="their folder, made if it is not there (default: output)")
     add("--formats", metavar="LIST", help="of csv,json,parquet (default: csv,json; above two million rows csv,parquet)")
+    add("--plots", action="store_true", help="draw NAME.layers.png, and NAME.patches.png of the images")
     add("--quiet", action="store_true", help="print nothing but errors")
     add("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("--version", action="version", version=f"mask-impact {mask_impact.__version__}")
-    for flag in _LATER[script.kind]:
+    for flag in _LATER:
         parser.add_argument(flag, nargs="+", help=argparse.SUPPRESS)
     return parser
 
 
 # Flags that are spoken for and do nothing yet: refused with a line that says so.
-_LATER = {"vl": ("--config", "--image", "--mask-mode", "--max-image-resolution"), "text": ("--config",)}
+_LATER = ("--config",)
 
 
 def _whole_number(text: str) -> int:
@@ -205,16 +237,27 @@ def _describe(error: Exception) -> str:
 
 
 def _run(script: Script, args: argparse.Namespace, command: str) -> None:
-    for flag in _LATER[script.kind]:
+    for flag in _LATER:
         if getattr(args, flag.removeprefix("--").replace("-", "_")) is not None:
-            raise UsageError(f"{flag} is not available yet; this version analyses text prompts given with --prompt")
+            raise UsageError(f"{flag} is not available yet; this version analyses one prompt, given with --prompt")
     settings = RunSettings(args.num_tokens, args.variants, args.batch_size, args.raw, args.verify)
+    if script.kind == "vl":
+        settings = replace(
+            settings,
+            mask_mode=args.mask_mode.lower(),
+            max_image_resolution=args.max_image_resolution,
+            allow_remote=args.allow_remote,
+        )
+        if settings.mask_mode == "vision" and not args.image:
+            raise UsageError("--mask-mode vision needs an image: give --image FILE")
     formats = None if args.formats is None else parse_formats(args.formats)
     prompt = read_prompt(args.prompt)
     path = check_output(args.output_dir, args.output)
+    pictures = _read_pictures(script, args, prompt)
     say = _silence if args.quiet else lambda text: _print(text, sys.stdout)
     observer = Progress(quiet=args.quiet)
-    say(f"{script.title}\n{'=' * len(script.title)}")
+    title = script.titles[settings.mask_mode if pictures else "no image"]
+    say(f"{title}\n{'=' * len(title)}")
 
     # Heavy from here on: torch and transformers.
     from mask_impact import analysis, loading
@@ -228,12 +271,28 @@ def _run(script: Script, args: argparse.Namespace, command: str) -> None:
     say(f"Text model layers: {loaded.model.config.get_text_config().num_hidden_layers}")
     observer.on_begin = lambda n_tokens: say(f"Analyzing initial prompt ({n_tokens} tokens)...")
     with observer:
-        result = analysis.run(loaded, prompt, settings, observer=observer)
+        result = analysis.run(loaded, prompt, settings, pictures, observer=observer)
     result = replace(result, meta=result.meta | {"command": command})
     saved = save(result, path, formats)
     for note in saved.notes:
         observer.note(note)
-    say("\n" + render_summary(result, saved.paths))
+    paths = saved.paths
+    if args.plots:
+        from mask_impact.plots import save_plots
+
+        paths += save_plots(result, path)
+    say("\n" + render_summary(result, paths))
+
+
+def _read_pictures(script: Script, args: argparse.Namespace, prompt: str) -> tuple:
+    if script.kind != "vl":
+        return ()
+    check_image_marks(prompt, len(args.image))
+    if not args.image:
+        return ()
+    from mask_impact.images import read_pictures
+
+    return read_pictures(args.image, max_resolution=args.max_image_resolution, allow_remote=args.allow_remote)
 
 
 def _silence(text: str) -> None:

@@ -1,10 +1,11 @@
 """From a prompt to model inputs and the token table. Knows nothing of what is measured.
 
 A prompt is taken as a user's turn in the model's chat template, or, written in ChatML, as the conversation it spells, or as
-it is (`raw`). Ready model inputs are taken as they are.
+it is (`raw`). Pictures go where the prompt marks them, or before its text. Ready model inputs are taken as they are.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +14,14 @@ import numpy as np
 import torch
 
 from mask_impact.errors import InputError
+from mask_impact.images import Picture, preview
 from mask_impact.loading import LoadedModel
-from mask_impact.records import TokenTable
-from mask_impact.settings import check_prompt
+from mask_impact.records import ImageRecord, TokenTable
+from mask_impact.settings import IMAGE_MARK, IMAGE_PAD, IMAGE_TEXT, check_image_marks, check_prompt
 
 _CHATML_TURN = re.compile(r"<\|im_start\|>(\w+)\n?(.*?)(?:<\|im_end\|>\n?|(?=<\|im_start\|>)|\Z)", re.DOTALL)
-IMAGE_MARK = "<image>"
+_USER_TURN = re.compile(r"<\|im_start\|>user\n?")
+_FIRST_TURN = re.compile(r"\s*<\|im_start\|>\w+\n?")
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class EncodedPrompt:
     inputs: dict[str, torch.Tensor]
     tokens: TokenTable
     text: str | None
+    images: tuple[ImageRecord, ...]
 
     @property
     def n_tokens(self) -> int:
@@ -51,29 +55,77 @@ def parse_chatml(prompt: str) -> list[dict[str, str]] | None:
     return [{"role": role, "content": content} for role, content in _CHATML_TURN.findall(prompt)]
 
 
-def encode(loaded: LoadedModel, prompt: str, *, raw: bool | None = None) -> EncodedPrompt:
-    """Model inputs and token table of a prompt; raw None means: as it is where the model has no chat template."""
+def encode(
+    loaded: LoadedModel, prompt: str, pictures: Sequence[Picture] = (), *, raw: bool | None = None
+) -> EncodedPrompt:
+    """Model inputs and token table of a prompt with pictures; raw None means: as it is where the model has no chat template.
+
+    Each `<image>` in the prompt marks where a picture goes; without a mark all of them go before the (first user's) text.
+    """
     check_prompt(prompt)
     templater = loaded.processor or loaded.tokenizer
     if raw is None:
         raw = not templater.chat_template
+    if loaded.kind == "vl":
+        prompt = _mark_images(prompt, len(pictures))
+    elif pictures:
+        raise InputError(
+            f"model '{loaded.name}' is a text model and takes no images; leave them out or use another model"
+        )
     if raw:
-        text = prompt
+        text = prompt.replace(IMAGE_MARK, IMAGE_TEXT) if pictures else prompt
     elif not templater.chat_template:
         raise InputError(f"model '{loaded.name}' has no chat template; use the prompt as it is (--raw)")
     else:
-        text = _apply_template(templater, prompt)
-    if loaded.kind == "vl" and IMAGE_MARK in text:
-        raise InputError(f"the prompt has an image mark {IMAGE_MARK}, and images cannot be analysed yet; leave it out")
-    # A template writes the special tokens itself, a beginning-of-sequence token too.
-    inputs = loaded.tokenizer(text, add_special_tokens=raw, return_tensors="pt")
-    ids = inputs["input_ids"]
-    if ids.shape[1] == 0:
-        raise InputError("the prompt has no tokens; give some text")
-    encoded = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if loaded.kind == "vl":
-        encoded["mm_token_type_ids"] = torch.zeros_like(ids)
-    return EncodedPrompt(encoded, token_table(loaded, encoded), text)
+        text = _apply_template(templater, prompt, marked=bool(pictures))
+    if pictures:
+        if text.count(IMAGE_PAD) != len(pictures):
+            raise InputError(
+                f"the model's chat template leaves out images: it keeps {text.count(IMAGE_PAD)} of {len(pictures)}; "
+                f"put {IMAGE_MARK} into a user's turn"
+            )
+        encoded = _process(loaded, text, pictures)
+    else:
+        # A template writes the special tokens itself, a beginning-of-sequence token too.
+        ids = loaded.tokenizer(text, add_special_tokens=raw, return_tensors="pt")["input_ids"]
+        if ids.shape[1] == 0:
+            raise InputError("the prompt has no tokens; give some text")
+        encoded = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if loaded.kind == "vl":
+            encoded["mm_token_type_ids"] = torch.zeros_like(ids)
+    return _with_tables(loaded, encoded, text, pictures)
+
+
+def _mark_images(prompt: str, n_pictures: int) -> str:
+    """The prompt with an image mark for each picture."""
+    check_image_marks(prompt, n_pictures)
+    prompt = prompt.replace(IMAGE_TEXT, IMAGE_MARK)
+    if IMAGE_MARK in prompt:
+        return prompt
+    # Before the text of the first user's turn; before everything where the prompt spells no turns.
+    turn = _USER_TURN.search(prompt) or _FIRST_TURN.match(prompt)
+    start = turn.end() if turn else 0
+    return prompt[:start] + n_pictures * IMAGE_MARK + prompt[start:]
+
+
+def _process(loaded: LoadedModel, text: str, pictures: Sequence[Picture]) -> dict[str, torch.Tensor]:
+    """The processor's inputs for the text, whose image tokens it repeats as often as each picture has cells."""
+    if loaded.processor is None:
+        raise InputError(f"images need the processor of model '{loaded.name}', and it was given a tokenizer only")
+    try:
+        encoded = loaded.processor(text=[text], images=[picture.image for picture in pictures], return_tensors="pt")
+    except ValueError as error:
+        for number, picture in enumerate(pictures):
+            try:
+                loaded.processor.image_processor(images=[picture.image], return_tensors="pt")
+            except ValueError as reason:
+                width, height = picture.image.size
+                raise InputError(
+                    f"image {number} ('{picture.source}', {width} x {height} pixels) is beyond what the model's processor "
+                    f"takes: {reason}; crop it, or make it smaller with --max-image-resolution"
+                ) from error
+        raise
+    return dict(encoded)
 
 
 def encode_inputs(loaded: LoadedModel, inputs: dict[str, Any]) -> EncodedPrompt:
@@ -86,10 +138,11 @@ def encode_inputs(loaded: LoadedModel, inputs: dict[str, Any]) -> EncodedPrompt:
     encoded = {"attention_mask": torch.ones_like(ids), **inputs, "input_ids": ids}
     if not bool(torch.as_tensor(encoded["attention_mask"]).bool().all()):
         raise InputError("attention_mask hides tokens; analyse the sequence without padding")
-    return EncodedPrompt(encoded, token_table(loaded, encoded), None)
+    return _with_tables(loaded, encoded, None)
 
 
-def _apply_template(templater: Any, prompt: str) -> str:
+def _apply_template(templater: Any, prompt: str, marked: bool) -> str:
+    """The templated prompt; marked: whether image marks in it stand for images."""
     messages = parse_chatml(prompt) or [{"role": "user", "content": prompt}]
     # A last turn of the assistant is a beginning to be continued; an empty one only asks for the answer.
     opened = messages[-1]["role"] == "assistant"
@@ -97,6 +150,8 @@ def _apply_template(templater: Any, prompt: str) -> str:
         messages, opened = messages[:-1], False
     if not messages:
         raise InputError("the conversation has no turn with text")
+    if marked:
+        messages = [turn | {"content": _content_parts(turn["content"])} for turn in messages]
     # Qwen3's text models would otherwise think before every answer. Text models' templates that don't know the switch
     # ignore it; a processor (vision-language models) warns of it, and has no use for it.
     switches = {} if hasattr(templater, "tokenizer") else {"enable_thinking": False}
@@ -114,32 +169,85 @@ def _apply_template(templater: Any, prompt: str) -> str:
         ) from error
 
 
-def token_table(loaded: LoadedModel, inputs: dict[str, Any]) -> TokenTable:
-    """What stands at each position: text, special token, or cell (row, column) of image k."""
+def _content_parts(content: str) -> str | list[dict[str, str]]:
+    """A turn's content as the text and image parts that a template knows; a turn without images stays a text."""
+    if IMAGE_MARK not in content:
+        return content
+    parts: list[dict[str, str]] = []
+    for index, text in enumerate(content.split(IMAGE_MARK)):
+        parts += [{"type": "image"}] if index else []
+        parts += [{"type": "text", "text": text}] if text else []
+    return parts
+
+
+def _with_tables(
+    loaded: LoadedModel, inputs: dict[str, Any], text: str | None, pictures: Sequence[Picture] = ()
+) -> EncodedPrompt:
+    """The inputs with their table of tokens and records of images, which are held against each other.
+
+    pictures: in the order of the images; none for ready inputs, whose images are known as the vision tower sees them.
+    """
     ids = torch.as_tensor(inputs["input_ids"])[0].tolist()
     texts, kinds = token_texts(loaded.tokenizer, ids)
-    n = len(ids)
-    image, row, column = (np.full(n, -1, dtype=np.int32) for _ in range(3))
-    grids = inputs.get("image_grid_thw")
-    if grids is not None:
-        merge = loaded.model.config.vision_config.spatial_merge_size
+    image, row, column = (np.full(len(ids), -1, dtype=np.int32) for _ in range(3))
+    images: list[ImageRecord] = []
+    if inputs.get("image_grid_thw") is not None:
+        images = _image_records(loaded, inputs, pictures)
         positions = [position for position, token in enumerate(ids) if token == loaded.model.config.image_token_id]
-        cells = [
-            (number, r, c)
-            for number, (t, h, w) in enumerate(torch.as_tensor(grids).tolist())
-            for _ in range(t)
-            for r in range(h // merge)
-            for c in range(w // merge)
-        ]
-        if len(cells) != len(positions):
+        if sum(one.n_tokens for one in images) != len(positions):
             raise InputError(
-                f"the images have {len(cells)} cells but the prompt has {len(positions)} image tokens; "
+                f"the images have {sum(one.n_tokens for one in images)} cells but the prompt has {len(positions)} image tokens; "
                 f"prepare text and images together with the model's processor, without truncation"
             )
-        for position, cell in zip(positions, cells, strict=True):
-            image[position], row[position], column[position] = cell
+        first = 0
+        for number, one in enumerate(images):
+            own = np.asarray(positions[first : first + one.n_tokens])
+            if own[-1] - own[0] != one.n_tokens - 1:
+                raise InputError(
+                    f"the {one.n_tokens} tokens of image {number} do not stand in one piece; give the grids in the order "
+                    f"of the images in the prompt"
+                )
+            image[own] = number
+            row[own], column[own] = np.divmod(np.arange(one.n_tokens), one.grid[1])
+            first += one.n_tokens
+        for position in positions:
             kinds[position] = "image"
-    return TokenTable(np.asarray(ids, dtype=np.int64), tuple(texts), tuple(kinds), image, row, column)
+    tokens = TokenTable(np.asarray(ids, dtype=np.int64), tuple(texts), tuple(kinds), image, row, column)
+    return EncodedPrompt(inputs, tokens, text, tuple(images))
+
+
+def _image_records(loaded: LoadedModel, inputs: dict[str, Any], pictures: Sequence[Picture]) -> list[ImageRecord]:
+    vision = loaded.model.config.vision_config
+    grids = torch.as_tensor(inputs["image_grid_thw"]).tolist()  # [n_images, 3]: time, height, width in patches
+    if any(
+        time != 1 or height % vision.spatial_merge_size or width % vision.spatial_merge_size
+        for time, height, width in grids
+    ):
+        raise InputError(f"image_grid_thw must be [1, height, width] with even sides for each image, not {grids}")
+    n_patches = sum(time * height * width for time, height, width in grids)
+    pixel_values = inputs.get("pixel_values")
+    if pixel_values is None or len(pixel_values) != n_patches:
+        raise InputError(
+            f"image_grid_thw has {n_patches} patches and pixel_values {0 if pixel_values is None else len(pixel_values)}; "
+            f"give both as the model's processor made them"
+        )
+    if pictures and len(pictures) != len(grids):
+        raise InputError(
+            f"{len(pictures)} images became {len(grids)} in the model's processor, which needs to be another one"
+        )
+    records = []
+    for number, (_, height, width) in enumerate(grids):
+        resized = (width * vision.patch_size, height * vision.patch_size)
+        records.append(
+            ImageRecord(
+                source=pictures[number].source if pictures else "model inputs",
+                size=pictures[number].size if pictures else resized,
+                resized=resized,
+                grid=(height // vision.spatial_merge_size, width // vision.spatial_merge_size),
+                preview=preview(pictures[number].image) if pictures else b"",
+            )
+        )
+    return records
 
 
 def token_texts(tokenizer: Any, ids: list[int]) -> tuple[list[str], list[str]]:

@@ -6,7 +6,27 @@ from dataclasses import dataclass
 from mask_impact.errors import InputError, UsageError
 
 VARIANT_GROUPS = ("full", "attn", "heads")
+MASK_MODES = ("text", "vision", "both")
 DEFAULT_MODELS = {"vl": "Qwen/Qwen3-VL-4B-Instruct", "text": "Qwen/Qwen3-1.7B"}
+
+
+IMAGE_MARK = "<image>"
+IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
+IMAGE_TEXT = f"<|vision_start|>{IMAGE_PAD}<|vision_end|>"  # what templates write for an image, taken as a mark too
+
+
+def check_image_marks(prompt: str, n_images: int) -> None:
+    """InputError where the marks in a vision-language model's prompt are not as many as its images (or none at all)."""
+    prompt = prompt.replace(IMAGE_TEXT, IMAGE_MARK)
+    strange = next((token for token in (IMAGE_PAD, VIDEO_PAD) if token in prompt), None)
+    if strange:
+        raise InputError(f"the prompt has the model's own token {strange}; write {IMAGE_MARK} where an image goes")
+    n_marks = prompt.count(IMAGE_MARK)
+    if n_marks not in (0, n_images):
+        raise InputError(
+            f"the prompt marks {n_marks} place{'s' * (n_marks > 1)} for an image ({IMAGE_MARK}), and the number of images given "
+            f"is {n_images}: give one (--image) for each mark, or leave the marks out to have all images before the text"
+        )
 
 
 def check_prompt(prompt: str) -> None:
@@ -25,6 +45,8 @@ class RunSettings:
 
     batch_size: how many masked tokens ride at once (None: by free memory). raw: the prompt as it is, without a chat template
     (None: only where the model has none). n_verify: (step, layer, token) triples to measure again by really masking.
+    mask_mode: which of the prompt's tokens to mask, one of MASK_MODES, or all, which is both; special tokens count as text.
+    max_image_resolution: longest edge of an image in pixels (None: as it is). allow_remote: whether to fetch images from URLs.
     """
 
     num_tokens: int = 1
@@ -32,6 +54,9 @@ class RunSettings:
     batch_size: int | None = None
     raw: bool | None = None
     n_verify: int = 0
+    mask_mode: str = "both"
+    max_image_resolution: int | None = None
+    allow_remote: bool = False
 
     def __post_init__(self) -> None:
         if self.num_tokens < 1:
@@ -42,4 +67,10 @@ class RunSettings:
             raise UsageError(f"--verify must be at least 0, not {self.n_verify}")
         if not self.variants or not set(self.variants) <= set(VARIANT_GROUPS):
             raise UsageError(f"--variants must be some of {','.join(VARIANT_GROUPS)}, not '{','.join(self.variants)}'")
+        if self.mask_mode not in (*MASK_MODES, "all"):
+            raise UsageError(f"--mask-mode must be one of {', '.join(MASK_MODES)} (all = both), not '{self.mask_mode}'")
+        if self.max_image_resolution is not None and self.max_image_resolution < 1:
+            raise UsageError(f"--max-image-resolution must be at least 1, not {self.max_image_resolution}")
+        if self.mask_mode == "all":
+            object.__setattr__(self, "mask_mode", "both")
         object.__setattr__(self, "variants", tuple(group for group in VARIANT_GROUPS if group in self.variants))

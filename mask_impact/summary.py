@@ -80,9 +80,9 @@ def token_importance(result: Result, step: int | None = None) -> Importance:
     shares = np.zeros((len(steps), result.n_layers, steps[-1].n_positions))
     for index, record in enumerate(steps):
         distances = record.l2[:, :, variants].mean(axis=2, dtype=np.float64)
-        distances[:, [position for position in result.sinks if position < record.n_positions]] = 0
+        distances[:, np.isin(record.positions, result.sinks)] = 0
         totals = distances.sum(axis=1, keepdims=True)
-        np.divide(distances, totals, out=shares[index, :, : record.n_positions], where=totals > 0)
+        shares[index][:, record.positions] = np.divide(distances, totals, out=distances, where=totals > 0)
     counted = shares.sum(axis=2) > 0  # [T, L]
     scores = [share[keep].mean(axis=0) for share, keep in zip(shares, counted, strict=True) if keep.any()]
     n_positions = shares.shape[2]
@@ -162,11 +162,11 @@ def _wrapped(text: str, indent: str = "  ") -> list[str]:
 
 
 def token_label(result: Result, position: int, width: int = TOKEN_WIDTH) -> str:
-    """How a token is named in text: quoted, or the place in its image."""
+    """How a token is named in text: quoted, or as its place in an image, [row, column]."""
     tokens = result.tokens
     if tokens.kinds[position] == "image" and tokens.image[position] >= 0:
         image, row, column = (int(cells[position]) for cells in (tokens.image, tokens.row, tokens.column))
-        return _cut(f"image {image} row {row} col {column}", width)
+        return _cut(f"image {image} [{row}, {column}]", width)
     return quoted(tokens.texts[position], width)
 
 
@@ -187,8 +187,10 @@ def render_summary(result: Result, paths: Iterable[str | PathLike] = (), top: in
     """
     sections = [
         _heading(result),
+        _images(result) if result.images else [],
         _candidates(result.steps[0]),
-        _ranking(result, top),
+        _ranking(result, top) if _masks_text(result) else [],
+        *_image_sections(result, top),
         _steps(result) if len(result.steps) > 1 else [],
         [*_sinks(result), *_checks(result)],
         _files([fspath(path) for path in paths]),
@@ -232,6 +234,93 @@ def _ranking(result: Result, top: int) -> list[str]:
         layers = ", ".join(str(layer) for layer in importance.top_layers(position))
         label = _pad(token_label(result, position), label_width)
         lines.append(f"  {rank:>4}  {position:>4}  {label}  {percent(score):>7}  {bar:<{BAR_WIDTH}}  {layers}")
+    return lines
+
+
+def vision_impact(result: Result, step: int) -> tuple[np.ndarray, str] | None:
+    """How much the image tokens matter in each layer at `step`, float64 [L], and what that number is; None where none of
+    them was masked.
+
+    Where text was masked too it is the share of the layer's impact that falls on image tokens (sinks left out). Where it was
+    not, that share says nothing, and it is the sum of their L2 distances over the norm of the layer's update.
+    """
+    record = result.steps[step]
+    is_image = result.tokens.image[record.positions] >= 0
+    if not is_image.any():
+        return None
+    if not is_image.all():
+        shares = token_importance(result, step).shares
+        return shares[:, result.tokens.image[: record.n_positions] >= 0].sum(axis=1), "share of the layer's impact"
+    measure, variants = _measure(result.variants)
+    counted = ~np.isin(record.positions, result.sinks)
+    distances = record.l2[:, :, variants].astype(np.float64)[:, counted].sum(axis=1)
+    norms = record.baseline_norm[:, variants].astype(np.float64)
+    ratios = np.divide(distances, norms, out=np.zeros_like(distances), where=norms > 0).mean(axis=1)
+    return ratios, f"sum of their {measure} L2 over the norm of the unmasked {measure}"
+
+
+def _image_sections(result: Result, top: int) -> list[list[str]]:
+    """What the images matter in each layer and for each produced token, and the patches that matter most."""
+    if vision_impact(result, step=0) is None:
+        return []
+    return [_vision_layers(result), _vision_steps(result), _patches(result, top)]
+
+
+def _masks_text(result: Result) -> bool:
+    return bool((result.tokens.image[result.steps[0].positions] < 0).any())
+
+
+def _images(result: Result) -> list[str]:
+    lines = [f"Images ({sum(image.n_tokens for image in result.images)} vision tokens):"]
+    for number, image in enumerate(result.images):
+        (width, height), (seen_width, seen_height), (rows, columns) = image.size, image.resized, image.grid
+        lines.append(f"  image {number}: {escape(image.source)}")
+        lines.append(
+            f"    {width} x {height} pixels, seen by the model as {seen_width} x {seen_height}; "
+            f"{rows} rows x {columns} columns = {image.n_tokens} tokens"
+        )
+    return lines
+
+
+def _vision_layers(result: Result, per_line: int = 12) -> list[str]:
+    values, meaning = vision_impact(result, step=0)
+    lines = [f"Vision tokens, layer by layer, for the first token ({meaning}, in %):"]
+    for first in range(0, result.n_layers, per_line):
+        last = min(first + per_line, result.n_layers) - 1
+        cells = " ".join(f"{100 * value:5.1f}" for value in values[first : last + 1])
+        lines.append(f"  layers {first:>2}-{last:<2}  {cells}")
+    return [*lines, f"  mean {percent(values.mean())}"]
+
+
+def _vision_steps(result: Result, n_layers: int = 3) -> list[str]:
+    lines = ["Layers where the vision tokens matter most for each produced token:"]
+    for step in result.steps:
+        values, _ = vision_impact(result, step.step)
+        strongest = [layer for layer in np.argsort(-values, kind="stable")[:n_layers] if values[layer] > 0]
+        cells = ", ".join(f"layer {layer} ({percent(values[layer])})" for layer in strongest)
+        lines.append(f"  {step.step:>4}  {_pad(quoted(step.token_text, 12), 12)} <- {cells or 'none'}")
+    return lines
+
+
+def _patches(result: Result, top: int) -> list[str]:
+    """The image tokens that matter most for the first produced token."""
+    importance = token_importance(result, step=0)
+    ranked = [position for position in importance.ranked(len(importance.scores)) if result.tokens.image[position] >= 0]
+    if not ranked:
+        return []
+    lines = [
+        f"Patches that matter most for the first token (share of {importance.measure} impact; box: left, top, right, bottom",
+        "in pixels of the original image):",
+        "  rank  image  row  col       share  box",
+    ]
+    for rank, position in enumerate(ranked[:top], start=1):
+        image, row, column = (
+            int(cells[position]) for cells in (result.tokens.image, result.tokens.row, result.tokens.column)
+        )
+        box = ", ".join(f"{edge:.0f}" for edge in result.images[image].box(row, column))
+        share = percent(importance.scores[position])
+        layers = ", ".join(str(layer) for layer in importance.top_layers(position))
+        lines.append(f"  {rank:>4}  {image:>5}  {row:>3}  {column:>3}  {share:>10}  {box:<24} layers {layers}")
     return lines
 
 
@@ -292,7 +381,7 @@ def _below_floor(result: Result) -> float:
     for step in result.steps:
         layers = np.isfinite(step.noise_floor)
         below += int((step.l2[layers, :, full] <= step.noise_floor[layers, None]).sum())
-        total += int(layers.sum()) * step.n_positions
+        total += int(layers.sum()) * len(step.positions)
     return below / total
 
 

@@ -8,13 +8,18 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 CONTEXT = 64  # tokens that the tiny checkpoints take
+MAX_CELLS = 12  # tokens that an image becomes at most
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
 CHATML = """\
 {%- for message in messages %}
 {%- if message.role not in ('system', 'user', 'assistant') %}{{ raise_exception('unknown role ' + message.role) }}{% endif %}
-{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+{{- '<|im_start|>' + message.role + '\\n' }}
+{%- if message.content is string %}{{ message.content }}{% else %}
+{%- for part in message.content %}
+{{- '<|vision_start|><|image_pad|><|vision_end|>' if part.type == 'image' else part.text }}{% endfor %}{% endif %}
+{{- '<|im_end|>\\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
@@ -60,10 +65,12 @@ def save_checkpoint(folder, name, *, chat_template=CHATML, **overrides):
             pad = "_pad" if part in ("image", "video") else ""
             setattr(model.config, f"{part}_token_id", tokenizer.convert_tokens_to_ids(f"<|{part}{pad}|>"))
         vision = model.config.vision_config
+        cell_pixels = (vision.patch_size * vision.spatial_merge_size) ** 2
         images = Qwen2VLImageProcessorPil(
             patch_size=vision.patch_size,
             temporal_patch_size=vision.temporal_patch_size,
             merge_size=vision.spatial_merge_size,
+            size={"shortest_edge": cell_pixels, "longest_edge": MAX_CELLS * cell_pixels},
         )
         images.save_pretrained(folder)
     model.save_pretrained(folder)

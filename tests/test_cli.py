@@ -16,9 +16,11 @@ import time
 from collections import namedtuple
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import save_checkpoint
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mask_impact import analysis, loading, store
@@ -273,20 +275,97 @@ def test_wrong_usage_is_one_line_and_exit_code_2(argv, said, refused, no_weights
 
 
 @pytest.mark.parametrize(
-    "argv",
+    ("argv", "code", "said"),
     [
-        ["--image", "cat.png"],
-        ["--image", "a.png", "b.png"],
-        ["--mask-mode", "vision"],
-        ["--max-image-resolution", "64"],
+        (["--mask-mode", "vision"], 2, "--mask-mode vision needs an image: give --image FILE"),
+        (["--mask-mode", "images", "--image", "good.png"], 2, "--mask-mode must be one of text, vision, both (all = both), "
+         "not 'images'"),
+        (["--max-image-resolution", "0", "--image", "good.png"], 2, "--max-image-resolution must be at least 1, not 0"),
+        (["--max-image-resolution", "big"], 2, "must be a whole number, not 'big'"),
+        (["--image"], 2, "expected one argument"),
+        (["--image", "missing.png"], 1, "image 'missing.png' does not exist"),
+        (["--image", "."], 1, "image '.' is a folder"),
+        (["--image", "text.png"], 1, "image 'text.png'"),
+        (["--image", "cut.jpg"], 1, "image 'cut.jpg'"),
+        (["--image", "good.png", "--prompt", "<image> <image>"], 1, "marks 2 places for an image (<image>), and the number of "
+         "images given is 1"),
+        (["--prompt", "<image>?"], 1, "marks 1 place for an image"),
+        (["--image", "http://127.0.0.1:9/a.png"], 1, "nothing is fetched unless --allow-remote is given"),
+        (["--image", "https://127.0.0.1:9/a.png", "--allow-remote"], 1, "cannot be fetched"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_right_about_images_is_said_before_any_weight_is_read(
+    argv, code, said, refused, no_weights, tmp_path
+):
+    Image.new("RGB", (64, 48)).save(tmp_path / "good.png")
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:5000])
+    (tmp_path / "text.png").write_text("not a picture")
+    assert said in refused(main_vl, "--prompt", "the cat", *argv, code=code)
+
+
+@pytest.mark.parametrize("flag", ["--image", "--mask-mode", "--max-image-resolution"])
+def test_the_text_script_has_no_flags_for_images(flag, refused):
+    assert f"unrecognized arguments: {flag}" in refused(main_text, "--prompt", "the cat", flag, "x", code=2)
+
+
+def test_an_image_that_the_model_cannot_take_leaves_nothing(refused, vl_checkpoint, tmp_path):
+    Image.new("RGB", (8, 4000)).save(tmp_path / "thin.png")
+    line = refused(main_vl, "--model", vl_checkpoint, "--prompt", "the cat", "--image", "thin.png")
+    assert "image 0 ('thin.png', 8 x 4000 pixels) is beyond what the model's processor takes" in line
+    assert main_vl(["--quiet", "--model", str(vl_checkpoint), "--prompt", "the cat", "--image", "thin.png",
+                    "--max-image-resolution", "200"]) == 0  # fmt: skip
+
+
+def test_images_that_do_not_fit_into_the_context_are_refused(refused, vl_checkpoint, tmp_path):
+    Image.new("RGB", (24, 32)).save(tmp_path / "good.png")
+    line = refused(main_vl, "--model", vl_checkpoint, "--prompt", "the", *["--image", "good.png"] * 5)
+    assert "the model's context is 64" in line
+    assert "shrink its images (--max-image-resolution)" in line
+
+
+@pytest.mark.parametrize(
+    ("mask_mode", "title", "kinds"),
+    [
+        (None, "PHASE 2c: Qwen3-VL Image Analysis, Text and Vision Tokens Masked", {True, False}),
+        ("both", "PHASE 2c: Qwen3-VL Image Analysis, Text and Vision Tokens Masked", {True, False}),
+        ("ALL", "PHASE 2c: Qwen3-VL Image Analysis, Text and Vision Tokens Masked", {True, False}),
+        ("vision", "PHASE 2b: Qwen3-VL Image Analysis, Vision Tokens Masked", {True}),
+        ("text", "PHASE 2a: Qwen3-VL Image Analysis, Text Tokens Masked", {False}),
     ],
 )
-def test_images_are_not_available_yet(argv, refused, no_weights):
-    assert f"{argv[0]} is not available yet" in refused(main_vl, "--prompt", "the cat", *argv, code=2)
+def test_each_mask_mode_has_its_phase_and_its_rows(mask_mode, title, kinds, run, vl_checkpoint, tmp_path):
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
+    Image.new("RGB", (20, 40)).save(tmp_path / "b.png")
+    argv = [] if mask_mode is None else ["--mask-mode", mask_mode]
+    argv += ["--image", "a.png", "--image", "b.png", "--num-tokens", 2]
+    outcome = run(main_vl, "--model", vl_checkpoint, "--prompt", "the <image> cat <image>", *argv)
+    assert outcome.code == 0
+    assert outcome.out.splitlines()[0] == title
+    result = store.load_result("output/vl_masking_results")
+    for step in result.steps:
+        assert {bool(image >= 0) for image in result.tokens.image[step.positions]} == kinds
+    assert [image.source for image in result.images] == ["a.png", "b.png"]
+    assert [image.size for image in result.images] == [(60, 40), (20, 40)]
+    assert result.meta["mask_mode"] == {None: "both", "ALL": "both"}.get(mask_mode, mask_mode)
+    rows, columns = result.images[0].grid
+    assert f"{rows} rows x {columns} columns = {rows * columns} tokens" in outcome.out
+    assert ("Patches that matter most" in outcome.out) == (True in kinds)
+    assert ("Most important for the first token" in outcome.out) == (False in kinds)
 
 
-def test_an_image_mark_in_the_prompt_is_refused_by_the_vl_script(refused, vl_checkpoint):
-    assert "images cannot be analysed yet" in refused(main_vl, "--model", vl_checkpoint, "--prompt", "<image> what?")
+@BOTH
+def test_plots_are_written_beside_the_tables(main, run, text_checkpoint, vl_checkpoint, tmp_path):
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
+    argv = ["--model", vl_checkpoint, "--image", "a.png"] if main is main_vl else ["--model", text_checkpoint]
+    outcome = run(main, "--prompt", "the cat", "--output", "mine", "--plots", *argv)
+    plots = ["mine.layers.png", "mine.patches.png"] if main is main_vl else ["mine.layers.png"]
+    assert outcome.code == 0
+    assert written() == sorted([*files_of("mine"), *plots])
+    for name in plots:
+        assert f"Also written: output/{name}" in outcome.out.splitlines()
+        Image.open(Path("output") / name).load()
 
 
 @BOTH
@@ -307,11 +386,14 @@ def test_help_and_argument_errors_import_nothing_heavy(main, argv, tmp_path):
 
 
 @BOTH
-def test_help_names_every_flag_and_both_examples(main, run):
+def test_help_names_every_flag_and_the_examples(main, run):
     outcome = run(main, "--help")
     assert (outcome.code, outcome.err) == (0, "")
-    assert outcome.out.count(f"python {PROGRAMS[main]} --") == 2
+    assert outcome.out.count(f"python {PROGRAMS[main]} --") == (4 if main is main_vl else 2)
+    of_images = ("--image", "--mask-mode", "--max-image-resolution", "--allow-remote")
+    assert all((f"\n  {flag}" in outcome.out) == (main is main_vl) for flag in of_images)
     for flag in (
+        "--plots",
         "--prompt",
         "--num-tokens",
         "--output",

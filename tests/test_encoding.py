@@ -14,6 +14,8 @@ from mask_impact import loading
 from mask_impact.analysis import analyze
 from mask_impact.encoding import encode, encode_inputs, parse_chatml, token_texts
 from mask_impact.errors import InputError
+from mask_impact.images import read_pictures
+from mask_impact.processing import PictureTextProcessor
 
 QUESTION = "<|im_start|>user\nthe cat<|im_end|>\n"
 ANSWER_OPENED = "<|im_start|>assistant\n"
@@ -263,3 +265,193 @@ def test_token_tables_of_ready_inputs_name_their_tokens(text):
     assert len(tokens) == 8
     assert max(tokens.ids) < N_PLAIN_TOKENS
     assert list(tokens.texts) == [text.tokenizer.decode([id]) for id in tokens.ids]
+
+
+# --- images in the prompt ---------------------------------------------------------------------------------------------------
+
+CHATML_WITH_IMAGES = (
+    "<|im_start|>system\nLook.<|im_end|>\n<|im_start|>user\nIs <image> like <image>?<|im_end|>\n"
+    "<|im_start|>assistant\nno<|im_end|>\n<|im_start|>user\nAnd<image><|im_end|>\n<|im_start|>assistant\n"
+)
+
+
+@pytest.fixture(scope="module")
+def demo_vl():
+    return loading.load("demo", kind="vl")
+
+
+def pictures_of(*sizes):
+    """Pictures of noise, all different."""
+    rng = np.random.default_rng(0)
+    return read_pictures([rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for width, height in sizes])
+
+
+def image_part(picture):
+    return {"type": "image", "image": picture.image}
+
+
+def text_part(text):
+    return {"type": "text", "text": text}
+
+
+def by_the_library(loaded, messages, **options):
+    """The model inputs that transformers itself makes of a conversation."""
+    return loaded.processor.apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True, **options
+    )
+
+
+def assert_same_inputs(encoded, expected):
+    assert set(encoded.inputs) == set(expected)
+    for name, value in expected.items():
+        assert torch.equal(encoded.inputs[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("prompt", "content"),
+    [
+        ("<image>What is this?", "0What is this?"),
+        ("What is this?", "0What is this?"),
+        ("What is <image>?", "What is 0?"),
+        ("What is this? <image>", "What is this? 0"),
+        ("<|vision_start|><|image_pad|><|vision_end|>What is this?", "0What is this?"),
+        ("Is <image> like <image>?", "Is 0 like 1?"),
+        ("<image><image>Are they alike?", "01Are they alike?"),
+        ("Are they alike?", "01Are they alike?"),
+        ("<image>\nA\n<image>\nB", "0\nA\n1\nB"),
+    ],
+    ids=repr,
+)
+def test_images_go_where_the_prompt_marks_them_or_before_the_text(prompt, content, demo_vl):
+    pictures = pictures_of((96, 64), (64, 128))[: 2 if "1" in content else 1]
+    parts = [
+        image_part(pictures[int(part)]) if part in "01" else text_part(part)
+        for part in re.split("([01])", content)
+        if part
+    ]
+    encoded = encode(demo_vl, prompt, pictures)
+    assert_same_inputs(encoded, by_the_library(demo_vl, [{"role": "user", "content": parts}]))
+    assert [image.grid for image in encoded.images] == [(2, 3), (4, 2)][: len(pictures)]
+
+
+def test_a_conversation_in_chatml_has_its_images_in_their_turns(demo_vl):
+    pictures = pictures_of((96, 64), (64, 128), (32, 32))
+    messages = [
+        {"role": "system", "content": "Look."},
+        {"role": "user", "content": [text_part("Is "), image_part(pictures[0]), text_part(" like "), image_part(pictures[1]),
+                                     text_part("?")]},
+        {"role": "assistant", "content": "no"},
+        {"role": "user", "content": [text_part("And"), image_part(pictures[2])]},
+    ]  # fmt: skip
+    assert_same_inputs(encode(demo_vl, CHATML_WITH_IMAGES, pictures), by_the_library(demo_vl, messages))
+
+
+def test_without_marks_a_conversation_has_its_images_before_the_first_users_text(demo_vl):
+    pictures = pictures_of((32, 32))
+    prompt = CHATML_WITH_IMAGES.replace("<image>", "it")
+    expected = prompt.replace("user\nIs it like", "user\n<image>Is it like")
+    assert_same_inputs(encode(demo_vl, prompt, pictures), encode(demo_vl, expected, pictures).inputs)
+
+
+@pytest.mark.parametrize("prompt", ["Is <image> red?", "<image>Is it red?", "Is it red?"])
+def test_a_raw_prompt_has_images_too(prompt, demo_vl):
+    pictures = pictures_of((96, 64))
+    marked = prompt if "<image>" in prompt else f"<image>{prompt}"
+    encoded = encode(demo_vl, prompt, pictures, raw=True)
+    assert encoded.text == marked.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>")
+    pads = marked.replace("<image>", f"<|vision_start|>{'<|image_pad|>' * 6}<|vision_end|>")
+    assert "".join(encoded.tokens.texts) == pads
+
+
+def test_the_token_table_says_what_stands_where(demo_vl):
+    """Two sizes, one picture used twice: kinds, image numbers, rows and columns against the grids."""
+    wide, tall = pictures_of((160, 32), (64, 96))
+    encoded = encode(demo_vl, "a<image>b<image>c<image>", [wide, tall, wide])
+    tokens = encoded.tokens
+    expected = [(0, 0, c) for c in range(5)] + [(1, r, c) for r in range(3) for c in range(2)] + [(2, 0, c) for c in range(5)]
+    cells = zip(tokens.image.tolist(), tokens.row.tolist(), tokens.column.tolist(), strict=True)
+    assert [cell for cell in cells if cell != (-1, -1, -1)] == expected
+    for kind, text, image in zip(tokens.kinds, tokens.texts, tokens.image, strict=True):
+        assert (kind == "image") == (text == "<|image_pad|>") == (image >= 0)
+        assert (kind == "special") == (text.startswith("<|") and image < 0)
+    assert encoded.images[0] == encoded.images[2] != encoded.images[1]
+    assert (tokens.masked("vision") == (tokens.image >= 0)).all()
+    assert (tokens.masked("text") != tokens.masked("vision")).all()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "n_pictures", "said"),
+    [
+        ("<image> or <image>?", 1, r"marks 2 places for an image \(<image>\), and the number of images given is 1"),
+        ("<image>", 0, r"marks 1 place for an image \(<image>\), and the number of images given is 0"),
+        ("<image>?", 2, "marks 1 place for an image"),
+        ("what is <|image_pad|>", 1, r"the model's own token <\|image_pad\|>; write <image> where an image goes"),
+        ("what is <|video_pad|>", 0, r"the model's own token <\|video_pad\|>"),
+        ("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n<image>x<|im_end|>\n", 2, "marks 1 place"),
+    ],
+)
+def test_marks_and_images_that_do_not_match_are_refused(prompt, n_pictures, said, demo_vl):
+    with pytest.raises(InputError, match=said):
+        encode(demo_vl, prompt, pictures_of(*[(32, 32)] * n_pictures))
+
+
+def test_a_text_model_takes_no_images(text):
+    with pytest.raises(InputError, match="is a text model and takes no images"):
+        encode(text, "the cat", pictures_of((32, 32)))
+    assert encode(text, "the <image>").text.startswith("<|im_start|>user\nthe <image>")  # only words to it
+
+
+def test_a_template_that_leaves_images_out_is_noticed(demo_vl):
+    template = (
+        "{% for message in messages %}{{ message.content if message.content is string else 'nothing' }}{% endfor %}"
+    )
+    processor = PictureTextProcessor(demo_vl.processor.image_processor, demo_vl.tokenizer, chat_template=template)
+    with pytest.raises(InputError, match="template leaves out images: it keeps 0 of 1"):
+        encode(loading.wrap(demo_vl.model, processor), "the cat", pictures_of((32, 32)))
+
+
+def test_images_need_a_processor(demo_vl):
+    with pytest.raises(InputError, match="images need the processor of model"):
+        encode(loading.wrap(demo_vl.model, demo_vl.tokenizer), "the cat", pictures_of((32, 32)))
+
+
+@pytest.mark.parametrize("size", [(8, 4000), (4000, 8), (20, 4001)])
+def test_an_image_that_the_processor_does_not_take_is_named(size, demo_vl):
+    with pytest.raises(
+        InputError, match=rf"image 1 \('image', {size[0]} x {size[1]} pixels\) is beyond .*aspect ratio.*crop it"
+    ):
+        encode(demo_vl, "the cat", pictures_of((32, 32), size))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20, 4000), (4000, 20), (7, 1400), (31, 33), (1500, 1400)])
+def test_odd_sizes_have_a_grid_that_the_processor_chose(size, demo_vl):
+    pictures = read_pictures([np.zeros((size[1], size[0]), dtype=np.uint8)], max_resolution=1000)
+    encoded = encode(demo_vl, "the cat", pictures)
+    image, (_, height, width) = encoded.images[0], encoded.inputs["image_grid_thw"][0].tolist()
+    assert image.size == size
+    assert image.grid == (height // 2, width // 2)
+    assert image.box(image.grid[0] - 1, image.grid[1] - 1)[2:] == size
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda inputs: inputs | {"pixel_values": inputs["pixel_values"][:-4]}, "24 patches and pixel_values 20"),
+        (lambda inputs: {k: v for k, v in inputs.items() if k != "pixel_values"}, "24 patches and pixel_values 0"),
+        (lambda inputs: inputs | {"image_grid_thw": torch.tensor([[2, 2, 6]])}, r"must be \[1, height, width\]"),
+        (lambda inputs: inputs | {"image_grid_thw": torch.tensor([[1, 3, 8]])}, r"must be \[1, height, width\]"),
+        (lambda inputs: inputs | {"image_grid_thw": torch.tensor([[1, 4, 4]])}, "16 patches and pixel_values 24"),
+    ],
+    ids=["fewer-patches", "no-pixels", "video", "odd-side", "other-grid"],
+)
+def test_ready_images_whose_parts_do_not_match_are_refused(change, said, tiny_vl):
+    with pytest.raises(InputError, match=said):
+        analyze(tiny_vl, change(tiny_image_inputs(tiny_vl.model)))
+
+
+def test_image_tokens_that_do_not_stand_in_one_piece_are_refused(tiny_vl):
+    """Two images of 2 and 6 tokens with the grids given the other way round: the counts match, the order does not."""
+    inputs = tiny_image_inputs(tiny_vl.model, n_images=2, grids=((1, 4, 2), (1, 4, 6)))
+    inputs["image_grid_thw"] = inputs["image_grid_thw"].flip(0)
+    with pytest.raises(InputError, match="tokens of image 0 do not stand in one piece"):
+        analyze(tiny_vl, inputs)

@@ -5,7 +5,7 @@ import unicodedata
 
 import numpy as np
 import pytest
-from synthetic import make_result, make_tokens
+from synthetic import make_result
 
 from mask_impact.summary import (
     Importance,
@@ -169,8 +169,67 @@ def test_quoted_text_keeps_its_width():
 
 
 def test_an_image_token_is_named_by_its_place():
-    result = make_result(["a", "<|image_pad|>"], tokens=make_tokens(["a", "<|image_pad|>", "b"], {1: (2, 13, 7)}))
-    assert token_label(result, 1) == "image 2 row 13 col 7"
+    result = make_result(["a", "b"], grids=((1, 2), (14, 8)))
+    assert token_label(result, 3 + 13 * 8 + 7) == "image 1 [13, 7]"
+
+
+def section(page, beginning):
+    """The lines of the section of a page that begins so."""
+    return next(part for part in page.split("\n\n") if part.startswith(beginning)).splitlines()
+
+
+def test_a_page_about_images_says_what_the_model_saw_and_where_it_mattered():
+    """Every number against the plainest computation from the distances."""
+    result = make_result(["a", " b", " c"], n_steps=2, grids=((2, 3), (1, 2)), n_layers=14)
+    page = render_summary(result)
+    assert section(page, "Images (8 vision tokens):")[1:] == [
+        "  image 0: picture0.png",
+        "    150 x 80 pixels, seen by the model as 96 x 64; 2 rows x 3 columns = 6 tokens",
+        "  image 1: picture1.png",
+        "    100 x 40 pixels, seen by the model as 64 x 32; 1 rows x 2 columns = 2 tokens",
+    ]
+    shares = []
+    for step in result.steps:
+        full = step.l2[:, 1:, 0].astype(float)  # position 0 is the sink
+        full /= full.sum(axis=1, keepdims=True)
+        shares.append(full[:, :8])
+    of_layers = 100 * shares[0].sum(axis=1)
+    lines = section(page, "Vision tokens, layer by layer, for the first token (share of the layer's impact, in %):")
+    assert [float(cell) for line in lines[1:3] for cell in line.split()[2:]] == pytest.approx(of_layers, abs=0.051)
+    assert lines[3] == f"  mean {of_layers.mean():.1f} %"
+    lines = section(page, "Layers where the vision tokens matter most for each produced token:")
+    for step, line in enumerate(lines[1:]):
+        best = 100 * shares[step].sum(axis=1)
+        assert f'"{[" Paris", "."][step]}"' in line
+        assert f"<- layer {best.argmax()} ({best.max():.1f} %), layer " in line
+    best = int(shares[0].mean(axis=0).argmax())
+    image, row, column = [(0, r, c) for r in range(2) for c in range(3)][best] if best < 6 else (1, 0, best - 6)
+    first = section(page, "Patches that matter most for the first token")[3].split()
+    assert first[:4] == ["1", str(image), str(row), str(column)]
+    assert float(first[4]) == pytest.approx(100 * shares[0].mean(axis=0).max(), abs=0.051)
+    box = [50 * column, 40 * row, 50 * column + 50, 40 * row + 40]
+    assert [float(edge.rstrip(",")) for edge in first[6:10]] == box
+
+
+def test_a_page_about_vision_tokens_alone_compares_them_with_the_layers_update():
+    result = make_result(grids=((2, 3),), mask_mode="vision")
+    page = render_summary(result)
+    step = result.steps[0]
+    expected = 100 * step.l2[:, :, 0].sum(axis=1) / step.baseline_norm[:, 0]
+    lines = section(
+        page, "Vision tokens, layer by layer, for the first token (sum of their Full L2 over the norm of the"
+    )
+    assert [float(cell) for cell in lines[1].split()[2:]] == pytest.approx(expected, rel=1e-3, abs=0.051)
+    assert "Most important for the first token" not in page
+    assert "Patches that matter most" in page
+
+
+def test_a_page_about_text_tokens_alone_names_the_images_only():
+    page = render_summary(make_result(grids=((2, 3),), mask_mode="text"))
+    assert "Images (6 vision tokens)" in page
+    assert "Vision tokens, layer by layer" not in page
+    assert "Patches that matter most" not in page
+    assert "Most important for the first token" in page
 
 
 def test_percent_never_shows_something_as_nothing():
