@@ -5,8 +5,9 @@
 
 For each prompt length N, in one run: a plain forward (`generate` of one token), the same with the engine riding, the ratio
 of the medians, the layer-re-run method (each masked token re-runs one layer with a 4D mask, everything else cached; timed
-on a few tokens of one layer and scaled to all), the speed-up over it, and the extra peak memory of the analysis. Then
-generation of several tokens with full maps against plain `generate`. Memory is the peak resident set on the CPU (Linux)
+on a few tokens of one layer and scaled to all), the speed-up over it, and the extra peak memory of the analysis. The same
+for prompts with one image (N counts its tokens), where the plain forward has the vision tower in it. Then generation of
+several tokens with full maps against plain `generate`. Memory is the peak resident set on the CPU (Linux)
 and the allocator's peak on CUDA. Only ratios within one run mean anything.
 """
 
@@ -49,6 +50,8 @@ QWEN3_VL_4B = {
     "tie_word_embeddings": True,
 }
 N_ORDINARY_TOKENS = 150_000
+VISION_START, VISION_END, IMAGE_PAD = 151_652, 151_653, 151_655
+PATCH_VALUES = 3 * 2 * 16 * 16  # colours, frames, pixels
 
 
 def build_model(n_layers: int, device: str) -> Qwen3VLForConditionalGeneration:
@@ -68,6 +71,22 @@ def make_inputs(n_tokens: int, device: str) -> dict[str, torch.Tensor]:
         "input_ids": ids.to(device),
         "attention_mask": torch.ones_like(ids).to(device),
         "mm_token_type_ids": torch.zeros_like(ids).to(device),
+    }
+
+
+def make_image_inputs(n_tokens: int, device: str) -> dict[str, torch.Tensor]:
+    """A prompt of n_tokens with one square image in it, as large as fits beside at least 20 tokens of text."""
+    side = 2 * int((n_tokens - 22) ** 0.5)  # in patches; 2 x 2 of them are a token
+    n_cells = (side // 2) ** 2
+    inputs = make_inputs(n_tokens, device)
+    ids, types = inputs["input_ids"][0], inputs["mm_token_type_ids"][0]
+    ids[4], ids[5 + n_cells] = VISION_START, VISION_END
+    ids[5 : 5 + n_cells] = IMAGE_PAD
+    types[5 : 5 + n_cells] = 1
+    pixels = torch.randn(side * side, PATCH_VALUES, generator=torch.Generator().manual_seed(n_tokens))
+    return inputs | {
+        "pixel_values": pixels.to(device, torch.bfloat16),
+        "image_grid_thw": torch.tensor([[1, side, side]], device=device),
     }
 
 
@@ -138,6 +157,13 @@ def rerun_seconds(model, inputs, device: str, n_timed: int = 5) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, nargs="+", default=[16, 64, 256, 1024], help="prompt lengths")
+    parser.add_argument(
+        "--image-tokens",
+        type=int,
+        nargs="*",
+        default=[300, 1050],
+        help="lengths of prompts with an image (none: no such row)",
+    )
     parser.add_argument("--layers", type=int, default=36, help="decoder layers (36: the real depth)")
     parser.add_argument("--repeats", type=int, default=5, help="each figure is the median of this many runs")
     parser.add_argument(
@@ -157,13 +183,16 @@ def main() -> None:
         print(
             f"{'N':>5} {'plain s':>8} {'analysis s':>10} {'ratio':>6} {'re-run s':>9} {'speed-up':>9} {'extra MiB':>9}"
         )
-        for n_tokens in args.tokens:
-            inputs = make_inputs(n_tokens, device)
+        prompts = [make_inputs(n_tokens, device) for n_tokens in args.tokens]
+        prompts += [make_image_inputs(n_tokens, device) for n_tokens in args.image_tokens]
+        for inputs in prompts:
+            n_tokens = inputs["input_ids"].shape[1]
             row = measure(model, inputs, 1, args.repeats, device)
             rerun = rerun_seconds(model, inputs, device)
             print(
                 f"{n_tokens:5} {row['plain']:8.2f} {row['analysis']:10.2f} {row['ratio']:6.2f} {rerun:9.1f} "
-                f"{rerun / row['analysis']:8.0f}x {row['extra']:9.0f}",
+                f"{rerun / row['analysis']:8.0f}x {row['extra']:9.0f}"
+                f"{image_size(inputs)}",
                 flush=True,
             )
         if args.generate:
@@ -172,6 +201,13 @@ def main() -> None:
             for n_tokens in args.generate_prompt:
                 row = measure(model, make_inputs(n_tokens, device), args.generate, args.repeats, device)
                 print(f"{n_tokens:5} {row['plain']:8.2f} {row['analysis']:10.2f} {row['ratio']:6.2f}", flush=True)
+
+
+def image_size(inputs: dict[str, torch.Tensor]) -> str:
+    if "image_grid_thw" not in inputs:
+        return ""
+    _, height, width = inputs["image_grid_thw"][0].tolist()
+    return f"  with an image of {height // 2} x {width // 2} tokens"
 
 
 def measure(model, inputs, n_tokens: int, repeats: int, device: str) -> dict[str, float]:

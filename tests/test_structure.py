@@ -18,15 +18,15 @@ PACKAGE = REPOSITORY / "mask_impact"
 # A module may import only those before it.
 ORDER = [
     "demo/__init__", "errors", "settings", "records", "architectures", "attention", "propagation", "measurement", "engine",
-    "files", "store", "summary", "processing", "loading", "encoding", "verification", "analysis", "cli",
+    "files", "store", "summary", "plots", "images", "processing", "loading", "encoding", "verification", "analysis", "cli",
 ]  # fmt: skip
 # Independent of the rest: the demo's tasks, and the package itself, which only names where things are.
 APART = ["__init__", "demo/tasks"]
 # What these import of later modules they import when they are called: methods of Result that are there for convenience.
 LATE_IMPORTS = {("records", "store"), ("records", "summary")}
 # These work without torch and transformers: help, usage errors and stored results are quick.
-LIGHT = ["errors", "settings", "records", "files", "store", "summary", "cli"]
-HEAVY = ["torch", "transformers", "pandas", "pyarrow", "PIL"]
+LIGHT = ["errors", "settings", "records", "files", "store", "summary", "plots", "cli"]
+HEAVY = ["torch", "transformers", "pandas", "pyarrow", "PIL", "matplotlib"]
 
 
 def name_of(path):
