@@ -19,8 +19,8 @@ from transformers import GenerationConfig, PreTrainedModel
 
 import mask_impact
 from mask_impact.architectures import locate
-from mask_impact.encoding import EncodedPrompt, encode, encode_inputs, token_texts
-from mask_impact.engine import Masked, MaskingEngine, RawStep
+from mask_impact.encoding import EncodedPrompt, encode, encode_inputs, join, token_texts
+from mask_impact.engine import Masked, MaskingEngine, RawStep, SequencePlan
 from mask_impact.errors import DeviceError, InputError
 from mask_impact.images import Picture, read_pictures
 from mask_impact.loading import LoadedModel
@@ -77,16 +77,19 @@ def analyze(
     return run(model, prompt, settings, pictures, observer=observer)
 
 
-def run(
-    loaded: LoadedModel,
-    prompt: str | Mapping[str, Any],
-    settings: RunSettings,
-    pictures: Sequence[Picture] = (),
-    *,
-    observer: Observer | None = None,
-) -> Result:
-    """`analyze` with its arguments already checked and its images already read."""
-    observer = observer or Observer()
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """One prompt, ready to be run: encoded, and checked against the model and its settings."""
+
+    prompt: str | Mapping[str, Any]
+    encoded: EncodedPrompt
+    settings: RunSettings
+
+
+def prepare(
+    loaded: LoadedModel, prompt: str | Mapping[str, Any], settings: RunSettings, pictures: Sequence[Picture] = ()
+) -> Prepared:
+    """Encode a prompt and check what can be checked before the model runs."""
     if not isinstance(prompt, Mapping):
         encoded = encode(loaded, prompt, pictures, raw=settings.raw)
     elif pictures:
@@ -97,19 +100,39 @@ def run(
         kind = "an image: give one" if settings.mask_mode == "vision" else "text: give some"
         raise InputError(f"mask mode {settings.mask_mode} needs a prompt with {kind}, or another mask mode")
     _check_context(loaded.model, encoded.n_tokens, settings.num_tokens)
-    max_rows = settings.batch_size or default_rows(loaded.model)
+    return Prepared(prompt, encoded, settings)
+
+
+def run(
+    loaded: LoadedModel,
+    prompt: str | Mapping[str, Any],
+    settings: RunSettings,
+    pictures: Sequence[Picture] = (),
+    *,
+    observer: Observer | None = None,
+) -> Result:
+    """`analyze` with its arguments already checked and its images already read."""
+    return run_together(loaded, [prepare(loaded, prompt, settings, pictures)], observer=observer)[0]
+
+
+def run_together(loaded: LoadedModel, prompts: Sequence[Prepared], *, observer: Observer | None = None) -> list[Result]:
+    """The results of several prompts that share their forward passes, in their order.
+
+    They have to agree in `settings.variants`, and be one where `settings.n_verify` is set. A result is that of the prompt
+    alone, but for rounding.
+    """
+    observer = observer or Observer()
+    max_rows = min((one.settings.batch_size for one in prompts if one.settings.batch_size), default=0)
+    max_rows = max_rows or default_rows(loaded.model)
     started = time.perf_counter()
     while True:
         try:
-            pass_ = _generate(loaded.model, encoded, settings, max_rows, observer)
+            passes = _generate(loaded.model, prompts, max_rows, observer)
             break
         except RuntimeError as error:  # torch.OutOfMemoryError is one
-            max_rows = _smaller_chunk(error, max_rows, encoded.n_tokens, observer)
-    meta = describe_run(loaded, prompt, encoded, settings, pass_) | {
-        "batch_size": max_rows,
-        "seconds": time.perf_counter() - started,
-    }
-    return _make_result(loaded, encoded, settings, pass_, meta)
+            max_rows = _smaller_chunk(error, max_rows, sum(one.encoded.n_tokens for one in prompts), observer)
+    seconds = time.perf_counter() - started
+    return [_make_result(loaded, one, pass_, max_rows, seconds) for one, pass_ in zip(prompts, passes, strict=True)]
 
 
 def _check_context(model: PreTrainedModel, n_tokens: int, num_tokens: int) -> None:
@@ -156,39 +179,78 @@ def _smaller_chunk(error: RuntimeError, max_rows: int, n_tokens: int, observer: 
 
 @dataclasses.dataclass(frozen=True)
 class _Pass:
-    """One `generate()` with the engine riding; candidates: (ids, probabilities) of every step."""
+    """What one prompt has of a `generate()` with the engine riding; candidates: (ids, probabilities) of every step."""
 
     engine: MaskingEngine
+    steps: list[RawStep]
     produced: list[int]
     candidates: list[tuple[list[int], list[float]]]
     verification: Verification | None
 
 
-def _generate(
-    model: PreTrainedModel, encoded: EncodedPrompt, settings: RunSettings, max_rows: int, observer: Observer
-) -> _Pass:
-    layers = choose_layers(model.config.get_text_config().num_hidden_layers, settings.n_verify)
-    masked = None
-    if settings.mask_mode != "both":
-        prompt_mask = torch.from_numpy(encoded.tokens.masked(settings.mask_mode))
-        masked = Masked(prompt_mask, produced=settings.mask_mode == "text")
+def _generate(model: PreTrainedModel, prompts: Sequence[Prepared], max_rows: int, observer: Observer) -> list[_Pass]:
+    n_steps = max(one.settings.num_tokens for one in prompts)
+    config = greedy_config(model, n_steps)
+    layers = choose_layers(
+        model.config.get_text_config().num_hidden_layers, max(one.settings.n_verify for one in prompts)
+    )
+    inputs, paddings = join([one.encoded for one in prompts], config.pad_token_id or 0)
     engine = MaskingEngine(
         model,
-        groups=settings.variants,
-        masked=masked,
+        groups=prompts[0].settings.variants,
+        plans=[
+            SequencePlan(padding, _masked(one), one.settings.num_tokens)
+            for padding, one in zip(paddings, prompts, strict=True)
+        ],
         max_rows=max_rows,
         on_layer=observer.layer_done,
         record_layers=frozenset(layers),
     )
-    observer.begin(encoded.n_tokens, len(engine.decoder.layers), settings.num_tokens)
+    observer.begin(sum(one.encoded.n_tokens for one in prompts), len(engine.decoder.layers), n_steps)
     inputs = {
-        name: value.to(model.device) if isinstance(value, torch.Tensor) else value
-        for name, value in encoded.inputs.items()
+        name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()
     }
-    with torch.no_grad(), _record_candidates(model) as candidates, engine:
-        sequences = model.generate(**inputs, generation_config=greedy_config(model, settings.num_tokens))
-    produced = sequences[0, encoded.n_tokens :].tolist()
-    return _Pass(engine, produced, candidates, verify(engine, layers) if layers else None)
+    with torch.no_grad(), _leave_out_finished(model, engine, config), _record_candidates(model) as candidates, engine:
+        sequences = model.generate(**inputs, generation_config=config)
+    verification = verify(engine, layers) if layers else None
+    n_prompt = inputs["input_ids"].shape[1]
+    return [
+        _Pass(
+            engine,
+            steps,
+            sequences[number, n_prompt : n_prompt + len(steps)].tolist(),
+            [of_step[number] for of_step in candidates[: len(steps)]],
+            verification,
+        )
+        for number, steps in enumerate(engine.sequences)
+    ]
+
+
+def _masked(prompt: Prepared) -> Masked | None:
+    mode = prompt.settings.mask_mode
+    if mode == "both":
+        return None
+    return Masked(torch.from_numpy(prompt.encoded.tokens.masked(mode)), produced=mode == "text")
+
+
+@contextmanager
+def _leave_out_finished(model: PreTrainedModel, engine: MaskingEngine, config: GenerationConfig) -> Iterator[None]:
+    """While the block is open, a sequence of a batch that has ended, and is only filled up, is not measured any more."""
+    ends = {config.eos_token_id} if isinstance(config.eos_token_id, int) else set(config.eos_token_id or ())
+
+    def look(module, args, kwargs) -> None:
+        if engine.steps:  # the tokens just produced are what goes in
+            fed = kwargs["input_ids"][:, -1].tolist()
+            engine.finished.update(number for number, token in enumerate(fed) if token in ends)
+
+    if len(engine.plans) == 1:  # ends with its sequence
+        yield
+        return
+    handle = model.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def greedy_config(model: PreTrainedModel, num_tokens: int) -> GenerationConfig:
@@ -199,18 +261,21 @@ def greedy_config(model: PreTrainedModel, num_tokens: int) -> GenerationConfig:
         cache_implementation=None, prefill_chunk_size=None, disable_compile=True, max_new_tokens=num_tokens, max_length=None,
         return_dict_in_generate=False, num_return_sequences=1, output_attentions=False, output_hidden_states=False,
     )  # fmt: skip
+    if config.pad_token_id is None:  # fills up what ends early in a batch; never measured
+        ends = config.eos_token_id
+        config.pad_token_id = ends[0] if isinstance(ends, list) else ends
     return config
 
 
 @contextmanager
-def _record_candidates(model: PreTrainedModel) -> Iterator[list[tuple[list[int], list[float]]]]:
-    """Keep the most probable next tokens of every forward while the block is open."""
-    candidates: list[tuple[list[int], list[float]]] = []
+def _record_candidates(model: PreTrainedModel) -> Iterator[list[list[tuple[list[int], list[float]]]]]:
+    """Keep the most probable next tokens of every forward, by sequence, while the block is open."""
+    candidates: list[list[tuple[list[int], list[float]]]] = []
 
     def keep(module, args, output) -> None:
-        probabilities = torch.softmax(output.logits[0, -1].float(), dim=-1)
-        top = probabilities.topk(min(N_CANDIDATES, len(probabilities)))
-        candidates.append((top.indices.tolist(), top.values.tolist()))
+        probabilities = torch.softmax(output.logits[:, -1].float(), dim=-1)
+        top = probabilities.topk(min(N_CANDIDATES, probabilities.shape[-1]))
+        candidates.append(list(zip(top.indices.tolist(), top.values.tolist(), strict=True)))
 
     handle = model.register_forward_hook(keep)
     try:
@@ -219,25 +284,24 @@ def _record_candidates(model: PreTrainedModel) -> Iterator[list[tuple[list[int],
         handle.remove()
 
 
-def _make_result(
-    loaded: LoadedModel, encoded: EncodedPrompt, settings: RunSettings, pass_: _Pass, meta: dict[str, Any]
-) -> Result:
+def _make_result(loaded: LoadedModel, prompt: Prepared, pass_: _Pass, max_rows: int, seconds: float) -> Result:
+    encoded = prompt.encoded
     texts, kinds = token_texts(loaded.tokenizer, pass_.produced)
     steps = tuple(
         _make_step(loaded, index, raw_step, token, text, candidates)
         for index, (raw_step, token, text, candidates) in enumerate(
-            zip(pass_.engine.steps, pass_.produced, texts, pass_.candidates, strict=True)
+            zip(pass_.steps, pass_.produced, texts, pass_.candidates, strict=True)
         )
     )
     return Result(
-        variants=variant_names(pass_.engine.decoder.n_heads, settings.variants),
+        variants=variant_names(pass_.engine.decoder.n_heads, prompt.settings.variants),
         n_prompt=encoded.n_tokens,
         tokens=encoded.tokens.extended(pass_.produced, texts, kinds),
         steps=steps,
         generated_text=loaded.tokenizer.decode(pass_.produced, skip_special_tokens=True),
         sinks=find_sinks(steps[0].attention),
         images=encoded.images,
-        meta=meta,
+        meta=describe_run(loaded, prompt, pass_) | {"batch_size": max_rows, "seconds": seconds},
     )
 
 
@@ -262,14 +326,9 @@ def _make_step(
     )
 
 
-def describe_run(
-    loaded: LoadedModel,
-    prompt: str | Mapping[str, Any],
-    encoded: EncodedPrompt,
-    settings: RunSettings,
-    pass_: _Pass,
-) -> dict[str, Any]:
+def describe_run(loaded: LoadedModel, prepared: Prepared, pass_: _Pass) -> dict[str, Any]:
     """What `NAME.meta.json` says of the run besides the measurements; JSON types only."""
+    prompt, encoded, settings = prepared.prompt, prepared.encoded, prepared.settings
     model, decoder = loaded.model, pass_.engine.decoder
     return {
         "tool_version": mask_impact.__version__,

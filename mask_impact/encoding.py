@@ -20,6 +20,7 @@ from mask_impact.records import ImageRecord, TokenTable
 from mask_impact.settings import IMAGE_MARK, IMAGE_PAD, IMAGE_TEXT, check_image_marks, check_prompt
 
 _CHATML_TURN = re.compile(r"<\|im_start\|>(\w+)\n?(.*?)(?:<\|im_end\|>\n?|(?=<\|im_start\|>)|\Z)", re.DOTALL)
+PADDED = ("input_ids", "attention_mask", "mm_token_type_ids")  # [1, n]; other inputs have a row for each image or patch
 _USER_TURN = re.compile(r"<\|im_start\|>user\n?")
 _FIRST_TURN = re.compile(r"\s*<\|im_start\|>\w+\n?")
 
@@ -139,6 +140,28 @@ def encode_inputs(loaded: LoadedModel, inputs: dict[str, Any]) -> EncodedPrompt:
     if not bool(torch.as_tensor(encoded["attention_mask"]).bool().all()):
         raise InputError("attention_mask hides tokens; analyse the sequence without padding")
     return _with_tables(loaded, encoded, None)
+
+
+def join(prompts: Sequence[EncodedPrompt], pad_id: int) -> tuple[dict[str, Any], list[int]]:
+    """Inputs for one `generate` of several prompts, padded on the left, and how many positions of padding each has.
+
+    Images follow one another in the order of the prompts. A single prompt's inputs stay as they are.
+    """
+    if len(prompts) == 1:
+        return prompts[0].inputs, [0]
+    n_positions = max(prompt.n_tokens for prompt in prompts)
+    paddings = [n_positions - prompt.n_tokens for prompt in prompts]
+    joined: dict[str, Any] = {}
+    for name in dict.fromkeys(name for prompt in prompts for name in prompt.inputs):
+        parts = [prompt.inputs.get(name) for prompt in prompts]
+        if name in PADDED:
+            value = pad_id if name == "input_ids" else 0
+            joined[name] = torch.cat(
+                [torch.nn.functional.pad(part, (n, 0), value=value) for part, n in zip(parts, paddings, strict=True)]
+            )
+        else:
+            joined[name] = torch.cat([part for part in parts if part is not None])
+    return joined, paddings
 
 
 def _apply_template(templater: Any, prompt: str, marked: bool) -> str:

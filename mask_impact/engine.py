@@ -2,17 +2,18 @@
 
     with MaskingEngine(model) as engine:
         model.generate(...)
-    engine.steps
+    engine.steps                # of the only sequence; engine.sequences[b] of sequence b of a batch
 
 Nothing of the model is re-implemented: an attention function registered with transformers sees q, k and v as the model
-uses them, and hooks let the differences of all masked tokens ride through the model's own linear maps as extra rows. Before
-the block ends, by whatever way, everything is as it was. Knows no files and prints nothing.
+uses them, and hooks let the differences of all masked tokens ride through the model's own linear maps as extra rows, those
+of all sequences of a batch together. Before the block ends, by whatever way, everything is as it was. Knows no files and
+prints nothing.
 """
 
 import itertools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -73,13 +74,71 @@ class LayerInputs:
     visible: list[torch.Tensor] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class SequencePlan:
+    """What to do with one sequence of a batch. padding: how many positions of left padding it has, which are neither masked
+    nor counted as positions; masked: which of its positions to mask (None: all); n_steps: for how many forward passes."""
+
+    padding: int = 0
+    masked: Masked | None = None
+    n_steps: int | None = None
+
+
+class _Rider:
+    """One sequence in one layer: its measurement, how far its propagation is, and what of it is in a linear map."""
+
+    def __init__(self, measurement: LayerMeasurement) -> None:
+        self.measurement = measurement
+        self.propagation: Propagation | None = None
+        self.ride: Ride | None = None
+        self.passengers: Passengers | None = None
+        self.mapped: list[torch.Tensor] = []
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The linear maps that it is in."""
+        return self.ride.modules if self.passengers is not None else ()
+
+    def advance(self, mapped: list[torch.Tensor] | None) -> None:
+        """Go on to the next linear map."""
+        try:
+            self.ride = next(self.propagation) if mapped is None else self.propagation.send(mapped)
+        except StopIteration:
+            self.ride = None
+
+    def board(self, module: nn.Module, own: torch.Tensor) -> list[torch.Tensor]:
+        """Its rows for a linear map; own: [in], the model's own row."""
+        if self.ride is None or module not in self.ride.modules:
+            return []
+        self.passengers = self.ride.board(own.dtype, own=own)
+        return [rows.to(own.device) for rows in self.passengers.groups]
+
+    def alight(self, module: nn.Module, rows: torch.Tensor, first: int, own: torch.Tensor) -> int:
+        """Take its rows, from `first` on, out of what a linear map made of all of them; returns where the next one's begin."""
+        if self.passengers is None:
+            self.measurement.observe_output(module, own)
+            return first
+        end = first + self.passengers.n_rows
+        mapped, correction = self.passengers.alight(module, rows[first:end])
+        self.measurement.observe_output(module, own, correction)
+        self.mapped.append(mapped)
+        return end
+
+    def advance_if_mapped(self) -> None:
+        """Go on when all linear maps of the ride are through."""
+        if self.passengers is not None:
+            mapped, self.mapped, self.passengers = self.mapped, [], None
+            self.advance(mapped)
+
+
 class MaskingEngine:
     """Measures every layer at every forward pass of `model` while the `with` block is open.
 
-    groups: which of full, attn, heads to measure. masked: which positions to mask (None: all). max_rows: how many masked
-    tokens ride at once (None: all); results do not depend on it. on_layer(step, layer) is called when a layer is done.
-    record_layers: layers whose inputs are kept in `layer_inputs`. Errors: UnsupportedArchitecture, UsageError for more than
-    one sequence, ExactnessError where the model's arithmetic could not be reproduced or is not finite.
+    groups: which of full, attn, heads to measure. plans: one for each sequence of the batch that the model will be given.
+    max_rows: how many masked tokens ride at once (None: all); results do not depend on it. on_layer(step, layer) is called
+    when a layer is done. record_layers: layers whose inputs are kept in `layer_inputs`, for a single sequence. A sequence
+    whose number is put into `finished` is measured no more. Errors: UnsupportedArchitecture, UsageError for a batch of another
+    size, ExactnessError where the model's arithmetic could not be reproduced or is not finite.
     """
 
     def __init__(
@@ -87,7 +146,7 @@ class MaskingEngine:
         model: nn.Module,
         *,
         groups: tuple[str, ...] = VARIANT_GROUPS,
-        masked: Masked | None = None,
+        plans: Sequence[SequencePlan] = (SequencePlan(),),
         max_rows: int | None = None,
         on_layer: Callable[[int, int], None] | None = None,
         record_layers: frozenset[int] = frozenset(),
@@ -95,23 +154,31 @@ class MaskingEngine:
         self.model = model
         self.decoder: Decoder = locate(model)
         self.groups = tuple(group for group in VARIANT_GROUPS if group in groups)
-        self.masked = masked
+        self.plans = tuple(plans)
         self.max_rows = max_rows
         self.on_layer = on_layer
-        self.steps: list[RawStep] = []
+        self.sequences: tuple[list[RawStep], ...] = tuple([] for _ in self.plans)
+        self.finished: set[int] = set()
+        if record_layers and len(self.plans) > 1:
+            raise UsageError("the inputs of layers can be kept for a single sequence only")
         self.layer_inputs = {layer: LayerInputs() for layer in record_layers}
-        self._n_positions = 0
-        self._positions = torch.arange(0)  # those to mask at this step
-        self._records: list[LayerRecord] = []
+        self._n_positions = 0  # padding included
+        self._step = -1
+        self._positions: dict[int, torch.Tensor] = {}  # by sequence that is measured at this step: those to mask
+        self._records: dict[int, list[LayerRecord]] = {}
         self._dtype: torch.dtype | None = None
         self._started = 0.0
-        self._current: LayerMeasurement | None = None
-        self._propagation: Propagation | None = None
-        self._ride: Ride | None = None
-        # Input of the linear maps on the way: as the model gave it, what rides along, and both joined.
-        self._embarked: tuple[torch.Tensor, Passengers, torch.Tensor] | None = None
-        self._mapped: list[torch.Tensor] = []
+        self._layer: DecoderLayer | None = None
+        self._riders: dict[int, _Rider] = {}
+        # Input of the linear maps on the way: as the model gave it, and with what rides along.
+        self._embarked: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._n_mapped = 0
         self._stack = ExitStack()
+
+    @property
+    def steps(self) -> list[RawStep]:
+        """The measurements of the first sequence, which mostly is the only one."""
+        return self.sequences[0]
 
     # --- attaching and restoring -----------------------------------------------------------------------------------------
 
@@ -126,9 +193,8 @@ class MaskingEngine:
     def __exit__(self, *exc_info: object) -> None:
         self._stack.close()
         # A generator that is never finished must not keep tensors alive.
-        self._propagation = self._ride = self._current = None
-        self._embarked = None
-        self._mapped, self._records = [], []
+        self._layer, self._embarked, self._n_mapped = None, None, 0
+        self._riders, self._records = {}, {}
 
     def _tap_attention(self, stack: ExitStack) -> None:
         configs = {id(config): config for config in self.decoder.configs}.values()
@@ -161,7 +227,7 @@ class MaskingEngine:
             finally:
                 for config, name in zip(configs, tapped, strict=True):
                     config._attn_implementation = name
-            if self._current is not None and module is self._current.layer.attention:
+            if self._layer is not None and module is self._layer.attention:
                 scaling = kwargs.get("scaling")
                 window = kwargs.get("sliding_window") if "flash" in backend else None
                 self._on_attention(query, key, value, attention_mask, scaling, window)
@@ -191,152 +257,144 @@ class MaskingEngine:
     # --- what happens in the model's forward, in this order ----------------------------------------------------------------
 
     def _on_layer_input(self, layer: DecoderLayer, hidden_states: torch.Tensor, kwargs: dict) -> None:
-        if hidden_states.shape[0] != 1:
-            raise UsageError(f"one sequence at a time can be analysed; the model was given {hidden_states.shape[0]}")
+        n_sequences, n_new, _ = hidden_states.shape
+        if n_sequences != len(self.plans):
+            expected = "one sequence" if len(self.plans) == 1 else f"{len(self.plans)} sequences"
+            raise UsageError(f"{expected} at a time can be analysed; the model was given {n_sequences}")
         if layer.index == 0:
             self._started = time.perf_counter()
-            self._n_positions += hidden_states.shape[1]
-            n = self._n_positions
-            self._positions = torch.arange(n) if self.masked is None else self.masked.positions(n)
-            self._records = []
+            self._step += 1
+            self._n_positions += n_new
             self._dtype = hidden_states.dtype
+            self._positions = {
+                number: self._positions_of(plan)
+                for number, plan in enumerate(self.plans)
+                if number not in self.finished and (plan.n_steps is None or self._step < plan.n_steps)
+            }
+            self._records = {number: [] for number in self._positions}
         if layer.index in self.layer_inputs:
             inputs = self.layer_inputs[layer.index]
             inputs.hidden_states.append(hidden_states.detach().cpu())
             inputs.position_embeddings.append(tuple(part.detach().cpu() for part in kwargs["position_embeddings"]))
-        dtype = hidden_states.dtype
-        self._current = LayerMeasurement(
-            layer,
-            hidden_states[0, -1].to(arithmetic_dtype(dtype)),
-            dtype,
-            self._n_positions,
-            len(self._positions),
-            self.groups,
-        )
+        rows = hidden_states[:, -1].to(arithmetic_dtype(hidden_states.dtype))
+        self._layer = layer
+        self._riders = {
+            number: _Rider(
+                LayerMeasurement(
+                    layer,
+                    rows[number],
+                    hidden_states.dtype,
+                    self._n_positions - self.plans[number].padding,
+                    len(positions),
+                    self.groups,
+                )
+            )
+            for number, positions in self._positions.items()
+        }
+
+    def _positions_of(self, plan: SequencePlan) -> torch.Tensor:
+        n_positions = self._n_positions - plan.padding
+        return torch.arange(n_positions) if plan.masked is None else plan.masked.positions(n_positions)
 
     def _on_attention(self, query, key, value, mask, scaling, window) -> None:
-        visible = _visible_keys(mask, key.shape[2], window, key.device)
+        scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
+        for number, rider in self._riders.items():
+            self._attend(
+                number, rider.measurement, query[number, :, -1], key[number], value[number], mask, scaling, window
+            )
+            rider.propagation = rider.measurement.propagate(0, self._chunk(rider.measurement))
+            rider.advance(None)
+
+    def _attend(self, number, measurement, query, key, value, mask, scaling, window) -> None:
+        visible = _visible_keys(mask, number, key.shape[1], window, key.device)
         if visible is not None:
             seen_from = int(visible.int().argmax())
-            key, value, visible = key[:, :, seen_from:], value[:, :, seen_from:], visible[seen_from:]
-        scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
-        attention = query_attention(query[0, :, -1], key[0], value[0], scaling, visible)
-        current = self._current
-        first = current.n_positions - attention.n_keys  # sliding windows and their caches hold the last positions only
+            key, value, visible = key[:, seen_from:], value[:, seen_from:], visible[seen_from:]
+        attention = query_attention(query, key, value, scaling, visible)
+        first = (
+            measurement.n_positions - attention.n_keys
+        )  # sliding windows and their caches hold the last positions only
         keys = None
-        if self.masked is not None:
-            keys = (self._positions[self._positions >= first] - first).to(key.device)
-        current.observe_attention(attention, keys)
-        if current.layer.index in self.layer_inputs:
-            seen = torch.ones(current.n_positions, dtype=torch.bool)
+        if self.plans[number].masked is not None:
+            positions = self._positions[number]
+            keys = (positions[positions >= first] - first).to(key.device)
+        measurement.observe_attention(attention, keys)
+        if measurement.layer.index in self.layer_inputs:
+            seen = torch.ones(measurement.n_positions, dtype=torch.bool)
             seen[:first] = False
             if visible is not None:
                 seen[first:] = visible.cpu()
-            self.layer_inputs[current.layer.index].visible.append(seen)
-        n_keys = current.masked.n_keys
-        stop = n_keys if self.max_rows is None else min(self.max_rows, n_keys)
-        self._propagation = current.propagate(0, stop)
-        self._advance(None)
+            self.layer_inputs[measurement.layer.index].visible.append(seen)
+
+    def _chunk(self, measurement: LayerMeasurement) -> int:
+        """How many masked tokens of one sequence ride at once."""
+        n_keys = measurement.masked.n_keys
+        return n_keys if self.max_rows is None else min(max(1, self.max_rows // len(self._riders)), n_keys)
 
     def _before_linear(self, module: nn.Module, args: tuple) -> tuple | None:
-        current = self._current
-        if current is None:
+        if self._layer is None:
             return None
-        states = args[0]  # [1, n, in]
+        states = args[0]  # [sequences, n, in]
         if self._embarked is None or self._embarked[0] is not states:  # gate and up are given the same tensor
-            current.observe_input(module, states[0, -1])
-        if self._ride is None or module not in self._ride.modules:
-            return None
-        if self._embarked is None or self._embarked[0] is not states:
-            passengers = self._ride.board(states.dtype, own=states[0, -1])
-            joined = torch.cat([states[0], *(rows.to(states.device) for rows in passengers.groups)])
-            self._embarked = states, passengers, joined.unsqueeze(0)
-        return (self._embarked[2], *args[1:])
+            passengers = []
+            for number, rider in self._riders.items():
+                rider.measurement.observe_input(module, states[number, -1])
+                passengers += rider.board(module, states[number, -1])
+            if not passengers:
+                return None
+            self._embarked = states, torch.cat([states.flatten(0, 1), *passengers]).unsqueeze(0)
+        return (self._embarked[1], *args[1:])
 
     def _after_linear(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
-        current = self._current
-        if current is None:
+        if self._layer is None:
             return None
-        ride = self._ride
-        if ride is None or module not in ride.modules:
-            current.observe_output(module, output[0, -1])
+        if self._embarked is None:
+            for number, rider in self._riders.items():
+                rider.measurement.observe_output(module, output[number, -1])
             return None
-        passengers = self._embarked[1]
-        n_own = output.shape[1] - passengers.n_rows
-        mapped, correction = passengers.alight(module, output[0, n_own:])
-        current.observe_output(module, output[0, n_own - 1], correction)
-        self._mapped.append(mapped)
-        if len(self._mapped) == len(ride.modules):
-            mapped, self._mapped, self._embarked = self._mapped, [], None
-            self._advance(mapped)
-        return output[:, :n_own]
+        n_sequences, n_new, _ = self._embarked[0].shape
+        own = output[:, : n_sequences * n_new].view(n_sequences, n_new, -1)
+        first = n_sequences * n_new
+        for number, rider in self._riders.items():
+            first = rider.alight(module, output[0], first, own[number, -1])
+        self._n_mapped += 1
+        if self._n_mapped == max(len(rider.modules) for rider in self._riders.values()):
+            self._embarked, self._n_mapped = None, 0
+            for rider in self._riders.values():
+                rider.advance_if_mapped()
+        return own
 
     def _on_layer_output(self, layer: DecoderLayer, output: torch.Tensor | tuple) -> None:
-        current = self._current
-        current.observe_layer_output((output[0] if isinstance(output, tuple) else output)[0, -1])
-        n_keys = current.masked.n_keys
-        for start in range(self.max_rows or n_keys, n_keys, self.max_rows or n_keys):
-            self._propagate_afterwards(current, start, min(start + self.max_rows, n_keys))
-        self._records.append(current.finish())
-        self._current = None
+        output = output[0] if isinstance(output, tuple) else output
+        for number, rider in self._riders.items():
+            measurement = rider.measurement
+            measurement.observe_layer_output(output[number, -1])
+            n_keys, n_chunk = measurement.masked.n_keys, self._chunk(measurement)
+            for start in range(n_chunk, n_keys, max(1, n_chunk)):
+                _propagate_afterwards(measurement, start, min(start + n_chunk, n_keys))
+            self._records[number].append(measurement.finish())
+        self._layer, self._riders = None, {}
         if self.on_layer is not None:
-            self.on_layer(len(self.steps), layer.index)
+            self.on_layer(self._step, layer.index)
         if layer.index == len(self.decoder.layers) - 1:
             self._finish_step()
-
-    # --- driving a propagation -----------------------------------------------------------------------------------------------
-
-    def _advance(self, mapped: list[torch.Tensor] | None) -> None:
-        try:
-            self._ride = next(self._propagation) if mapped is None else self._propagation.send(mapped)
-        except StopIteration:
-            self._ride = None
-
-    def _propagate_afterwards(self, measurement: LayerMeasurement, start: int, stop: int) -> None:
-        """Carry further masked tokens through the layer's modules once its own forward is done."""
-        propagation = measurement.propagate(start, stop)
-        try:
-            ride = next(propagation)
-            while True:
-                ride = propagation.send([self._map(module, ride, measurement.dtype) for module in ride.modules])
-        except StopIteration:
-            pass
-
-    def _map(self, module: nn.Module, ride: Ride, dtype: torch.dtype) -> torch.Tensor:
-        passengers = ride.board(dtype)
-        # `forward` and not the module itself: that would call the hooks, which wait for the model's own forward.
-        return passengers.alight(module, module.forward(passengers.groups[0].unsqueeze(0))[0])[0]
 
     # --- results ----------------------------------------------------------------------------------------------------------------
 
     def _finish_step(self) -> None:
-        records, self._records = self._records, []
-
-        def gather(name: str) -> torch.Tensor:
-            values = [getattr(record, name) for record in records]
-            on_one_device = len({value.device for value in values}) == 1
-            return torch.stack(values).cpu() if on_one_device else torch.stack([value.cpu() for value in values])
-
-        l2, baseline_norm = gather("l2"), gather("baseline_norm")
-        step = RawStep(
-            positions=self._positions,
-            l2=l2,
-            cosine=cosine_distance(Lengths(l2, gather("along"), gather("across"), baseline_norm.unsqueeze(1))),
-            attention=gather("attention"),
-            baseline_norm=baseline_norm,
-            self_check=gather("self_check").double(),
-            noise_floor=gather("noise_floor").double(),
-            seconds=time.perf_counter() - self._started,
-        )
-        self._check_step(step)
-        self.steps.append(step)
+        seconds = time.perf_counter() - self._started
+        for number, records in self._records.items():
+            step = _gather(records, self._positions[number], seconds)
+            self._check_step(step)
+            self.sequences[number].append(step)
+        self._records = {}
 
     def _check_step(self, step: RawStep) -> None:
         tolerance = SELF_CHECK_TOLERANCE[self._dtype]
         for layer, error in enumerate(step.self_check.tolist()):
             if error <= tolerance:
                 continue
-            where = f"layer {layer} of {self.decoder.model_type} at step {len(self.steps)}"
+            where = f"layer {layer} of {self.decoder.model_type} at step {self._step}"
             if error != error or error == float("inf"):
                 raise ExactnessError(
                     f"activations of {where} are not finite (NaN or inf): no numbers can be given; "
@@ -348,9 +406,45 @@ class MaskingEngine:
             )
         if not bool(torch.isfinite(step.l2).all()):
             layer = int((~torch.isfinite(step.l2)).flatten(1).any(1).int().argmax())
-            raise ExactnessError(
-                f"distances of layer {layer} at step {len(self.steps)} are not finite: try --dtype float32"
-            )
+            raise ExactnessError(f"distances of layer {layer} at step {self._step} are not finite: try --dtype float32")
+
+
+def _propagate_afterwards(measurement: LayerMeasurement, start: int, stop: int) -> None:
+    """Carry further masked tokens through the layer's modules once its own forward is done."""
+
+    def map_rows(module: nn.Module, ride: Ride) -> torch.Tensor:
+        passengers = ride.board(measurement.dtype)
+        # `forward` and not the module itself: that would call the hooks, which wait for the model's own forward.
+        return passengers.alight(module, module.forward(passengers.groups[0].unsqueeze(0))[0])[0]
+
+    propagation = measurement.propagate(start, stop)
+    try:
+        ride = next(propagation)
+        while True:
+            ride = propagation.send([map_rows(module, ride) for module in ride.modules])
+    except StopIteration:
+        pass
+
+
+def _gather(records: list[LayerRecord], positions: torch.Tensor, seconds: float) -> RawStep:
+    """The layers of one step, on the CPU."""
+
+    def stacked(name: str) -> torch.Tensor:
+        values = [getattr(record, name) for record in records]
+        on_one_device = len({value.device for value in values}) == 1
+        return torch.stack(values).cpu() if on_one_device else torch.stack([value.cpu() for value in values])
+
+    l2, baseline_norm = stacked("l2"), stacked("baseline_norm")
+    return RawStep(
+        positions=positions,
+        l2=l2,
+        cosine=cosine_distance(Lengths(l2, stacked("along"), stacked("across"), baseline_norm.unsqueeze(1))),
+        attention=stacked("attention"),
+        baseline_norm=baseline_norm,
+        self_check=stacked("self_check").double(),
+        noise_floor=stacked("noise_floor").double(),
+        seconds=seconds,
+    )
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -359,18 +453,18 @@ def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _visible_keys(
-    mask: torch.Tensor | None, n_keys: int, window: int | None, device: torch.device
+    mask: torch.Tensor | None, number: int, n_keys: int, window: int | None, device: torch.device
 ) -> torch.Tensor | None:
-    """bool [n_keys], which keys the last query sees; None for all of them.
+    """bool [n_keys], which keys the last query of sequence `number` sees; None for all of them.
 
     window: how many keys a windowed kernel looks back on, where no 4D mask says it.
     """
     visible = None
     if mask is not None and mask.dim() == 4:
-        row = mask[0, 0, -1, :n_keys]
+        row = mask[number if mask.shape[0] > 1 else 0, 0, -1, :n_keys]
         visible = row if row.dtype == torch.bool else row > torch.finfo(row.dtype).min / 2
     elif mask is not None:
-        visible = mask[0, -n_keys:].to(torch.bool)
+        visible = mask[number, -n_keys:].to(torch.bool)
     if window is not None and window < n_keys:
         inside = torch.arange(n_keys, device=device) >= n_keys - window
         visible = inside if visible is None else visible & inside

@@ -249,13 +249,15 @@ class LayerMeasurement:
 
         (rows,) = yield Ride((layer.o_proj,), head_differences.flatten(1), baseline=self.attention.output.flatten())
         del head_differences
+        attention_update = self.attention_update
         if self.attention.n_keys == 1:
             # Nothing is left to attend to: the branch gives o_proj(0), exactly, and not what rounding leaves of it.
             bias = getattr(layer.o_proj, "bias", None)
-            own = self.own[layer.o_proj]
-            rows = ((0 if bias is None else bias.to(own)) - own).expand(len(rows), -1)
-        attention_differences = self._through_norm(layer.after_attention, self.own[layer.o_proj], rows)
-        attention_update = self.attention_update
+            nothing = torch.zeros_like(attention_update) if bias is None else bias.to(attention_update)
+            nothing = rms_norm(nothing, layer.after_attention) if layer.after_attention else nothing
+            attention_differences = (nothing - attention_update).expand(len(rows), -1)
+        else:
+            attention_differences = self._through_norm(layer.after_attention, self.own[layer.o_proj], rows)
         if "attn" in self.groups:
             self._keep("attn", attention_update, attention_differences)
         if "full" not in self.groups:

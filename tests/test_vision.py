@@ -21,7 +21,7 @@ from transformers.models.qwen3_vl import modeling_qwen3_vl
 from mask_impact import loading
 from mask_impact.analysis import analyze
 from mask_impact.demo import tasks
-from mask_impact.engine import Masked, MaskingEngine
+from mask_impact.engine import Masked, MaskingEngine, SequencePlan
 from mask_impact.errors import InputError, UsageError
 
 N_TOKENS = 3
@@ -78,7 +78,7 @@ def test_some_positions_are_measured_as_among_all_of_them(mask_mode, max_rows):
     model = tiny_model("qwen3_vl", sharpness=10.0)
     inputs = tiny_image_inputs(model, n_images=2)
     masked = Masked(torch.from_numpy(is_image(inputs) == (mask_mode == "vision")), produced=mask_mode == "text")
-    engines = MaskingEngine(model), MaskingEngine(model, masked=masked, max_rows=max_rows)
+    engines = MaskingEngine(model), MaskingEngine(model, plans=[SequencePlan(masked=masked)], max_rows=max_rows)
     for engine in engines:
         with torch.no_grad(), engine:
             model.generate(**inputs, max_new_tokens=N_TOKENS, do_sample=False)
