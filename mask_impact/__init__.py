@@ -17,10 +17,12 @@ _HOMES = {
     "wrap": "loading",
     "LoadedModel": "loading",
     "analyze": "analysis",
+    "analyze_many": "batching",
     "load_result": "store",
     "Result": "records",
     "StepRecord": "records",
     "TokenTable": "records",
+    "ImageRecord": "records",
     "MaskImpactError": "errors",
 }
 __all__ = sorted(_HOMES)

@@ -7,10 +7,11 @@ import torch
 from conftest import make_tokenizer
 from tiny_models import ARCHITECTURES, is_vision_language, tiny_image_inputs, tiny_inputs, tiny_model
 
-from mask_impact import loading
+from mask_impact import batching, loading
 from mask_impact.analysis import Prepared, analyze, prepare, run_together
+from mask_impact.batching import analyze_many, group_prompts
 from mask_impact.engine import MaskingEngine, SequencePlan
-from mask_impact.errors import UsageError
+from mask_impact.errors import ExactnessError, InputError, UsageError
 from mask_impact.settings import RunSettings
 
 LENGTHS = (9, 4, 1, 7)
@@ -145,3 +146,117 @@ def test_analyze_is_a_batch_of_one():
     prompt = prompts_for(loaded)[0]
     one, other = analyze(loaded, prompt.prompt, num_tokens=N_TOKENS), run_together(loaded, [prompt])[0]
     assert all(np.array_equal(a.l2, b.l2) for a, b in zip(one.steps, other.steps, strict=True))
+
+
+# --- which prompts go together ----------------------------------------------------------------------------------------------
+
+
+def grouped(prompts, loaded, monkeypatch, budget):
+    monkeypatch.setitem(batching.TOKENS_TOGETHER, "cpu", budget)
+    return [
+        sorted(prompts[index].encoded.n_tokens for index in group) for group in group_prompts(loaded.model, prompts)
+    ]
+
+
+def test_prompts_of_similar_length_go_together_up_to_a_number_of_tokens(monkeypatch):
+    loaded = wrapped("qwen3")
+    prompts = prompts_for(loaded, (9, 4, 1, 7, 5, 4, 30))
+    assert grouped(prompts, loaded, monkeypatch, 16) == [[1, 4, 4], [5, 7], [9], [30]]
+    assert grouped(prompts, loaded, monkeypatch, 1000) == [[1, 4, 4, 5, 7, 9, 30]]
+    assert grouped(prompts, loaded, monkeypatch, 0) == [[1], [4], [4], [5], [7], [9], [30]]
+
+
+def test_prompts_that_ask_for_other_things_do_not_go_together(monkeypatch):
+    loaded = wrapped("qwen3")
+    many = [
+        *prompts_for(loaded, (4, 4), variants=("full",)),
+        *prompts_for(loaded, (4, 4)),
+        *prompts_for(loaded, (4, 4), n_verify=1),
+    ]
+    assert [len(group) for group in group_prompts(loaded.model, many)] == [2, 2, 1, 1]
+
+
+@pytest.mark.parametrize("rule", [{"repetition_penalty": 1.1}, {"no_repeat_ngram_size": 2}, {"min_length": 5}])
+def test_a_model_whose_generation_looks_at_the_prompt_runs_one_by_one(rule):
+    loaded = wrapped("qwen3")
+    loaded.model.generation_config.update(**rule)
+    assert group_prompts(loaded.model, prompts_for(loaded)) == [[2], [1], [3], [0]]
+
+
+# --- results one by one -----------------------------------------------------------------------------------------------------
+
+
+def test_analyze_many_yields_the_results_in_the_prompts_order(monkeypatch):
+    monkeypatch.setattr(batching, "PROMPTS_AHEAD", 3)
+    loaded = wrapped("qwen3")
+    inputs = [tiny_inputs(loaded.model, length, seed=length) for length in (9, 4, 2, 7, 8)]
+    results = list(analyze_many(loaded, inputs, num_tokens=2))
+    for given, result in zip(inputs, results, strict=True):
+        assert_same(result, analyze(loaded, given, num_tokens=2), rtol=2e-5)
+
+
+def test_analyze_many_reads_its_prompts_as_it_needs_them(monkeypatch):
+    monkeypatch.setattr(batching, "PROMPTS_AHEAD", 2)
+    loaded, read = wrapped("qwen3"), []
+
+    def prompts():
+        for length in (3, 4, 5, 6, 7):
+            read.append(length)
+            yield tiny_inputs(loaded.model, length)
+
+    results = analyze_many(loaded, prompts())
+    assert next(results).n_prompt == 3
+    assert read == [3, 4]
+    assert [result.n_prompt for result in results] == [4, 5, 6, 7]
+
+
+def test_a_prompt_brings_its_own_settings_and_images(vl_checkpoint):
+    loaded = loading.load(str(vl_checkpoint))
+    picture = np.zeros((16, 24, 3), dtype=np.uint8)
+    one, other = analyze_many(
+        loaded,
+        ["the cat", {"prompt": "the <image> cat", "images": [picture], "mask_mode": "vision", "num_tokens": 1}],
+        num_tokens=2,
+        variants=("full",),
+    )
+    assert (len(one.steps), len(other.steps)) == (2, 1)
+    assert one.variants == other.variants == ("Full",)
+    assert other.images[0].size == (24, 16)
+    assert set(other.tokens.image[other.steps[0].positions]) == {0}
+
+
+def test_a_prompt_that_fails_ends_it_or_gives_its_error_in_its_place(monkeypatch):
+    loaded = wrapped("qwen3")
+    prompts = [tiny_inputs(loaded.model, 4), " ", tiny_inputs(loaded.model, 5)]
+    one, error, other = analyze_many(loaded, prompts, raise_errors=False)
+    assert (one.n_prompt, other.n_prompt) == (4, 5)
+    assert isinstance(error, InputError)
+    results = analyze_many(loaded, prompts)
+    assert next(results).n_prompt == 4
+    with pytest.raises(InputError, match="the prompt is empty"):
+        next(results)
+
+
+def test_of_a_group_only_the_prompt_that_fails_is_lost(monkeypatch):
+    """Activations that are not finite in one sequence: found when the group has run, and the others run again."""
+    loaded = wrapped("qwen3")
+    prompts = [tiny_inputs(loaded.model, length, seed=length) for length in (4, 5, 6)]
+    bad = int(prompts[1]["input_ids"][0, 2])
+    assert all(bad not in prompts[index]["input_ids"] for index in (0, 2))
+    with torch.no_grad():
+        loaded.model.model.embed_tokens.weight[bad] = float("nan")
+    one, error, other = analyze_many(loaded, prompts, raise_errors=False)
+    assert (one.n_prompt, other.n_prompt) == (4, 6)
+    assert isinstance(error, ExactnessError)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ({"text": "the cat"}, "without `prompt`"),
+        ({"prompt": "the cat", "tokens": 3}, "not known: tokens; known are images, num_"),
+    ],
+)
+def test_a_dictionary_that_is_no_prompt_is_refused(prompt, said):
+    with pytest.raises(UsageError, match=said):
+        next(analyze_many(wrapped("qwen3"), [prompt]))

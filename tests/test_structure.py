@@ -18,7 +18,7 @@ PACKAGE = REPOSITORY / "mask_impact"
 # A module may import only those before it.
 ORDER = [
     "demo/__init__", "errors", "settings", "records", "architectures", "attention", "propagation", "measurement", "engine",
-    "files", "store", "summary", "plots", "images", "processing", "loading", "encoding", "verification", "analysis", "cli",
+    "files", "store", "summary", "plots", "images", "processing", "loading", "encoding", "verification", "analysis", "batching", "cli",
 ]  # fmt: skip
 # Independent of the rest: the demo's tasks, and the package itself, which only names where things are.
 APART = ["__init__", "demo/tasks"]
