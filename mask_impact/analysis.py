@@ -207,9 +207,8 @@ def _generate(model: PreTrainedModel, prompts: Sequence[Prepared], max_rows: int
         record_layers=frozenset(layers),
     )
     observer.begin(sum(one.encoded.n_tokens for one in prompts), len(engine.decoder.layers), n_steps)
-    inputs = {
-        name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()
-    }
+    device = _input_device(model)
+    inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
     with torch.no_grad(), _leave_out_finished(model, engine, config), _record_candidates(model) as candidates, engine:
         sequences = model.generate(**inputs, generation_config=config)
     verification = verify(engine, layers) if layers else None
@@ -224,6 +223,14 @@ def _generate(model: PreTrainedModel, prompts: Sequence[Prepared], max_rows: int
         )
         for number, steps in enumerate(engine.sequences)
     ]
+
+
+def _input_device(model: PreTrainedModel) -> torch.device:
+    """Where a model's inputs belong; one whose first weights lie on a disk computes on its first real device."""
+    if model.device.type != "meta":
+        return model.device
+    real = [device for device in getattr(model, "hf_device_map", {}).values() if device not in ("disk", "meta")]
+    return torch.device(real[0] if real else "cpu")
 
 
 def _masked(prompt: Prepared) -> Masked | None:

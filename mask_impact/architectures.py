@@ -58,6 +58,18 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
+def parameter(module: nn.Module, name: str) -> torch.Tensor | None:
+    """A module's own parameter, or None where it has none of that name; also where accelerate keeps it on a disk or another
+    device until the module runs."""
+    value = getattr(module, name, None)
+    if value is not None and value.is_meta:
+        from accelerate.utils import align_module_device
+
+        with align_module_device(module):
+            return getattr(module, name).detach().clone()
+    return value
+
+
 @dataclass(frozen=True)
 class Norm:
     """An RMSNorm as the arithmetic needs it: y = x / sqrt(mean(x^2) + eps) * (weight + offset)."""
@@ -68,7 +80,7 @@ class Norm:
 
     def weight(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """Effective weight [hidden]."""
-        return self.module.weight.to(device=device, dtype=dtype) + self.offset
+        return parameter(self.module, "weight").to(device=device, dtype=dtype) + self.offset
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,13 @@ def build_parser(script: Script) -> argparse.ArgumentParser:
     add("--revision", metavar="REV", help="branch, tag or commit of a model of the hub")
     add("--device", metavar="DEVICE", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     add(
+        "--device-map",
+        metavar="PLAN",
+        choices=("auto", "balanced", "balanced_low_0", "sequential"),
+        help="spread a model that is larger than one GPU over all of them, memory and disk: auto, balanced, balanced_low_0 or "
+        "sequential, as accelerate does it (default: all of it on the device)",
+    )
+    add(
         "--dtype",
         default="auto",
         choices=("auto", "float32", "bfloat16", "float16"),
@@ -264,7 +271,14 @@ def _run(script: Script, args: argparse.Namespace, command: str) -> None:
 
     loading.quieten(progress_bars=not args.quiet and sys.stderr.isatty())
     observer.note(f"Loading model {args.model or script.default_model} ...")
-    loaded = loading.load(args.model, kind=script.kind, device=args.device, dtype=args.dtype, revision=args.revision)
+    loaded = loading.load(
+        args.model,
+        kind=script.kind,
+        device=args.device,
+        dtype=args.dtype,
+        revision=args.revision,
+        device_map=args.device_map,
+    )
     if loaded.note:
         observer.note(f"NOTE: {loaded.note}.")
     say("Model loaded successfully!")

@@ -5,9 +5,12 @@ local .gguf file, a model of the Hugging Face hub. safetensors and GGUF only, ne
 are checked before any weight is read. Knows nothing of what is measured.
 """
 
+import atexit
 import importlib.util
 import json
+import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,6 +36,7 @@ KINDS = tuple(DEFAULT_MODELS)
 DEMO = "demo"
 SMOLLM2 = "smollm2"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 HUB_TIMEOUT_S = 5.0
 BAR_DELAY_S = 1.0  # what loads faster than this shows no progress bar
 VISION_LANGUAGE_TYPES = ("qwen3_vl", "qwen3_vl_moe")
@@ -95,15 +99,19 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     revision: str | None = None,
+    device_map: str | None = None,
 ) -> LoadedModel:
     """Load a model by hub id, folder, .gguf file, `demo` or `smollm2`.
 
     model None: the default of `kind` where it is cached or can be downloaded, else the bundled demo, which `note` then
-    says. kind: `vl` or `text`; None takes what the model is (and `vl` for the demo). Errors: ModelError,
+    says. kind: `vl` or `text`; None takes what the model is (and `vl` for the demo). device_map: how accelerate spreads a model
+    over all GPUs, memory and disk: one of DEVICE_MAPS (None: all of it on `device`). Errors: ModelError,
     UnsupportedArchitecture, DeviceError, UsageError.
     """
     if kind not in (None, *KINDS):
         raise UsageError(f"kind must be one of {', '.join(KINDS)}, not '{kind}'")
+    if device_map not in (None, *DEVICE_MAPS):
+        raise UsageError(f"device map '{device_map}' is not known; use one of {', '.join(DEVICE_MAPS)}")
     target = resolve_device(device)
     torch_dtype = _resolve_dtype(dtype)
     source, name, note = _locate_source(model, kind or "vl", revision)
@@ -113,7 +121,8 @@ def load(
         script = "mask_impact_vl.py" if found == "vl" else "mask_impact_analysis.py"
         raise ModelError(f"model '{name}' is a {_KIND_NAMES[found]}: use {script} for it")
     tokenizer, processor = _load_tokenizer(source, name, found)
-    loaded = _load_weights(source, name, config, torch_dtype, target)
+    place = device_map or (None if target.type == "cpu" else target)
+    loaded = _load_weights(source, name, config, torch_dtype, place)
     return LoadedModel(
         model=loaded,
         tokenizer=tokenizer,
@@ -371,7 +380,7 @@ def _load_tokenizer(source: Source, name: str, kind: str) -> tuple[Any, Any | No
 
 
 def _load_weights(
-    source: Source, name: str, config: Any, dtype: torch.dtype | str, device: torch.device
+    source: Source, name: str, config: Any, dtype: torch.dtype | str, place: torch.device | str | None
 ) -> PreTrainedModel:
     auto = (
         transformers.AutoModelForImageTextToText
@@ -387,7 +396,8 @@ def _load_weights(
             source.path,
             config=config,
             dtype=dtype,
-            device_map=None if device.type == "cpu" else device,
+            device_map=place,
+            offload_folder=_offload_folder() if isinstance(place, str) else None,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
             **arguments,
@@ -399,6 +409,13 @@ def _load_weights(
             f"the first is {missing[0]}; get the checkpoint again"
         )
     return model.eval()
+
+
+def _offload_folder() -> str:
+    """Where weights go that fit into no memory; gone when the program ends."""
+    folder = tempfile.mkdtemp(prefix="mask-impact-offload-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _require_safetensors(source: Source, name: str) -> None:

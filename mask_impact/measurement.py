@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mask_impact.architectures import DecoderLayer, GatedMlp, Norm, OpaqueMlp
+from mask_impact.architectures import DecoderLayer, GatedMlp, Norm, OpaqueMlp, parameter
 from mask_impact.attention import Lengths, QueryAttention, lengths, masking_differences
 from mask_impact.propagation import ACTIVATIONS, gated_difference, rms_norm, rms_norm_difference
 
@@ -88,7 +88,7 @@ class Passengers:
         """What the map made of the rows [n, out], without bias and scale; and the correction [out] of the own row."""
         if self.scale is not None:
             mapped = mapped.to(self.scale.dtype)
-            bias = getattr(module, "bias", None)
+            bias = parameter(module, "bias")
             mapped = (mapped if bias is None else mapped - bias.to(mapped)) / self.scale.to(mapped.device)
         return (mapped, None) if len(self.groups) == 1 else (mapped[:-1], mapped[-1])
 
@@ -252,7 +252,7 @@ class LayerMeasurement:
         attention_update = self.attention_update
         if self.attention.n_keys == 1:
             # Nothing is left to attend to: the branch gives o_proj(0), exactly, and not what rounding leaves of it.
-            bias = getattr(layer.o_proj, "bias", None)
+            bias = parameter(layer.o_proj, "bias")
             nothing = torch.zeros_like(attention_update) if bias is None else bias.to(attention_update)
             nothing = rms_norm(nothing, layer.after_attention) if layer.after_attention else nothing
             attention_differences = (nothing - attention_update).expand(len(rows), -1)

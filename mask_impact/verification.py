@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from accelerate.hooks import remove_hook_from_module
 from torch import nn
 
-from mask_impact.architectures import DecoderLayer, GatedMlp
+from mask_impact.architectures import DecoderLayer, GatedMlp, parameter
 from mask_impact.engine import LayerInputs, MaskingEngine, arithmetic_dtype
 from mask_impact.errors import UsageError
 
@@ -74,9 +75,14 @@ def _remeasure(engine: MaskingEngine, layer: DecoderLayer, step: int, position: 
 
 
 def _copy_layer(layer: DecoderLayer) -> nn.Module:
-    if any(not parameter.is_floating_point() for parameter in layer.module.parameters()):
+    if any(not weight.is_floating_point() for weight in layer.module.parameters()):
         raise UsageError("--verify needs the layer's own weights, and this model is quantised; leave --verify out")
-    twin = copy.deepcopy(layer.module).to(arithmetic_dtype(next(layer.module.parameters()).dtype))
+    twin = remove_hook_from_module(copy.deepcopy(layer.module), recurse=True)
+    for name, module in layer.module.named_modules():
+        for part, weight in module.named_parameters(recurse=False):
+            if weight.is_meta:  # on a disk until the module runs
+                setattr(twin.get_submodule(name), part, nn.Parameter(parameter(module, part), requires_grad=False))
+    twin = twin.to(arithmetic_dtype(next(layer.module.parameters()).dtype))
     twin.self_attn.config._attn_implementation = "eager"
     return twin
 
@@ -88,17 +94,17 @@ def _run(
 
     visible: bool [S_t]. Only the last query is masked: the keys and values of all positions do not depend on any mask.
     """
-    parameter = next(twin.parameters())
+    weight = next(twin.parameters())
 
     def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        return torch.cat(list(parts[: step + 1]), dim=1).to(parameter)
+        return torch.cat(list(parts[: step + 1]), dim=1).to(weight)
 
     hidden_states = joined(inputs.hidden_states)
     position_embeddings = tuple(joined([pair[part] for pair in inputs.position_embeddings]) for part in range(2))
     n = hidden_states.shape[1]
     allowed = torch.ones(n, n, dtype=torch.bool).tril()
     allowed[-1] = visible
-    mask = torch.zeros(1, 1, n, n, dtype=parameter.dtype).masked_fill(~allowed, torch.finfo(parameter.dtype).min)
+    mask = torch.zeros(1, 1, n, n, dtype=weight.dtype).masked_fill(~allowed, torch.finfo(weight.dtype).min)
 
     names = {module: name for name, module in layer.module.named_modules()}
     attention_end = layer.after_attention.module if layer.after_attention else layer.o_proj
@@ -125,7 +131,7 @@ def _run(
     ]
     try:
         with torch.no_grad():
-            twin(hidden_states, attention_mask=mask.to(parameter.device), position_embeddings=position_embeddings)
+            twin(hidden_states, attention_mask=mask.to(weight.device), position_embeddings=position_embeddings)
     finally:
         for handle in handles:
             handle.remove()
