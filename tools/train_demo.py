@@ -76,12 +76,12 @@ STAGES = {
         Stage("quiz", "text", models.SEED_LAYERS, "recall", 500, 500, 2e-3, kinds=(2, 0, 3, 5)),
         Stage("phrases", "text", models.SEED_LAYERS, "quiz", 250, 250, 1.5e-3, kinds=(2, 1, 5, 2)),
         Stage("deep_text", "text", models.GROWN_LAYERS["text"], "phrases", 300, 300, 1e-3, kinds=(4, 1, 4, 1)),
-        Stage("text", "text", models.GROWN_LAYERS["text"], "deep_text", 120, 120, 8e-4, 0.0, (8, 0, 2, 0), 0.75),
+        Stage("text", "text", models.GROWN_LAYERS["text"], "deep_text", 240, 240, 8e-4, 0.0, (8, 0, 2, 0), 0.75),
         Stage("pictures", "vl", models.SEED_LAYERS, "words", 1500, 2000, 2e-3, image_share=0.7),
         Stage("both", "vl", models.SEED_LAYERS, "pictures", 500, 500, 2e-3, 0.5, (3, 0, 5, 2), add=("quiz", "words")),
         Stage("deep_vl", "vl", models.GROWN_LAYERS["vl"], "both", 300, 300, 1e-3, 0.45, (6, 0, 3, 1)),
-        Stage("raw_vl", "vl", models.GROWN_LAYERS["vl"], "deep_vl", 120, 120, 7e-4, 0.55, (8, 0, 2, 0), 0.75),
-        Stage("vl", "vl", models.GROWN_LAYERS["vl"], "raw_vl", 80, 80, 7e-4, 0.25, (8, 0, 1, 0), 0.9),
+        Stage("raw_vl", "vl", models.GROWN_LAYERS["vl"], "deep_vl", 160, 160, 7e-4, 0.55, (8, 0, 2, 0), 0.9),
+        Stage("vl", "vl", models.GROWN_LAYERS["vl"], "raw_vl", 160, 160, 7e-4, 0.35, (8, 0, 1, 0), 0.9),
     )
 }
 FINAL_PATHS = {"text": demo.TEXT_PATH, "vl": demo.VL_PATH}
