@@ -1,38 +1,40 @@
 """The command line of both scripts: arguments, progress on stderr, the summary on stdout, exit codes.
 
 torch is imported only once the arguments are right and the output folder can be written. Exit codes: 0 done, 1 an error,
-2 wrong usage, 130 interrupted.
+2 wrong usage, 3 some prompts of many failed, 130 interrupted.
 """
 
 import argparse
 import os
 import shlex
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 import mask_impact
-from mask_impact.errors import InputError, MaskImpactError, UsageError
-from mask_impact.files import check_output
+from mask_impact.errors import MaskImpactError, UsageError
+from mask_impact.files import check_output, read_prompt_file
 from mask_impact.settings import DEFAULT_MODELS, VARIANT_GROUPS, RunSettings, check_image_marks, check_prompt
 from mask_impact.store import parse_formats, save
-from mask_impact.summary import escape, render_summary
+from mask_impact.summary import escape, quoted, render_summary
 
 DEFAULT_PROMPT_FILE = "prompt.txt"
 
 
 @dataclass(frozen=True)
 class Script:
-    """What the two scripts differ in. titles: by mask mode, or `no image`."""
+    """What the two scripts differ in. titles: by mask mode, or `no image`, or `many` for a configuration."""
 
     kind: str
     program: str
     titles: dict[str, str]
     description: str
     default_output: str
+    example_config: str
 
     @property
     def default_model(self) -> str:
@@ -47,16 +49,19 @@ VL = Script(
         "text": "PHASE 2a: Qwen3-VL Image Analysis, Text Tokens Masked",
         "vision": "PHASE 2b: Qwen3-VL Image Analysis, Vision Tokens Masked",
         "both": "PHASE 2c: Qwen3-VL Image Analysis, Text and Vision Tokens Masked",
+        "many": "PHASE 1.1: Qwen3-VL Batch Masking Analysis",
     },
     description="Which token does a vision-language model use, at which layer, to produce each token of its answer?",
     default_output="vl_masking_results",
+    example_config="prompts_config_vl.yaml",
 )
 TEXT = Script(
     kind="text",
     program="mask_impact_analysis.py",
-    titles={"no image": "Text Model Masking Analysis"},
+    titles={"no image": "Text Model Masking Analysis", "many": "Text Model Batch Masking Analysis"},
     description="Which token does a language model use, at which layer, to produce each token of its answer?",
     default_output="masking_results",
+    example_config="prompts_config.yaml",
 )
 
 EPILOG = """\
@@ -67,6 +72,7 @@ branch), Head_0, Head_1, ... (each head), as L2 and cosine distance.
 examples:
   python {program} --model demo --prompt "What is 2+2?" --num-tokens 3
   python {program} --prompt question.txt --num-tokens 5 --output my_question --formats csv,parquet
+  python {program} --config {config} --resume
 """
 IMAGE_EXAMPLES = """\
   python {program} --image photo.jpg --prompt "What is this?" --plots
@@ -86,7 +92,9 @@ def build_parser(script: Script) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=script.program,
         description=script.description,
-        epilog=(EPILOG + IMAGE_EXAMPLES * (script.kind == "vl")).format(program=script.program),
+        epilog=(EPILOG + IMAGE_EXAMPLES * (script.kind == "vl")).format(
+            program=script.program, config=script.example_config
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -95,6 +103,16 @@ def build_parser(script: Script) -> argparse.ArgumentParser:
         "--prompt",
         metavar="TEXT",
         help=f"the prompt, a ChatML conversation, or a path ending in .txt (default: {DEFAULT_PROMPT_FILE} if it exists)",
+    )
+    add(
+        "--config",
+        metavar="FILE",
+        help="a YAML file of many prompts, each with files of its own ({name}_results); flags given beside it win over it",
+    )
+    add(
+        "--resume",
+        action="store_true",
+        help="with --config: leave out prompts whose complete result with the same settings is there",
     )
     if script.kind == "vl":
         add(
@@ -186,13 +204,7 @@ def build_parser(script: Script) -> argparse.ArgumentParser:
     add("--quiet", action="store_true", help="print nothing but errors")
     add("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("--version", action="version", version=f"mask-impact {mask_impact.__version__}")
-    for flag in _LATER:
-        parser.add_argument(flag, nargs="+", help=argparse.SUPPRESS)
     return parser
-
-
-# Flags that are spoken for and do nothing yet: refused with a line that says so.
-_LATER = ("--config",)
 
 
 def _whole_number(text: str) -> int:
@@ -219,8 +231,12 @@ def main_text(argv: Sequence[str] | None = None) -> int:
 def _main(script: Script, argv: Sequence[str] | None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        args = build_parser(script).parse_args(argv)
-        _run(script, args, shlex.join([script.program, *argv]))
+        parser = build_parser(script)
+        args = parser.parse_args(argv)
+        command = shlex.join([script.program, *argv])
+        if args.config is not None:
+            return _run_config(script, args, _given(parser, argv), command)
+        _run(script, args, command)
     except SystemExit as ending:  # argparse has printed the help or the version
         return int(ending.code or 0)
     except KeyboardInterrupt:
@@ -230,7 +246,8 @@ def _main(script: Script, argv: Sequence[str] | None) -> int:
     except Exception as error:
         if "--debug" in argv:
             traceback.print_exc()
-        _print(f"{script.program}: error: {escape(_describe(error))}", sys.stderr)
+        for problem in getattr(error, "problems", [_describe(error)]):  # a configuration can have several
+            _print(f"{script.program}: error: {escape(problem)}", sys.stderr)
         return error.exit_code if isinstance(error, MaskImpactError) else 1
     return 0
 
@@ -244,9 +261,8 @@ def _describe(error: Exception) -> str:
 
 
 def _run(script: Script, args: argparse.Namespace, command: str) -> None:
-    for flag in _LATER:
-        if getattr(args, flag.removeprefix("--").replace("-", "_")) is not None:
-            raise UsageError(f"{flag} is not available yet; this version analyses one prompt, given with --prompt")
+    if args.resume:
+        raise UsageError("--resume goes with --config; a single prompt is always run")
     settings = RunSettings(args.num_tokens, args.variants, args.batch_size, args.raw, args.verify)
     if script.kind == "vl":
         settings = replace(
@@ -266,23 +282,9 @@ def _run(script: Script, args: argparse.Namespace, command: str) -> None:
     title = script.titles[settings.mask_mode if pictures else "no image"]
     say(f"{title}\n{'=' * len(title)}")
 
-    # Heavy from here on: torch and transformers.
-    from mask_impact import analysis, loading
+    loaded = _load_model(args.model, args.revision, args.device, args.dtype, args.device_map, script, observer, say)
+    from mask_impact import analysis
 
-    loading.quieten(progress_bars=not args.quiet and sys.stderr.isatty())
-    observer.note(f"Loading model {args.model or script.default_model} ...")
-    loaded = loading.load(
-        args.model,
-        kind=script.kind,
-        device=args.device,
-        dtype=args.dtype,
-        revision=args.revision,
-        device_map=args.device_map,
-    )
-    if loaded.note:
-        observer.note(f"NOTE: {loaded.note}.")
-    say("Model loaded successfully!")
-    say(f"Text model layers: {loaded.model.config.get_text_config().num_hidden_layers}")
     observer.on_begin = lambda n_tokens: say(f"Analyzing initial prompt ({n_tokens} tokens)...")
     with observer:
         result = analysis.run(loaded, prompt, settings, pictures, observer=observer)
@@ -296,6 +298,77 @@ def _run(script: Script, args: argparse.Namespace, command: str) -> None:
 
         paths += save_plots(result, path)
     say("\n" + render_summary(result, paths))
+
+
+def _load_model(model, revision, device, dtype, device_map, script: Script, observer: "Progress", say):
+    # Heavy from here on: torch and transformers.
+    from mask_impact import loading
+
+    loading.quieten(progress_bars=not observer.quiet and sys.stderr.isatty())
+    observer.note(f"Loading model {model or script.default_model} ...")
+    loaded = loading.load(model, kind=script.kind, device=device, dtype=dtype, revision=revision, device_map=device_map)
+    if loaded.note:
+        observer.note(f"NOTE: {loaded.note}.")
+    say("Model loaded successfully!")
+    say(f"Text model layers: {loaded.model.config.get_text_config().num_hidden_layers}")
+    return loaded
+
+
+def _given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
+    """The flags that stand on the command line, without any default."""
+    nothing = argparse.Namespace(**{action.dest: None for action in parser._actions})
+    return {name: value for name, value in vars(parser.parse_args(argv, nothing)).items() if value is not None}
+
+
+# Flags that a configuration has keys for, or that go with it.
+_BESIDE_CONFIG = {
+    "config", "resume", "num_tokens", "variants", "batch_size", "raw", "verify", "mask_mode", "max_image_resolution",
+    "allow_remote", "model", "revision", "device", "device_map", "dtype", "formats", "output_dir", "quiet", "debug", "plots",
+}  # fmt: skip
+
+
+def _run_config(script: Script, args: argparse.Namespace, given: dict[str, Any], command: str) -> int:
+    misplaced = sorted(set(given) - _BESIDE_CONFIG)
+    if misplaced:
+        flag = misplaced[0].replace("_", "-")
+        raise UsageError(f"--{flag} is for a single prompt; with --config it stands in the file, prompt by prompt")
+    if "formats" in given:
+        given["formats"] = parse_formats(given["formats"])
+    from mask_impact.config import load_config
+
+    flags = {
+        name: given[name] for name in given if name not in ("config", "resume", "quiet", "debug", "plots", "device_map")
+    }
+    config = load_config(args.config, kind=script.kind, overrides=flags)
+    for job in config.jobs:
+        check_output(config.output_dir, f"{job.name}_results")
+    say = _silence if args.quiet else lambda text: _print(text, sys.stdout)
+    title = script.titles["many"]
+    say(f"{title}\n{'=' * len(title)}")
+    observer = StudyProgress(args.quiet, say)
+    model = (config.model, config.revision, config.device, config.dtype)
+    loaded = _load_model(*model, args.device_map, script, observer, say)
+
+    from mask_impact.study import run_study
+
+    with observer:
+        tally = run_study(
+            loaded,
+            config.jobs,
+            config.output_dir,
+            Path(args.config).stem,
+            formats=config.formats,
+            resume=args.resume,
+            plots=args.plots,
+            command=command,
+            observer=observer,
+        )
+    observer.study_ends(tally)
+    if tally.stopped:
+        again = "" if args.resume else " with --resume added"
+        _print(f"{script.program}: stopped; the same command{again} goes on from here", sys.stderr)
+        return 130
+    return 3 if tally.failed else 0
 
 
 def _read_pictures(script: Script, args: argparse.Namespace, prompt: str) -> tuple:
@@ -334,20 +407,9 @@ def read_prompt(argument: str | None) -> str:
                 f'no prompt: give --prompt "..." (or --prompt FILE.txt), or put one into {DEFAULT_PROMPT_FILE}'
             )
         argument = DEFAULT_PROMPT_FILE
-    prompt = _read_file(argument) if argument.endswith(".txt") and "\n" not in argument else argument
+    prompt = read_prompt_file(argument) if argument.endswith(".txt") and "\n" not in argument else argument
     check_prompt(prompt)
     return prompt
-
-
-def _read_file(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8-sig").strip("\n")
-    except FileNotFoundError:
-        raise InputError(f"prompt file '{path}' does not exist (what ends in .txt is taken as a file)") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"prompt file '{path}' is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    except OSError as error:
-        raise InputError(f"prompt file '{path}' cannot be read: {error.strerror}") from None
 
 
 class Progress:
@@ -366,9 +428,7 @@ class Progress:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self._close_bar()
 
     def note(self, text: str) -> None:
         self.__exit__()  # a bar that is being drawn would run into the line
@@ -376,16 +436,14 @@ class Progress:
             _print(escape(text), sys.stderr)
 
     def begin(self, n_tokens: int, n_layers: int, n_steps: int) -> None:
-        self.__exit__()
+        self._close_bar()
         if not self._n_layers:  # not again after running out of memory
             self.on_begin(n_tokens)
         self._n_layers, self._n_steps = n_layers, n_steps
         if not self.quiet and sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(desc=self._label(0, 0), total=n_steps * n_layers, unit="layer", leave=False)
-        elif not self.quiet:
-            _print(self._label(0, 0), sys.stderr)
+            self._bar = self._make_bar(desc=self._label(0, 0), total=n_steps * n_layers, unit="layer", leave=False)
+        else:
+            self._say_step(self._label(0, 0))
 
     def layer_done(self, step: int, layer: int) -> None:
         last = layer == self._n_layers - 1
@@ -395,8 +453,102 @@ class Progress:
         if self._bar is not None:
             self._bar.set_description_str(label, refresh=False)
             self._bar.update()
-        elif last and not self.quiet:
+        elif last:
+            self._say_step(label)
+
+    def _say_step(self, label: str) -> None:
+        if not self.quiet:
             _print(label, sys.stderr)
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _make_bar(self, **settings: Any):
+        from tqdm import tqdm
+
+        return tqdm(**settings)
 
     def _label(self, step: int, layer: int) -> str:
         return f"Processing layer {layer}/{self._n_layers - 1}... (token {step + 1} of at most {self._n_steps})"
+
+
+class StudyProgress(Progress):
+    """Two bars, prompts above the layers of those at work; on anything but a terminal a line now and then.
+
+    Is a study.StudyObserver. say: prints a line on stdout; each finished prompt gets one.
+    """
+
+    SECONDS_BETWEEN_LINES = 10.0
+
+    def __init__(self, quiet: bool, say: Callable[[str], None]) -> None:
+        super().__init__(quiet)
+        self.say = say
+        self._prompts = None
+        self._n_jobs = self._n_done = 0
+        self._started = self._last_line = time.monotonic()
+
+    def __exit__(self, *exc_info: object) -> None:
+        super().__exit__()
+        if self._prompts is not None:
+            self._prompts.close()
+            self._prompts = None
+
+    def note(self, text: str) -> None:
+        self._write(lambda: _print(escape(text), sys.stderr) if not self.quiet else None)
+
+    def study_begins(self, n_jobs: int, n_done: int) -> None:
+        self._n_jobs, self._n_done = n_jobs, n_done
+        self._started = self._last_line = time.monotonic()
+        self.say(f"Analyzing {n_jobs} prompts" + (f", {n_done} of them are done already" if n_done else "") + "...")
+        if not self.quiet and sys.stderr.isatty():
+            self._prompts = self._make_bar(
+                desc="Prompts", total=n_jobs, initial=n_done, unit="prompt", position=0, leave=False
+            )
+
+    def job_done(self, job: Any, outcome: Any, saved: Any) -> None:
+        self._n_done += 1
+        if outcome.error is not None:
+            line = f"{job.name}: FAILED: {escape(str(outcome.error))}"
+        else:
+            line = f"{job.name}: {quoted(outcome.result.generated_text, 60)} -> {escape(str(saved.paths[0]))}"
+        self._write(lambda: self.say(f"[{self._n_done}/{self._n_jobs}] {line}"))
+        for note in saved.notes if saved else ():
+            self.note(note)
+        if self._prompts is not None:
+            self._prompts.update()
+        elif not self.quiet and time.monotonic() - self._last_line > self.SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            _print(
+                f"{self._n_done} of {self._n_jobs} prompts after {self._last_line - self._started:.0f} s", sys.stderr
+            )
+
+    def study_ends(self, tally: Any) -> None:
+        """The last lines: how many of each, and how fast."""
+        counts = [f"{tally.n_written} written"]
+        counts += [f"{tally.n_skipped} were there already"] if tally.n_skipped else []
+        counts += [f"{len(tally.failed)} failed: {', '.join(tally.failed)}"] if tally.failed else []
+        self.say(f"\n{tally.n_jobs} prompts: {'; '.join(counts)}")
+        if tally.errors_path is not None:
+            self.say(f"Errors: {escape(str(tally.errors_path))}")
+        if tally.n_written:
+            self.say(
+                f"{tally.n_written} prompts in {tally.seconds:.1f} s: {tally.n_written / tally.seconds:.2f} prompts/s, "
+                f"{tally.n_tokens / tally.seconds:.0f} masked tokens/s"
+            )
+
+    def _say_step(self, label: str) -> None:
+        pass
+
+    def _make_bar(self, **settings: Any):
+        return super()._make_bar(**{"position": 1} | settings)
+
+    def _write(self, write: Callable[[], None]) -> None:
+        if self._prompts is None:
+            write()
+            return
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(file=sys.stderr):  # the bars make room
+            write()

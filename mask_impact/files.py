@@ -1,4 +1,4 @@
-"""Where a result's files go: names that are safe on every platform, folders that can be written, all files or none.
+"""Files: names that are safe on every platform, folders that can be written, all files of a result or none, prompt files.
 
 Knows nothing of what is in them. `check_output` runs before a model is loaded, so nothing heavy is imported here.
 """
@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from mask_impact.errors import OutputError, UsageError
+from mask_impact.errors import InputError, OutputError, UsageError
 
 SUFFIXES = ("csv", "json", "parquet", "meta.json")  # of a result's own files
 MIN_FREE_BYTES = 16 * 2**20
@@ -57,24 +57,42 @@ def without_suffix(name: str) -> str:
 
 
 def _check_name(name: str) -> None:
-    problem = None
-    if not name:
-        problem = "is empty"
-    elif any(separator in name for separator in "/\\:"):
-        problem = "contains a path separator; use --output-dir for the folder"
-    elif name.startswith("."):
-        problem = "starts with a dot"
-    elif not name.isprintable():
-        problem = "contains a control or invisible character"
-    elif name != name.strip() or name.endswith("."):
-        problem = "begins or ends with a space, or ends with a dot"
-    elif name.split(".")[0].strip().lower() in _RESERVED:
-        problem = "is reserved on Windows"
-    elif len(name.encode()) > MAX_NAME_BYTES:
-        problem = f"is longer than {MAX_NAME_BYTES} bytes"
+    problem = name_problem(name)
     if problem:
         shown = name if len(name) <= 60 else name[:60] + "..."
         raise UsageError(f"the output name {shown!r} {problem}; a plain file name such as 'my_results' is accepted")
+
+
+def name_problem(name: str) -> str | None:
+    """Why a name can't be a file's on some platform, as the rest of a sentence about it; None where it can."""
+    if not name:
+        return "is empty"
+    if any(separator in name for separator in "/\\:"):
+        return "contains a path separator; use --output-dir for the folder"
+    if name.startswith("."):
+        return "starts with a dot"
+    if not name.isprintable():
+        return "contains a control or invisible character"
+    if name != name.strip() or name.endswith("."):
+        return "begins or ends with a space, or ends with a dot"
+    if name.split(".")[0].strip().lower() in _RESERVED:
+        return "is reserved on Windows"
+    if len(name.encode()) > MAX_NAME_BYTES:
+        return f"is longer than {MAX_NAME_BYTES} bytes"
+    return None
+
+
+def read_prompt_file(path: str | os.PathLike) -> str:
+    """The text of a prompt file, without line breaks at its ends; InputError for one that cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").strip("\n")
+    except FileNotFoundError:
+        raise InputError(f"prompt file '{path}' does not exist (what ends in .txt is taken as a file)") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"prompt file '{path}' is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", error)
+        raise InputError(f"prompt file '{path}' cannot be read: {reason}; give a text file") from None
 
 
 def write_files(writers: dict[Path, Callable[[BinaryIO], None]]) -> None:

@@ -382,6 +382,19 @@ def load_result(path: str | os.PathLike) -> Result:
     return result
 
 
+def stored_digest(path: str | os.PathLike, formats: Iterable[str] | None = None) -> str | None:
+    """The digest that a complete result's meta file has of what was run, None where it has none.
+
+    formats: which tables have to be there (None: those that the meta file names). Raises OutputError where a file is missing.
+    """
+    meta = _read_meta(_beside(Path(path), "meta.json"))
+    for form in meta.get("formats", ()) if formats is None else parse_formats(formats):
+        if form not in meta.get("formats", ()) or not _beside(Path(path), form).is_file():
+            raise OutputError(f"{_beside(Path(path), form)} is not there")
+    run = meta.get("run")
+    return run.get("digest") if isinstance(run, dict) else None
+
+
 def _read_table(stem: Path, meta: dict[str, Any]) -> tuple[Path, np.ndarray, np.ndarray]:
     import pyarrow as pa
 

@@ -187,8 +187,11 @@ def no_hub(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty folder to run in, with the demo checkpoints at the path that the documents give."""
+    """A folder to run in that holds only what the documents name: a demo checkpoint, the example and the configurations."""
     shutil.copytree(REPOSITORY / "mask_impact" / "demo" / "text", tmp_path / "mask_impact" / "demo" / "text")
+    shutil.copytree(REPOSITORY / "examples", tmp_path / "examples")
+    for config in REPOSITORY.glob("prompts_config*.yaml"):
+        shutil.copy(config, tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -300,7 +303,9 @@ def test_links_between_files_lead_somewhere(document):
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_files_that_are_named_exist(document):
     """Paths in back-quotes that begin with a folder of the project, or are a script at its root."""
-    named = re.findall(r"`((?:mask_impact|tests|tools|benchmarks|\.ci)/[\w./-]*|\w+\.(?:py|yaml|md))`", read(document))
+    named = re.findall(
+        r"[`(]((?:mask_impact|tests|tools|benchmarks|examples|\.ci)/[\w./-]*|\w+\.(?:py|yaml|md))[`)]", read(document)
+    )
     roots = (REPOSITORY, REPOSITORY / "mask_impact", REPOSITORY / "tests")
     assert [name for name in named if not any((root / name).exists() for root in roots)] == []
 

@@ -368,7 +368,9 @@ def test_the_token_table_says_what_stands_where(demo_vl):
     wide, tall = pictures_of((160, 32), (64, 96))
     encoded = encode(demo_vl, "a<image>b<image>c<image>", [wide, tall, wide])
     tokens = encoded.tokens
-    expected = [(0, 0, c) for c in range(5)] + [(1, r, c) for r in range(3) for c in range(2)] + [(2, 0, c) for c in range(5)]
+    expected = (
+        [(0, 0, c) for c in range(5)] + [(1, r, c) for r in range(3) for c in range(2)] + [(2, 0, c) for c in range(5)]
+    )
     cells = zip(tokens.image.tolist(), tokens.row.tolist(), tokens.column.tolist(), strict=True)
     assert [cell for cell in cells if cell != (-1, -1, -1)] == expected
     for kind, text, image in zip(tokens.kinds, tokens.texts, tokens.image, strict=True):

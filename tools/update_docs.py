@@ -1,7 +1,7 @@
 """Write into the documentation what the program itself says: help texts, the tables of architectures, real outputs.
 
     python tools/update_docs.py              rewrite what is not current, of what is generated from the code
-    python tools/update_docs.py --outputs    and run the commands whose output is shown, on the demo models
+    python tools/update_docs.py --outputs    and run the commands whose output or picture is shown, on the demo models
     python tools/update_docs.py --check      only tell, and exit 1 where something is not current
 
 What is generated stands between `<!-- generated: NAME -->` and `<!-- end generated -->`, and GENERATORS has every NAME.
@@ -14,6 +14,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -28,6 +29,13 @@ DOCUMENTS = ("README.md", "VL_QUICKSTART.md", "VL_IMPLEMENTATION.md")
 HELP_COLUMNS = 100
 BLOCK = re.compile(r"(<!-- generated: (?P<name>.+?) -->)(?P<body>.*?)(<!-- end generated -->)", re.DOTALL)
 OUTPUT = re.compile(r"(<!-- output of: (?P<command>.+?) -->\n```text\n)(?P<body>.*?)(```\n)", re.DOTALL)
+# A picture, the command that draws it, and under which name.
+PICTURES = {
+    "examples/shapes.patches.png": (
+        'python mask_impact_vl.py --model demo --image examples/shapes.png --prompt "What color is the star?" --plots',
+        "output/vl_masking_results.patches.png",
+    )
+}
 SCRIPTS = {"mask_impact_vl.py": cli.main_vl, "mask_impact_analysis.py": cli.main_text}
 
 
@@ -83,16 +91,22 @@ def updated(text: str) -> str:
     return BLOCK.sub(lambda match: f"{match[1]}{GENERATORS[match['name']]()}{match[4]}", text)
 
 
-def output_of(command: str) -> str:
-    """What a documented command prints on stdout. Meant to run with HF_HUB_OFFLINE=1: the demo stands in for the default."""
+def output_of(command: str, keep: tuple[str, Path] | None = None) -> str:
+    """What a documented command prints on stdout. Meant to run with HF_HUB_OFFLINE=1: the demo stands in for the default.
+
+    keep: a file that it writes, and where to copy it to.
+    """
     command, _, word = command.partition(" | grep ")
     _python, script, *arguments = shlex.split(command)
     printed, folder = io.StringIO(), os.getcwd()
     with tempfile.TemporaryDirectory() as temporary:
+        shutil.copytree(ROOT / "examples", Path(temporary) / "examples")
         os.chdir(temporary)
         try:
             with contextlib.redirect_stdout(printed):
                 code = SCRIPTS[script](arguments)
+            if keep is not None and code == 0:
+                shutil.copy(*keep)
         finally:
             os.chdir(folder)
     if code != 0:
@@ -126,6 +140,9 @@ def main(argv: list[str] | None = None) -> int:
                 stale.append(name)
                 if not args.check:
                     path.write_text(current, encoding="utf-8")
+        if args.outputs and not args.check:
+            for name, (command, written) in PICTURES.items():
+                output_of(command, keep=(written, ROOT / name))
     print(f"{'not current' if args.check else 'rewritten'}: {', '.join(stale)}" if stale else "all current")
     return 1 if stale and args.check else 0
 
