@@ -73,6 +73,7 @@ examples:
   python {program} --model demo --prompt "What is 2+2?" --num-tokens 3
   python {program} --prompt question.txt --num-tokens 5 --output my_question --formats csv,parquet
   python {program} --config {config} --resume
+  python {program} --dataset questions.jsonl --reduce summary --resume
 """
 IMAGE_EXAMPLES = """\
   python {program} --image photo.jpg --prompt "What is this?" --plots
@@ -110,9 +111,21 @@ def build_parser(script: Script) -> argparse.ArgumentParser:
         help="a YAML file of many prompts, each with files of its own ({name}_results); flags given beside it win over it",
     )
     add(
+        "--dataset",
+        metavar="FILE",
+        help="a .jsonl, .csv or .parquet file of many prompts (columns prompt, name, image, num_tokens); results go to "
+        "NAME/part-*.parquet",
+    )
+    add(
+        "--reduce",
+        choices=("summary", "none"),
+        help="with --dataset, what is kept of each token and layer: summary (Full, Attn and the strongest head) or none "
+        "reduced, that is all (default: summary)",
+    )
+    add(
         "--resume",
         action="store_true",
-        help="with --config: leave out prompts whose complete result with the same settings is there",
+        help="with --config or --dataset: leave out what is complete, with the same settings",
     )
     if script.kind == "vl":
         add(
@@ -234,8 +247,8 @@ def _main(script: Script, argv: Sequence[str] | None) -> int:
         parser = build_parser(script)
         args = parser.parse_args(argv)
         command = shlex.join([script.program, *argv])
-        if args.config is not None:
-            return _run_config(script, args, _given(parser, argv), command)
+        if args.config is not None or args.dataset is not None:
+            return _run_many(script, args, _given(parser, argv), command)
         _run(script, args, command)
     except SystemExit as ending:  # argparse has printed the help or the version
         return int(ending.code or 0)
@@ -262,7 +275,9 @@ def _describe(error: Exception) -> str:
 
 def _run(script: Script, args: argparse.Namespace, command: str) -> None:
     if args.resume:
-        raise UsageError("--resume goes with --config; a single prompt is always run")
+        raise UsageError("--resume goes with --config or --dataset; a single prompt is always run")
+    if args.reduce:
+        raise UsageError("--reduce goes with --dataset")
     settings = RunSettings(args.num_tokens, args.variants, args.batch_size, args.raw, args.verify)
     if script.kind == "vl":
         settings = replace(
@@ -320,39 +335,48 @@ def _given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, An
     return {name: value for name, value in vars(parser.parse_args(argv, nothing)).items() if value is not None}
 
 
-# Flags that a configuration has keys for, or that go with it.
-_BESIDE_CONFIG = {
-    "config", "resume", "num_tokens", "variants", "batch_size", "raw", "verify", "mask_mode", "max_image_resolution",
-    "allow_remote", "model", "revision", "device", "device_map", "dtype", "formats", "output_dir", "quiet", "debug", "plots",
-}  # fmt: skip
+# Flags of a single prompt, which stand in the file where there is one.
+_OF_ONE_PROMPT = {"prompt", "image"}
+# Flags that are no settings of a prompt.
+_OF_THE_RUN = {"config", "dataset", "reduce", "resume", "quiet", "debug", "plots", "device_map", "output"}
 
 
-def _run_config(script: Script, args: argparse.Namespace, given: dict[str, Any], command: str) -> int:
-    misplaced = sorted(set(given) - _BESIDE_CONFIG)
+def _run_many(script: Script, args: argparse.Namespace, given: dict[str, Any], command: str) -> int:
+    """--config or --dataset; returns the exit code."""
+    source = "--config" if args.config is not None else "--dataset"
+    wrong = {"dataset", "output", "reduce"} if source == "--config" else {"formats", "plots"}
+    misplaced = sorted(set(given) & (_OF_ONE_PROMPT | wrong))
     if misplaced:
-        flag = misplaced[0].replace("_", "-")
-        raise UsageError(f"--{flag} is for a single prompt; with --config it stands in the file, prompt by prompt")
-    if "formats" in given:
-        given["formats"] = parse_formats(given["formats"])
+        raise UsageError(f"--{misplaced[0].replace('_', '-')} does not go with {source} (--help says what it is for)")
+    flags = {name: value for name, value in given.items() if name not in _OF_THE_RUN}
+    if "formats" in flags:
+        flags["formats"] = parse_formats(flags["formats"])
+    say = _silence if args.quiet else lambda text: _print(text, sys.stdout)
+    observer = StudyProgress(args.quiet, say)
+    run = _run_config if source == "--config" else _run_dataset
+    tally = run(script, args, flags, command, observer)
+    observer.study_ends(tally)
+    if tally.stopped:
+        again = "" if args.resume else " with --resume added"
+        _print(f"{script.program}: stopped; the same command{again} goes on from here", sys.stderr)
+        return 130
+    return 3 if tally.failed else 0
+
+
+def _run_config(script: Script, args: argparse.Namespace, flags: dict, command: str, observer: "StudyProgress"):
     from mask_impact.config import load_config
 
-    flags = {
-        name: given[name] for name in given if name not in ("config", "resume", "quiet", "debug", "plots", "device_map")
-    }
     config = load_config(args.config, kind=script.kind, overrides=flags)
     for job in config.jobs:
         check_output(config.output_dir, f"{job.name}_results")
-    say = _silence if args.quiet else lambda text: _print(text, sys.stdout)
-    title = script.titles["many"]
-    say(f"{title}\n{'=' * len(title)}")
-    observer = StudyProgress(args.quiet, say)
+    observer.title(script)
     model = (config.model, config.revision, config.device, config.dtype)
-    loaded = _load_model(*model, args.device_map, script, observer, say)
+    loaded = _load_model(*model, args.device_map, script, observer, observer.say)
 
     from mask_impact.study import run_study
 
     with observer:
-        tally = run_study(
+        return run_study(
             loaded,
             config.jobs,
             config.output_dir,
@@ -363,12 +387,33 @@ def _run_config(script: Script, args: argparse.Namespace, given: dict[str, Any],
             command=command,
             observer=observer,
         )
-    observer.study_ends(tally)
-    if tally.stopped:
-        again = "" if args.resume else " with --resume added"
-        _print(f"{script.program}: stopped; the same command{again} goes on from here", sys.stderr)
-        return 130
-    return 3 if tally.failed else 0
+
+
+def _run_dataset(script: Script, args: argparse.Namespace, flags: dict, command: str, observer: "StudyProgress"):
+    from mask_impact.config import count_rows, read_dataset
+
+    of_the_model = {"model", "revision", "device", "dtype", "output_dir"}
+    settings = {name: value for name, value in flags.items() if name not in of_the_model}
+    rows = read_dataset(args.dataset, kind=script.kind, defaults=settings)
+    name = Path(args.dataset).stem if args.output == script.default_output else args.output
+    check_output(args.output_dir, name)
+    observer.title(script)
+    model = (args.model, args.revision, args.device, args.dtype)
+    loaded = _load_model(*model, args.device_map, script, observer, observer.say)
+
+    from mask_impact.study import run_dataset
+
+    with observer:
+        return run_dataset(
+            loaded,
+            rows,
+            Path(args.output_dir),
+            name,
+            n_rows=count_rows(args.dataset),
+            reduce=args.reduce or "summary",
+            resume=args.resume,
+            observer=observer,
+        )
 
 
 def _read_pictures(script: Script, args: argparse.Namespace, prompt: str) -> tuple:
@@ -498,7 +543,12 @@ class StudyProgress(Progress):
     def note(self, text: str) -> None:
         self._write(lambda: _print(escape(text), sys.stderr) if not self.quiet else None)
 
-    def study_begins(self, n_jobs: int, n_done: int) -> None:
+    def title(self, script: Script) -> None:
+        """The first lines."""
+        title = script.titles["many"]
+        self.say(f"{title}\n{'=' * len(title)}")
+
+    def study_begins(self, n_jobs: int | None, n_done: int) -> None:
         self._n_jobs, self._n_done = n_jobs, n_done
         self._started = self._last_line = time.monotonic()
         self.say(f"Analyzing {n_jobs} prompts" + (f", {n_done} of them are done already" if n_done else "") + "...")
@@ -508,27 +558,33 @@ class StudyProgress(Progress):
             )
 
     def job_done(self, job: Any, outcome: Any, saved: Any) -> None:
-        self._n_done += 1
         if outcome.error is not None:
             line = f"{job.name}: FAILED: {escape(str(outcome.error))}"
         else:
-            line = f"{job.name}: {quoted(outcome.result.generated_text, 60)} -> {escape(str(saved.paths[0]))}"
-        self._write(lambda: self.say(f"[{self._n_done}/{self._n_jobs}] {line}"))
+            line = f"{job.name}: {quoted(outcome.result.generated_text, 60)}"
+            line += f" -> {escape(str(saved.paths[0]))}" if saved else ""
+        self._write(lambda: self.say(f"[{self._n_done + 1}/{self._n_jobs or '?'}] {line}"))
         for note in saved.notes if saved else ():
             self.note(note)
+        self.skipped(1)
+
+    def skipped(self, n_rows: int) -> None:
+        self._n_done += n_rows
         if self._prompts is not None:
-            self._prompts.update()
+            self._prompts.update(n_rows)
         elif not self.quiet and time.monotonic() - self._last_line > self.SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             _print(
-                f"{self._n_done} of {self._n_jobs} prompts after {self._last_line - self._started:.0f} s", sys.stderr
+                f"{self._n_done} of {self._n_jobs or '?'} prompts after {self._last_line - self._started:.0f} s",
+                sys.stderr,
             )
 
     def study_ends(self, tally: Any) -> None:
         """The last lines: how many of each, and how fast."""
         counts = [f"{tally.n_written} written"]
         counts += [f"{tally.n_skipped} were there already"] if tally.n_skipped else []
-        counts += [f"{len(tally.failed)} failed: {', '.join(tally.failed)}"] if tally.failed else []
+        shown = ", ".join(tally.failed[:10]) + (", ..." if len(tally.failed) > 10 else "")
+        counts += [f"{len(tally.failed)} failed: {shown}"] if tally.failed else []
         self.say(f"\n{tally.n_jobs} prompts: {'; '.join(counts)}")
         if tally.errors_path is not None:
             self.say(f"Errors: {escape(str(tally.errors_path))}")

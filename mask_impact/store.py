@@ -86,6 +86,53 @@ def _step_tables(result: Result) -> Iterator:
         yield pa.table(dict(zip(COLUMNS, columns, strict=True)))
 
 
+def to_dataset_table(result: Result, name: str, carried: str, reduce: str):
+    """The rows of one prompt of a dataset: `prompt_name`, COLUMNS, `generated_text`, `carried`.
+
+    reduce: `none` for all variants; `summary` for Full, Attn and, for each token and layer, the head with the largest L2.
+    """
+    import pyarrow as pa
+
+    table = pa.concat_tables(_step_tables(result)) if reduce == "none" else _summary_table(result)
+
+    def constant(text: str):
+        codes = pa.array(np.zeros(len(table), dtype=np.int32))
+        return pa.DictionaryArray.from_arrays(codes, pa.array([_clean(text)], pa.string()))
+
+    table = table.unify_dictionaries().add_column(0, "prompt_name", constant(name))
+    table = table.append_column("generated_text", constant(result.generated_text))
+    return table.append_column("carried", constant(carried))
+
+
+def _summary_table(result: Result):
+    import pyarrow as pa
+
+    first_head = sum(name in result.variants for name in ("Full", "Attn"))
+    texts = pa.array([_clean(text) for text in result.tokens.texts], pa.string()).dictionary_encode()
+    tables = []
+    for step in result.steps:
+        n_layers, n_masked, n_variants = step.l2.shape
+        kept = [np.full((n_layers, n_masked), variant) for variant in range(first_head)]
+        if first_head < n_variants:
+            kept.append(first_head + step.l2[:, :, first_head:].argmax(axis=2))
+        variants = np.stack(kept, axis=2)  # [L, P, kept]
+        n_kept = variants.shape[2]
+        positions = np.tile(np.repeat(step.positions.astype(np.int32), n_kept), n_layers)
+        columns = (
+            np.full(variants.size, step.step, dtype=np.int32),
+            np.repeat(np.arange(n_layers, dtype=np.int32), n_masked * n_kept),
+            texts.take(pa.array(positions)),
+            positions,
+            pa.DictionaryArray.from_arrays(
+                variants.reshape(-1).astype(np.int32), pa.array(result.variants, pa.string())
+            ),
+            _flat(np.take_along_axis(step.l2, variants, axis=2)),
+            _flat(np.take_along_axis(step.cosine, variants, axis=2)),
+        )
+        tables.append(pa.table(dict(zip(COLUMNS, columns, strict=True))))
+    return pa.concat_tables(tables)
+
+
 def _flat(distances: np.ndarray) -> np.ndarray:
     return distances.reshape(-1) + 0.0  # -0.0 becomes 0.0, which every reader of every format gives back
 
@@ -225,16 +272,21 @@ def _csv_field(text: str) -> str:
 
 
 def _write_parquet(result: Result, file: BinaryIO) -> None:
+    write_tables(_step_tables(result), file)
+
+
+def write_tables(tables: Iterable, file: BinaryIO) -> None:
+    """Tables of one schema as a Parquet file, a row group for each."""
     import pyarrow.parquet as pq
 
-    tables = _step_tables(result)
+    tables = iter(tables)
     first = next(tables)
     distances = COLUMNS[-2:]
     with pq.ParquetWriter(
         file,
         first.schema,
         compression="zstd",
-        use_dictionary=[name for name in COLUMNS if name not in distances],
+        use_dictionary=[name for name in first.schema.names if name not in distances],
         column_encoding=dict.fromkeys(distances, "BYTE_STREAM_SPLIT"),
     ) as writer:
         writer.write_table(first)

@@ -260,7 +260,10 @@ def test_ever_so_many_tokens_are_refused_before_the_first(refused, text_checkpoi
         (["--output", ".."], ["'..'", "my_results"]),
         (["--output", "../up"], ["'../up'", "--output-dir"]),
         (["--output", ""], ["empty", "my_results"]),
-        (["--config", "prompts.yaml"], ["--config is not available yet", "--prompt"]),
+        (["--config", "prompts.yaml"], ["--prompt does not go with --config"]),
+        (["--dataset", "prompts.jsonl"], ["--prompt does not go with --dataset"]),
+        (["--reduce", "none"], ["--reduce goes with --dataset"]),
+        (["--resume"], ["--resume goes with --config or --dataset"]),
         (["--model", "demo", "--revision", "main"], ["--revision", "'demo'"]),
         (["--nonsense"], ["--nonsense", "--help"]),
         (["--num"], ["--num", "--help"]),
@@ -389,10 +392,15 @@ def test_help_and_argument_errors_import_nothing_heavy(main, argv, tmp_path):
 def test_help_names_every_flag_and_the_examples(main, run):
     outcome = run(main, "--help")
     assert (outcome.code, outcome.err) == (0, "")
-    assert outcome.out.count(f"python {PROGRAMS[main]} --") == (4 if main is main_vl else 2)
+    assert outcome.out.count(f"python {PROGRAMS[main]} --") == (6 if main is main_vl else 4)
     of_images = ("--image", "--mask-mode", "--max-image-resolution", "--allow-remote")
     assert all((f"\n  {flag}" in outcome.out) == (main is main_vl) for flag in of_images)
     for flag in (
+        "--config",
+        "--dataset",
+        "--reduce",
+        "--resume",
+        "--device-map",
         "--plots",
         "--prompt",
         "--num-tokens",

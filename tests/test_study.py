@@ -7,19 +7,22 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from filelock import FileLock
 from PIL import Image
 
 from mask_impact import loading, store, study
+from mask_impact.analysis import analyze
 from mask_impact.cli import main_text, main_vl
-from mask_impact.config import load_config
+from mask_impact.config import load_config, read_dataset
 from mask_impact.errors import OutputError
-from mask_impact.study import StudyObserver, run_study
+from mask_impact.study import StudyObserver, run_dataset, run_study
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -103,8 +106,6 @@ def test_a_study_gives_what_single_runs_give(loaded, tmp_path):
     prompts = sentences(40)
     config = load_config(write_config(tmp_path / "study.yaml", prompts, defaults={"num_tokens": 2}), kind="text")
     run_study(loaded, config.jobs, tmp_path, "study")
-    from mask_impact.analysis import analyze
-
     for number in (0, 7, 39):
         stored, alone = (
             store.load_result(tmp_path / f"p{number}_results"),
@@ -352,3 +353,145 @@ def test_an_interrupted_study_says_how_to_go_on(command, tmp_path, monkeypatch):
     assert "stopped; the same command with --resume added goes on from here" in err
     monkeypatch.setattr(study, "run_tasks", run_tasks)
     assert skipped(command) == 1
+
+
+# --- datasets ---------------------------------------------------------------------------------------------------------------
+
+
+def write_dataset(path, rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def on_dataset(text_checkpoint, tmp_path, monkeypatch, capsys):
+    """Runs the text script on data.jsonl with the tiny model; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*argv):
+        code = main_text(["--dataset", "data.jsonl", "--model", str(text_checkpoint), *argv])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def parts(folder="output/data"):
+    return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+def rows_of(result):
+    """(step, layer, position, variant, l2, cosine) of every row, by nested loops."""
+    return [
+        (step.step, layer, int(position), variant, step.l2[layer, row, v], step.cosine[layer, row, v])
+        for step in result.steps
+        for layer in range(result.n_layers)
+        for row, position in enumerate(step.positions)
+        for v, variant in enumerate(result.variants)
+    ]
+
+
+@pytest.mark.parametrize("reduce", ["summary", "none"])
+def test_a_dataset_becomes_a_parquet_dataset(reduce, on_dataset, loaded, tmp_path):
+    """Twenty rows are two parts; every row of three prompts against what each gives alone."""
+    prompts = sentences(20)
+    rows = [
+        {"name": f"q{number}", "prompt": prompt, "topic": "cats", "number": number}
+        for number, prompt in enumerate(prompts)
+    ]
+    write_dataset(tmp_path / "data.jsonl", rows)
+    code, out, _ = on_dataset("--reduce", reduce, "--num-tokens", "2")
+    assert code == 0
+    assert "20 prompts: 20 written" in out
+    assert sorted(parts()) == ["part-000000.parquet", "part-000001.parquet"]
+    frame = pd.read_parquet("output/data")
+    assert list(frame.columns) == ["prompt_name", *store.COLUMNS, "generated_text", "carried"]
+    assert frame.prompt_name.unique().tolist() == [row["name"] for row in rows]
+    for number in (0, 3, 19):
+        alone = analyze(loaded, prompts[number], num_tokens=2)
+        own = frame[frame.prompt_name == f"q{number}"]
+        assert set(own.generated_text) == {alone.generated_text}
+        assert json.loads(own.carried.iloc[0]) == {"topic": "cats", "number": number}
+        expected = rows_of(alone)
+        if reduce == "summary":
+            heads = {}
+            for row in expected:
+                if row[3].startswith("Head") and row[4] > heads.get(row[:3], (0,) * 5)[4]:
+                    heads[row[:3]] = row
+            expected = [row for row in expected if not row[3].startswith("Head") or heads[row[:3]] == row]
+        measured = list(zip(own.generation_step, own.layer, own.token_position, own.variant, strict=True))
+        assert measured == [row[:4] for row in expected]
+        np.testing.assert_allclose(own.l2_distance, [row[4] for row in expected], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(own.cosine_distance, [row[5] for row in expected], rtol=1e-3, atol=1e-8)
+        assert own.token_masked.tolist() == [alone.tokens.texts[row[2]] for row in expected]
+
+
+def test_rows_that_cannot_be_jobs_are_recorded_and_tried_again(on_dataset, tmp_path):
+    rows = [
+        {"prompt": "the cat"},
+        "no json",
+        {"name": "empty", "prompt": ""},
+        {"prompt": "the cat " * 100},
+        {"prompt": "the mat"},
+    ]
+    write_dataset(tmp_path / "data.jsonl", rows)
+    code, out, _ = on_dataset()
+    assert code == 3
+    assert "5 prompts: 2 written; 3 failed: row 2, empty, row_000004" in out
+    entries = [json.loads(line) for line in Path("output/data.errors.jsonl").read_text().splitlines()]
+    assert [(entry["name"], entry.get("row")) for entry in entries] == [(None, 2), ("empty", 3), ("row_000004", None)]
+    frame = pd.read_parquet("output/data")
+    assert frame.prompt_name.unique().tolist() == ["row_000001", "row_000005"]
+    code, out, _ = on_dataset("--resume")
+    assert code == 3
+    assert "2 written; 3 failed" in out
+    write_dataset(tmp_path / "data.jsonl", [rows[0], rows[4]])
+    assert on_dataset("--resume")[0] == 0
+    assert not Path("output/data.errors.jsonl").exists()
+
+
+def test_resuming_a_dataset_leaves_out_complete_parts(on_dataset, tmp_path):
+    rows = [{"prompt": prompt} for prompt in sentences(40)]
+    write_dataset(tmp_path / "data.jsonl", rows)
+    on_dataset()
+    before = parts()
+    assert sorted(before) == [f"part-00000{number}.parquet" for number in range(3)]
+    Path("output/data/part-000001.parquet").write_bytes(b"damaged")
+    _, out, _ = on_dataset("--resume")
+    assert "40 prompts: 16 written; 24 were there already" in out
+    assert parts() == before
+    _, out, _ = on_dataset("--resume", "--reduce", "none")
+    assert "40 prompts: 40 written" in out
+    write_dataset(tmp_path / "data.jsonl", rows[:10])
+    _, out, _ = on_dataset()
+    assert sorted(parts()) == ["part-000000.parquet"]  # those of the longer dataset are gone
+
+
+def test_the_memory_of_a_dataset_does_not_grow_with_its_length(loaded, tmp_path):
+    """What Python and numpy hold at most: less than a kilobyte more for each further prompt, whose distances are a hundred."""
+    peaks = []
+    for n_rows in (60, 300):
+        data = write_dataset(tmp_path / f"{n_rows}.jsonl", [{"prompt": prompt} for prompt in sentences(n_rows)])
+        tracemalloc.start()
+        tally = run_dataset(loaded, read_dataset(data, kind="text"), tmp_path, f"out{n_rows}")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert tally.n_written == n_rows
+    assert peaks[1] - peaks[0] < 240 * 1024
+
+
+@pytest.mark.parametrize("argv", [
+    ["--prompt", "x"], ["--formats", "csv"], ["--plots"], ["--config", "study.yaml", "--output", "x"],
+    ["--config", "study.yaml", "--reduce", "none"],
+])  # fmt: skip
+def test_flags_that_do_not_go_with_a_dataset_or_a_configuration_are_refused(argv, on_dataset, tmp_path):
+    write_dataset(tmp_path / "data.jsonl", [{"prompt": "the cat"}])
+    code, out, err = on_dataset(*argv)
+    assert (code, out) == (2, "")
+    assert "does not go with" in err
+
+
+def test_a_dataset_that_cannot_be_read_is_one_line(on_dataset, tmp_path):
+    code, out, err = on_dataset()
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "data.jsonl" in err
