@@ -23,6 +23,7 @@ OTHER_GRIDS = ((2, 2), (2, 4), (3, 3), (3, 5), (4, 3), (5, 3), (4, 6), (6, 4), (
 FACT_TASKS = ("sum", "capital", "definition", "greeting")
 FACT_WEIGHTS = (6, 3, 2, 1)
 SYSTEM_SHARE = 0.1
+EXACT = [fact for task in FACT_TASKS for fact in tasks.facts(task) if fact.prompt in tasks.ALWAYS_IN_TRAINING]
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,13 @@ def _picture(n_cells: int) -> str:
     return "<|vision_start|>" + "<|image_pad|>" * n_cells + "<|vision_end|>" if n_cells else ""
 
 
-def text_sequences(rng: random.Random, n: int, weights: tuple[int, int, int, int], raw_share: float) -> list[Sequence]:
+def text_sequences(
+    rng: random.Random, n: int, weights: tuple[int, int, int, int], raw_share: float, exact_share: float
+) -> list[Sequence]:
     """`n` training sequences of words, of one kind and so of similar length: facts, recaps, recall or quizzes."""
     kind = rng.choices(("facts", "recap", "recall", "quiz"), weights)[0]
     if kind == "facts":
-        return [fact_sequence(rng, raw_share) for _ in range(n)]
+        return [fact_sequence(rng, raw_share, exact_share) for _ in range(n)]
     n_people = rng.choice((2, 3, 4, 4))
     if kind == "recall":
         return [recall_sequence(rng, n_people, raw_share) for _ in range(n)]
@@ -106,14 +109,17 @@ def recall_sequence(rng: random.Random, n_people: int, raw_share: float) -> Sequ
     return chat(turns, system=rng.random() < SYSTEM_SHARE)
 
 
-def fact_sequence(rng: random.Random, raw_share: float) -> Sequence:
-    samples = [random_fact(rng) for _ in range(3)]
+def fact_sequence(rng: random.Random, raw_share: float, exact_share: float) -> Sequence:
+    samples = [random_fact(rng, exact_share) for _ in range(3)]
     if rng.random() < raw_share:
         return raw(samples[0].prompt, samples[0].raw_answer)
     return chat([(sample.prompt, sample.answer) for sample in samples], system=rng.random() < SYSTEM_SHARE)
 
 
-def random_fact(rng: random.Random) -> tasks.TextSample:
+def random_fact(rng: random.Random, exact_share: float) -> tasks.TextSample:
+    """A fact of the training side; exact_share of them are one of the documentation's prompts, each as likely."""
+    if exact_share and rng.random() < exact_share:
+        return rng.choice(EXACT)
     while True:
         task = rng.choices(FACT_TASKS, FACT_WEIGHTS)[0]
         sample = rng.choice(tasks.facts(task))
