@@ -17,7 +17,8 @@ PACKAGE = REPOSITORY / "mask_impact"
 # A module may import only those before it.
 ORDER = [
     "demo/__init__", "errors", "settings", "records", "architectures", "attention", "propagation", "measurement", "engine",
-    "files", "store", "summary", "plots", "images", "processing", "loading", "encoding", "verification", "analysis",
+    "files", "store", "summary", "plots", "console", "reading", "report", "__main__",
+    "images", "processing", "loading", "encoding", "verification", "analysis",
     "batching", "config", "study", "cli",
 ]  # fmt: skip
 # Independent of the rest: the demo's tasks, and the package itself, which only names where things are.
@@ -25,7 +26,10 @@ APART = ["__init__", "demo/tasks"]
 # What these import of later modules they import when they are called: methods of Result that are there for convenience.
 LATE_IMPORTS = {("records", "store"), ("records", "summary")}
 # These work without torch and transformers: help, usage errors and stored results are quick.
-LIGHT = ["errors", "settings", "records", "files", "store", "summary", "plots", "config", "cli"]
+LIGHT = [
+    "errors", "settings", "records", "files", "store", "summary", "plots",
+    "console", "reading", "report", "__main__", "config", "cli",
+]  # fmt: skip
 HEAVY = ["torch", "transformers", "pandas", "pyarrow", "PIL", "matplotlib"]
 
 
