@@ -5,22 +5,22 @@ torch is imported only once the arguments are right and the output folder can be
 """
 
 import argparse
-import os
 import shlex
 import sys
-import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 import mask_impact
-from mask_impact.errors import MaskImpactError, UsageError
+from mask_impact.errors import InputError, MaskImpactError, UsageError
 from mask_impact.files import check_output, read_prompt_file
+from mask_impact.progress import Progress, StudyProgress, print_line, silence
 from mask_impact.settings import DEFAULT_MODELS, VARIANT_GROUPS, RunSettings, check_image_marks, check_prompt
+from mask_impact.sharing import gather, launched
 from mask_impact.store import parse_formats, save
-from mask_impact.summary import escape, quoted, render_summary
+from mask_impact.summary import escape, render_summary
 
 DEFAULT_PROMPT_FILE = "prompt.txt"
 
@@ -254,13 +254,16 @@ def _main(script: Script, argv: Sequence[str] | None) -> int:
         return int(ending.code or 0)
     except KeyboardInterrupt:
         start = "\n" if sys.stderr.isatty() else ""  # the terminal has just shown ^C
-        _print(f"{start}{script.program}: interrupted: no files were written", sys.stderr)
+        print_line(f"{start}{script.program}: interrupted: no files were written", sys.stderr)
         return 130
     except Exception as error:
         if "--debug" in argv:
             traceback.print_exc()
-        for problem in getattr(error, "problems", [_describe(error)]):  # a configuration can have several
-            _print(f"{script.program}: error: {escape(problem)}", sys.stderr)
+        rank, _ = launched()
+        if rank == 0 or not isinstance(error, UsageError | InputError):  # else the first process says the same
+            by = f"{script.program}: error" if rank == 0 else f"{script.program} (process {rank}): error"
+            for problem in getattr(error, "problems", [_describe(error)]):  # a configuration can have several
+                print_line(f"{by}: {escape(problem)}", sys.stderr)
         return error.exit_code if isinstance(error, MaskImpactError) else 1
     return 0
 
@@ -278,6 +281,8 @@ def _run(script: Script, args: argparse.Namespace, command: str) -> None:
         raise UsageError("--resume goes with --config or --dataset; a single prompt is always run")
     if args.reduce:
         raise UsageError("--reduce goes with --dataset")
+    if launched()[1] > 1:
+        raise UsageError("several processes share the prompts of --config or --dataset; a single prompt takes one")
     settings = RunSettings(args.num_tokens, args.variants, args.batch_size, args.raw, args.verify)
     if script.kind == "vl":
         settings = replace(
@@ -292,7 +297,7 @@ def _run(script: Script, args: argparse.Namespace, command: str) -> None:
     prompt = read_prompt(args.prompt)
     path = check_output(args.output_dir, args.output)
     pictures = _read_pictures(script, args, prompt)
-    say = _silence if args.quiet else lambda text: _print(text, sys.stdout)
+    say = silence if args.quiet else lambda text: print_line(text, sys.stdout)
     observer = Progress(quiet=args.quiet)
     title = script.titles[settings.mask_mode if pictures else "no image"]
     say(f"{title}\n{'=' * len(title)}")
@@ -348,48 +353,52 @@ def _run_many(script: Script, args: argparse.Namespace, given: dict[str, Any], c
     misplaced = sorted(set(given) & (_OF_ONE_PROMPT | wrong))
     if misplaced:
         raise UsageError(f"--{misplaced[0].replace('_', '-')} does not go with {source} (--help says what it is for)")
+    rank, n_processes = launched()
+    if n_processes > 1 and args.device_map:
+        raise UsageError("--device-map spreads a model over all GPUs of one process; start one process for it")
     flags = {name: value for name, value in given.items() if name not in _OF_THE_RUN}
     if "formats" in flags:
         flags["formats"] = parse_formats(flags["formats"])
-    say = _silence if args.quiet else lambda text: _print(text, sys.stdout)
-    observer = StudyProgress(args.quiet, say)
+    args.quiet = args.quiet or rank > 0  # the first process speaks for all
+    observer = StudyProgress(args.quiet, silence if args.quiet else lambda text: print_line(text, sys.stdout))
     run = _run_config if source == "--config" else _run_dataset
     tally = run(script, args, flags, command, observer)
     observer.study_ends(tally)
     if tally.stopped:
-        again = "" if args.resume else " with --resume added"
-        _print(f"{script.program}: stopped; the same command{again} goes on from here", sys.stderr)
+        if rank == 0:
+            again = "" if args.resume else " with --resume added"
+            print_line(f"{script.program}: stopped; the same command{again} goes on from here", sys.stderr)
         return 130
-    return 3 if tally.failed else 0
+    return 3 if tally.failed and rank == 0 else 0
 
 
-def _run_config(script: Script, args: argparse.Namespace, flags: dict, command: str, observer: "StudyProgress"):
+def _run_config(script: Script, args: argparse.Namespace, flags: dict, command: str, observer: StudyProgress):
     from mask_impact.config import load_config
 
     config = load_config(args.config, kind=script.kind, overrides=flags)
     for job in config.jobs:
         check_output(config.output_dir, f"{job.name}_results")
-    observer.title(script)
-    model = (config.model, config.revision, config.device, config.dtype)
-    loaded = _load_model(*model, args.device_map, script, observer, observer.say)
+    observer.title(script.titles["many"])
+    with gather(config.output_dir, Path(args.config).stem, config.device) as team:
+        model = (config.model, config.revision, team.device or config.device, config.dtype)
+        loaded = _load_model(*model, args.device_map, script, observer, observer.say)
 
-    from mask_impact.study import run_study
+        from mask_impact.study import run_study
 
-    with observer:
-        return run_study(
-            loaded,
-            config.jobs,
-            config.output_dir,
-            Path(args.config).stem,
-            formats=config.formats,
-            resume=args.resume,
-            plots=args.plots,
-            command=command,
-            observer=observer,
-        )
+        with observer:
+            return run_study(
+                loaded,
+                config.jobs,
+                team,
+                formats=config.formats,
+                resume=args.resume,
+                plots=args.plots,
+                command=command,
+                observer=observer,
+            )
 
 
-def _run_dataset(script: Script, args: argparse.Namespace, flags: dict, command: str, observer: "StudyProgress"):
+def _run_dataset(script: Script, args: argparse.Namespace, flags: dict, command: str, observer: StudyProgress):
     from mask_impact.config import count_rows, read_dataset
 
     of_the_model = {"model", "revision", "device", "dtype", "output_dir"}
@@ -397,23 +406,23 @@ def _run_dataset(script: Script, args: argparse.Namespace, flags: dict, command:
     rows = read_dataset(args.dataset, kind=script.kind, defaults=settings)
     name = Path(args.dataset).stem if args.output == script.default_output else args.output
     check_output(args.output_dir, name)
-    observer.title(script)
-    model = (args.model, args.revision, args.device, args.dtype)
-    loaded = _load_model(*model, args.device_map, script, observer, observer.say)
+    observer.title(script.titles["many"])
+    with gather(args.output_dir, name, args.device) as team:
+        model = (args.model, args.revision, team.device or args.device, args.dtype)
+        loaded = _load_model(*model, args.device_map, script, observer, observer.say)
 
-    from mask_impact.study import run_dataset
+        from mask_impact.study import run_dataset
 
-    with observer:
-        return run_dataset(
-            loaded,
-            rows,
-            Path(args.output_dir),
-            name,
-            n_rows=count_rows(args.dataset),
-            reduce=args.reduce or "summary",
-            resume=args.resume,
-            observer=observer,
-        )
+        with observer:
+            return run_dataset(
+                loaded,
+                rows,
+                team,
+                n_rows=count_rows(args.dataset),
+                reduce=args.reduce or "summary",
+                resume=args.resume,
+                observer=observer,
+            )
 
 
 def _read_pictures(script: Script, args: argparse.Namespace, prompt: str) -> tuple:
@@ -425,22 +434,6 @@ def _read_pictures(script: Script, args: argparse.Namespace, prompt: str) -> tup
     from mask_impact.images import read_pictures
 
     return read_pictures(args.image, max_resolution=args.max_image_resolution, allow_remote=args.allow_remote)
-
-
-def _silence(text: str) -> None:
-    pass
-
-
-def _print(text: str, stream: TextIO) -> None:
-    """A line on the stream, whatever its encoding. Where its reader has left (`| head`), the run goes on without it."""
-    try:
-        print(
-            text.encode(stream.encoding or "utf-8", "replace").decode(stream.encoding or "utf-8"),
-            file=stream,
-            flush=True,
-        )
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def read_prompt(argument: str | None) -> str:
@@ -455,156 +448,3 @@ def read_prompt(argument: str | None) -> str:
     prompt = read_prompt_file(argument) if argument.endswith(".txt") and "\n" not in argument else argument
     check_prompt(prompt)
     return prompt
-
-
-class Progress:
-    """A tqdm bar on stderr over the layers of all tokens; on anything but a terminal a line per token.
-
-    Use as a context manager, so that the bar is wiped off whatever happens. Is an analysis.Observer.
-    """
-
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
-        self.on_begin: Callable[[int], None] = lambda n_tokens: None
-        self._bar = None
-        self._n_layers = self._n_steps = 0
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._close_bar()
-
-    def note(self, text: str) -> None:
-        self.__exit__()  # a bar that is being drawn would run into the line
-        if not self.quiet:
-            _print(escape(text), sys.stderr)
-
-    def begin(self, n_tokens: int, n_layers: int, n_steps: int) -> None:
-        self._close_bar()
-        if not self._n_layers:  # not again after running out of memory
-            self.on_begin(n_tokens)
-        self._n_layers, self._n_steps = n_layers, n_steps
-        if not self.quiet and sys.stderr.isatty():
-            self._bar = self._make_bar(desc=self._label(0, 0), total=n_steps * n_layers, unit="layer", leave=False)
-        else:
-            self._say_step(self._label(0, 0))
-
-    def layer_done(self, step: int, layer: int) -> None:
-        last = layer == self._n_layers - 1
-        if last and step == self._n_steps - 1:
-            return
-        label = self._label(step + 1, 0) if last else self._label(step, layer + 1)
-        if self._bar is not None:
-            self._bar.set_description_str(label, refresh=False)
-            self._bar.update()
-        elif last:
-            self._say_step(label)
-
-    def _say_step(self, label: str) -> None:
-        if not self.quiet:
-            _print(label, sys.stderr)
-
-    def _close_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-    def _make_bar(self, **settings: Any):
-        from tqdm import tqdm
-
-        return tqdm(**settings)
-
-    def _label(self, step: int, layer: int) -> str:
-        return f"Processing layer {layer}/{self._n_layers - 1}... (token {step + 1} of at most {self._n_steps})"
-
-
-class StudyProgress(Progress):
-    """Two bars, prompts above the layers of those at work; on anything but a terminal a line now and then.
-
-    Is a study.StudyObserver. say: prints a line on stdout; each finished prompt gets one.
-    """
-
-    SECONDS_BETWEEN_LINES = 10.0
-
-    def __init__(self, quiet: bool, say: Callable[[str], None]) -> None:
-        super().__init__(quiet)
-        self.say = say
-        self._prompts = None
-        self._n_jobs = self._n_done = 0
-        self._started = self._last_line = time.monotonic()
-
-    def __exit__(self, *exc_info: object) -> None:
-        super().__exit__()
-        if self._prompts is not None:
-            self._prompts.close()
-            self._prompts = None
-
-    def note(self, text: str) -> None:
-        self._write(lambda: _print(escape(text), sys.stderr) if not self.quiet else None)
-
-    def title(self, script: Script) -> None:
-        """The first lines."""
-        title = script.titles["many"]
-        self.say(f"{title}\n{'=' * len(title)}")
-
-    def study_begins(self, n_jobs: int | None, n_done: int) -> None:
-        self._n_jobs, self._n_done = n_jobs, n_done
-        self._started = self._last_line = time.monotonic()
-        self.say(f"Analyzing {n_jobs} prompts" + (f", {n_done} of them are done already" if n_done else "") + "...")
-        if not self.quiet and sys.stderr.isatty():
-            self._prompts = self._make_bar(
-                desc="Prompts", total=n_jobs, initial=n_done, unit="prompt", position=0, leave=False
-            )
-
-    def job_done(self, job: Any, outcome: Any, saved: Any) -> None:
-        if outcome.error is not None:
-            line = f"{job.name}: FAILED: {escape(str(outcome.error))}"
-        else:
-            line = f"{job.name}: {quoted(outcome.result.generated_text, 60)}"
-            line += f" -> {escape(str(saved.paths[0]))}" if saved else ""
-        self._write(lambda: self.say(f"[{self._n_done + 1}/{self._n_jobs or '?'}] {line}"))
-        for note in saved.notes if saved else ():
-            self.note(note)
-        self.skipped(1)
-
-    def skipped(self, n_rows: int) -> None:
-        self._n_done += n_rows
-        if self._prompts is not None:
-            self._prompts.update(n_rows)
-        elif not self.quiet and time.monotonic() - self._last_line > self.SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
-            _print(
-                f"{self._n_done} of {self._n_jobs or '?'} prompts after {self._last_line - self._started:.0f} s",
-                sys.stderr,
-            )
-
-    def study_ends(self, tally: Any) -> None:
-        """The last lines: how many of each, and how fast."""
-        counts = [f"{tally.n_written} written"]
-        counts += [f"{tally.n_skipped} were there already"] if tally.n_skipped else []
-        shown = ", ".join(tally.failed[:10]) + (", ..." if len(tally.failed) > 10 else "")
-        counts += [f"{len(tally.failed)} failed: {shown}"] if tally.failed else []
-        self.say(f"\n{tally.n_jobs} prompts: {'; '.join(counts)}")
-        if tally.errors_path is not None:
-            self.say(f"Errors: {escape(str(tally.errors_path))}")
-        if tally.n_written:
-            self.say(
-                f"{tally.n_written} prompts in {tally.seconds:.1f} s: {tally.n_written / tally.seconds:.2f} prompts/s, "
-                f"{tally.n_tokens / tally.seconds:.0f} masked tokens/s"
-            )
-
-    def _say_step(self, label: str) -> None:
-        pass
-
-    def _make_bar(self, **settings: Any):
-        return super()._make_bar(**{"position": 1} | settings)
-
-    def _write(self, write: Callable[[], None]) -> None:
-        if self._prompts is None:
-            write()
-            return
-        from tqdm import tqdm
-
-        with tqdm.external_write_mode(file=sys.stderr):  # the bars make room
-            write()

@@ -17,8 +17,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from mask_impact.analysis import Observer
 from mask_impact.batching import Outcome, Task, run_tasks
 from mask_impact.config import Job, Problem
@@ -27,6 +25,7 @@ from mask_impact.files import check_output, write_files
 from mask_impact.loading import LoadedModel
 from mask_impact.plots import save_plots
 from mask_impact.records import Result
+from mask_impact.sharing import Team
 from mask_impact.store import SCHEMA_VERSION, Saved, save, stored_digest, to_dataset_table, write_tables
 
 MAX_TOGETHER = 16  # jobs of a group: what is lost at most when a run is killed
@@ -46,11 +45,10 @@ class StudyObserver(Observer):
 
 
 class ErrorLog:
-    """A file with a line of JSON for each failure; an earlier study's is removed, and none is left where nothing fails."""
+    """A file with a line of JSON for each failure; none where nothing fails. Several processes may write into it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.unlink(missing_ok=True)
 
     def add(self, job: Job, error: MaskImpactError) -> None:
         """A job that failed."""
@@ -73,33 +71,39 @@ class ErrorLog:
 
 @dataclass
 class Tally:
-    """What became of the jobs so far. stopped: by the user, before the end."""
+    """What became of the jobs so far. stopped: by the user, before the end; seconds: of this process."""
 
-    n_jobs: int
-    n_skipped: int = 0
+    n_jobs: int = 0
     n_written: int = 0
-    failed: list[str] = field(default_factory=list)
-    errors_path: Path | None = None
-    stopped: bool = False
+    n_skipped: int = 0  # were there already
+    failed: list[str] = field(default_factory=list)  # their names
     n_tokens: int = 0  # masked at all steps
+    stopped: bool = False
+    errors_path: Path | None = None
     seconds: float = 0.0
 
-    def count(self, outcome: Outcome, errors: ErrorLog) -> None:
-        """One more job; its error, if it has one, goes into the log."""
+    def count(self, outcome: Outcome) -> None:
+        """One more job that was run."""
         if outcome.error is None:
             self.n_written += 1
             self.n_tokens += sum(len(step.positions) for step in outcome.result.steps)
-            return
-        errors.add(outcome.task.key, outcome.error)
-        self.failed.append(outcome.task.key.name)
-        self.errors_path = errors.path
+        else:
+            self.failed.append(outcome.task.key.name)
+
+    def report(self) -> dict[str, Any]:
+        """What `add` takes, for another process to add it."""
+        return {name: getattr(self, name) for name in ("n_jobs", "n_written", "n_skipped", "failed", "n_tokens")}
+
+    def add(self, report: dict[str, Any]) -> None:
+        """The report of another tally, of other jobs."""
+        for name, value in report.items():
+            setattr(self, name, getattr(self, name) + value)
 
 
 def run_study(
     loaded: LoadedModel,
     jobs: Sequence[Job],
-    folder: Path,
-    name: str,
+    team: Team,
     *,
     formats: Sequence[str] | None = None,
     resume: bool = False,
@@ -107,59 +111,68 @@ def run_study(
     command: str = "",
     observer: StudyObserver | None = None,
 ) -> Tally:
-    """Run `jobs` and write {job name}_results for each into `folder`; failures go to `name`.errors.jsonl there.
+    """Run `jobs` and write {job name}_results for each into the team's folder; failures go to {team name}.errors.jsonl there.
 
     resume: leave out jobs whose complete result with the same digest is there. plots: draw each result too. The first Ctrl-C
-    ends the study when the group at work is written, the second at once.
+    (or SIGTERM) ends the study when the group at work is written, the second Ctrl-C at once.
     """
     observer = observer or StudyObserver()
-    tally, started = Tally(len(jobs)), time.perf_counter()
-    with _alone(folder, name), _first_interrupt_waits(observer) as interrupted:
-        paths = {job.name: check_output(folder, f"{job.name}_results") for job in jobs}
-        digests = {job.name: digest(loaded, job) for job in jobs}
-        done = {job.name for job in jobs if resume and _is_there(paths[job.name], digests[job.name], formats)}
-        tally.n_skipped = len(done)
-        observer.study_begins(len(jobs), len(done))
-        errors = ErrorLog(folder / f"{name}.errors.jsonl")
+    errors = ErrorLog(team.errors_path)
+    paths = {job.name: check_output(team.folder, f"{job.name}_results") for job in jobs}
+    digests = {job.name: digest(loaded, job) for job in jobs}
 
-        def keep(job: Job, result: Result) -> Saved:
-            meta = {"command": command, "job": job.name, "digest": digests[job.name], "carried": job.carried}
-            result = replace(result, meta=result.meta | meta)
-            saved = save(result, paths[job.name], formats)
-            if plots:
-                save_plots(result, paths[job.name])
-            return saved
+    def is_there(job: Job) -> bool:
+        return resume and _is_there(paths[job.name], digests[job.name], formats)
 
-        for group in _groups(jobs):
-            if all(job.name in done for job in group):
+    def keep(job: Job, result: Result) -> Saved:
+        meta = {"command": command, "job": job.name, "digest": digests[job.name], "carried": job.carried}
+        result = replace(result, meta=result.meta | meta)
+        saved = save(result, paths[job.name], formats)
+        if plots:
+            save_plots(result, paths[job.name])
+        return saved
+
+    def run(group: Sequence[Job]) -> Tally:
+        done = {job.name for job in group if is_there(job)}
+        tally = Tally(len(group), n_skipped=len(done))
+        if len(done) == len(group):
+            return tally
+        for outcome in run_tasks(loaded, [_task(job) for job in group], observer):
+            job = outcome.task.key
+            if job.name in done:  # ran along only for the others' sake
                 continue
-            for outcome in run_tasks(loaded, [_task(job) for job in group], observer):
-                job = outcome.task.key
-                if job.name not in done:  # else it ran along only for the others' sake
-                    saved = keep(job, outcome.result) if outcome.error is None else None
-                    tally.count(outcome, errors)
-                    observer.job_done(job, outcome, saved)
-            if interrupted():
-                tally.stopped = tally.n_skipped + tally.n_written + len(tally.failed) < len(jobs)
-                break
-    tally.seconds = time.perf_counter() - started
+            saved = keep(job, outcome.result) if outcome.error is None else None
+            if outcome.error is not None:
+                errors.add(job, outcome.error)
+            tally.count(outcome)
+            observer.job_done(job, outcome, saved)
+        return tally
+
+    observer.study_begins(len(jobs), sum(map(is_there, jobs)) if team.leads else 0)
+    tally = _share(team, _groups(jobs), run, observer, counted_at_once=True)
+    tally.n_jobs = len(jobs)  # where it was stopped, too
     return tally
 
 
-@contextmanager
-def _alone(folder: Path, name: str) -> Iterator[None]:
-    """OutputError where another run is writing results of that name into the folder."""
-    lock = FileLock(check_output(folder, name).with_name(f".{name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OutputError(
-            f"another run is writing the results of '{name}' into {folder}: wait for its end, or use another --output-dir"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
+def _share(
+    team: Team, blocks: Iterable[Any], run: Callable[[Any], Tally], observer: StudyObserver, counted_at_once: bool
+) -> Tally:
+    """Run the blocks that are this process's; the tally of all of them, whoever ran them.
+
+    counted_at_once: whether the observer was told at the beginning what is there already.
+    """
+    started, total = time.perf_counter(), Tally()
+    with _first_interrupt_waits(observer) as interrupted:
+        for claim in team.share(blocks, stop=interrupted, passed=lambda block: observer.skipped(len(block))):
+            tally = run(claim.block)
+            team.finish(claim, tally.report())
+            if tally.n_skipped and not counted_at_once:
+                observer.skipped(tally.n_skipped)
+    for report in team.reports():
+        total.add(report)
+    total.stopped, total.seconds = not team.complete, time.perf_counter() - started
+    total.errors_path = team.errors_path if total.failed else None
+    return total
 
 
 def _task(job: Job) -> Task:
@@ -167,8 +180,8 @@ def _task(job: Job) -> Task:
 
 
 def _groups(jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
-    """Jobs that may share forward passes: neighbours, few where there are few jobs, so that results come soon."""
-    size = min(MAX_TOGETHER, max(1, len(jobs) // 8))
+    """Jobs that may share forward passes: neighbours, few where there are few jobs, so that several processes get some each."""
+    size = min(MAX_TOGETHER, max(1, len(jobs) // 16))
     for first in range(0, len(jobs), size):
         yield jobs[first : first + size]
 
@@ -214,25 +227,32 @@ def _is_there(path: Path, expected: str, formats: Sequence[str] | None) -> bool:
 
 @contextmanager
 def _first_interrupt_waits(observer: Observer) -> Iterator[Callable[[], bool]]:
-    """While the block is open, the first Ctrl-C is only noted; the yielded function tells. The second is one as ever."""
+    """While the block is open, the first Ctrl-C is only noted; the yielded function tells. The second is one as ever.
+
+    SIGTERM, which launchers and clusters end a process with, is only noted too: what is at work gets written.
+    """
     seen = False
 
     def note(number: int, frame: Any) -> None:
         nonlocal seen
-        if seen:
+        if seen and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if not seen:
+            observer.note("Stopping when the prompts at work are written; Ctrl-C again stops at once")
         seen = True
-        observer.note("Stopping when the prompts at work are written; Ctrl-C again stops at once")
 
+    before = {}
     try:
-        before = signal.signal(signal.SIGINT, note)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, note)
     except ValueError:  # not in the main thread, which alone gets signals
         yield lambda: False
         return
     try:
         yield lambda: seen
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # --- datasets -----------------------------------------------------------------------------------------------------------------
@@ -241,58 +261,63 @@ def _first_interrupt_waits(observer: Observer) -> Iterator[Callable[[], bool]]:
 def run_dataset(
     loaded: LoadedModel,
     rows: Iterable[Job | Problem],
-    folder: Path,
-    name: str,
+    team: Team,
     *,
     n_rows: int | None = None,
     reduce: str = "summary",
     resume: bool = False,
     observer: StudyObserver | None = None,
 ) -> Tally:
-    """Run the jobs of a dataset, read as they are needed, and write `folder`/`name`/part-*.parquet, MAX_TOGETHER rows each.
+    """Run the jobs of a dataset, read as they are needed, and write part-*.parquet of MAX_TOGETHER rows each into a folder.
 
-    Rows that are no jobs, and jobs that fail, go to `folder`/`name`.errors.jsonl. reduce: see `store.to_dataset_table`.
-    n_rows: about how many rows there are. resume: leave out parts that are complete. Ctrl-C as in `run_study`.
+    The folder is called as the team is, in the team's folder. Rows that are no jobs, and jobs that fail, go to
+    {team name}.errors.jsonl. reduce: see `store.to_dataset_table`. n_rows: about how many rows there are. resume: leave out
+    parts that are complete. Ctrl-C as in `run_study`.
     """
     observer = observer or StudyObserver()
-    tally, started = Tally(0), time.perf_counter()
-    parts = check_output(folder, name)
-    with _alone(folder, name), _first_interrupt_waits(observer) as interrupted:
-        parts.mkdir(exist_ok=True)
-        errors = ErrorLog(folder / f"{name}.errors.jsonl")
-        observer.study_begins(n_rows, 0)
-        rows = iter(rows)
-        number = 0
-        while block := list(islice(rows, MAX_TOGETHER)):
-            tally.n_jobs += len(block)
-            part = _Part(parts / f"part-{number:06d}.parquet", block, loaded, reduce)
-            if resume and part.is_there():
-                tally.n_skipped += len(block)
-                observer.skipped(len(block))
-            else:
-                _run_part(loaded, part, errors, tally, observer)
-            number += 1
-            if interrupted():
-                tally.stopped = True
-                break
-        if not tally.stopped:
-            _remove_parts_from(parts, number)
-    tally.seconds = time.perf_counter() - started
+    errors = ErrorLog(team.errors_path)
+    folder = check_output(team.folder, team.name)
+    folder.mkdir(exist_ok=True)
+    n_parts = 0
+
+    def parts() -> Iterator[_Part]:
+        nonlocal n_parts
+        remaining = iter(rows)
+        while block := list(islice(remaining, MAX_TOGETHER)):
+            n_parts += 1
+            yield _Part(folder / f"part-{n_parts - 1:06d}.parquet", block, reduce)
+
+    def run(part: _Part) -> Tally:
+        part_digest = part.digest(loaded)
+        if resume and part.is_there(part_digest):
+            return Tally(len(part), n_skipped=len(part))
+        return _run_part(loaded, part, part_digest, errors, observer)
+
+    observer.study_begins(n_rows, 0)
+    tally = _share(team, parts(), run, observer, counted_at_once=False)
+    if team.leads and team.complete:
+        _remove_parts_from(folder, n_parts)
     return tally
 
 
 class _Part:
     """A file of a dataset's results: rows that run together, and how the file is known again."""
 
-    def __init__(self, path: Path, block: Sequence[Job | Problem], loaded: LoadedModel, reduce: str) -> None:
+    def __init__(self, path: Path, rows: Sequence[Job | Problem], reduce: str) -> None:
         self.path, self.reduce = path, reduce
-        self.jobs = [one for one in block if isinstance(one, Job)]
-        self.problems = [one for one in block if isinstance(one, Problem)]
-        ingredients = [[job.name, digest(loaded, job), _as_json(job.carried)] for job in self.jobs]
-        self.digest = hashlib.sha256(json.dumps([ingredients, reduce]).encode()).hexdigest()
+        self.jobs = [row for row in rows if isinstance(row, Job)]
+        self.problems = [row for row in rows if isinstance(row, Problem)]
 
-    def is_there(self) -> bool:
-        """Whether a complete file with these rows is there; one with failures is not, for they are to be tried again."""
+    def __len__(self) -> int:
+        return len(self.jobs) + len(self.problems)
+
+    def digest(self, loaded: LoadedModel) -> str:
+        """SHA-256 of all that the file depends on."""
+        ingredients = [[job.name, digest(loaded, job), _as_json(job.carried)] for job in self.jobs]
+        return hashlib.sha256(json.dumps([ingredients, self.reduce]).encode()).hexdigest()
+
+    def is_there(self, expected: str) -> bool:
+        """Whether a complete file with this digest is there; one with failures is not, for they are to be tried again."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -300,33 +325,36 @@ class _Part:
             found = pq.read_schema(self.path).metadata or {}
         except (OSError, pa.ArrowException):
             return False
-        return not self.problems and found.get(b"mask_impact_digest") == self.digest.encode()
+        return not self.problems and found.get(b"mask_impact_digest") == expected.encode()
 
-    def write(self, tables: Sequence[Any], complete: bool) -> None:
+    def write(self, tables: Sequence[Any], part_digest: str) -> None:
         """The tables of the jobs that did not fail, in their order; all or nothing."""
         if not tables:
             self.path.unlink(missing_ok=True)
             return
-        metadata = {"mask_impact_digest": self.digest if complete else ""}
+        metadata = {"mask_impact_digest": part_digest if len(tables) == len(self.jobs) else ""}
         write_files(
             {self.path: lambda file: write_tables((one.replace_schema_metadata(metadata) for one in tables), file)}
         )
 
 
-def _run_part(loaded: LoadedModel, part: _Part, errors: ErrorLog, tally: Tally, observer: StudyObserver) -> None:
+def _run_part(loaded: LoadedModel, part: _Part, part_digest: str, errors: ErrorLog, observer: StudyObserver) -> Tally:
+    tally = Tally(len(part))
     for problem in part.problems:
         errors.add_problem(problem)
         tally.failed.append(problem.name or f"row {problem.row}")
-        tally.errors_path = errors.path
         observer.skipped(1)
     tables: dict[str, Any] = {}
     for outcome in run_tasks(loaded, [_task(job) for job in part.jobs], observer):
         job = outcome.task.key
         if outcome.error is None:
             tables[job.name] = to_dataset_table(outcome.result, job.name, _as_json(job.carried), part.reduce)
-        tally.count(outcome, errors)
+        else:
+            errors.add(job, outcome.error)
+        tally.count(outcome)
         observer.job_done(job, outcome, None)
-    part.write([tables[job.name] for job in part.jobs if job.name in tables], len(tables) == len(part.jobs))
+    part.write([tables[job.name] for job in part.jobs if job.name in tables], part_digest)
+    return tally
 
 
 def _as_json(carried: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ ORDER = [
     "demo/__init__", "errors", "settings", "records", "architectures", "attention", "propagation", "measurement", "engine",
     "files", "store", "summary", "plots", "console", "reading", "report", "__main__",
     "images", "processing", "loading", "encoding", "verification", "analysis",
-    "batching", "config", "study", "cli",
+    "batching", "config", "sharing", "study", "progress", "cli",
 ]  # fmt: skip
 # Independent of the rest: the demo's tasks, and the package itself, which only names where things are.
 APART = ["__init__", "demo/tasks"]
@@ -28,7 +28,7 @@ LATE_IMPORTS = {("records", "store"), ("records", "summary")}
 # These work without torch and transformers: help, usage errors and stored results are quick.
 LIGHT = [
     "errors", "settings", "records", "files", "store", "summary", "plots",
-    "console", "reading", "report", "__main__", "config", "cli",
+    "console", "reading", "report", "__main__", "config", "sharing", "progress", "cli",
 ]  # fmt: skip
 HEAVY = ["torch", "transformers", "pandas", "pyarrow", "PIL", "matplotlib"]
 

@@ -13,42 +13,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from filelock import FileLock
 from PIL import Image
+from studies import REPOSITORY, data_files, sentences, write_config, write_dataset
 
 from mask_impact import loading, store, study
 from mask_impact.analysis import analyze
 from mask_impact.cli import main_text, main_vl
 from mask_impact.config import load_config, read_dataset
 from mask_impact.errors import OutputError
+from mask_impact.sharing import gather
 from mask_impact.study import StudyObserver, run_dataset, run_study
-
-REPOSITORY = Path(__file__).parent.parent
-
-
-def write_config(path, prompts, **top):
-    """A configuration of a list of texts, or of mappings; names p0, p1, .. where a mapping has none."""
-    entries = [entry if isinstance(entry, dict) else {"prompt": entry} for entry in prompts]
-    entries = [{"name": f"p{number}"} | entry for number, entry in enumerate(entries)]
-    path.write_text(yaml.safe_dump(top | {"prompts": entries}))
-    return path
-
-
-def sentences(n, seed=0):
-    """Prompts of different lengths."""
-    rng = random.Random(seed)
-    return [
-        " ".join(["the", *rng.choices(["cat", "mat", "sat", "on"], k=rng.randint(1, 8)), str(number)])
-        for number in range(n)
-    ]
-
-
-def data_files(folder):
-    """Content of all tables by file name; and none is half-written."""
-    names = sorted(path.name for path in Path(folder).iterdir() if not path.name.startswith("."))
-    assert not [name for name in names if not name.endswith((".csv", ".json", ".parquet", ".jsonl"))]
-    return {name: (Path(folder) / name).read_bytes() for name in names if name.endswith((".csv", ".parquet"))}
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +71,8 @@ def test_each_prompt_has_its_files_as_soon_as_it_is_done(loaded, tmp_path):
         def job_done(self, job, outcome, saved):
             seen.append(sorted(path.name for path in (tmp_path / "out").glob("*.csv")))
 
-    tally = run_study(loaded, config.jobs, tmp_path / "out", "study", observer=Look())
+    with gather(tmp_path / "out", "study") as team:
+        tally = run_study(loaded, config.jobs, team, observer=Look())
     assert seen == [[f"p{number}_results.csv" for number in range(count + 1)] for count in range(5)]
     assert (tally.n_written, tally.n_skipped, tally.failed, tally.stopped) == (5, 0, [], False)
 
@@ -105,7 +81,8 @@ def test_a_study_gives_what_single_runs_give(loaded, tmp_path):
     """Forty prompts run in groups of five that share forward passes."""
     prompts = sentences(40)
     config = load_config(write_config(tmp_path / "study.yaml", prompts, defaults={"num_tokens": 2}), kind="text")
-    run_study(loaded, config.jobs, tmp_path, "study")
+    with gather(tmp_path, "study") as team:
+        run_study(loaded, config.jobs, team)
     for number in (0, 7, 39):
         stored, alone = (
             store.load_result(tmp_path / f"p{number}_results"),
@@ -328,14 +305,16 @@ def test_the_first_interrupt_waits_for_the_prompt_at_work_and_the_second_does_no
                 signal.raise_signal(signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
-    tally = run_study(loaded, config.jobs, tmp_path / "once", "study", observer=Interrupt(1))
+    with gather(tmp_path / "once", "study") as team:
+        tally = run_study(loaded, config.jobs, team, observer=Interrupt(1))
     assert (tally.n_written, tally.stopped) == (1, True)
     store.load_result(tmp_path / "once" / "p0_results")
-    with pytest.raises(KeyboardInterrupt):
-        run_study(loaded, config.jobs, tmp_path / "twice", "study", observer=Interrupt(2))
+    with gather(tmp_path / "twice", "study") as team, pytest.raises(KeyboardInterrupt):
+        run_study(loaded, config.jobs, team, observer=Interrupt(2))
     assert not list((tmp_path / "twice").glob("*.csv"))
     assert signal.getsignal(signal.SIGINT) is before
-    assert run_study(loaded, config.jobs, tmp_path / "once", "study", resume=True).n_skipped == 1
+    with gather(tmp_path / "once", "study") as team:
+        assert run_study(loaded, config.jobs, team, resume=True).n_skipped == 1
 
 
 def test_an_interrupted_study_says_how_to_go_on(command, tmp_path, monkeypatch):
@@ -356,11 +335,6 @@ def test_an_interrupted_study_says_how_to_go_on(command, tmp_path, monkeypatch):
 
 
 # --- datasets ---------------------------------------------------------------------------------------------------------------
-
-
-def write_dataset(path, rows):
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture
@@ -473,7 +447,8 @@ def test_the_memory_of_a_dataset_does_not_grow_with_its_length(loaded, tmp_path)
     for n_rows in (60, 300):
         data = write_dataset(tmp_path / f"{n_rows}.jsonl", [{"prompt": prompt} for prompt in sentences(n_rows)])
         tracemalloc.start()
-        tally = run_dataset(loaded, read_dataset(data, kind="text"), tmp_path, f"out{n_rows}")
+        with gather(tmp_path, f"out{n_rows}") as team:
+            tally = run_dataset(loaded, read_dataset(data, kind="text"), team)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert tally.n_written == n_rows

@@ -1,0 +1,177 @@
+"""What a run prints while it goes on: lines on any stream, and bars on a terminal. Knows nothing of models or files."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from mask_impact.summary import escape, quoted
+
+
+def silence(text: str) -> None:
+    """Prints nothing."""
+
+
+def print_line(text: str, stream: TextIO) -> None:
+    """A line on the stream, whatever its encoding. Where its reader has left (`| head`), the run goes on without it."""
+    try:
+        print(
+            text.encode(stream.encoding or "utf-8", "replace").decode(stream.encoding or "utf-8"),
+            file=stream,
+            flush=True,
+        )
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class Progress:
+    """A tqdm bar on stderr over the layers of all tokens; on anything but a terminal a line per token.
+
+    Use as a context manager, so that the bar is wiped off whatever happens. Is an analysis.Observer.
+    """
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.on_begin: Callable[[int], None] = lambda n_tokens: None
+        self._bar = None
+        self._n_layers = self._n_steps = 0
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._close_bar()
+
+    def note(self, text: str) -> None:
+        self.__exit__()  # a bar that is being drawn would run into the line
+        if not self.quiet:
+            print_line(escape(text), sys.stderr)
+
+    def begin(self, n_tokens: int, n_layers: int, n_steps: int) -> None:
+        self._close_bar()
+        if not self._n_layers:  # not again after running out of memory
+            self.on_begin(n_tokens)
+        self._n_layers, self._n_steps = n_layers, n_steps
+        if not self.quiet and sys.stderr.isatty():
+            self._bar = self._make_bar(desc=self._label(0, 0), total=n_steps * n_layers, unit="layer", leave=False)
+        else:
+            self._say_step(self._label(0, 0))
+
+    def layer_done(self, step: int, layer: int) -> None:
+        last = layer == self._n_layers - 1
+        if last and step == self._n_steps - 1:
+            return
+        label = self._label(step + 1, 0) if last else self._label(step, layer + 1)
+        if self._bar is not None:
+            self._bar.set_description_str(label, refresh=False)
+            self._bar.update()
+        elif last:
+            self._say_step(label)
+
+    def _say_step(self, label: str) -> None:
+        if not self.quiet:
+            print_line(label, sys.stderr)
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _make_bar(self, **settings: Any):
+        from tqdm import tqdm
+
+        return tqdm(**settings)
+
+    def _label(self, step: int, layer: int) -> str:
+        return f"Processing layer {layer}/{self._n_layers - 1}... (token {step + 1} of at most {self._n_steps})"
+
+
+class StudyProgress(Progress):
+    """Two bars, prompts above the layers of those at work; on anything but a terminal a line now and then.
+
+    Is a study.StudyObserver. say: prints a line on stdout; each finished prompt gets one.
+    """
+
+    SECONDS_BETWEEN_LINES = 10.0
+
+    def __init__(self, quiet: bool, say: Callable[[str], None]) -> None:
+        super().__init__(quiet)
+        self.say = say
+        self._prompts = None
+        self._n_jobs = self._n_done = 0
+        self._started = self._last_line = time.monotonic()
+
+    def __exit__(self, *exc_info: object) -> None:
+        super().__exit__()
+        if self._prompts is not None:
+            self._prompts.close()
+            self._prompts = None
+
+    def note(self, text: str) -> None:
+        self._write(lambda: print_line(escape(text), sys.stderr) if not self.quiet else None)
+
+    def title(self, title: str) -> None:
+        """The first lines."""
+        self.say(f"{title}\n{'=' * len(title)}")
+
+    def study_begins(self, n_jobs: int | None, n_done: int) -> None:
+        self._n_jobs, self._n_done = n_jobs, n_done
+        self._started = self._last_line = time.monotonic()
+        self.say(f"Analyzing {n_jobs} prompts" + (f", {n_done} of them are done already" if n_done else "") + "...")
+        if not self.quiet and sys.stderr.isatty():
+            self._prompts = self._make_bar(
+                desc="Prompts", total=n_jobs, initial=n_done, unit="prompt", position=0, leave=False
+            )
+
+    def job_done(self, job: Any, outcome: Any, saved: Any) -> None:
+        if outcome.error is not None:
+            line = f"{job.name}: FAILED: {escape(str(outcome.error))}"
+        else:
+            line = f"{job.name}: {quoted(outcome.result.generated_text, 60)}"
+            line += f" -> {escape(str(saved.paths[0]))}" if saved else ""
+        self._write(lambda: self.say(f"[{self._n_done + 1}/{self._n_jobs or '?'}] {line}"))
+        for note in saved.notes if saved else ():
+            self.note(note)
+        self.skipped(1)
+
+    def skipped(self, n_rows: int) -> None:
+        self._n_done += n_rows
+        if self._prompts is not None:
+            self._prompts.update(n_rows)
+        elif not self.quiet and time.monotonic() - self._last_line > self.SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            print_line(
+                f"{self._n_done} of {self._n_jobs or '?'} prompts after {self._last_line - self._started:.0f} s",
+                sys.stderr,
+            )
+
+    def study_ends(self, tally: Any) -> None:
+        """The last lines: how many of each, and how fast."""
+        counts = [f"{tally.n_written} written"]
+        counts += [f"{tally.n_skipped} were there already"] if tally.n_skipped else []
+        shown = ", ".join(tally.failed[:10]) + (", ..." if len(tally.failed) > 10 else "")
+        counts += [f"{len(tally.failed)} failed: {shown}"] if tally.failed else []
+        self.say(f"\n{tally.n_jobs} prompts: {'; '.join(counts)}")
+        if tally.errors_path is not None:
+            self.say(f"Errors: {escape(str(tally.errors_path))}")
+        if tally.n_written:
+            self.say(
+                f"{tally.n_written} prompts in {tally.seconds:.1f} s: {tally.n_written / tally.seconds:.2f} prompts/s, "
+                f"{tally.n_tokens / tally.seconds:.0f} masked tokens/s"
+            )
+
+    def _say_step(self, label: str) -> None:
+        pass
+
+    def _make_bar(self, **settings: Any):
+        return super()._make_bar(**{"position": 1} | settings)
+
+    def _write(self, write: Callable[[], None]) -> None:
+        if self._prompts is None:
+            write()
+            return
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(file=sys.stderr):  # the bars make room
+            write()

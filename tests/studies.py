@@ -1,0 +1,38 @@
+"""Files of many prompts, and what a study of them leaves."""
+
+import json
+import random
+from pathlib import Path
+
+import yaml
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def write_config(path, prompts, **top):
+    """A configuration of a list of texts, or of mappings; names p0, p1, .. where a mapping has none."""
+    entries = [entry if isinstance(entry, dict) else {"prompt": entry} for entry in prompts]
+    entries = [{"name": f"p{number}"} | entry for number, entry in enumerate(entries)]
+    path.write_text(yaml.safe_dump(top | {"prompts": entries}))
+    return path
+
+
+def sentences(n, seed=0):
+    """Prompts of different lengths."""
+    rng = random.Random(seed)
+    return [
+        " ".join(["the", *rng.choices(["cat", "mat", "sat", "on"], k=rng.randint(1, 8)), str(number)])
+        for number in range(n)
+    ]
+
+
+def data_files(folder):
+    """Content of all tables by file name; and none is half-written."""
+    names = sorted(path.name for path in Path(folder).iterdir() if not path.name.startswith("."))
+    assert not [name for name in names if not name.endswith((".csv", ".json", ".parquet", ".jsonl"))]
+    return {name: (Path(folder) / name).read_bytes() for name in names if name.endswith((".csv", ".parquet"))}
+
+
+def write_dataset(path, rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
