@@ -1,0 +1,430 @@
+"""How often the vision token that carries the answer is the one with the largest score, on pictures where it is known.
+
+    python benchmarks/bench_truth.py                 at the position that produces the answer: a minute or two
+    python benchmarks/bench_truth.py --queries       also at each position of the question: some eight minutes
+
+The pictures are held-out demo pictures with a question each, whose answer stands in one cell of several that show a
+figure. The measures of the package and raw attention weights are held against that truth, in the same ways of going
+from layers to one score for each vision token. Where a layer or a head is chosen, it is chosen on other pictures than
+those counted. A question that the model answers wrongly is left out: its answer came from somewhere else.
+
+An answer can be read at one position and produced at a later one, so `--queries` also finds out, without any measure,
+at which position the model reads the picture: by hiding it from a position in all layers and asking for the answer.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import mask_impact
+from mask_impact.analysis import greedy_config
+from mask_impact.architectures import locate
+from mask_impact.demo import tasks
+from mask_impact.encoding import EncodedPrompt, encode
+from mask_impact.engine import MaskingEngine, RawStep
+from mask_impact.images import read_picture
+from mask_impact.loading import LoadedModel
+
+TASKS = ("color", "shape")
+FULL, ATTENTION = "Full L2", "Attention weight"
+BEST_HEAD, ATTENTION_BEST_HEAD = "Head L2, best head", "Attention, best head"
+RIVALS = {
+    FULL: ATTENTION,
+    "Full cosine": ATTENTION,
+    "Attn L2": ATTENTION,
+    "Attn cosine": ATTENTION,
+    "Head L2, all heads": ATTENTION,
+    BEST_HEAD: ATTENTION_BEST_HEAD,
+}
+"""Each measure, and the baseline that has the same freedom: the mean over heads, or a head that is chosen."""
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question about a picture as the model gets it, with V vision tokens: one for each cell, in reading order.
+
+    first: position of the first of them, which stand in one piece; truth: index of the one that carries the answer;
+    figures: bool [V], those that show a figure.
+    """
+
+    sample: tasks.ImageSample
+    encoded: EncodedPrompt
+    first: int
+    truth: int
+    figures: np.ndarray
+
+    @property
+    def vision(self) -> slice:
+        """The positions of the vision tokens."""
+        return slice(self.first, self.first + len(self.figures))
+
+    def length(self, position: int) -> int:
+        """Tokens of the prompt up to a position, itself included; -1 is the last position."""
+        return self.encoded.n_tokens + position + 1
+
+
+def draw_samples(n: int, seed: int, exclude: Sequence[tasks.ImageSample] = ()) -> list[tasks.ImageSample]:
+    """`n` held-out samples, half of each task, with one true cell among two or more figures; no scene of `exclude`."""
+    seen = {sample.scene for sample in exclude}
+    samples: list[tasks.ImageSample] = []
+    for number, task in enumerate(TASKS):
+        wanted, n_drawn = (n + 1 - number) // 2, n
+        usable: list[tasks.ImageSample] = []
+        while len(usable) < wanted:  # a larger draw begins with the smaller one
+            drawn = tasks.image_samples(task, n_drawn, seed, held_out=True)
+            usable = [s for s in drawn if len(s.cells) == 1 and len(s.scene.figures) > 1 and s.scene not in seen]
+            n_drawn *= 2
+        samples += usable[:wanted]
+        seen.update(sample.scene for sample in samples)
+    return samples
+
+
+def prepare(loaded: LoadedModel, sample: tasks.ImageSample) -> Case:
+    """Encode a sample and find its cells among the tokens. ValueError where tokens are not cells."""
+    encoded = encode(loaded, sample.question, [read_picture(sample.image)])
+    grid, cells = encoded.images[0].grid, sample.scene.grid
+    if grid != cells:
+        raise ValueError(f"'{loaded.name}' sees {grid} tokens in a picture of {cells} cells: a token has to be a cell")
+    columns = grid[1]
+    (truth,) = (row * columns + column for row, column in sample.cells)
+    figures = np.zeros(grid[0] * columns, dtype=bool)
+    figures[[figure.cell[0] * columns + figure.cell[1] for figure in sample.scene.figures]] = True
+    return Case(sample, encoded, int(np.flatnonzero(encoded.tokens.image == 0)[0]), truth, figures)
+
+
+def answered(loaded: LoadedModel, cases: Sequence[Case]) -> list[Case]:
+    """The cases that the model answers right."""
+    return [case for case in cases if is_right(loaded, case)]
+
+
+def is_right(loaded: LoadedModel, case: Case, blind: Sequence[int] = ()) -> bool:
+    """Whether the model answers right, with the picture hidden from some positions (-1 is the last one)."""
+    token = int(blinded_logits(loaded, case, blind).argmax())
+    return loaded.tokenizer.decode([token]).strip() == case.sample.answer
+
+
+@torch.no_grad()
+def blinded_logits(loaded: LoadedModel, case: Case, blind: Sequence[int] = ()) -> torch.Tensor:
+    """Logits of the next token where the positions `blind` (-1 is the last one) see no vision token in any layer."""
+    visible = torch.ones(case.encoded.n_tokens, case.encoded.n_tokens, dtype=torch.bool).tril()
+    for position in blind:
+        visible[position, case.vision] = False
+    mask = torch.zeros(visible.shape, dtype=loaded.model.dtype).masked_fill(~visible, -torch.inf)
+    mask = mask[None, None].to(loaded.model.device)
+
+    def replace_mask(module, args, kwargs):
+        return args, kwargs | {"attention_mask": mask}
+
+    with ExitStack() as stack:
+        for layer in locate(loaded.model).layers:
+            handle = layer.module.register_forward_pre_hook(replace_mask, with_kwargs=True)
+            stack.callback(handle.remove)
+        return loaded.model(**inputs_of(loaded, case), use_cache=False, logits_to_keep=1).logits[0, -1]
+
+
+def reading(loaded: LoadedModel, cases: Sequence[Case]) -> tuple[dict[int, tuple[float, float]], int]:
+    """Where the model reads the picture, told by hiding it: nothing is measured. The cases are of one task.
+
+    For each position behind the picture (-1 is the last one), the share of right answers where it alone does not see
+    the picture, and where it alone does; and the position that matters most: the second less the first is largest.
+    """
+    n_behind = cases[0].encoded.n_tokens - cases[0].vision.stop
+    positions = range(-n_behind, 0)
+    table = {}
+    for position in positions:
+        others = [other for other in positions if other != position]
+        without, alone = (np.mean([is_right(loaded, case, blind) for case in cases]) for blind in ([position], others))
+        table[position] = float(without), float(alone)
+    return table, max(positions, key=lambda position: table[position][1] - table[position][0])
+
+
+# -- measuring --------------------------------------------------------------------------------------------------------
+
+
+def inputs_of(loaded: LoadedModel, case: Case, position: int = -1) -> dict[str, torch.Tensor]:
+    """The model's inputs, cut behind a position (-1: not cut) that is behind the picture.
+
+    Attention is causal, so the last position of the cut prompt computes what that position of the whole prompt does.
+    """
+    length, per_token = case.length(position), ("input_ids", "attention_mask", "mm_token_type_ids")
+    return {
+        name: (value[:, :length] if name in per_token else value).to(loaded.model.device)
+        for name, value in case.encoded.inputs.items()
+    }
+
+
+@torch.no_grad()
+def measure(loaded: LoadedModel, case: Case, position: int = -1) -> RawStep:
+    """What the engine measures at a position (-1 is the last one), of all tokens up to it."""
+    config = greedy_config(loaded.model, num_tokens=1)
+    with MaskingEngine(loaded.model) as engine:
+        loaded.model.generate(**inputs_of(loaded, case, position), generation_config=config)
+    return engine.steps[0]
+
+
+@contextmanager
+def eager(loaded: LoadedModel) -> Iterator[None]:
+    """The model with the attention backend that gives out its weights."""
+    backend = loaded.model.config._attn_implementation
+    loaded.model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        loaded.model.set_attn_implementation(backend)
+
+
+@torch.no_grad()
+def head_weights(loaded: LoadedModel, case: Case) -> np.ndarray:
+    """Attention weights as the model itself gives them out: [H, L, query, key]. Needs `eager`."""
+    output = loaded.model(**inputs_of(loaded, case), output_attentions=True, use_cache=False)
+    return torch.stack([weights[0] for weights in output.attentions], dim=1).float().cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Table:
+    """The scores of n pictures at one query position, and their truth.
+
+    scores: by measure [n, heads or 1, L, V]; truth: int [n]; figures: bool [n, V].
+    """
+
+    scores: dict[str, np.ndarray]
+    truth: np.ndarray
+    figures: np.ndarray
+
+    def hits(self, scores: np.ndarray, among_figures: bool = False) -> np.ndarray:
+        """bool [n, ...]: whether the true token's score is the largest of all, or of those that show a figure.
+
+        scores: [n, ..., V]. A largest score that two tokens share is no hit.
+        """
+        shape = (len(scores), *[1] * (scores.ndim - 2), scores.shape[-1])
+        is_true = (np.arange(scores.shape[-1]) == self.truth[:, None]).reshape(shape)
+        rivals = ~is_true & self.figures.reshape(shape) if among_figures else ~is_true
+        return np.where(is_true, scores, -np.inf).max(-1) > np.where(rivals, scores, -np.inf).max(-1)
+
+
+def measure_all(loaded: LoadedModel, cases: Sequence[Case], positions: Sequence[int] = (-1,)) -> list[Table]:
+    """A table for each position (-1 is the last one), with all measures and baselines."""
+    with eager(loaded):
+        weights = [head_weights(loaded, case)[..., case.vision] for case in cases]
+    return [
+        make_table(cases, [_scores(measure(loaded, case, position), case, own[:, :, position])
+                           for case, own in zip(cases, weights, strict=True)])
+        for position in positions
+    ]  # fmt: skip
+
+
+def _scores(step: RawStep, case: Case, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """By measure [heads or 1, L, V]; weights: the attention weights of every head, [H, L, V]."""
+    # [Full, Attn and the heads; L, V]
+    l2, cosine = (distances[:, case.vision].movedim(2, 0).numpy() for distances in (step.l2, step.cosine))
+    return {
+        FULL: l2[:1],
+        "Full cosine": cosine[:1],
+        "Attn L2": l2[1:2],
+        "Attn cosine": cosine[1:2],
+        "Head L2, all heads": l2[2:].mean(0, keepdims=True),
+        ATTENTION: step.attention[None, :, case.vision].numpy(),
+        BEST_HEAD: l2[2:],
+        ATTENTION_BEST_HEAD: weights,
+    }
+
+
+def make_table(cases: Sequence[Case], scores: Sequence[dict[str, np.ndarray]]) -> Table:
+    """The scores of several pictures in one table."""
+    truth, figures = np.array([case.truth for case in cases]), np.stack([case.figures for case in cases])
+    return Table({name: np.stack([one[name] for one in scores]) for name in scores[0]}, truth, figures)
+
+
+# -- from layers to one score -----------------------------------------------------------------------------------------
+
+
+def shares(scores: np.ndarray) -> np.ndarray:
+    """Each layer's scores divided by their sum over the tokens given: every layer counts the same."""
+    return scores / np.maximum(scores.sum(-1, keepdims=True), np.finfo(scores.dtype).tiny)
+
+
+def largest_share(third: int) -> Callable[[np.ndarray], np.ndarray]:
+    """The largest share within a third of the layers: 0 the early, 1 the middle, 2 the late ones."""
+
+    def aggregate(scores: np.ndarray) -> np.ndarray:
+        n_layers = scores.shape[2]
+        return shares(scores[:, :, third * n_layers // 3 : (third + 1) * n_layers // 3]).max(2)
+
+    return aggregate
+
+
+AGGREGATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "mean of shares": lambda scores: shares(scores).mean(2),
+    "plain mean": lambda scores: scores.mean(2),
+    "best layer": lambda scores: scores,
+    "early max": largest_share(0),
+    "middle max": largest_share(1),
+    "late max": largest_share(2),
+}
+"""From scores [n, heads or 1, L, V] to [n, heads or 1, V], or with the layers still there to choose from."""
+
+
+def evaluate(
+    counted: Table, others: Table, name: str, aggregation: str, among_figures: bool = False
+) -> tuple[np.ndarray, str]:
+    """bool [n], whether the true token of each of `counted` is on top; and which layer (L) and head (H) that is by.
+
+    Both are those that have the most hits among `others`, the first of several.
+    """
+    aggregate = AGGREGATIONS[aggregation]
+    shares_of_hits = others.hits(aggregate(others.scores[name]), among_figures).mean(0)  # [heads or 1] or [.., L]
+    best = np.unravel_index(shares_of_hits.argmax(), shares_of_hits.shape)
+    hits = counted.hits(aggregate(counted.scores[name])[(slice(None), *best)], among_figures)
+    chosen = zip("HL", best, shares_of_hits.shape, strict=False)
+    return hits, "".join(f"{letter}{index}" for letter, index, size in chosen if size > 1)
+
+
+def wilson(n_hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % interval of a share of n_hits in n."""
+    share, square = n_hits / n, z * z
+    centre = (share + square / (2 * n)) / (1 + square / n)
+    half = z * (share * (1 - share) / n + square / (4 * n * n)) ** 0.5 / (1 + square / n)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+# -- printing ---------------------------------------------------------------------------------------------------------
+
+
+def percent(hits: np.ndarray) -> str:
+    """A share with its interval, such as `87 [81,91]`."""
+    low, high = wilson(int(hits.sum()), len(hits))
+    return f"{100 * hits.mean():.0f} [{100 * low:.0f},{100 * high:.0f}]"
+
+
+def print_shares(counted: Table, others: Table, among_figures: bool) -> None:
+    """Measures down, ways of going from layers to one score across."""
+    print(f"{'measure':20}" + "".join(f"{aggregation:>19}" for aggregation in AGGREGATIONS))
+    for name in counted.scores:
+        line = f"{name:20}"
+        for aggregation in AGGREGATIONS:
+            hits, chosen = evaluate(counted, others, name, aggregation, among_figures)
+            line += f"{f'{chosen} {percent(hits)}':>19}"
+        print(line)
+
+
+def print_rivals(counted: Table, others: Table) -> None:
+    """Where a measure and its baseline differ on the same picture: which of the two is right."""
+    print(f"{'measure':20}" + "".join(f"{aggregation:>19}" for aggregation in AGGREGATIONS))
+    for name, rival in RIVALS.items():
+        line = f"{name:20}"
+        for aggregation in AGGREGATIONS:
+            hits, rival_hits = (evaluate(counted, others, one, aggregation)[0] for one in (name, rival))
+            line += f"{f'{(hits & ~rival_hits).sum()} : {(rival_hits & ~hits).sum()}':>19}"
+        print(line)
+
+
+def report(counted: Table, others: Table) -> None:
+    """How often the true token is on top of all at one position, and where measures and attention weights differ."""
+    n_tokens = counted.figures.shape[1]
+    print(f"\nThe true cell has the largest score of all {n_tokens} vision tokens (chance: {100 / n_tokens:.1f})")
+    print_shares(counted, others, among_figures=False)
+    print("\nPictures where only the measure has the true cell on top of all tokens : only the attention weight has")
+    print_rivals(counted, others)
+
+
+def report_queries(
+    loaded: LoadedModel, task: str, counted: Sequence[Case], others: Sequence[Case], n_pictures: int
+) -> None:
+    """Each position behind the picture: whether the model reads it there, and how often the true cell is on top.
+
+    That is done on `n_pictures` of `counted`; then all of them at the position that matters most.
+    """
+    if len({case.encoded.n_tokens for case in (*counted, *others)}) > 1:
+        raise ValueError(f"the questions of task {task} differ in length: positions can't be put side by side")
+    few = counted[:n_pictures], others[:n_pictures]
+    blinding, reads = reading(loaded, few[0])
+    tables = [measure_all(loaded, cases, list(blinding)) for cases in few]
+    chance, by_figures = 100 / len(few[0][0].figures), 100 * np.mean(1 / tables[0][0].figures.sum(1))
+    print(
+        f"\n== {task}: each position behind the picture, {len(few[0])} pictures, layers chosen on {len(few[1])}\n"
+        f"The true cell has the largest score of all vision tokens (chance: {chance:.1f}, or {by_figures:.1f} where "
+        f"all that is told is which cells show a figure).\n"
+        f"without: right answers where this position alone does not see the picture; alone: where no other does"
+    )
+    columns = [(name, aggregation) for name in (FULL, ATTENTION) for aggregation in ("mean of shares", "best layer")]
+    print(f"{'':34}{FULL:>34}{ATTENTION:>34}\n{'pos':>3} {'token':16}{'without':>8}{'alone':>6}", end="")
+    print("".join(f"{aggregation:>17}" for _, aggregation in columns))
+    for (position, (without, alone)), *pair in zip(blinding.items(), *tables, strict=True):
+        texts = {case.encoded.tokens.texts[position] for case in few[0]}
+        text = repr(texts.pop()) if len(texts) == 1 else "(asked word)"
+        line = f"{counted[0].length(position) - 1:3} {text:16}{100 * without:8.0f}{100 * alone:6.0f}"
+        for name, aggregation in columns:
+            hits, chosen = evaluate(*pair, name, aggregation)
+            line += f"{f'{chosen} {percent(hits)}':>17}"
+        print(line)
+    print(f"\n-- {task}: position {counted[0].length(reads) - 1}, which reads the picture; {len(counted)} pictures")
+    steps = [measure(loaded, case) for case in few[0]]
+    for name, scores in (
+        (FULL, np.stack([step.l2[..., 0].numpy() for step in steps])),
+        (ATTENTION, np.stack([step.attention.numpy() for step in steps])),
+    ):
+        ranks = shares(scores).mean(1).argsort(1)[:, ::-1] == scores.shape[-1] + reads
+        top, top_three = (100 * ranks[:, :n].any(1).mean() for n in (1, 3))
+        print(
+            f"At the last position it is the top token by {name} in {top:.0f}, one of the top three in {top_three:.0f}"
+        )
+    report(*(measure_all(loaded, cases, [reads])[0] for cases in (counted, others)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--model", default="demo", help="a vision-language model whose tokens are cells of 32x32 pixels"
+    )
+    parser.add_argument("--pictures", type=int, default=200, help="how many to count, half of each task")
+    parser.add_argument("--choose-on", type=int, default=100, help="how many others to choose layers and heads on")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--queries", action="store_true", help="also each position of the question and behind it")
+    parser.add_argument("--query-pictures", type=int, default=60, help="how many of each for that, half of each task")
+    args = parser.parse_args()
+    if args.model == "demo":
+        torch.set_num_threads(1)  # its layers are too small for more
+    loaded = mask_impact.load(args.model, kind="vl")
+
+    print("Shares in %, with their 95 % interval. Layers (L) and heads (H) are chosen on other pictures.")
+    started = time.perf_counter()
+    counted = draw_cases(loaded, "to count", args.pictures, args.seed)
+    others = draw_cases(loaded, "to choose on", args.choose_on, args.seed + 1, exclude=counted)
+    last = [measure_all(loaded, cases)[0] for cases in (counted, others)]
+    print("\n== The last position, which produces the answer")
+    report(*last)
+    by_figures = 100 * np.mean(1 / last[0].figures.sum(1))
+    print(f"\nThe true cell has the largest score of the cells that show a figure (chance: {by_figures:.1f})")
+    print_shares(*last, among_figures=True)
+    print(f"({time.perf_counter() - started:.0f} s)", flush=True)
+    if args.queries:
+        for task in TASKS:
+            of_task = ([case for case in cases if case.sample.task == task] for cases in (counted, others))
+            report_queries(loaded, task, *of_task, max(1, args.query_pictures // len(TASKS)))
+            print(f"({time.perf_counter() - started:.0f} s)", flush=True)
+
+
+def draw_cases(loaded: LoadedModel, purpose: str, n: int, seed: int, exclude: Sequence[Case] = ()) -> list[Case]:
+    """Pictures that the model answers right, out of `n`; says how many."""
+    samples = draw_samples(n, seed, [case.sample for case in exclude])
+    cases = answered(loaded, [prepare(loaded, sample) for sample in samples])
+    if {case.sample.task for case in cases} != set(TASKS):
+        raise SystemExit(f"of {n} pictures {purpose}, '{loaded.name}' answers none of a task right: nothing to measure")
+    print(f"{n} held-out pictures {purpose}: {len(cases)} answered right")
+    return cases
+
+
+if __name__ == "__main__":
+    main()
