@@ -143,6 +143,15 @@ def check_script(words):
             runpy.run_path(str(REPOSITORY / words[1]), run_name="__main__")
 
 
+def check_launcher(words):
+    """accelerate's own parser takes its words, and the script's the rest."""
+    from accelerate.commands.launch import launch_command_parser
+
+    assert words[:2] == ["accelerate", "launch"]
+    parsed = launch_command_parser().parse_args(words[2:])
+    check_parser(["python", parsed.training_script, *parsed.training_script_args])
+
+
 def is_script(words):
     return words[0] == "python" and words[1] in SCRIPTS
 
@@ -155,6 +164,7 @@ NOT_RUN = [
     ("pytest collects the same checks", lambda words: words[1] == "test_vl_phase1.py", check_script),
     ("trains or measures for many minutes", lambda words: words[1].startswith(("tools/train", "benchmarks/")), check_script),
     ("rewrites the documents; tested below", lambda words: words[1] == "tools/update_docs.py", check_script),
+    ("starts several processes, which test_sharing.py does", lambda words: words[0] == "accelerate", check_launcher),
     ("needs a GPU", lambda words: is_script(words) and options(words).get("--device", "").startswith("cuda"), check_parser),
     ("downloads a model", lambda words: is_script(words) and options(words).get("--model", "").startswith("Qwen/"), check_parser),
     ("takes a real model, which test_loading.py does", lambda words: is_script(words) and "smollm2" in words, check_parser),
