@@ -5,10 +5,12 @@ Knows records, summary's rules and the templates; not how anything was measured.
 reach the page as JSON or through Jinja2's escaping, and a content security policy lets the browser run the page's own
 script and plotly.js by their hashes, and load nothing.
 
-Distances are float32 in blocks of [layer, position], one for each step, metric and variant: the bits rotated by one, so
-that the exponent is a byte of its own, the bytes transposed, gzip, base64. Mantissas hardly compress. Where a file would
-become larger than `max_megabytes`, the heads (not Full and Attn) are rounded to as many binary digits as fit, and the
-page says so.
+Distances are float32 in blocks of [layer, position], one for each step, metric and variant, as base64 of gzip of: the
+number of binary digits kept of the mantissa (a byte), the number of values (four bytes, lowest first), then the values'
+bits, rotated left by one so that the exponent is a byte of its own, in planes: the first byte of all values, their
+second byte, ..., and of a byte that is not kept whole each bit, eight values to a byte. Mantissas hardly compress. Where
+a file would become larger than `max_megabytes`, the heads (not Full and Attn) are rounded to as many binary digits as
+fit, and the page says so.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import math
 import os
 import re
 import sys
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -43,6 +46,7 @@ EXACT, FEWEST = (
     7,
 )  # binary digits behind the leading one: those of float32, and the fewest that still tell values apart
 METRICS = ("l2", "cosine")
+GZIP_WINDOW = 31  # what zlib calls the gzip format with its largest window
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPTS = ("common.js", "report.js")  # in the order in which they run, as one script
 
@@ -385,16 +389,28 @@ def _blocks(results: list[Result], digits: int) -> Iterator[tuple[str, str]]:
 
 def encode(values: np.ndarray, digits: int = EXACT) -> str:
     """Distances as text: float32, rounded to `digits` binary digits behind the leading one, in the layout that this
-    module's head describes. NaN stays NaN; values below float32's normal range (1e-38) have fewer digits."""
+    module's head describes. NaN stays NaN; values below float32's normal range (1e-38) have fewer digits. A block with a
+    negative number keeps all, since a sign has no place beside fewer."""
     bits = np.ascontiguousarray(values, dtype=np.float32).reshape(-1).view(np.uint32)
+    if digits < EXACT and (values < 0).any():
+        digits = EXACT
     if digits < EXACT:
-        dropped = np.uint32(EXACT - digits)
-        half = (np.uint32(1) << (dropped - np.uint32(1))) - np.uint32(1) + ((bits >> dropped) & np.uint32(1))
-        rounded = ((bits + half) >> dropped) << dropped  # to nearest, ties to even
-        # The largest numbers would become infinite, and NaN is no number to round.
-        overflows = (rounded & np.uint32(0x7F800000)) == np.uint32(0x7F800000)
-        bits = np.where(overflows, (bits >> dropped) << dropped, rounded)
-        bits = np.where(np.isnan(values.reshape(-1)), np.uint32(0x7FC00000), bits).astype(np.uint32)
+        bits = _rounded(bits, digits)
     turned = (bits << np.uint32(1)) | (bits >> np.uint32(31))
-    planes = turned.astype("<u4").view(np.uint8).reshape(-1, 4).T
-    return base64.b64encode(gzip.compress(np.ascontiguousarray(planes).tobytes(), 6, mtime=0)).decode()
+    planes = turned.astype(">u4").view(np.uint8).reshape(-1, 4).T
+    n_kept = 32 if digits == EXACT else 8 + digits
+    parts = [np.array([digits], np.uint8), np.array([turned.size], "<u4").view(np.uint8), *planes[: n_kept // 8]]
+    parts += [np.packbits((turned >> np.uint32(31 - place)) & np.uint32(1)) for place in range(n_kept // 8 * 8, n_kept)]
+    compress = zlib.compressobj(6, zlib.DEFLATED, GZIP_WINDOW, strategy=zlib.Z_FILTERED)  # smallest for such bytes
+    return base64.b64encode(compress.compress(np.concatenate(parts).tobytes()) + compress.flush()).decode()
+
+
+def _rounded(bits: np.ndarray, digits: int) -> np.ndarray:
+    """Bits of numbers that are not negative, rounded to nearest, ties to even."""
+    dropped = np.uint32(EXACT - digits)
+    half = (np.uint32(1) << (dropped - np.uint32(1))) - np.uint32(1) + ((bits >> dropped) & np.uint32(1))
+    rounded = ((bits + half) >> dropped) << dropped
+    infinite = np.uint32(0x7F800000)
+    is_nan, overflows = (bits & np.uint32(0x7FFFFFFF)) > infinite, rounded >= infinite
+    rounded = np.where(overflows, (bits >> dropped) << dropped, rounded)  # the largest would become infinite
+    return np.where(is_nan, np.uint32(0x7FC00000), rounded).astype(np.uint32)

@@ -16,16 +16,21 @@ async function unzipped(base64) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-// The float32 values of a block: four planes of bytes, lowest first, of the bits rotated left by one.
+// The float32 values of a block; mask_impact/report.py describes the layout.
 async function distancesOf(base64) {
   const bytes = await unzipped(base64);
-  const n = bytes.length / 4;
-  const bits = new Uint32Array(n);
-  for (let i = 0; i < n; i++) {
-    const turned = bytes[i] | (bytes[n + i] << 8) | (bytes[2 * n + i] << 16) | (bytes[3 * n + i] << 24);
-    bits[i] = (turned >>> 1) | (turned << 31);
+  const digits = bytes[0];
+  const n = new DataView(bytes.buffer).getUint32(1, true);
+  const nKept = digits === 23 ? 32 : 8 + digits;
+  const turned = new Uint32Array(n);
+  let at = 5;
+  let place = 24;
+  for (; place >= 32 - nKept; place -= 8, at += n) for (let i = 0; i < n; i++) turned[i] |= bytes[at + i] << place;
+  for (place += 7; place >= 32 - nKept; place--, at += Math.ceil(n / 8)) {
+    for (let i = 0; i < n; i++) turned[i] |= ((bytes[at + (i >> 3)] >> (7 - (i & 7))) & 1) << place;
   }
-  return new Float32Array(bits.buffer);
+  for (let i = 0; i < n; i++) turned[i] = (turned[i] >>> 1) | (turned[i] << 31);
+  return new Float32Array(turned.buffer);
 }
 
 // ---- numbers -----------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@
   const EXACT = 23; // binary digits of float32
   const MOST_TOKENS = 8; // in the profile
   const PLAY_MS = 450;
+  const PICTURE_HEIGHT = 420; // pixels, at most
   const METRIC_NAMES = { l2: "L2", cosine: "Cosine" };
   const SCALES = ["linear", "sqrt", "log"];
   const SCALE_NAMES = { linear: "linear scale", sqrt: "square-root scale", log: "logarithmic scale" };
@@ -99,6 +100,14 @@
     return normalise(wanted);
   }
 
+  // When something was there for the first time, for measurements; true where it was there before.
+  function firstMark(name) {
+    if (performance.getEntriesByName(name).length) return true;
+    performance.mark(name);
+    return false;
+  }
+  const nextFrame = () => new Promise((resolve) => { requestAnimationFrame(() => setTimeout(resolve)); });
+
   let latest = 0;
   async function set(changes) {
     if ("prompt" in changes && changes.prompt !== state.prompt) {
@@ -114,9 +123,11 @@
     view = makeView({ l2, cosine });
     document.documentElement.dataset.drawn = "false";
     drawPage();
+    if (!firstMark("text")) await nextFrame();
     await plotlyReady;
     if (ticket !== latest) return;
     await drawCharts();
+    firstMark("charts");
     if (ticket === latest) document.documentElement.dataset.drawn = "true"; // for whoever drives the page
   }
 
@@ -405,7 +416,7 @@
         made.setAttribute("aria-label", scoreTip(key).replaceAll("\n", ", "));
       }
     }
-    $("text-hint").textContent = `Shaded by the share of the impact in ${layersText()} on ${answerName()}; struck out: left out. Choose tokens for their profiles.`;
+    $("text-hint").textContent = `Shaded by the share of the impact in ${layersText()} on ${answerName()}.${view.leftOut.size ? " Attention sinks are struck out." : ""} Choose tokens for their profiles.`;
     drawLegend("text-legend", textScale);
   }
 
@@ -510,7 +521,8 @@
   function makeFigure(image, number) {
     const canvas = element("canvas", { tabIndex: 0, role: "application", "aria-label": `Patches of image ${number}: arrow keys move, Enter chooses` });
     const picture = element("div", { className: "picture" });
-    picture.style.aspectRatio = `${image.size[0]} / ${image.size[1]}`;
+    const aspect = image.size[0] / image.size[1];
+    Object.assign(picture.style, { aspectRatio: String(aspect), maxWidth: `${Math.round(PICTURE_HEIGHT * Math.max(aspect, 0.2))}px` });
     if (image.preview) picture.append(element("img", { alt: `Image ${number} of the prompt`, src: `data:image/jpeg;base64,${image.preview}` }));
     picture.append(canvas);
     const cellOf = (event) => {
@@ -549,7 +561,7 @@
   }
 
   function drawOverlay(canvas, number, scale) {
-    const [rows, columns] = prompt().images[number].grid;
+    const { preview, grid: [rows, columns] } = prompt().images[number];
     const box = canvas.getBoundingClientRect();
     const ratio = Math.max(devicePixelRatio || 1, 1);
     canvas.width = Math.max(Math.round(box.width * ratio), columns);
@@ -566,7 +578,8 @@
       if (Number.isNaN(score)) drawCross(context, rect);
       else {
         const level = scale.level(score);
-        context.globalAlpha = (state.opacity / 100) * (0.2 + 0.8 * level);
+        // Over a picture, what matters little covers little of it.
+        context.globalAlpha = preview ? (state.opacity / 100) * (0.2 + 0.8 * level) : 1;
         context.fillStyle = colourAt(level);
         context.fillRect(...rect);
         context.globalAlpha = 1;
@@ -856,7 +869,7 @@
     const shares = imageShares();
     const layers = shares.map((_, layer) => layer);
     const colours = [LINES[theme()][0], LINES[theme()][4]];
-    const bars = (name, values, nth, pattern) => ({ type: "bar", name, x: layers, y: values.map((value) => (Number.isNaN(value) ? null : 100 * value)), marker: { color: colours[nth], pattern: { shape: pattern, fgcolor: cssColour("--card"), size: 5, solidity: 0.25 } }, hoverinfo: "none" });
+    const bars = (name, values, nth, pattern) => ({ type: "bar", name, x: layers, y: values.map((value) => (Number.isNaN(value) ? null : 100 * value)), marker: { color: colours[nth], pattern: { shape: pattern, fillmode: "overlay", fgcolor: cssColour("--card"), size: 6, solidity: 0.3 } }, hoverinfo: "none" });
     const layout = baseLayout(260, {
       barmode: "stack", bargap: 0.12, showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, margin: { l: 52, r: 12, t: 36, b: 44 },
       xaxis: { ...layerAxis(), title: { text: "layer", standoff: 6 }, showgrid: false }, yaxis: { range: [0, 100], ticksuffix: " %" },
@@ -1090,7 +1103,6 @@
     state = fromFragment();
     connect();
     await set({});
-    performance.mark("first-view");
   }
 
   start().catch((error) => {
