@@ -85,7 +85,7 @@ def test_numbers_that_are_floats_in_the_file_are_taken_where_they_are_whole(tmp_
     frame = frame.astype({"layer": float, "token_position": float})
     assert only(read_results(write_table(frame, tmp_path / "x.parquet"))).n_layers == 3
     frame.loc[3, "layer"] = 1.5
-    with pytest.raises(OutputError, match="column layer .* does not hold whole numbers"):
+    with pytest.raises(OutputError, match=r"column layer .* does not hold whole numbers"):
         only(read_results(write_table(frame, tmp_path / "x.parquet")))
 
 
@@ -206,11 +206,11 @@ def test_prompts_of_one_file_are_results_of_their_own(tmp_path, form):
 def test_prompts_without_a_column_that_names_them_are_refused(tmp_path, frame):
     """Two of the same length give two rows for each cell; two of different tokens, two texts at a position."""
     with pytest.raises(
-        OutputError, match="two rows for generation_step 0, layer 0, token_position 0, variant Full.*prompt_name"
+        OutputError, match=r"two rows for generation_step 0, layer 0, token_position 0, variant Full.*prompt_name"
     ):
         only(read_results(write_table(pd.concat([frame, frame]), tmp_path / "x.parquet")))
     other = frame_of(make_result(["One", " two", " three"]))
-    with pytest.raises(OutputError, match="two tokens at position 0, 'The' and 'One'.*prompt_name"):
+    with pytest.raises(OutputError, match=r"two tokens at position 0, 'The' and 'One'.*prompt_name"):
         only(read_results(write_table(pd.concat([frame, other]), tmp_path / "x.parquet")))
 
 
@@ -347,5 +347,5 @@ def test_an_empty_token_text_is_one_but_a_missing_one_is_an_error(tmp_path, fram
     assert only(read_results(write_table(frame, tmp_path / "x.csv"))).tokens.texts[4] == ""
     table = pa.Table.from_pandas(frame.assign(token_masked=None), preserve_index=False)
     pq.write_table(table, tmp_path / "x.parquet")
-    with pytest.raises(OutputError, match="column token_masked .* (is empty|does not hold)"):
+    with pytest.raises(OutputError, match=r"column token_masked .* (is empty|does not hold)"):
         only(read_results(tmp_path / "x.parquet"))
