@@ -116,19 +116,20 @@
       state = normalise(changes);
     } else state = normalise({ ...state, ...changes });
     const ticket = ++latest;
+    document.documentElement.dataset.drawn = "false"; // for whoever drives the page
     showTheme();
     const variantIndex = prompt().variants.indexOf(state.variant);
     const [l2, cosine] = await Promise.all([block("l2", variantIndex), block("cosine", variantIndex)]);
     if (ticket !== latest) return;
     view = makeView({ l2, cosine });
-    document.documentElement.dataset.drawn = "false";
     drawPage();
     if (!firstMark("text")) await nextFrame();
     await plotlyReady;
     if (ticket !== latest) return;
     await drawCharts();
+    if (ticket !== latest) return;
     firstMark("charts");
-    if (ticket === latest) document.documentElement.dataset.drawn = "true"; // for whoever drives the page
+    document.documentElement.dataset.drawn = "true";
   }
 
   // ---- numbers behind the panels -----------------------------------------------------------------------------------------
@@ -463,9 +464,17 @@
     $(id).replaceChildren(low, bar, `${percentText(scale.high)} · ${SCALE_NAMES[state.scale]}`);
   }
 
+  // New content for an element; what had the focus in it gives it to what is at its place now.
+  function replaceContent(parent, children) {
+    const inner = () => [...parent.querySelectorAll("button")];
+    const at = inner().indexOf(document.activeElement);
+    parent.replaceChildren(...children);
+    if (at >= 0) (inner()[at] ?? inner().at(-1))?.focus();
+  }
+
   function drawChips() {
     const chosen = chosenTokens();
-    $("chips").replaceChildren(...chosen.map((position) => {
+    replaceContent($("chips"), chosen.map((position) => {
       const name = element("button", { type: "button", textContent: tokenTitle(position), title: "Show its layers and heads", "aria-pressed": position === focusToken() });
       name.addEventListener("click", () => set({ tokens: chosen, focus: position }));
       const remove = element("button", { type: "button", textContent: "×", "aria-label": `Remove ${tokenTitle(position)}` });
@@ -481,6 +490,7 @@
   }
 
   function drawStrongest() {
+    if (!changed("strongest", state.prompt, state.step, state.variant, state.metric, state.kept, state.colours)) return;
     const found = [];
     for (let place = 0; place < view.values.length; place++) {
       if (view.counted[place % view.n] && view.values[place] > 0) found.push(place);
@@ -682,7 +692,7 @@
     const every = [1, 2, 5, 10, 20, 50].find((one) => n <= 16 * one) ?? 100;
     return { tickmode: "linear", tick0: 0, dtick: every, range: [-0.5, n - 0.5] };
   };
-  const chartHeight = () => Math.min(Math.max(11 * prompt().n_layers, 170), 620);
+  const chartHeight = (least = 170) => Math.min(Math.max(11 * prompt().n_layers, least), 620);
 
   let columns = [];
   let edges = []; // of the columns, in columns of one token
@@ -709,7 +719,7 @@
       type: "heatmap", x: edges, y: matrix.map((_, layer) => layer), z: levels, customdata: matrix, zmin: 0, zmax: 1, colorscale: colourScale(), colorbar,
       xgap: gap, ygap: gap, hoverinfo: "none", hoverongaps: true,
     };
-    const height = chartHeight() + 150;
+    const height = chartHeight(240) + 130;
     const layout = baseLayout(height, {
       plot_bgcolor: cssColour("--none"), margin: { l: 44, r: 10, t: 18, b: 130 }, shapes: bandShapes(),
       xaxis: { range: [0, edges.at(-1)], showgrid: false, tickangle: -90, tickfont: { size: 11 }, automargin: false },
@@ -757,11 +767,12 @@
       if (image !== null) return plotlyText(`${positions[0]}–${positions.at(-1)} image ${image}`);
       return plotlyText(`${positions[0]} ${tokenName(positions[0], 14)}${view.leftOut.has(positions[0]) ? " ×" : ""}`);
     });
-    await Plotly.relayout(chart, { "xaxis.tickvals": labelled.map((index) => (edges[index] + edges[index + 1]) / 2), "xaxis.ticktext": ticktext });
+    const longest = Math.max(...ticktext.map((text) => [...text].length), 8);
+    await Plotly.relayout(chart, { "margin.b": Math.min(22 + 6.4 * longest, 150), "xaxis.tickvals": labelled.map((index) => (edges[index] + edges[index + 1]) / 2), "xaxis.ticktext": ticktext });
   }
 
   function drawFolds() {
-    $("folds").replaceChildren(...prompt().images.map((image, number) => {
+    replaceContent($("folds"), prompt().images.map((_, number) => {
       const isOpen = state.unfolded.includes(number);
       const made = element("button", { type: "button", textContent: `${isOpen ? "Fold" : "Unfold"} image ${number}`, "aria-expanded": isOpen });
       made.addEventListener("click", () => toggleImage(number));
@@ -812,7 +823,7 @@
       const ticks = [0, 0.25, 0.5, 0.75, 1].map((part) => part * (high || 1));
       Object.assign(yaxis, { tickvals: ticks.map(up), ticktext: ticks.map(unitText), range: [0, up((high || 1) * 1.06)], type: "linear" });
     }
-    const layout = baseLayout(chartHeight(), { shapes: shapes(), xaxis: { ...layerAxis(), title: { text: "layer", standoff: 6 } }, yaxis });
+    const layout = baseLayout(chartHeight(300), { shapes: shapes(), xaxis: { ...layerAxis(), title: { text: "layer", standoff: 6 } }, yaxis });
     await drawChart("profile", data, layout, ({ curveNumber, x }) => cellTip(chosenTokens()[curveNumber], x), ({ x }) => set({ layer: x, range: "layer" }));
     describe("profile", `Profile over layers of ${chosen.map((position) => tokenTitle(position)).join(", ") || "no token"}`);
   }
@@ -839,7 +850,7 @@
     $("heads-hint").textContent = `${METRIC_NAMES[state.metric]} distance of each head when ${tokenTitle(position)} is hidden${page.digits < EXACT ? ", rounded" : ""}`;
     const data = [{ type: "heatmap", x: heads.map((_, nth) => nth), y: matrix.map((_, layer) => layer), z: levels, customdata: matrix, zmin: 0, zmax: 1, colorscale: colourScale(), colorbar, xgap: 1, ygap: 1, hoverinfo: "none", hoverongaps: true }];
     const ticks = heads.map((_, nth) => nth).filter((nth) => heads.length <= 16 || nth % Math.ceil(heads.length / 16) === 0);
-    const layout = baseLayout(chartHeight() + 30, {
+    const layout = baseLayout(chartHeight(270) + 30, {
       plot_bgcolor: cssColour("--none"), shapes: bandShapes(), xaxis: { tickvals: ticks, ticktext: ticks.map((nth) => heads[nth].name.slice(5)), title: { text: "head", standoff: 4 }, showgrid: false },
       yaxis: { ...layerAxis(), showgrid: false, title: { text: "layer", standoff: 4 } },
     });
@@ -868,14 +879,13 @@
     if (!hasBoth || !changed("split", state.prompt, state.step, state.variant, state.metric, state.kept, theme())) return;
     const shares = imageShares();
     const layers = shares.map((_, layer) => layer);
-    const colours = [LINES[theme()][0], LINES[theme()][4]];
-    const bars = (name, values, nth, pattern) => ({ type: "bar", name, x: layers, y: values.map((value) => (Number.isNaN(value) ? null : 100 * value)), marker: { color: colours[nth], pattern: { shape: pattern, fillmode: "overlay", fgcolor: cssColour("--card"), size: 6, solidity: 0.3 } }, hoverinfo: "none" });
+    const bars = (name, values, color) => ({ type: "bar", name, x: layers, y: values.map((value) => (Number.isNaN(value) ? null : 100 * value)), marker: { color }, hoverinfo: "none" });
     const layout = baseLayout(260, {
-      barmode: "stack", bargap: 0.12, showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, margin: { l: 52, r: 12, t: 36, b: 44 },
+      barmode: "stack", bargap: 0.12, showlegend: true, legend: { orientation: "h", traceorder: "normal", y: 1.02, yanchor: "bottom", x: 0 }, margin: { l: 52, r: 12, t: 36, b: 44 },
       xaxis: { ...layerAxis(), title: { text: "layer", standoff: 6 }, showgrid: false }, yaxis: { range: [0, 100], ticksuffix: " %" },
     });
     $("split-hint").textContent = `Of each layer's ${METRIC_NAMES[state.metric]} distances of ${state.variant}, how much falls on image tokens and how much on text.`;
-    await drawChart("split", [bars("image", shares, 0, ""), bars("text", shares.map((share) => 1 - share), 1, "/")], layout,
+    await drawChart("split", [bars("image", shares, LINES[theme()][0]), bars("text", shares.map((share) => 1 - share), cssColour("--none"))], layout,
       ({ x }) => `layer ${x}\nimage ${percentText(imageShares()[x])}\ntext ${percentText(1 - imageShares()[x])}`, ({ x }) => set({ layer: x, range: "layer" }));
     describe("split", "Share of image and text in each layer");
   }
