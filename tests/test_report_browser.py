@@ -940,8 +940,13 @@ def test_screenshots(request, files, open_page, tmp_path, kind, scheme, width):
             "hostile": lambda: request.getfixturevalue("hostile")[1]}[kind]()  # fmt: skip
     tab = open_page(path, color_scheme=scheme)
     tab.page.set_viewport_size({"width": width, "height": 900})
-    tab.page.wait_for_timeout(300)
+    tab.page.wait_for_timeout(600)  # charts follow the window a little later
     folder = Path(os.environ.get("REPORT_SCREENSHOTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
     tab.page.screenshot(path=folder / f"report-{kind}-{scheme}-{width}.png", full_page=True)
     assert tab.page.evaluate("document.documentElement.scrollWidth") <= width
+    drawn = tab.page.evaluate(
+        "[...document.querySelectorAll('.chart')].filter((chart) => chart.clientHeight).map((chart) => "
+        "[chart.querySelector('.svg-container').clientHeight - chart.clientHeight])"
+    )
+    assert np.max(drawn) <= 1  # charts stay within their places when the window changes

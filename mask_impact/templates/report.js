@@ -652,6 +652,7 @@
     const chart = $(id);
     const isNew = !handlers.has(chart);
     handlers.set(chart, { tip, click });
+    chart.style.height = `${layout.height}px`; // plotly takes the element's when the window changes
     await Plotly.react(chart, data, layout, CONFIG);
     if (!isNew) return;
     chart.on("plotly_hover", ({ points, event }) => showTip(handlers.get(chart).tip(points[0]), event.clientX, event.clientY));
@@ -1085,7 +1086,14 @@
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => set({}));
     addEventListener("hashchange", () => { state = fromFragment(); set({}); });
     addEventListener("keydown", onKey);
-    addEventListener("resize", () => { if (view) drawImages(); });
+    let resized = 0;
+    addEventListener("resize", () => {
+      clearTimeout(resized);
+      resized = setTimeout(() => {
+        if (view) drawImages();
+        if (columns.length) labelColumns();
+      }, 150);
+    });
     addEventListener("scroll", hideTip, { passive: true });
     makeRoving($("steps"));
     makeRoving($("text"));
