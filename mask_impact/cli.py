@@ -119,8 +119,8 @@ def build_parser(script: Script) -> argparse.ArgumentParser:
     add(
         "--reduce",
         choices=("summary", "none"),
-        help="with --dataset, what is kept of each token and layer: summary (Full, Attn and the strongest head) or none "
-        "reduced, that is all (default: summary)",
+        help="what is kept of each token and layer: summary (Full, Attn and the strongest head; the default with --dataset) "
+        "or none reduced, that is all (always so with --config)",
     )
     add(
         "--resume",
@@ -349,8 +349,12 @@ _OF_THE_RUN = {"config", "dataset", "reduce", "resume", "quiet", "debug", "plots
 def _run_many(script: Script, args: argparse.Namespace, given: dict[str, Any], command: str) -> int:
     """--config or --dataset; returns the exit code."""
     source = "--config" if args.config is not None else "--dataset"
-    wrong = {"dataset", "output", "reduce"} if source == "--config" else {"formats", "plots"}
+    wrong = {"dataset", "output"} if source == "--config" else {"formats", "plots"}
     misplaced = sorted(set(given) & (_OF_ONE_PROMPT | wrong))
+    if source == "--config" and args.reduce == "summary":
+        raise UsageError(
+            "--reduce summary does not go with --config: a result's files are whole; --variants makes them fewer"
+        )
     if misplaced:
         raise UsageError(f"--{misplaced[0].replace('_', '-')} does not go with {source} (--help says what it is for)")
     rank, n_processes = launched()
@@ -376,10 +380,11 @@ def _run_config(script: Script, args: argparse.Namespace, flags: dict, command: 
     from mask_impact.config import load_config
 
     config = load_config(args.config, kind=script.kind, overrides=flags)
-    for job in config.jobs:
-        check_output(config.output_dir, f"{job.name}_results")
+    results = {f"{job.name}_results" for job in config.jobs}
+    for name in results:
+        check_output(config.output_dir, name)
     observer.title(script.titles["many"])
-    with gather(config.output_dir, Path(args.config).stem, config.device) as team:
+    with gather(config.output_dir, Path(args.config).stem, config.device, results) as team:
         model = (config.model, config.revision, team.device or config.device, config.dtype)
         loaded = _load_model(*model, args.device_map, script, observer, observer.say)
 

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -133,6 +133,18 @@ def write_files(writers: dict[Path, Callable[[BinaryIO], None]]) -> None:
         for leftover in (*temporaries.values(), *backups.values()):
             with suppress(OSError):
                 leftover.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path, names: Container[str] | None = None) -> None:
+    """Removes what a killed process left of the results called `names` (None: of any) while it wrote into `folder`.
+
+    Nobody else may be writing them.
+    """
+    for path in folder.glob(".*.tmp"):
+        target = re.fullmatch(r"\.(.+)\.[0-9a-f]{12}\.tmp", path.name)
+        if target and (names is None or without_suffix(target[1]) in names):
+            with suppress(OSError):
+                path.unlink()
 
 
 def _keep(target: Path, backup: Path) -> None:

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mask_impact.errors import DeviceError, OutputError
-from mask_impact.files import check_output, write_files
+from mask_impact.files import check_output, remove_temporaries, write_files
 
 SECONDS_BETWEEN_LOOKS = 0.2  # at blocks that others are working on
 SECONDS_FOR_LEAVING = 60.0  # for the others to see that all is done
@@ -133,16 +133,17 @@ class Team:
 
 
 @contextmanager
-def gather(folder: Path, name: str, device: str = "auto") -> Iterator[Team]:
+def gather(folder: Path, name: str, device: str = "auto", results: Container[str] = ()) -> Iterator[Team]:
     """The team of this process; OutputError where other processes are writing the same results.
 
-    device: what the user says; `auto` becomes each process's own GPU, where there are any.
+    device: what the user says; `auto` becomes each process's own GPU, where there are any. results: names of the results to
+    be written into `folder`, beside those in the folder `name` there.
     """
     check_output(folder, name)
     rank, size = launched()
     team = Team(Path(folder), name, rank, size)
     with ExitStack() as stack:
-        problem = _begin(team, stack) if team.leads else None
+        problem = _begin(team, stack, results) if team.leads else None
         if size > 1:
             team.device = _meet(team, stack, problem, device)
         elif problem:
@@ -152,7 +153,7 @@ def gather(folder: Path, name: str, device: str = "auto") -> Iterator[Team]:
             _tidy_up(team)
 
 
-def _begin(team: Team, stack: ExitStack) -> str | None:
+def _begin(team: Team, stack: ExitStack, results: Container[str]) -> str | None:
     """The first process takes the name, and clears away what an earlier run left; says where that can't be."""
     try:
         stack.enter_context(team.lock_of(0))
@@ -166,6 +167,8 @@ def _begin(team: Team, stack: ExitStack) -> str | None:
         )
     shutil.rmtree(team._notes, ignore_errors=True)
     team.errors_path.unlink(missing_ok=True)
+    remove_temporaries(team.folder, results)
+    remove_temporaries(team.folder / team.name)
     if team.size > 1:
         team._notes.mkdir()
     return None

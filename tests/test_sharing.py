@@ -213,9 +213,12 @@ def outcome(process):
     return process.returncode, out, err
 
 
-def wait_for(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
+def wait_for_notes(folder, n, processes):
+    """Until n blocks are done."""
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("*.json"))) < n:
+        ended = [process for process in processes if process.poll() is not None]
+        assert not ended, outcome(ended[0])
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
@@ -254,7 +257,7 @@ def test_what_a_killed_process_leaves_is_done_by_the_other(dying, study, start_t
     argv, expected = study
     processes = start_two([*argv, "--output-dir", tmp_path / "two"], tmp_path)
     notes = tmp_path / "two" / ".study.claims"
-    wait_for(lambda: len(list(notes.glob("*.json"))) >= 4)
+    wait_for_notes(notes, 4, processes)
     processes[dying].send_signal(signal.SIGKILL)
     code, out, err = outcome(processes[1 - dying])
     assert data_files(tmp_path / "two") == expected
@@ -271,7 +274,7 @@ def test_processes_that_are_told_to_end_write_what_they_are_at(study, start_two,
     argv = [*argv, "--output-dir", tmp_path / "two"]
     processes = start_two(argv, tmp_path)
     notes = tmp_path / "two" / ".study.claims"
-    wait_for(lambda: len(list(notes.glob("*.json"))) >= 4)
+    wait_for_notes(notes, 4, processes)
     for process in processes:
         process.send_signal(signal.SIGTERM)
     (code, _, err), (other, _, _) = map(outcome, processes)
