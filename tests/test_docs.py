@@ -20,6 +20,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from mask_impact import __main__ as commands
 from mask_impact import cli, loading
 
 REPOSITORY = Path(__file__).parent.parent
@@ -172,15 +173,16 @@ NOT_RUN = [
 
 
 def run_command(words):
-    """Run one of the two scripts, or check what is not run here; returns what it printed on stdout."""
+    """Run a script or a command of the package, or check what is not run here; returns what it printed on stdout."""
     for _why, applies, check in NOT_RUN:
         if applies(words):
             check(words)
             return None
-    assert is_script(words), f"neither one of the scripts nor in NOT_RUN: {shlex.join(words)}"
+    is_command = words[:3] == ["python", "-m", "mask_impact"]
+    assert is_script(words) or is_command, f"neither one of the scripts nor in NOT_RUN: {shlex.join(words)}"
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()) as said:
-        code = SCRIPTS[words[1]][0](words[2:])
+        code = commands.main(words[3:]) if is_command else SCRIPTS[words[1]][0](words[2:])
     assert code == 0, said.getvalue()
     return printed.getvalue()
 
@@ -275,6 +277,7 @@ def test_commands_are_read_as_a_shell_reads_them():
         "python -m pip install left-pad",
         "python -m pytest tests/test_nowhere.py",
         "python nowhere.py",
+        "python -m mask_impact report nowhere",
         "make",
     ],
 )

@@ -17,12 +17,13 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from mask_impact import __main__ as commands  # noqa: E402
 from mask_impact import cli  # noqa: E402
 
 DOCUMENTS = ("README.md", "VL_QUICKSTART.md", "VL_IMPLEMENTATION.md")
@@ -41,10 +42,24 @@ SCRIPTS = {"mask_impact_vl.py": cli.main_vl, "mask_impact_analysis.py": cli.main
 
 def help_text(script: cli.Script) -> str:
     """The help of a script as a terminal of HELP_COLUMNS columns without colours shows it."""
+    with _plain_terminal():
+        return cli.build_parser(script).format_help()
+
+
+def command_help(name: str) -> str:
+    """The help of a command of `python -m mask_impact`, likewise."""
+    printed = io.StringIO()
+    with _plain_terminal(), contextlib.redirect_stdout(printed):
+        commands.main([name, "--help"])
+    return printed.getvalue()
+
+
+@contextlib.contextmanager
+def _plain_terminal() -> Iterator[None]:
     before = {name: os.environ.get(name) for name in ("COLUMNS", "NO_COLOR")}
     os.environ.update(COLUMNS=str(HELP_COLUMNS), NO_COLOR="1")
     try:
-        return cli.build_parser(script).format_help()
+        yield
     finally:
         for name, value in before.items():
             if value is None:
@@ -53,8 +68,8 @@ def help_text(script: cli.Script) -> str:
                 os.environ[name] = value
 
 
-def _help_block(script: cli.Script) -> str:
-    return f"\n```text\n{help_text(script)}```\n"
+def _help_block(text: str) -> str:
+    return f"\n```text\n{text}```\n"
 
 
 def _architecture_list() -> str:
@@ -79,8 +94,12 @@ def _architecture_table() -> str:
 
 
 GENERATORS: dict[str, Callable[[], str]] = {
-    "help mask_impact_vl.py": lambda: _help_block(cli.VL),
-    "help mask_impact_analysis.py": lambda: _help_block(cli.TEXT),
+    "help mask_impact_vl.py": lambda: _help_block(help_text(cli.VL)),
+    "help mask_impact_analysis.py": lambda: _help_block(help_text(cli.TEXT)),
+    **{
+        f"help {commands.PROGRAM} {name}": lambda name=name: _help_block(command_help(name))
+        for name in commands.COMMANDS
+    },
     "architectures": _architecture_list,
     "architecture table": _architecture_table,
 }
@@ -97,14 +116,14 @@ def output_of(command: str, keep: tuple[str, Path] | None = None) -> str:
     keep: a file that it writes, and where to copy it to.
     """
     command, _, word = command.partition(" | grep ")
-    _python, script, *arguments = shlex.split(command)
+    words = shlex.split(command)
     printed, folder = io.StringIO(), os.getcwd()
     with tempfile.TemporaryDirectory() as temporary:
         shutil.copytree(ROOT / "examples", Path(temporary) / "examples")
         os.chdir(temporary)
         try:
             with contextlib.redirect_stdout(printed):
-                code = SCRIPTS[script](arguments)
+                code = commands.main(words[3:]) if words[1] == "-m" else SCRIPTS[words[1]](words[2:])
             if keep is not None and code == 0:
                 shutil.copy(*keep)
         finally:
