@@ -7,20 +7,20 @@ torch is imported only once the arguments are right and the output folder can be
 import argparse
 import shlex
 import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import mask_impact
-from mask_impact.errors import InputError, MaskImpactError, UsageError
+from mask_impact.console import Parser, guarded, print_line
+from mask_impact.errors import InputError, UsageError
 from mask_impact.files import check_output, read_prompt_file
-from mask_impact.progress import Progress, StudyProgress, print_line, silence
+from mask_impact.progress import Progress, StudyProgress, silence
 from mask_impact.settings import DEFAULT_MODELS, VARIANT_GROUPS, RunSettings, check_image_marks, check_prompt
 from mask_impact.sharing import gather, launched
 from mask_impact.store import parse_formats, save
-from mask_impact.summary import escape, render_summary
+from mask_impact.summary import render_summary
 
 DEFAULT_PROMPT_FILE = "prompt.txt"
 
@@ -81,16 +81,9 @@ IMAGE_EXAMPLES = """\
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises UsageError where argparse would print the usage and exit: an error is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (--help lists what is accepted)")
-
-
 def build_parser(script: Script) -> argparse.ArgumentParser:
     """The arguments of one script; its help is generated from here and nowhere else."""
-    parser = _Parser(
+    parser = Parser(
         prog=script.program,
         description=script.description,
         epilog=(EPILOG + IMAGE_EXAMPLES * (script.kind == "vl")).format(
@@ -243,37 +236,23 @@ def main_text(argv: Sequence[str] | None = None) -> int:
 
 def _main(script: Script, argv: Sequence[str] | None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
-    try:
-        parser = build_parser(script)
-        args = parser.parse_args(argv)
-        command = shlex.join([script.program, *argv])
-        if args.config is not None or args.dataset is not None:
-            return _run_many(script, args, _given(parser, argv), command)
-        _run(script, args, command)
-    except SystemExit as ending:  # argparse has printed the help or the version
-        return int(ending.code or 0)
-    except KeyboardInterrupt:
-        start = "\n" if sys.stderr.isatty() else ""  # the terminal has just shown ^C
-        print_line(f"{start}{script.program}: interrupted: no files were written", sys.stderr)
-        return 130
-    except Exception as error:
-        if "--debug" in argv:
-            traceback.print_exc()
-        rank, _ = launched()
-        if rank == 0 or not isinstance(error, UsageError | InputError):  # else the first process says the same
-            by = f"{script.program}: error" if rank == 0 else f"{script.program} (process {rank}): error"
-            for problem in getattr(error, "problems", [_describe(error)]):  # a configuration can have several
-                print_line(f"{by}: {escape(problem)}", sys.stderr)
-        return error.exit_code if isinstance(error, MaskImpactError) else 1
-    return 0
+    rank, _ = launched()
 
+    def run() -> int:
+        try:
+            parser = build_parser(script)
+            args = parser.parse_args(argv)
+            command = shlex.join([script.program, *argv])
+            if args.config is not None or args.dataset is not None:
+                return _run_many(script, args, _given(parser, argv), command)
+            _run(script, args, command)
+        except (UsageError, InputError) as error:
+            if rank == 0:
+                raise
+            return error.exit_code  # the first process says the same
+        return 0
 
-def _describe(error: Exception) -> str:
-    if isinstance(error, MaskImpactError):
-        return str(error)
-    if isinstance(error, ModuleNotFoundError):
-        return f"the Python package {error.name} is not installed: python -m pip install -r requirements.txt"
-    return f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} (--debug shows where; please report it)"
+    return guarded(f"{script.program} (process {rank})" if rank else script.program, argv, run)
 
 
 def _run(script: Script, args: argparse.Namespace, command: str) -> None:
@@ -366,9 +345,14 @@ def _run_many(script: Script, args: argparse.Namespace, given: dict[str, Any], c
     args.quiet = args.quiet or rank > 0  # the first process speaks for all
     observer = StudyProgress(args.quiet, silence if args.quiet else lambda text: print_line(text, sys.stdout))
     run = _run_config if source == "--config" else _run_dataset
-    tally = run(script, args, flags, command, observer)
-    observer.study_ends(tally)
-    if tally.stopped:
+    with observer:
+        try:
+            tally = run(script, args, flags, command, observer)
+        except KeyboardInterrupt:  # the second one
+            tally = None
+    if tally is not None:
+        observer.study_ends(tally)
+    if tally is None or tally.stopped:
         if rank == 0:
             again = "" if args.resume else " with --resume added"
             print_line(f"{script.program}: stopped; the same command{again} goes on from here", sys.stderr)
@@ -390,17 +374,16 @@ def _run_config(script: Script, args: argparse.Namespace, flags: dict, command: 
 
         from mask_impact.study import run_study
 
-        with observer:
-            return run_study(
-                loaded,
-                config.jobs,
-                team,
-                formats=config.formats,
-                resume=args.resume,
-                plots=args.plots,
-                command=command,
-                observer=observer,
-            )
+        return run_study(
+            loaded,
+            config.jobs,
+            team,
+            formats=config.formats,
+            resume=args.resume,
+            plots=args.plots,
+            command=command,
+            observer=observer,
+        )
 
 
 def _run_dataset(script: Script, args: argparse.Namespace, flags: dict, command: str, observer: StudyProgress):
@@ -418,16 +401,15 @@ def _run_dataset(script: Script, args: argparse.Namespace, flags: dict, command:
 
         from mask_impact.study import run_dataset
 
-        with observer:
-            return run_dataset(
-                loaded,
-                rows,
-                team,
-                n_rows=count_rows(args.dataset),
-                reduce=args.reduce or "summary",
-                resume=args.resume,
-                observer=observer,
-            )
+        return run_dataset(
+            loaded,
+            rows,
+            team,
+            n_rows=count_rows(args.dataset),
+            reduce=args.reduce or "summary",
+            resume=args.resume,
+            observer=observer,
+        )
 
 
 def _read_pictures(script: Script, args: argparse.Namespace, prompt: str) -> tuple:

@@ -1,28 +1,16 @@
 """What a run prints while it goes on: lines on any stream, and bars on a terminal. Knows nothing of models or files."""
 
-import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Any
 
+from mask_impact.console import print_line
 from mask_impact.summary import escape, quoted
 
 
 def silence(text: str) -> None:
     """Prints nothing."""
-
-
-def print_line(text: str, stream: TextIO) -> None:
-    """A line on the stream, whatever its encoding. Where its reader has left (`| head`), the run goes on without it."""
-    try:
-        print(
-            text.encode(stream.encoding or "utf-8", "replace").decode(stream.encoding or "utf-8"),
-            file=stream,
-            flush=True,
-        )
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Progress:
