@@ -305,6 +305,8 @@ def make_result(table, source: str, grids: Sequence[Grid] | None = None) -> Resu
     n_bad = int((~np.isfinite(l2)).sum() + (~np.isfinite(cosine)).sum())
     if n_bad == l2.size + cosine.size:
         raise OutputError(f"{source} has no distance that is a number")
+    if first_step:
+        notices.append(f"The file counts generation steps from {first_step}, this program from 0")
     if n_bad:
         notices.append(f"{n_bad:,} distances in the file are not finite numbers; they are shown as having no value")
     sinks = _sinks(steps[0], variants)

@@ -91,7 +91,9 @@ def test_numbers_that_are_floats_in_the_file_are_taken_where_they_are_whole(tmp_
 
 def test_steps_may_be_counted_from_one(tmp_path, frame):
     frame["generation_step"] += 1
-    assert [step.step for step in only(read_results(write_table(frame, tmp_path / "x.csv"))).steps] == [0, 1]
+    result = only(read_results(write_table(frame, tmp_path / "x.csv")))
+    assert [step.step for step in result.steps] == [0, 1]
+    assert "The file counts generation steps from 1, this program from 0" in result.meta["notices"]
 
 
 def test_combinations_that_are_not_there_have_no_value(tmp_path):

@@ -818,6 +818,19 @@ def test_labels_of_charts_show_markup_as_text(hostile, open_page):
     assert tab.page.locator("#heat svg a, #heat svg image[href^=x]").count() == 0
 
 
+def test_names_of_variants_show_markup_as_text(tmp_path, open_page):
+    """A table of others can have any."""
+    names = {"Attn": "<img src=x onerror=alert(3)>", "Head_0": "Head_<b>0</b>", "Head_1": "Head_<a href=x>"}
+    frame = make_result().to_frame().astype({"token_masked": str, "variant": str}).replace({"variant": names})
+    frame.to_parquet(tmp_path / "x.parquet")
+    tab = open_page(write_report(tmp_path / "x.parquet"))
+    assert sorted(tab.texts("#variant option")) == sorted(["Full", *names.values()])
+    assert {"<b>0</b>", "<a href=x>"} <= set(tab.texts("#heads .xaxislayer-above text"))
+    for name in names.values():
+        tab.select("variant", name)
+        assert name in tab["heat-hint"].text_content()
+
+
 def test_csv_holds_texts_as_they_are(hostile, open_page):
     """In quotation marks, theirs doubled; a text that begins with = + - @ is data and is not changed."""
     result, path, _ = hostile

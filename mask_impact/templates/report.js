@@ -460,7 +460,7 @@
   function drawLegend(id, scale) {
     const bar = element("i");
     bar.style.background = `linear-gradient(to right, ${STOPS[theme()].join(",")})`;
-    const low = scale.bottom ? `≤ ${percentText(scale.bottom)}` : "0 %";
+    const low = scale.bottom ? `≤ ${percentText(scale.bottom)}`.replace("≤ <", "<") : "0 %";
     $(id).replaceChildren(low, bar, `${percentText(scale.high)} · ${SCALE_NAMES[state.scale]}`);
   }
 
@@ -852,7 +852,7 @@
     const data = [{ type: "heatmap", x: heads.map((_, nth) => nth), y: matrix.map((_, layer) => layer), z: levels, customdata: matrix, zmin: 0, zmax: 1, colorscale: colourScale(), colorbar, xgap: 1, ygap: 1, hoverinfo: "none", hoverongaps: true }];
     const ticks = heads.map((_, nth) => nth).filter((nth) => heads.length <= 16 || nth % Math.ceil(heads.length / 16) === 0);
     const layout = baseLayout(chartHeight(270) + 30, {
-      plot_bgcolor: cssColour("--none"), shapes: bandShapes(), xaxis: { tickvals: ticks, ticktext: ticks.map((nth) => heads[nth].name.slice(5)), title: { text: "head", standoff: 4 }, showgrid: false },
+      plot_bgcolor: cssColour("--none"), shapes: bandShapes(), xaxis: { tickvals: ticks, ticktext: ticks.map((nth) => plotlyText(visible(heads[nth].name.slice(5, 17)))), title: { text: "head", standoff: 4 }, showgrid: false },
       yaxis: { ...layerAxis(), showgrid: false, title: { text: "layer", standoff: 4 } },
     });
     await drawChart("heads", data, layout, ({ pointNumber: [layer, nth] }) => `layer ${layer} · ${heads[nth].name} · ${tokenTitle(position)}\n${METRIC_NAMES[state.metric]} ${distanceText(matrix[layer][nth] ?? NaN, page.digits < EXACT)}`,
