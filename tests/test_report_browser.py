@@ -873,10 +873,12 @@ def test_tokens_that_were_not_masked_have_no_value(tmp_path, open_page, mask_mod
 
 
 def test_a_table_of_others_shows_what_it_has(tmp_path, open_page):
-    """Without candidates, with a guessed grid that is said, and with holes where a distance is missing."""
+    """Without candidates, with a guessed grid that is said, with holes where a distance is missing, and with cosine distances
+    that rounding has made slightly negative."""
     result = make_result(["a", *["<|image_pad|>"] * 6, " b"], n_steps=2, sinks=())
     frame = result.to_frame().astype({"token_masked": str, "variant": str})
     frame.loc[(frame.layer == 1) & (frame.token_position == 7), "l2_distance"] = np.nan
+    frame.loc[0, "cosine_distance"] = -1e-7
     frame.to_parquet(tmp_path / "x.parquet")
     tab = open_page(write_report(tmp_path / "x.parquet"))
     assert tab["no-candidates"].is_visible()
@@ -887,6 +889,9 @@ def test_a_table_of_others_shows_what_it_has(tmp_path, open_page):
     tab["tip"].wait_for(state="visible")
     assert "L2 no value" in tab["tip"].text_content()
     assert tab.texts("#steps .token") == [" Paris", "token 1"]
+    tab.choose("metric", "cosine")
+    assert tab.matrix()[0, 0] == np.float32(-1e-7)
+    assert tab.matrix(what="z")[0, 0] == 0
 
 
 def test_a_chooser_changes_between_prompts(tmp_path, open_page):
