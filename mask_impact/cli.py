@@ -7,7 +7,7 @@ torch is imported only once the arguments are right and the output folder can be
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from mask_impact.console import Parser, guarded, print_line
 from mask_impact.errors import InputError, UsageError
 from mask_impact.files import check_output, read_prompt_file
 from mask_impact.progress import Progress, StudyProgress, silence
+from mask_impact.records import Result
 from mask_impact.settings import DEFAULT_MODELS, VARIANT_GROUPS, RunSettings, check_image_marks, check_prompt
 from mask_impact.sharing import gather, launched
 from mask_impact.store import parse_formats, save
@@ -207,6 +208,7 @@ def build_parser(script: Script) -> argparse.ArgumentParser:
     add("--output-dir", metavar="DIR", default="output", help="their folder, made if it is not there (default: output)")
     add("--formats", metavar="LIST", help="of csv,json,parquet (default: csv,json; above two million rows csv,parquet)")
     add("--plots", action="store_true", help="draw NAME.layers.png, and NAME.patches.png of the images")
+    add("--report", action="store_true", help="write NAME.html, an interactive page of the result")
     add("--quiet", action="store_true", help="print nothing but errors")
     add("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("--version", action="version", version=f"mask-impact {mask_impact.__version__}")
@@ -291,12 +293,22 @@ def _run(script: Script, args: argparse.Namespace, command: str) -> None:
     saved = save(result, path, formats)
     for note in saved.notes:
         observer.note(note)
-    paths = saved.paths
+    others = [written for write in _beside(args) for written in write(result, path)]
+    say("\n" + render_summary(result, [*saved.paths, *others]))
+
+
+def _beside(args: argparse.Namespace) -> list[Callable[[Result, Path], tuple[Path, ...]]]:
+    """What is written of a result beside its own files, given it and its path without suffix."""
+    writers = []
     if args.plots:
         from mask_impact.plots import save_plots
 
-        paths += save_plots(result, path)
-    say("\n" + render_summary(result, paths))
+        writers.append(save_plots)
+    if args.report:
+        from mask_impact.report import default_path, write_report
+
+        writers.append(lambda result, path: (write_report(result, default_path(path)),))
+    return writers
 
 
 def _load_model(model, revision, device, dtype, device_map, script: Script, observer: "Progress", say):
@@ -322,13 +334,13 @@ def _given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, An
 # Flags of a single prompt, which stand in the file where there is one.
 _OF_ONE_PROMPT = {"prompt", "image"}
 # Flags that are no settings of a prompt.
-_OF_THE_RUN = {"config", "dataset", "reduce", "resume", "quiet", "debug", "plots", "device_map", "output"}
+_OF_THE_RUN = {"config", "dataset", "reduce", "resume", "quiet", "debug", "plots", "report", "device_map", "output"}
 
 
 def _run_many(script: Script, args: argparse.Namespace, given: dict[str, Any], command: str) -> int:
     """--config or --dataset; returns the exit code."""
     source = "--config" if args.config is not None else "--dataset"
-    wrong = {"dataset", "output"} if source == "--config" else {"formats", "plots"}
+    wrong = {"dataset", "output"} if source == "--config" else {"formats", "plots", "report"}
     misplaced = sorted(set(given) & (_OF_ONE_PROMPT | wrong))
     if source == "--config" and args.reduce == "summary":
         raise UsageError(
@@ -380,7 +392,7 @@ def _run_config(script: Script, args: argparse.Namespace, flags: dict, command: 
             team,
             formats=config.formats,
             resume=args.resume,
-            plots=args.plots,
+            beside=_beside(args),
             command=command,
             observer=observer,
         )

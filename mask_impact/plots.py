@@ -65,6 +65,14 @@ def save_plots(result: Result, path: str | os.PathLike) -> tuple[Path, ...]:
     return tuple(writers)
 
 
+def layers_png(result: Result) -> bytes:
+    """The picture of layers x tokens as PNG, for who shows it instead of keeping it."""
+    file = io.BytesIO()
+    with _quiet():
+        _write_png(layers_figure(result), file)
+    return file.getvalue()
+
+
 def _write_png(figure, file: BinaryIO) -> None:
     figure.canvas.print_png(file, metadata={"Software": None})  # else the version of matplotlib
 

@@ -216,9 +216,23 @@ class Result:
             f"{self.n_prompt}+ tokens x {len(self.variants)} variants = {self.n_rows:,} rows)"
         )
 
+    def plot(self, *, step: int = 0, variant: str | None = None, metric: str = "l2", sinks: bool = False):
+        """Layers x tokens as an interactive plotly Figure; see `figures.layers_figure`."""
+        from mask_impact.figures import layers_figure
+
+        return layers_figure(self, step=step, variant=variant, metric=metric, sinks=sinks)
+
     def _repr_html_(self) -> str:
+        """What a notebook shows: the heat map as a picture, which needs no script, and the summary folded under it."""
+        from base64 import b64encode
         from html import escape
 
+        from mask_impact.plots import layers_png
         from mask_impact.summary import render_summary
 
-        return f"<pre>{escape(render_summary(self))}</pre>"
+        summary = escape(render_summary(self))
+        picture = b64encode(layers_png(self)).decode()
+        return (
+            f'<img src="data:image/png;base64,{picture}" alt="Impact of each token in each layer" style="max-width: 100%">'
+            f"<details><summary>Summary</summary><pre>{summary}</pre></details>"
+        )

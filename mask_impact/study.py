@@ -23,7 +23,6 @@ from mask_impact.config import Job, Problem
 from mask_impact.errors import MaskImpactError, OutputError
 from mask_impact.files import check_output, write_files
 from mask_impact.loading import LoadedModel
-from mask_impact.plots import save_plots
 from mask_impact.records import Result
 from mask_impact.sharing import Team
 from mask_impact.store import SCHEMA_VERSION, Saved, save, stored_digest, to_dataset_table, write_tables
@@ -107,14 +106,15 @@ def run_study(
     *,
     formats: Sequence[str] | None = None,
     resume: bool = False,
-    plots: bool = False,
+    beside: Sequence[Callable[[Result, Path], Any]] = (),
     command: str = "",
     observer: StudyObserver | None = None,
 ) -> Tally:
     """Run `jobs` and write {job name}_results for each into the team's folder; failures go to {team name}.errors.jsonl there.
 
-    resume: leave out jobs whose complete result with the same digest is there. plots: draw each result too. The first Ctrl-C
-    (or SIGTERM) ends the study when the group at work is written, the second Ctrl-C at once.
+    resume: leave out jobs whose complete result with the same digest is there. beside: what else is written of each result,
+    given it and its path without suffix. The first Ctrl-C (or SIGTERM) ends the study when the group at work is written, the
+    second Ctrl-C at once.
     """
     observer = observer or StudyObserver()
     errors = ErrorLog(team.errors_path)
@@ -128,8 +128,8 @@ def run_study(
         meta = {"command": command, "job": job.name, "digest": digests[job.name], "carried": job.carried}
         result = replace(result, meta=result.meta | meta)
         saved = save(result, paths[job.name], formats)
-        if plots:
-            save_plots(result, paths[job.name])
+        for write in beside:
+            write(result, paths[job.name])
         return saved
 
     def run(group: Sequence[Job]) -> Tally:

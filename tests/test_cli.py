@@ -359,13 +359,15 @@ def test_each_mask_mode_has_its_phase_and_its_rows(mask_mode, title, kinds, run,
 
 
 @BOTH
-def test_plots_are_written_beside_the_tables(main, run, text_checkpoint, vl_checkpoint, tmp_path):
+def test_plots_and_report_are_written_beside_the_tables(main, run, text_checkpoint, vl_checkpoint, tmp_path):
     Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
     argv = ["--model", vl_checkpoint, "--image", "a.png"] if main is main_vl else ["--model", text_checkpoint]
-    outcome = run(main, "--prompt", "the cat", "--output", "mine", "--plots", *argv)
+    outcome = run(main, "--prompt", "the cat", "--output", "mine", "--plots", "--report", *argv)
     plots = ["mine.layers.png", "mine.patches.png"] if main is main_vl else ["mine.layers.png"]
     assert outcome.code == 0
-    assert written() == sorted([*files_of("mine"), *plots])
+    assert written() == sorted([*files_of("mine"), *plots, "mine.html"])
+    assert "Also written: output/mine.html" in outcome.out.splitlines()
+    assert Path("output/mine.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     for name in plots:
         assert f"Also written: output/{name}" in outcome.out.splitlines()
         Image.open(Path("output") / name).load()
@@ -402,6 +404,7 @@ def test_help_names_every_flag_and_the_examples(main, run):
         "--resume",
         "--device-map",
         "--plots",
+        "--report",
         "--prompt",
         "--num-tokens",
         "--output",

@@ -17,17 +17,17 @@ PACKAGE = REPOSITORY / "mask_impact"
 # A module may import only those before it.
 ORDER = [
     "demo/__init__", "errors", "settings", "records", "architectures", "attention", "propagation", "measurement", "engine",
-    "files", "store", "summary", "plots", "console", "reading", "report", "__main__",
+    "files", "store", "summary", "plots", "figures", "console", "reading", "report", "__main__",
     "images", "processing", "loading", "encoding", "verification", "analysis",
     "batching", "config", "sharing", "study", "progress", "cli",
 ]  # fmt: skip
 # Independent of the rest: the demo's tasks, and the package itself, which only names where things are.
 APART = ["__init__", "demo/tasks"]
 # What these import of later modules they import when they are called: methods of Result that are there for convenience.
-LATE_IMPORTS = {("records", "store"), ("records", "summary")}
+LATE_IMPORTS = {("records", "store"), ("records", "summary"), ("records", "plots"), ("records", "figures")}
 # These work without torch and transformers: help, usage errors and stored results are quick.
 LIGHT = [
-    "errors", "settings", "records", "files", "store", "summary", "plots",
+    "errors", "settings", "records", "files", "store", "summary", "plots", "figures",
     "console", "reading", "report", "__main__", "config", "sharing", "progress", "cli",
 ]  # fmt: skip
 HEAVY = ["torch", "transformers", "pandas", "pyarrow", "PIL", "matplotlib"]

@@ -469,7 +469,7 @@ def test_the_memory_of_a_dataset_does_not_grow_with_its_length(loaded, tmp_path)
 
 
 @pytest.mark.parametrize("argv", [
-    ["--prompt", "x"], ["--formats", "csv"], ["--plots"], ["--config", "study.yaml", "--output", "x"],
+    ["--prompt", "x"], ["--formats", "csv"], ["--plots"], ["--report"], ["--config", "study.yaml", "--output", "x"],
     ["--config", "study.yaml", "--reduce", "summary"],
 ])  # fmt: skip
 def test_flags_that_do_not_go_with_a_dataset_or_a_configuration_are_refused(argv, on_dataset, tmp_path):

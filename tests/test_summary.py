@@ -342,12 +342,6 @@ def test_columns_line_up_behind_wide_tokens():
     assert len({len(unicodedata.normalize("NFD", row[: row.index("█")])) for row in rows}) > 1  # len alone would not
 
 
-def test_a_notebook_shows_the_page_escaped_for_html():
-    html = make_result(["<script>alert(1)</script>", "a", "b"], sinks=())._repr_html_()
-    assert "<script>" not in html
-    assert "&lt;script&gt;" in html
-
-
 def test_what_verify_found_is_told():
     verification = {"triples": [[0, 1, 2], [1, 0, 0]], "error": 3.2e-6}
     page = render_summary(make_result(meta={"verification": verification}))
