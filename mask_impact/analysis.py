@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 import platform
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -209,7 +210,15 @@ def _generate(model: PreTrainedModel, prompts: Sequence[Prepared], max_rows: int
     observer.begin(sum(one.encoded.n_tokens for one in prompts), len(engine.decoder.layers), n_steps)
     device = _input_device(model)
     inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
-    with torch.no_grad(), _leave_out_finished(model, engine, config), _record_candidates(model) as candidates, engine:
+    with (
+        torch.no_grad(),
+        _leave_out_finished(model, engine, config),
+        _record_candidates(model) as candidates,
+        warnings.catch_warnings(),
+        engine,
+    ):
+        # Of a model whose first weights lie on a disk: some versions hold the inputs' device against "meta".
+        warnings.filterwarnings("ignore", ".*on a device type different than your model's device", UserWarning)
         sequences = model.generate(**inputs, generation_config=config)
     verification = verify(engine, layers) if layers else None
     n_prompt = inputs["input_ids"].shape[1]
