@@ -26,6 +26,7 @@ class Command:
 
 COMMANDS = {
     "report": Command("mask_impact.report", "an interactive page of a result, in one HTML file"),
+    "top": Command("mask_impact.top", "the strongest tokens, layers or heads of a result, as a table"),
 }
 
 

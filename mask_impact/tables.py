@@ -1,0 +1,254 @@
+"""The tables that people ask for first: which tokens, layers or heads of a result matter most, as text, CSV or Markdown.
+
+Knows records, impact and how token texts are made safe; not where a result comes from. Texts of tokens are the same in all
+formats: in quotation marks, with everything written out that can't be seen. So a cell of a CSV file never begins with
+= + - or @ because a token does, and a token that has line breaks stays in its row.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mask_impact.errors import UsageError
+from mask_impact.impact import Impact, largest, mean_over, step_impact
+from mask_impact.records import Result
+from mask_impact.summary import TOKEN_WIDTH, columns, percent, quoted
+
+KINDS = ("layer", "token", "head")
+FORMATS = ("text", "csv", "markdown")
+N_STRONGEST = 3  # layers named for a token, tokens named for a layer
+
+
+@dataclass(frozen=True)
+class Column:
+    """kind: what its cells are, and with it how they are written: `count` (int), `share` (0 to 1), `number` (float),
+    `token` (a token's text), `name` (of a prompt or variant), `text` (safe already). An empty cell is None."""
+
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """title: one line, and notes: lines that say how to read it, both safe for a terminal."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    notes: tuple[str, ...]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is in them
+
+
+def top_table(
+    result: Result, by: str, k: int = 20, *, step: int = 0, metric: str = "l2", variant: str | None = None
+) -> Table:
+    """At most k rows, strongest first, for the token produced at `step`; attention sinks are left out.
+
+    by `token`: share (mean over layers of the token's part of the layer's distances, as in the summary), mean impact, and
+    the layers with its largest shares. by `layer`: the sum of the impacts of its tokens, and its strongest tokens. by
+    `head`: the (layer, head) pairs with the largest impact of a single token, and that token. An impact is L2 over the
+    norm of the unmasked quantity, or cosine distance; where a result has no norms it is L2 as it is, and a note says so.
+    variant: None is the result's first, usually `Full`. UsageError for what the result does not have.
+    """
+    if by == "head":
+        if variant is not None:
+            raise UsageError("--variant chooses what --by token and --by layer show; --by head shows all heads")
+        return _by_head(result, k, step, metric)
+    if by not in KINDS:
+        raise UsageError(f"a table is by {', '.join(KINDS)}, not {by!r}")
+    impact = step_impact(result, step, result.variants[0] if variant is None else variant, metric)
+    make = _by_token if by == "token" else _by_layer
+    names, rows = make(result, impact, k)
+    title = f"Strongest {by}s for {_produced(result, step)} ({_name(impact.variant)}, {impact.unit}):"
+    return Table(title, tuple(names), tuple(rows), tuple(_notes(result, impact, by)))
+
+
+def _by_token(result: Result, impact: Impact, k: int) -> tuple[list[Column], Iterator[tuple]]:
+    shares = impact.shares()
+    scores, means = mean_over(shares, axis=0), mean_over(impact.relative(), axis=0)
+    names = [Column("rank", "count"), *_token_columns(result), Column("share", "share"), Column(impact.unit, "number")]
+
+    def rows() -> Iterator[tuple]:
+        for rank, place in enumerate(largest(scores, k), start=1):
+            layers = ", ".join(str(layer) for layer in largest(shares[:, place], N_STRONGEST))
+            position = int(impact.positions[place])
+            yield rank, *_token_cells(result, position), float(scores[place]), float(means[place]), layers
+
+    return [*names, Column("strongest layers", "text")], rows()
+
+
+def _by_layer(result: Result, impact: Impact, k: int) -> tuple[list[Column], Iterator[tuple]]:
+    shares = impact.shares()
+    sums = np.nansum(np.where(impact.counted, impact.relative(), 0), axis=1)
+
+    def rows() -> Iterator[tuple]:
+        for rank, layer in enumerate(largest(sums, k), start=1):
+            strongest = [
+                f"{impact.positions[place]} {_label(result, int(impact.positions[place]))} "
+                f"{percent(float(shares[layer, place]))}"
+                for place in largest(shares[layer], N_STRONGEST)
+            ]
+            norm = None if impact.norms is None else float(impact.norms[layer])
+            yield rank, layer, float(sums[layer]), norm, "; ".join(strongest)
+
+    names = [Column("rank", "count"), Column("layer", "count"), Column(f"sum of {impact.unit}", "number")]
+    return [*names, Column("norm", "number"), Column("strongest tokens (share of the layer)", "text")], rows()
+
+
+def _by_head(result: Result, k: int, step: int, metric: str) -> Table:
+    heads = [name for name in result.variants if name.startswith("Head_")]
+    if not heads:
+        raise UsageError(f"the result has no heads, only {', '.join(result.variants)}; --variants heads measures them")
+    impacts = [step_impact(result, step, name, metric) for name in heads]
+    comparable = all(impact.comparable for impact in impacts)
+    unit = impacts[0].unit if comparable else "L2"
+    values = np.stack(
+        [impact.relative() if comparable else impact.distances for impact in impacts], axis=1
+    )  # [L, H, P]
+    values = np.where(impacts[0].counted, values, np.nan)
+    shares = np.stack([impact.shares() for impact in impacts], axis=1)
+    best = np.max(np.nan_to_num(values, nan=0), axis=2, initial=0)
+    rows = []
+    for rank, pair in enumerate(largest(best.reshape(-1), k), start=1):
+        layer, head = divmod(pair, len(heads))
+        place = int(np.nanargmax(values[layer, head]))
+        cells = _token_cells(result, int(impacts[0].positions[place]))
+        share = float(shares[layer, head, place])
+        rows.append((rank, layer, heads[head], float(best[layer, head]), *cells, share))
+    names = [Column("rank", "count"), Column("layer", "count"), Column("head", "name"), Column(unit, "number")]
+    names += [*_token_columns(result), Column("share", "share")]
+    title = f"Strongest heads for {_produced(result, step)}, each by its strongest token ({unit}):"
+    return Table(title, tuple(names), tuple(rows), tuple(_notes(result, impacts[0], "head")))
+
+
+def _token_columns(result: Result) -> list[Column]:
+    """The cell of an image, and its box in pixels of the original, have columns where there are images."""
+    names = [Column("pos", "count"), Column("token", "token")]
+    if result.images:
+        names += [*(Column(name, "count") for name in ("image", "row", "col")), Column("box", "text")]
+    return names
+
+
+def _token_cells(result: Result, position: int) -> tuple[Any, ...]:
+    tokens = result.tokens
+    cells: tuple[Any, ...] = (position, tokens.texts[position])
+    if not result.images:
+        return cells
+    if tokens.image[position] < 0:
+        return *cells, None, None, None, None
+    image, row, column = (int(numbers[position]) for numbers in (tokens.image, tokens.row, tokens.column))
+    box = ", ".join(f"{edge:.0f}" for edge in result.images[image].box(row, column))
+    return *cells, image, row, column, box
+
+
+def _label(result: Result, position: int) -> str:
+    """A token within a line of others."""
+    tokens = result.tokens
+    if tokens.image[position] >= 0:
+        return f"image {tokens.image[position]} [{tokens.row[position]}, {tokens.column[position]}]"
+    return quoted(tokens.texts[position], TOKEN_WIDTH)
+
+
+def _produced(result: Result, step: int) -> str:
+    text = result.steps[step].token_text
+    return f"produced token {step}" + (f", {quoted(text, TOKEN_WIDTH)}" if text else "")
+
+
+def _name(variant: str) -> str:
+    """A variant's name as it is; quoted where it is none of this program's."""
+    return variant if re.fullmatch(r"Full|Attn|Head_\d+", variant) else quoted(variant, TOKEN_WIDTH)
+
+
+def _notes(result: Result, impact: Impact, by: str) -> Iterator[str]:
+    for position in result.sinks:
+        if position in impact.positions:
+            yield f"Attention sink, left out: {_label(result, position)} at position {position}"
+    if not impact.comparable:
+        same = "heads" if by == "head" else "layers"
+        yield f"The result has no norms of the unmasked quantity: its L2 distances can't be compared between {same}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How they are written
+
+
+def render(table: Table, form: str) -> str:
+    """The table in one of FORMATS, with an end of line behind every row. Only `text` has title and notes."""
+    return {"text": _text, "csv": _csv, "markdown": _markdown}[form](table)
+
+
+def _plain(value: Any, kind: str) -> str:
+    """A cell for reading."""
+    if value is None:
+        return ""
+    writers: dict[str, Callable[[Any], str]] = {
+        "share": percent,
+        "number": lambda number: f"{number:.4g}",
+        "token": lambda text: quoted(text, TOKEN_WIDTH),
+        "name": _name,
+    }
+    return writers.get(kind, str)(value)
+
+
+def _exact(value: Any, kind: str) -> str:
+    """A cell for programs: numbers with all digits, a token's text whole."""
+    if value is None:
+        return ""
+    writers: dict[str, Callable[[Any], str]] = {"share": repr, "number": repr, "token": quoted, "name": _name}
+    return writers.get(kind, str)(value)
+
+
+def _text(table: Table) -> str:
+    kinds = [column.kind for column in table.columns]
+    lines = [[column.name for column in table.columns]]
+    lines += [[_plain(value, kind) for value, kind in zip(row, kinds, strict=True)] for row in table.rows]
+    widths = [max(columns(line[place]) for line in lines) for place in range(len(kinds))]
+    left = [kind in ("token", "name", "text") for kind in kinds]
+    written = []
+    for line in lines:
+        padded = [_padded(*cell) for cell in zip(line, widths, left, strict=True)]
+        written.append(f"  {'  '.join(padded)}".rstrip())
+    body = written if table.rows else ["  none: nothing had any impact"]
+    return "".join(f"{line}\n" for line in [table.title, *body, *table.notes])
+
+
+def _padded(text: str, width: int, left: bool) -> str:
+    space = " " * (width - columns(text))
+    return text + space if left else space + text
+
+
+def _csv(table: Table) -> str:
+    """RFC 4180: CR LF behind every row, quotation marks doubled within quoted cells."""
+    file = io.StringIO()
+    writer = csv.writer(file)
+    writer.writerow(column.name for column in table.columns)
+    for row in table.rows:
+        writer.writerow(_exact(value, column.kind) for value, column in zip(row, table.columns, strict=True))
+    return file.getvalue()
+
+
+def _markdown(table: Table) -> str:
+    """A table as GitHub reads it. Texts are code: no markup of theirs counts there, and only a | ends a cell."""
+    aligned = ["---" if column.kind in ("token", "name", "text") else "---:" for column in table.columns]
+    lines = [[column.name for column in table.columns], aligned]
+    for row in table.rows:
+        cells = zip(row, table.columns, strict=True)
+        lines.append([_markdown_cell(_plain(value, column.kind), column.kind) for value, column in cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _markdown_cell(text: str, kind: str) -> str:
+    if not text or kind not in ("token", "name", "text"):
+        return text
+    # Code stands between more backticks than any run of them within it, and a space where it begins or ends with one.
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    room = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{room}{text}{room}{fence}".replace("|", "\\|")
