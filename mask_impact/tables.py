@@ -22,6 +22,7 @@ from mask_impact.summary import TOKEN_WIDTH, columns, percent, quoted
 KINDS = ("layer", "token", "head")
 FORMATS = ("text", "csv", "markdown")
 N_STRONGEST = 3  # layers named for a token, tokens named for a layer
+ROOM = 58  # columns for the latter in a line of 100
 
 
 @dataclass(frozen=True)
@@ -91,16 +92,24 @@ def _by_layer(result: Result, impact: Impact, k: int) -> tuple[list[Column], Ite
 
     def rows() -> Iterator[tuple]:
         for rank, layer in enumerate(largest(sums, k), start=1):
-            strongest = [
-                f"{impact.positions[place]} {_label(result, int(impact.positions[place]))} "
-                f"{percent(float(shares[layer, place]))}"
-                for place in largest(shares[layer], N_STRONGEST)
-            ]
             norm = None if impact.norms is None else float(impact.norms[layer])
-            yield rank, layer, float(sums[layer]), norm, "; ".join(strongest)
+            yield rank, layer, float(sums[layer]), norm, _strongest(result, impact.positions, shares[layer])
 
     names = [Column("rank", "count"), Column("layer", "count"), Column(f"sum of {impact.unit}", "number")]
     return [*names, Column("norm", "number"), Column("strongest tokens (share of the layer)", "text")], rows()
+
+
+def _strongest(result: Result, positions: np.ndarray, shares: np.ndarray) -> str:
+    """The tokens with the largest shares (float64 [P]) of a layer in one line: at most N_STRONGEST, as many as there is
+    room for."""
+    line = ""
+    for place in largest(shares, N_STRONGEST):
+        position = int(positions[place])
+        one = f"{position} {_label(result, position)} {percent(float(shares[place]))}"
+        if line and columns(line) + len("; ") + columns(one) > ROOM:
+            break
+        line += f"; {one}" if line else one
+    return line
 
 
 def _by_head(result: Result, k: int, step: int, metric: str) -> Table:
