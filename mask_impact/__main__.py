@@ -26,6 +26,7 @@ class Command:
 
 COMMANDS = {
     "report": Command("mask_impact.report", "an interactive page of a result, in one HTML file"),
+    "compare": Command("mask_impact.compare", "results side by side: which tokens matter in each, at which depth"),
     "top": Command("mask_impact.top", "the strongest tokens, layers or heads of a result, as a table"),
 }
 

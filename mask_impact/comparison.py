@@ -1,0 +1,432 @@
+"""Results side by side: which token of one is which of the other, which layers lie at the same depth, and how far they agree.
+
+Knows records and impact, difflib and scipy; no files, no models, and it prints nothing. The first result is the one that each
+of the others is held against. Dimensions: L layers and P masked positions of a result, B bands of the depth.
+
+Depth. Layer l of L covers the depth from l/L to (l+1)/L, and band b of B that from b/B to (b+1)/B. What is said of a band is
+the mean over its layers, each weighted by how much of the band it covers: with 28 layers and 10 bands, the first has layers 0
+and 1 whole and 0.8 of layer 2.
+
+Importance. Of a token in a band, or in all layers: that mean of the distances, each over the norm of the unmasked quantity
+(cosine distances as they are), so that neither hidden size nor the scale of a layer's updates counts. Where one of the results
+has no norms, all have shares of their layers instead.
+
+Chance. The null hypothesis is that it is unrelated which tokens matter in the two results, as far as tokens of one kind go:
+the importances are shuffled among the special tokens, among the other texts, and among the patches of each image. That
+special tokens or patches as such matter more or less in both is no agreement about tokens then.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from functools import cached_property
+from itertools import permutations, product
+from typing import Any
+
+import numpy as np
+
+from mask_impact.errors import UsageError
+from mask_impact.impact import Impact, mean_over, step_impact
+from mask_impact.records import Result
+
+MAX_RESULTS = 8
+N_BANDS = 10
+N_PERMUTATIONS = 9999
+FEWEST_TOKENS = 3  # that a rank correlation is given for
+SCALES = {"relative": "over the norm of the unmasked quantity", "cosine": "as it is", "share": "share of its layer"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is compared, and how. step: the produced token, from 0; metric: `l2` or `cosine`; variant: None is `Full`,
+    else `Attn`, else the first variant that all results have; n_bands: of the depth; n_permutations, seed: of the test;
+    keep_sinks: attention sinks count like any token."""
+
+    step: int = 0
+    metric: str = "l2"
+    variant: str | None = None
+    n_bands: int = N_BANDS
+    n_permutations: int = N_PERMUTATIONS
+    seed: int = 0
+    keep_sinks: bool = False
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the results.
+
+    produced: the token that the impact is on, empty where it is not known. values: float64 [L, P], the scaled distances, NaN
+    where there is no value. sinks, left_out: positions; left out are this result's sinks and what is aligned with
+    another's. layers: for each band its (layer, part of the layer that lies in the band).
+    """
+
+    name: str
+    result: Result
+    produced: str
+    impact: Impact
+    values: np.ndarray
+    sinks: tuple[int, ...]
+    left_out: tuple[int, ...]
+    layers: tuple[tuple[tuple[int, float], ...], ...]
+    scale: str
+
+    @cached_property
+    def bands(self) -> np.ndarray:
+        """float64 [B, P], the importance of each token in each band, NaN where it has no value."""
+        weights = np.zeros((len(self.layers), len(self.values)))
+        for band, layers in enumerate(self.layers):
+            for layer, part in layers:
+                weights[band, layer] = part
+        has_value = ~np.isnan(self.values)
+        sums, totals = weights @ np.where(has_value, self.values, 0), weights @ has_value
+        return np.divide(sums, totals, out=np.full_like(sums, np.nan), where=totals > 0)
+
+    @cached_property
+    def overall(self) -> np.ndarray:
+        """float64 [P], the importance of each token in all layers."""
+        return mean_over(self.values, axis=0)
+
+    def shares(self, importance: np.ndarray) -> np.ndarray:
+        """float64 [P], each token's part of an importance (`overall`, or a row of `bands`), NaN for what is left out."""
+        counted = np.where(self.impact.counted, importance, np.nan)
+        total = np.nansum(counted)
+        return counted / total if total > 0 else np.full_like(counted, np.nan)
+
+    @cached_property
+    def depth_shares(self) -> np.ndarray | None:
+        """float64 [B], the part of the whole impact that each band has; None where the scale makes all layers alike."""
+        if self.scale == "share":
+            return None
+        totals = np.nansum(np.where(self.impact.counted, self.bands, 0), axis=1)
+        return totals / totals.sum() if totals.sum() > 0 else np.full_like(totals, np.nan)
+
+    @property
+    def is_image(self) -> np.ndarray:
+        """bool [P]"""
+        return self.result.tokens.image[self.impact.positions] >= 0
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Spearman's rank correlation of the importance of n tokens, None where it does not exist (fewer than FEWEST_TOKENS,
+    or one result holds all tokens equally important). p: the chance of one at least as large under the null hypothesis of
+    this module. smallest_p: the smallest p that these tokens and permutations can give. exact: whether all arrangements
+    were gone through (p = those at least as large / all) and not a random sample (p = (1 + those) / (1 + sample))."""
+
+    n: int
+    rho: float | None = None
+    p: float | None = None
+    smallest_p: float | None = None
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The first result and another one.
+
+    matched: int64 [M, 2], places in the `positions` of first and second that are the same token, in the first's order.
+    compared: bool [M], those that count (not left out, with a value in every band of both). unmatched: places of first
+    and of second. overall, text, image: of all layers, for all tokens that are compared, and for those of either kind
+    (None where there is one kind only). bands: of each band, for all tokens.
+    """
+
+    first: Side
+    second: Side
+    matched: np.ndarray
+    compared: np.ndarray
+    unmatched: tuple[tuple[int, ...], tuple[int, ...]]
+    overall: Correlation
+    text: Correlation | None
+    image: Correlation | None
+    bands: tuple[Correlation, ...]
+
+    def differing(self) -> list[tuple[int, int, float, int | None]]:
+        """(place in first, place in second, share in second - share in first, the band with the largest difference of the
+        token's shares) of the tokens that are compared, largest difference first, ties in their order."""
+        pairs = self.matched[self.compared]
+        differences = self._shares(1, pairs) - self._shares(0, pairs)
+        order = np.argsort(-np.abs(np.nan_to_num(differences[0])), kind="stable")
+        bands = np.abs(differences[1:])
+        return [
+            (
+                *(int(place) for place in pairs[one]),
+                float(differences[0, one]),
+                None if np.isnan(bands[:, one]).all() else int(np.nanargmax(bands[:, one])),
+            )
+            for one in order
+        ]
+
+    def _shares(self, which: int, pairs: np.ndarray) -> np.ndarray:
+        """float64 [1 + B, number of pairs]: overall, then each band."""
+        side = (self.first, self.second)[which]
+        return np.stack([side.shares(row)[pairs[:, which]] for row in (side.overall, *side.bands)])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """sides: the results, the first one first; pairs: the first with each of the others. scale: one of SCALES."""
+
+    settings: Settings
+    variant: str
+    scale: str
+    sides: tuple[Side, ...]
+    pairs: tuple[Pair, ...]
+    notes: tuple[str, ...]
+
+
+def compare_results(results: Mapping[str, Result], settings: Settings | None = None) -> Comparison:
+    """Holds each of the results against the first one; see this module for what the numbers are.
+
+    results: two to MAX_RESULTS, by name. UsageError for another number, or a step, metric or variant that one of them does
+    not have.
+    """
+    settings = settings or Settings()
+    if not 2 <= len(results) <= MAX_RESULTS:
+        raise UsageError(f"{len(results)} result{'s' * (len(results) != 1)}: two to {MAX_RESULTS} can be compared")
+    variant = _variant(results, settings.variant)
+    impacts = {}
+    for name, result in results.items():
+        try:
+            impacts[name] = step_impact(result, settings.step, variant, settings.metric)
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}") from None
+    names = list(results)
+    alignments = {
+        name: align(results[names[0]], impacts[names[0]].positions, results[name], impacts[name].positions)
+        for name in names[1:]
+    }
+    left_out = {name: [] for name in names} if settings.keep_sinks else _left_out(results, impacts, alignments)
+    scale = "cosine" if settings.metric == "cosine" else "relative"
+    if not all(impact.comparable for impact in impacts.values()):
+        scale = "share"
+    sides = tuple(_side(name, results[name], settings, variant, scale, left_out[name]) for name in names)
+    rng = np.random.default_rng(settings.seed)
+    pairs = tuple(_pair(sides[0], side, alignments[side.name], settings.n_permutations, rng) for side in sides[1:])
+    return Comparison(settings, variant, scale, sides, pairs, tuple(_notes(sides, scale)))
+
+
+def _variant(results: Mapping[str, Result], wanted: str | None) -> str:
+    if wanted is not None:
+        return wanted
+    common = [
+        name for name in next(iter(results.values())).variants if all(name in r.variants for r in results.values())
+    ]
+    if not common:
+        raise UsageError("the results have no variant in common")
+    return next((name for name in ("Full", "Attn") if name in common), common[0])
+
+
+def _left_out(
+    results: Mapping[str, Result], impacts: Mapping[str, Impact], alignments: Mapping[str, np.ndarray]
+) -> dict[str, list[int]]:
+    """The positions of each result that are a sink in it, or the same token as one that is a sink in another: the shares
+    of two results can be compared only if they are parts of the same tokens' impact."""
+    first, *others = results
+    found = {name: set(result.sinks) for name, result in results.items()}
+
+    def aligned(name: str) -> Iterator[tuple[int, int]]:
+        for one, other in alignments[name]:
+            yield int(impacts[first].positions[one]), int(impacts[name].positions[other])
+
+    for name in others:
+        found[first] |= {one for one, other in aligned(name) if other in found[name]}
+    for name in others:
+        found[name] |= {other for one, other in aligned(name) if one in found[first]}
+    return {name: sorted(positions) for name, positions in found.items()}
+
+
+def _side(name: str, result: Result, settings: Settings, variant: str, scale: str, left_out: Sequence[int]) -> Side:
+    impact = step_impact(result, settings.step, variant, settings.metric, left_out)
+    return Side(
+        name=name,
+        result=result,
+        produced=result.steps[settings.step].token_text,
+        impact=impact,
+        values=impact.shares() if scale == "share" else impact.relative(),
+        sinks=tuple(position for position in result.sinks if position in impact.positions),
+        left_out=tuple(int(position) for position in impact.positions[~impact.counted]),
+        layers=band_layers(result.n_layers, settings.n_bands),
+        scale=scale,
+    )
+
+
+def _notes(sides: Sequence[Side], scale: str) -> Iterator[str]:
+    for side in sides:
+        for notice in side.result.meta.get("notices") or ():
+            yield f"{side.name}: {notice}"
+    if scale == "share":
+        without = ", ".join(side.name for side in sides if side.impact.norms is None)
+        yield (
+            f"Shares within each layer are compared, since {without} has no norms of the unmasked quantity to divide by; "
+            "how much of the impact lies at which depth can't be said"
+        )
+    if len({side.produced for side in sides if side.produced}) > 1:
+        yield "The results do not have the same produced token here: what is compared is how each came to its own"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same depth
+
+
+def band_layers(n_layers: int, n_bands: int) -> tuple[tuple[tuple[int, float], ...], ...]:
+    """For each band the (layer, part of the layer that lies in the band), for parts above 0; see this module.
+
+    In whole numbers, layer l covers l * n_bands to (l + 1) * n_bands, and band b covers b * n_layers to (b + 1) * n_layers.
+    """
+    bands = []
+    for band in range(n_bands):
+        low, high = band * n_layers, (band + 1) * n_layers
+        layers = range(low // n_bands, min(-(-high // n_bands), n_layers))
+        parts = ((layer, min(high, (layer + 1) * n_bands) - max(low, layer * n_bands)) for layer in layers)
+        bands.append(tuple((layer, part / n_bands) for layer, part in parts if part > 0))
+    return tuple(bands)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same token
+
+
+def align(first: Result, first_positions: np.ndarray, second: Result, second_positions: np.ndarray) -> np.ndarray:
+    """int64 [M, 2]: places in the two lists of positions that are the same token, in the first's order.
+
+    Patches are the same if number, row and column are, in images with the same grid. Other tokens are aligned by their
+    texts in their order (special tokens among them), images left out of it; what is left between two aligned tokens is
+    aligned once more by the texts without spaces at their ends, since tokenizers differ in where they keep these.
+    """
+    cells = [_cells(first, first_positions), _cells(second, second_positions)]
+    pairs = [(place, cells[1][cell]) for cell, place in cells[0].items() if cell in cells[1]]
+    texts, places = [], []
+    for result, positions in ((first, first_positions), (second, second_positions)):
+        outside = [place for place, position in enumerate(positions) if result.tokens.image[position] < 0]
+        places.append(outside)
+        texts.append([result.tokens.texts[positions[place]] for place in outside])
+    pairs += [(places[0][one], places[1][other]) for one, other in _align_texts(*texts)]
+    return np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
+
+
+def _cells(result: Result, positions: np.ndarray) -> dict[tuple[Any, ...], int]:
+    """Place by (image, its grid, row, column)."""
+    tokens = result.tokens
+    return {
+        (image, result.images[image].grid, int(tokens.row[position]), int(tokens.column[position])): place
+        for place, position in enumerate(positions)
+        if (image := int(tokens.image[position])) >= 0
+    }
+
+
+def _align_texts(first: list[str], second: list[str]) -> Iterator[tuple[int, int]]:
+    matcher = SequenceMatcher(None, first, second, autojunk=False)
+    for tag, from_1, to_1, from_2, to_2 in matcher.get_opcodes():
+        if tag == "equal":
+            yield from zip(range(from_1, to_1), range(from_2, to_2), strict=True)
+        elif tag == "replace":
+            # Texts of spaces alone stay apart: stripped, they would all be the same.
+            bare = [[text.strip() or repr(text) for text in part] for part in (first[from_1:to_1], second[from_2:to_2])]
+            for block in SequenceMatcher(None, *bare, autojunk=False).get_matching_blocks():
+                yield from ((from_1 + block.a + i, from_2 + block.b + i) for i in range(block.size))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Agreement
+
+
+def _pair(first: Side, second: Side, matched: np.ndarray, n_permutations: int, rng: np.random.Generator) -> Pair:
+    ones, others = matched.T
+    compared = first.impact.counted[ones] & second.impact.counted[others]
+    for side, places in ((first, ones), (second, others)):
+        compared &= ~np.isnan(side.overall[places]) & ~np.isnan(side.bands[:, places]).any(axis=0)
+    x = np.vstack([first.overall, first.bands])[:, ones[compared]]
+    y = np.vstack([second.overall, second.bands])[:, others[compared]]
+    is_image = first.is_image[ones[compared]]
+    kinds = _kinds(first)[ones[compared]]
+    overall, *bands = correlations(x, y, kinds, n_permutations, rng)
+    both = is_image.any() and not is_image.all()
+
+    def of(wanted: np.ndarray) -> Correlation | None:
+        return correlations(x[:1, wanted], y[:1, wanted], kinds[wanted], n_permutations, rng)[0] if both else None
+
+    unmatched = tuple(
+        tuple(int(place) for place in np.setdiff1d(np.arange(len(side.impact.positions)), places))
+        for side, places in ((first, ones), (second, others))
+    )
+    return Pair(first, second, matched, compared, unmatched, overall, of(~is_image), of(is_image), tuple(bands))
+
+
+def _kinds(side: Side) -> np.ndarray:
+    """int64 [P], equal for tokens that may be shuffled among each other: -2 special, -1 other text, else the image."""
+    tokens = side.result.tokens
+    special = np.array([kind == "special" for kind in tokens.kinds])
+    return np.where(special, -2, tokens.image)[side.impact.positions].astype(np.int64)
+
+
+def correlations(
+    x: np.ndarray, y: np.ndarray, kinds: np.ndarray, n_permutations: int, rng: np.random.Generator
+) -> list[Correlation]:
+    """Spearman's correlation of each row of x with that of y (float64 [R, n]), with its permutation test.
+
+    The columns of y are shuffled among those of the same kind (int [n]), all rows alike. Where there are no more
+    arrangements than permutations, all are gone through.
+    """
+    from scipy.stats import rankdata
+
+    n = x.shape[1]
+    if n < FEWEST_TOKENS:
+        return [Correlation(n)] * len(x)
+    ranks_x, ranks_y = rankdata(x, axis=1), rankdata(y, axis=1)
+    # Twice a rank is a whole number, also of ties; so their sums of products are, and as float64 they are exact. The larger
+    # such a sum the larger the correlation: means and variances of the ranks stay.
+    twice_x, twice_y = 2 * ranks_x, 2 * ranks_y
+    observed = (twice_x * twice_y).sum(axis=1)
+    n_arrangements = math.prod(math.factorial(int(size)) for size in np.unique(kinds, return_counts=True)[1])
+    exact = n_arrangements <= n_permutations
+    arrangements = _all_arrangements(kinds) if exact else _random_arrangements(kinds, n_permutations, rng)
+    n_larger, n_largest = np.zeros(len(x), dtype=np.int64), np.zeros(len(x), dtype=np.int64)
+    largest = np.full(len(x), -np.inf)
+    for block in arrangements:
+        for row in range(len(x)):
+            sums = twice_y[row][block] @ twice_x[row]
+            n_larger[row] += (sums >= observed[row]).sum()
+            top = sums.max()
+            if top > largest[row]:
+                largest[row], n_largest[row] = top, 0
+            n_largest[row] += (sums == largest[row]).sum()
+    found = []
+    for row in range(len(x)):
+        if np.ptp(ranks_x[row]) == 0 or np.ptp(ranks_y[row]) == 0:
+            found.append(Correlation(n))
+            continue
+        rho = float(np.clip(np.corrcoef(ranks_x[row], ranks_y[row])[0, 1], -1, 1))
+        if exact:
+            p, smallest = n_larger[row] / n_arrangements, n_largest[row] / n_arrangements
+        else:
+            p, smallest = (1 + n_larger[row]) / (1 + n_permutations), 1 / (1 + n_permutations)
+        found.append(Correlation(n, rho, float(p), float(smallest), exact))
+    return found
+
+
+def _places_by_kind(kinds: np.ndarray) -> list[np.ndarray]:
+    return [np.flatnonzero(kinds == kind) for kind in np.unique(kinds)]
+
+
+def _all_arrangements(kinds: np.ndarray) -> Iterator[np.ndarray]:
+    """Every arrangement of the columns, int64 [all, n]."""
+    groups = _places_by_kind(kinds)
+    found = []
+    for orders in product(*(permutations(group) for group in groups)):
+        arrangement = np.arange(len(kinds))
+        for group, order in zip(groups, orders, strict=True):
+            arrangement[group] = order
+        found.append(arrangement)
+    yield np.array(found)
+
+
+def _random_arrangements(kinds: np.ndarray, n: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """n of them, int64 [some, n columns] at a time, so that memory stays small."""
+    groups = _places_by_kind(kinds)
+    at_once = max(1, 2**20 // max(1, len(kinds)))
+    for first in range(0, n, at_once):
+        block = np.tile(np.arange(len(kinds)), (min(at_once, n - first), 1))
+        for group in groups:
+            block[:, group] = rng.permuted(block[:, group], axis=1)
+        yield block
