@@ -1,8 +1,10 @@
 """`python -m mask_impact compare`: alignment, depth, importance, correlation and chance are those that plain loops, exact
 fractions and scipy find; broken versions of each are rejected; texts, JSON and errors."""
 
+import base64
 import csv
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
@@ -17,12 +19,14 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.stats
 from synthetic import make_result
-from test_report import HOSTILE, cleaned
+from test_report import HOSTILE, Page, cleaned, decode
 
 from mask_impact import comparison
 from mask_impact.__main__ import main
-from mask_impact.compare import as_json, render
+from mask_impact.compare import default_path
+from mask_impact.compare_text import as_json, render
 from mask_impact.comparison import Settings, align, band_layers, compare_results, correlations
+from mask_impact.comparison_page import build_page
 from mask_impact.errors import UsageError
 from mask_impact.store import save, to_dataset_table, to_table
 from mask_impact.summary import columns, escape
@@ -34,9 +38,9 @@ ALIGNED = [(0, 0), (1, 1), (2, 2), (3, 4), (4, 5), (5, 6), (6, 7), (7, 8), (8, 9
 FEW = Settings(n_permutations=99)
 
 
-def run(capsys, *words):
-    """(exit code, stdout, stderr)"""
-    code = main(["compare", *map(str, words)])
+def run(capsys, *words, page=False):
+    """(exit code, stdout, stderr); without the page, which takes a moment, where it is not asked for."""
+    code = main(["compare", *map(str, words), *([] if page else ["--no-page"])])
     printed = capsys.readouterr()
     return code, printed.out, printed.err
 
@@ -640,7 +644,7 @@ def test_images_have_their_part_of_each_band(capsys, tmp_path):
 def test_help_needs_no_scipy_and_a_comparison_no_model_library(stored):
     for words, unwanted in ((["--help"], {"scipy", "plotly", "pyarrow"}), ([*map(str, stored)], set())):
         code = (
-            "import sys; from mask_impact.__main__ import main; main(['compare', *sys.argv[1:]]); "
+            "import sys; from mask_impact.__main__ import main; main(['compare', '--no-page', *sys.argv[1:]]); "
             "print(sorted(name for name in ('torch', 'transformers', 'scipy', 'plotly', 'pyarrow') if name in sys.modules))"
         )
         done = subprocess.run(
@@ -648,3 +652,103 @@ def test_help_needs_no_scipy_and_a_comparison_no_model_library(stored):
         )
         loaded = set(json.loads(done.stdout.splitlines()[-1].replace("'", '"')))
         assert not loaded & {"torch", "transformers", *unwanted}
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_written_beside_the_first_result_and_named_after_all(capsys, stored):
+    code, out, err = run(capsys, *stored, "--permutations", 9, page=True)
+    path = stored[0].with_name("compare_one_other.html")
+    assert (code, err, out.splitlines()[-1]) == (0, "", f"Side by side: {path}")
+    assert path.read_bytes().startswith(b"<!DOCTYPE html>")
+    path.unlink()
+    code, out, err = run(capsys, *stored, "--permutations", 9, "--json", page=True)
+    assert json.loads(out)["results"][0]["name"] == "one"
+    assert err == f"Side by side: {path}\n"
+    path.unlink()
+    run(capsys, *stored, "--permutations", 9)
+    assert not path.exists()
+
+
+def test_the_page_can_have_another_name(capsys, stored, tmp_path):
+    path = tmp_path / "page.html"
+    assert run(capsys, *stored, "--permutations", 9, "--output", path, page=True)[0] == 0
+    assert path.is_file()
+    code, _, err = run(capsys, *stored, "--output", tmp_path / "page.pdf", page=True)
+    assert (code, "its name must end in .html" in err) == (2, True)
+    code, _, err = run(capsys, *stored, "--output", path)
+    assert (code, "--output names the page that --no-page leaves out" in err) == (2, True)
+
+
+def test_the_default_name_is_a_plain_file_name():
+    assert default_path("output/a", ["a", "b/c.csv"]) == Path("output/compare_a_b_c.csv.html")
+    names = ["x: \u202e</y>", "ü" * 300, "c", "d", "e"]
+    assert default_path("a", names) == Path("compare_x_y____c_and_2_more.html")
+    assert len(default_path("a", ["n" * 300] * 8).name) < 150
+
+
+@pytest.fixture(scope="module")
+def compared():
+    """Three results with hostile texts, images and other numbers of layers, and their comparison."""
+    texts = ("first", *HOSTILE)
+    made = {
+        "</script><b>": make_result(texts, grids=((2, 2),)),
+        "b": make_result(texts[::-1], n_layers=5, seed=1, produced=["<!--"]),
+        "c": make_result(texts, n_layers=4, grids=((2, 2), (1, 2)), seed=2),
+    }
+    return compare_results(made, FEW)
+
+
+def test_the_page_holds_every_distance(compared):
+    blocks = Page(build_page(compared)).blocks
+    assert len(blocks) == 6
+    for number, side in enumerate(compared.sides):
+        for what, values in (("distance", side.impact.distances), ("value", side.values)):
+            assert decode(blocks[f"b-{number}-{what}"]).tobytes() == values.astype(np.float32).tobytes()
+
+
+def test_the_page_s_data_say_what_the_comparison_says(compared):
+    data, told = Page(build_page(compared)).data, as_json(compared)
+    for side, shown, one in zip(compared.sides, data["sides"], told["results"], strict=True):
+        assert shown["name"] == side.name
+        assert shown["texts"] == [cleaned(token["text"]) for token in one["tokens"]]
+        assert shown["depth_shares"] == [band["share"] for band in one["bands"]]
+        assert [shown["positions"][place] for place in shown["left_out"]] == one["left_out"]
+        cells = {(token["position"], *token["image"].values()) for token in one["tokens"] if token["image"]}
+        assert {(shown["positions"][place], *cell) for place, *cell in shown["cells"]} == cells
+    for shown, one in zip(data["pairs"], told["pairs"], strict=True):
+        assert {name: shown[name] for name in ("overall", "text", "image", "bands")} == {
+            name: one[name] for name in ("overall", "text", "image", "bands")
+        }
+        first, second = data["sides"][0]["positions"], data["sides"][shown["second"]]["positions"]
+        assert [[first[a], second[b]] for a, b in shown["aligned"]] == one["aligned"]
+        assert [[first[a], second[b]] for a, b, *_ in shown["differing"]] == [
+            entry["positions"] for entry in one["differing"]
+        ]
+
+
+def test_the_page_runs_its_own_script_only_and_loads_nothing(compared):
+    html = build_page(compared)
+    page = Page(html)
+    policy = next(a["content"] for _, a, _ in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert rules["img-src"] == "data: blob:"
+    scripts = [text for _, attributes, text in page.all("script") if "type" not in attributes]
+    assert len(scripts) == 1
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    assert f"'sha256-{digest}'" in rules["script-src"]
+    assert "unsafe" not in rules["script-src"]
+    assert not any(
+        name in attributes for _, attributes, _ in page.elements for name in ("src", "onerror", "onload", "onclick")
+    )
+    links = [attributes["href"] for _, attributes, _ in page.elements if "href" in attributes]
+    assert links == ["data:,", "#heats-title"]
+    assert page.all("b") == [one for one in page.all("b") if one[2].startswith(("Keys", "How to read it"))]
+    assert "<title>&lt;/script&gt;&lt;b&gt; · b · c · masking impact compared</title>" in html.decode()
+    assert len(page.comments) == 1
+
+
+def test_a_page_is_the_same_bytes_each_time(compared):
+    assert build_page(compared) == build_page(compared)

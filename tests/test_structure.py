@@ -18,7 +18,7 @@ PACKAGE = REPOSITORY / "mask_impact"
 ORDER = [
     "demo/__init__", "errors", "settings", "records", "architectures", "attention", "propagation", "measurement", "engine",
     "files", "store", "summary", "plots", "figures", "console", "reading", "report",
-    "impact", "tables", "top", "comparison", "compare", "__main__",
+    "impact", "tables", "top", "comparison", "compare_text", "comparison_page", "compare", "__main__",
     "images", "processing", "loading", "encoding", "verification", "analysis",
     "batching", "config", "sharing", "study", "progress", "cli",
 ]  # fmt: skip
@@ -29,7 +29,8 @@ LATE_IMPORTS = {("records", "store"), ("records", "summary"), ("records", "plots
 # These work without torch and transformers: help, usage errors and stored results are quick.
 LIGHT = [
     "errors", "settings", "records", "files", "store", "summary", "plots", "figures",
-    "console", "reading", "report", "impact", "tables", "top", "comparison", "compare", "__main__",
+    "console", "reading", "report",
+    "impact", "tables", "top", "comparison", "compare_text", "comparison_page", "compare", "__main__",
     "config", "sharing", "progress", "cli",
 ]  # fmt: skip
 HEAVY = ["torch", "transformers", "pandas", "pyarrow", "PIL", "matplotlib"]

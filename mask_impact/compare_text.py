@@ -1,0 +1,329 @@
+"""A comparison of results in words: as text for a terminal, and as JSON.
+
+Knows a comparison and how token texts are made safe; not how it was computed, nor where the results come from.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+import mask_impact
+from mask_impact.comparison import FEWEST_TOKENS, SCALES, Comparison, Correlation, Pair, Side
+from mask_impact.impact import METRICS, largest
+from mask_impact.summary import columns, escape, percent, quoted
+
+LETTERS = "ABCDEFGH"  # what the results are called in tables
+WIDTH = 100
+TOKEN_WIDTH = 16
+MAX_NAMED = 12  # tokens in a list of those that are not aligned
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# As text
+
+
+def render(comparison: Comparison, k: int = 10) -> str:
+    """The comparison in lines of at most WIDTH columns, safe for a terminal. k: how many differing tokens are listed."""
+    sections = [_heading(comparison), *(_pair(comparison, pair, k) for pair in comparison.pairs)]
+    if comparison.scale != "share":
+        sections.append(_depths(comparison))
+    return "\n\n".join("\n".join(section) for section in sections)
+
+
+def letter(comparison: Comparison, side: Side) -> str:
+    """What a result is called in tables."""
+    return LETTERS[comparison.sides.index(side)]
+
+
+def unit(comparison: Comparison) -> str:
+    """What is compared, in words."""
+    return f"{METRICS[comparison.settings.metric]} distance of {escape(comparison.variant)}, {SCALES[comparison.scale]}"
+
+
+def _heading(comparison: Comparison) -> list[str]:
+    names = _grid(
+        [
+            (
+                letter(comparison, side),
+                escape(side.name),
+                escape(str(side.result.meta.get("model") or "")),
+                f"{side.result.n_layers} layers",
+                f"{len(side.impact.positions)} tokens",
+                f"produced {quoted(side.produced, TOKEN_WIDTH)}" if side.produced else "",
+            )
+            for side in comparison.sides
+        ]
+    )
+    lines = [f"Importance for produced token {comparison.settings.step}: {unit(comparison)}", *names]
+    return lines + [line for side in comparison.sides for line in _sink_lines(comparison, side)]
+
+
+def _sink_lines(comparison: Comparison, side: Side) -> Iterator[str]:
+    name = letter(comparison, side)
+    for position in side.left_out:
+        why = f"attention sink of {name}" if position in side.sinks else "the same token as a sink of another"
+        yield f"  left out of {name}: {_token(side, position)} at position {position}, {why}"
+
+
+def _pair(comparison: Comparison, pair: Pair, k: int) -> list[str]:
+    one, other = (letter(comparison, side) for side in (pair.first, pair.second))
+    lines = [f"{one} and {other}: {len(pair.matched)} tokens are the same, {pair.overall.n} of them are compared"]
+    for side, places, missing in ((pair.first, pair.unmatched[0], other), (pair.second, pair.unmatched[1], one)):
+        if places:
+            lines += _wrapped(f"  {letter(comparison, side)} has and {missing} has not: ", _named(side, places))
+    return [*lines, "", *_agreement(comparison, pair), "", *_differing(comparison, pair, k)]
+
+
+def _agreement(comparison: Comparison, pair: Pair) -> list[str]:
+    one, other = (letter(comparison, side) for side in (pair.first, pair.second))
+    rows = [("depth", f"layers {one}", f"layers {other}", "rho", "p", f"strongest in {one}", f"strongest in {other}")]
+    rows.append(("all", *_all_layers(pair), *_written(pair.overall), *_strongest(pair, None)))
+    for name, correlation in (("all, text only", pair.text), ("all, images only", pair.image)):
+        if correlation:
+            rows.append((name, *_all_layers(pair), *_written(correlation), "", ""))
+    for band, correlation in enumerate(pair.bands):
+        layers = (layers_text(side.layers[band]) for side in (pair.first, pair.second))
+        row = (depth_text(band, len(pair.bands)), *layers, *_written(correlation), *_strongest(pair, band))
+        rows.append(row)
+    title = "Do they rank these tokens alike? rho: Spearman's rank correlation; p: the chance of one so large"
+    return [title, *_grid(rows, right=(3, 4)), *(f"  {line}" for line in chance_lines(comparison, pair))]
+
+
+def chance_lines(comparison: Comparison, pair: Pair) -> list[str]:
+    """What p means for a pair, in lines of at most WIDTH - 2 columns."""
+    if pair.overall.n < FEWEST_TOKENS:
+        return [f"There is no rank correlation of fewer than {FEWEST_TOKENS} tokens."]
+    some = next((one for one in (pair.overall, *pair.bands) if one.p is not None), None)
+    if some is None:
+        return ["There is no rank correlation: all tokens matter equally in one of the two."]
+    how = (
+        "all arrangements were gone through"
+        if some.exact
+        else f"{comparison.settings.n_permutations:,} permutations, seed {comparison.settings.seed}"
+    )
+    return [
+        "Null hypothesis: it is unrelated which tokens matter in the two; importances are shuffled among",
+        "special tokens, among other texts, and among the patches of each image.",
+        f"{how[0].upper()}{how[1:]}; the smallest p that they can give is {some.smallest_p:.2g}.",
+        "Each p is of its line alone: of many lines, some are small by chance.",
+    ]
+
+
+def _all_layers(pair: Pair) -> tuple[str, str]:
+    return tuple(f"0-{side.result.n_layers - 1}" for side in (pair.first, pair.second))
+
+
+def _written(correlation: Correlation) -> tuple[str, str]:
+    if correlation.rho is None:
+        return "none", ""
+    return f"{correlation.rho:.3f}", f"{correlation.p:.2g}"
+
+
+def _strongest(pair: Pair, band: int | None) -> Iterator[str]:
+    for side in (pair.first, pair.second):
+        shares = side.shares(side.overall if band is None else side.bands[band])
+        best = largest(shares, 1)
+        yield f"{_label(side, best[0], 14)} {percent(float(shares[best[0]]))}" if best else "none"
+
+
+def depth_text(band: int, n_bands: int) -> str:
+    """`10-20 %`"""
+    return f"{100 * band / n_bands:.3g}-{100 * (band + 1) / n_bands:.3g} %"
+
+
+def layers_text(layers: Sequence[tuple[int, float]]) -> str:
+    """The layers of a band, whole or in part: `3-7`."""
+    first, last = layers[0][0], layers[-1][0]
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def _differing(comparison: Comparison, pair: Pair, k: int) -> list[str]:
+    one, other = (letter(comparison, side) for side in (pair.first, pair.second))
+    rows = [("token", f"pos {one}", f"pos {other}", f"share {one}", f"share {other}", "difference", "most at depth")]
+    shares = [side.shares(side.overall) for side in (pair.first, pair.second)]
+    for first, second, difference, band in pair.differing()[:k]:
+        rows.append(
+            (
+                _label(pair.first, first, 26),
+                str(pair.first.impact.positions[first]),
+                str(pair.second.impact.positions[second]),
+                percent(float(shares[0][first])),
+                percent(float(shares[1][second])),
+                f"{100 * difference:+.1f}",
+                "" if band is None else depth_text(band, len(pair.bands)),
+            )
+        )
+    if len(rows) == 1:
+        return ["Tokens that differ most: none, since no token is compared"]
+    title = "Tokens that differ most (shares of the importance in all layers; difference in percentage points):"
+    return [title, *_grid(rows, right=(1, 2, 3, 4, 5))]
+
+
+def _depths(comparison: Comparison) -> list[str]:
+    """The part of each result's impact in each band, and where there are images, how much of it is theirs."""
+    header, cells = ["depth"], []
+    for side in comparison.sides:
+        name = letter(comparison, side)
+        header.append(name)
+        cells.append([percent(float(share)) for share in side.depth_shares])
+        images = image_shares(side)
+        if images is not None:
+            header.append(f"{name} images")
+            cells.append([percent(float(share)) for share in images])
+    n_bands = comparison.settings.n_bands
+    rows = [tuple(header)] + [(depth_text(band, n_bands), *(cell[band] for cell in cells)) for band in range(n_bands)]
+    images = " (images: how much of the band's is on their patches)" if len(header) > 1 + len(comparison.sides) else ""
+    return [f"Where the impact lies{images}:", *_grid(rows, right=range(1, len(header)))]
+
+
+def image_shares(side: Side) -> np.ndarray | None:
+    """float64 [B], the part of each band's importance that patches of images have; None where there are none."""
+    if not side.is_image.any():
+        return None
+    return np.array([np.nansum(side.shares(row)[side.is_image]) for row in side.bands])
+
+
+def _named(side: Side, places: Sequence[int]) -> list[str]:
+    """Tokens in a list; patches are counted, since they are many and say nothing on their own."""
+    texts = [_label(side, place, TOKEN_WIDTH) for place in places if not side.is_image[place]]
+    n_patches = sum(bool(side.is_image[place]) for place in places)
+    more = [f"{len(texts) - MAX_NAMED} more"] if len(texts) > MAX_NAMED else []
+    return texts[:MAX_NAMED] + more + ([f"{n_patches} patches"] if n_patches else [])
+
+
+def _label(side: Side, place: int, width: int) -> str:
+    return _token(side, int(side.impact.positions[place]), width)
+
+
+def _token(side: Side, position: int, width: int = TOKEN_WIDTH) -> str:
+    tokens = side.result.tokens
+    if tokens.image[position] >= 0:
+        return f"image {tokens.image[position]} [{tokens.row[position]}, {tokens.column[position]}]"
+    return quoted(tokens.texts[position], width)
+
+
+def _grid(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+    """Rows of cells in columns; those at the places in `right` are moved to the right."""
+    widths = [max(columns(row[place]) for row in rows) for place in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = []
+        for place, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            space = " " * (width - columns(cell))
+            cells.append(space + cell if place in right else cell + space)
+        lines.append(f"  {'  '.join(cells)}".rstrip())
+    return lines
+
+
+def _wrapped(start: str, words: Sequence[str]) -> list[str]:
+    """A list in lines of at most WIDTH columns; no word is broken."""
+    lines = [start]
+    for index, word in enumerate(words):
+        piece = word + (", " if index < len(words) - 1 else "")
+        if columns(lines[-1]) + columns(piece.rstrip()) > WIDTH and lines[-1].strip():
+            lines.append(" " * 4)
+        lines[-1] += piece
+    return [line.rstrip() for line in lines]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# As JSON
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """All of a comparison as JSON types. Bands go from 0, the first layer's side; positions are those of the sequence; a
+    number that there is not is null."""
+    settings = comparison.settings
+    return {
+        "program": f"mask-impact {mask_impact.__version__}",
+        "step": settings.step,
+        "metric": settings.metric,
+        "variant": comparison.variant,
+        "scale": {"name": comparison.scale, "meaning": unit(comparison)},
+        "bands": [[band / settings.n_bands, (band + 1) / settings.n_bands] for band in range(settings.n_bands)],
+        "permutations": settings.n_permutations,
+        "seed": settings.seed,
+        "notes": list(comparison.notes),
+        "results": [_side_json(side) for side in comparison.sides],
+        "pairs": [_pair_json(pair) for pair in comparison.pairs],
+    }
+
+
+def _side_json(side: Side) -> dict[str, Any]:
+    tokens = side.result.tokens
+    importances, shares = side.overall, side.shares(side.overall)
+    images = image_shares(side)
+    return {
+        "name": side.name,
+        "model": side.result.meta.get("model") if isinstance(side.result.meta.get("model"), str) else None,
+        "n_layers": side.result.n_layers,
+        "produced": side.produced,
+        "sinks": list(side.sinks),
+        "left_out": list(side.left_out),
+        "bands": [
+            {
+                "layers": [{"layer": layer, "part": part} for layer, part in layers],
+                "share": None if side.depth_shares is None else _number(side.depth_shares[band]),
+                "image_share": None if images is None else _number(images[band]),
+            }
+            for band, layers in enumerate(side.layers)
+        ],
+        "tokens": [
+            {
+                "position": int(position),
+                "text": tokens.texts[position],
+                "kind": tokens.kinds[position],
+                "image": _cell(side, position),
+                "importance": _number(importances[place]),
+                "share": _number(shares[place]),
+                "bands": [_number(value) for value in side.bands[:, place]],
+            }
+            for place, position in enumerate(side.impact.positions)
+        ],
+    }
+
+
+def _cell(side: Side, position: int) -> dict[str, int] | None:
+    tokens = side.result.tokens
+    if tokens.image[position] < 0:
+        return None
+    return {name: int(getattr(tokens, name)[position]) for name in ("image", "row", "column")}
+
+
+def _pair_json(pair: Pair) -> dict[str, Any]:
+    positions = [side.impact.positions for side in (pair.first, pair.second)]
+    shares = [side.shares(side.overall) for side in (pair.first, pair.second)]
+    return {
+        "first": pair.first.name,
+        "second": pair.second.name,
+        "aligned": [[int(positions[0][one]), int(positions[1][other])] for one, other in pair.matched],
+        "unmatched": [
+            [int(where[place]) for place in places] for where, places in zip(positions, pair.unmatched, strict=True)
+        ],
+        "overall": _correlation_json(pair.overall),
+        "text": _correlation_json(pair.text),
+        "image": _correlation_json(pair.image),
+        "bands": [_correlation_json(one) for one in pair.bands],
+        "differing": [
+            {
+                "positions": [int(positions[0][one]), int(positions[1][other])],
+                "text": pair.first.result.tokens.texts[positions[0][one]],
+                "shares": [_number(shares[0][one]), _number(shares[1][other])],
+                "difference": _number(difference),
+                "band": band,
+            }
+            for one, other, difference, band in pair.differing()
+        ],
+    }
+
+
+def _correlation_json(correlation: Correlation | None) -> dict[str, Any] | None:
+    if correlation is None:
+        return None
+    names = ("n", "rho", "p", "smallest_p", "exact")
+    return {name: getattr(correlation, name) for name in names}
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
