@@ -22,6 +22,7 @@ from mask_impact.compare_text import (
 )
 from mask_impact.comparison import Comparison, Pair, Side
 from mask_impact.impact import METRICS
+from mask_impact.summary import escape
 
 SCRIPTS = ("common.js", "compare.js")  # in the order in which they run, as one script
 STYLES = ("report.css", "compare.css")
@@ -35,7 +36,7 @@ def build_page(comparison: Comparison) -> bytes:
     plotly, licence = report._plotly()
     script = "\n".join(report._template(name) for name in SCRIPTS)
     page = {
-        "title": " · ".join(report._clean(side.name) for side in comparison.sides),
+        "title": " · ".join(escape(side.name) for side in comparison.sides),
         "version": mask_impact.__version__,
         "plotly_licence": licence,
         "plotly": plotly.decode(),

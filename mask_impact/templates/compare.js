@@ -317,10 +317,11 @@
       context.globalAlpha = 1;
       canvas.dataset.marked = marked.length;
       for (const [x, y, w, h] of marked) {
+        const inset = Math.min(w, h) > 16 * ratio ? 2 : -3; // around a small cell, not over it
         for (const [colour, width] of [["#ffffff", 5], [cssColour("--accent"), 3]]) {
           context.strokeStyle = colour;
           context.lineWidth = width * ratio;
-          context.strokeRect(x + 2, y + 2, w - 4, h - 4);
+          context.strokeRect(x + inset, y + inset, w - 2 * inset, h - 2 * inset);
         }
       }
     });
