@@ -16,10 +16,10 @@ from mask_impact.comparison_page import build_page
 from mask_impact.console import print_line
 from mask_impact.errors import UsageError
 from mask_impact.files import without_suffix, write_files
-from mask_impact.reading import Results, read_results
+from mask_impact.reading import Grid, Results, read_results
 from mask_impact.records import Result
 from mask_impact.summary import escape
-from mask_impact.top import add_choices, count, whole_number
+from mask_impact.top import add_choices, count, grid, whole_number
 
 MAX_IN_NAME = 40  # characters of a result's name in that of a page
 
@@ -69,6 +69,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of sources that have several prompts, only this one; repeatable",
     )
     parser.add_argument("--keep-sinks", action="store_true", help="count attention sinks like any token")
+    parser.add_argument(
+        "--grid",
+        metavar="ROWSxCOLS",
+        type=grid,
+        action="append",
+        help="how the tokens <|image_pad|> of tables without a meta file lie (default: guessed)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON with all numbers in place of the table")
     parser.add_argument("--output", metavar="FILE", help="the page (default: compare_A_B.html beside the first result)")
     parser.add_argument("--no-page", action="store_true", help="write no page")
@@ -80,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--output names the page that --no-page leaves out")
     if args.output and Path(args.output).suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"--output {args.output} is a page: its name must end in .html")
-    results = read_sources(args.sources, args.prompt_name or ())
+    results = read_sources(args.sources, args.prompt_name or (), args.grid)
     settings = Settings(args.step, args.metric, args.variant, args.bands, args.permutations, args.seed, args.keep_sinks)
     comparison = compare_results(results, settings)
     path = Path(args.output) if args.output else default_path(args.sources[0], list(results))
@@ -111,10 +118,13 @@ def default_path(source: str, names: Sequence[str]) -> Path:
 # Which results
 
 
-def read_sources(sources: Sequence[str], prompt_names: Sequence[str] = ()) -> dict[str, Result]:
+def read_sources(
+    sources: Sequence[str], prompt_names: Sequence[str] = (), grids: Sequence[Grid] | None = None
+) -> dict[str, Result]:
     """The results of all sources in their order, by names that tell them apart: the shortest of prompt, file and prompt,
-    path and prompt. UsageError for too many results, one that is given twice, or a prompt that no source has."""
-    found = [(source, read_results(source)) for source in sources]
+    path and prompt. grids: of the images in tables that have no meta file. UsageError for too many results, one that is
+    given twice, a prompt that no source has, or a grid that does not fit."""
+    found = [(source, _read(source, grids)) for source in sources]
     missing = [name for name in prompt_names if not any(name in results for _, results in found)]
     if missing:
         raise UsageError(f"no source has a prompt {missing[0]!r}")
@@ -129,6 +139,16 @@ def read_sources(sources: Sequence[str], prompt_names: Sequence[str] = ()) -> di
         twice = next(name for name in labels[-1] if labels[-1].count(name) > 1)
         raise UsageError(f"{twice} is given twice")
     return {label: results[name] for label, (_, results, name) in zip(unique, wanted, strict=True)}
+
+
+def _read(source: str, grids: Sequence[Grid] | None) -> Results:
+    """Grids are for those sources only that have images and do not say how these lie."""
+    results = read_results(source)
+    if grids:
+        first = results[next(iter(results))]
+        if first.images and "source" in first.meta:  # which names the table that a result was made from
+            return read_results(source, grids)
+    return results
 
 
 def _wanted(results: Results, prompt_names: Sequence[str]) -> list[str]:

@@ -62,7 +62,11 @@ def _heading(comparison: Comparison) -> list[str]:
 def _sink_lines(comparison: Comparison, side: Side) -> Iterator[str]:
     name = letter(comparison, side)
     for position in side.left_out:
-        why = f"attention sink of {name}" if position in side.sinks else "the same token as a sink of another"
+        why = (
+            f"attention sink of {name} (--keep-sinks counts it)"
+            if position in side.sinks
+            else "the same token as a sink of another"
+        )
         yield f"  left out of {name}: {_token(side, position)} at position {position}, {why}"
 
 
@@ -77,17 +81,18 @@ def _pair(comparison: Comparison, pair: Pair, k: int) -> list[str]:
 
 def _agreement(comparison: Comparison, pair: Pair) -> list[str]:
     one, other = (letter(comparison, side) for side in (pair.first, pair.second))
+    lines = ["Do they rank these tokens alike? rho: Spearman's rank correlation; p: the chance of one so large"]
+    kinds = (("all layers", pair.overall), ("texts only", pair.text), ("patches only", pair.image))
+    for name, correlation in kinds:
+        if correlation is not None:
+            rho, p = (cell.strip() for cell in _written(comparison, correlation))
+            lines.append(f"  {name}: rho {rho}{f', p {p}' if p else ''}, of {correlation.n} tokens")
     rows = [("depth", f"layers {one}", f"layers {other}", "rho", "p", f"strongest in {one}", f"strongest in {other}")]
-    rows.append(("all", *_all_layers(pair), *_written(pair.overall), *_strongest(pair, None)))
-    for name, correlation in (("all, text only", pair.text), ("all, images only", pair.image)):
-        if correlation:
-            rows.append((name, *_all_layers(pair), *_written(correlation), "", ""))
     for band, correlation in enumerate(pair.bands):
         layers = (layers_text(side.layers[band]) for side in (pair.first, pair.second))
-        row = (depth_text(band, len(pair.bands)), *layers, *_written(correlation), *_strongest(pair, band))
-        rows.append(row)
-    title = "Do they rank these tokens alike? rho: Spearman's rank correlation; p: the chance of one so large"
-    return [title, *_grid(rows, right=(3, 4)), *(f"  {line}" for line in chance_lines(comparison, pair))]
+        strongest = (_strongest(side, side.bands[band]) for side in (pair.first, pair.second))
+        rows.append((depth_text(band, len(pair.bands)), *layers, *_written(comparison, correlation), *strongest))
+    return [*lines, *_grid(rows, right=(3, 4)), *(f"  {line}" for line in chance_lines(comparison, pair))]
 
 
 def chance_lines(comparison: Comparison, pair: Pair) -> list[str]:
@@ -110,26 +115,25 @@ def chance_lines(comparison: Comparison, pair: Pair) -> list[str]:
     ]
 
 
-def _all_layers(pair: Pair) -> tuple[str, str]:
-    return tuple(f"0-{side.result.n_layers - 1}" for side in (pair.first, pair.second))
-
-
-def _written(correlation: Correlation) -> tuple[str, str]:
+def _written(comparison: Comparison, correlation: Correlation) -> tuple[str, str]:
+    """rho and p, with as many decimals as the permutations give."""
     if correlation.rho is None:
         return "none", ""
-    return f"{correlation.rho:.3f}", f"{correlation.p:.2g}"
+    return f"{correlation.rho:6.3f}", f"{correlation.p:.{max(4, len(str(comparison.settings.n_permutations)))}f}"
 
 
-def _strongest(pair: Pair, band: int | None) -> Iterator[str]:
-    for side in (pair.first, pair.second):
-        shares = side.shares(side.overall if band is None else side.bands[band])
-        best = largest(shares, 1)
-        yield f"{_label(side, best[0], 14)} {percent(float(shares[best[0]]))}" if best else "none"
+def _strongest(side: Side, importance: np.ndarray, width: int = 14) -> str:
+    shares = side.shares(importance)
+    best = largest(shares, 1)
+    if not best:
+        return "none"
+    label = _label(side, best[0], width)
+    return f"{label}{' ' * (width - columns(label))} {percent(float(shares[best[0]])):>7}"
 
 
 def depth_text(band: int, n_bands: int) -> str:
-    """`10-20 %`"""
-    return f"{100 * band / n_bands:.3g}-{100 * (band + 1) / n_bands:.3g} %"
+    """`10 to 20 %`"""
+    return f"{100 * band / n_bands:.3g} to {100 * (band + 1) / n_bands:.3g} %"
 
 
 def layers_text(layers: Sequence[tuple[int, float]]) -> str:
@@ -140,11 +144,13 @@ def layers_text(layers: Sequence[tuple[int, float]]) -> str:
 
 def _differing(comparison: Comparison, pair: Pair, k: int) -> list[str]:
     one, other = (letter(comparison, side) for side in (pair.first, pair.second))
-    rows = [("token", f"pos {one}", f"pos {other}", f"share {one}", f"share {other}", "difference", "most at depth")]
+    names = (f"pos {one}", f"pos {other}", f"share {one}", f"share {other}", "difference", "most at depth")
+    rows = [("rank", f"{'token':<{TOKEN_WIDTH}}", *names)]
     shares = [side.shares(side.overall) for side in (pair.first, pair.second)]
-    for first, second, difference, band in pair.differing()[:k]:
+    for rank, (first, second, difference, band) in enumerate(pair.differing()[:k], start=1):
         rows.append(
             (
+                str(rank),
                 _label(pair.first, first, 26),
                 str(pair.first.impact.positions[first]),
                 str(pair.second.impact.positions[second]),
@@ -157,7 +163,7 @@ def _differing(comparison: Comparison, pair: Pair, k: int) -> list[str]:
     if len(rows) == 1:
         return ["Tokens that differ most: none, since no token is compared"]
     title = "Tokens that differ most (shares of the importance in all layers; difference in percentage points):"
-    return [title, *_grid(rows, right=(1, 2, 3, 4, 5))]
+    return [title, *_grid(rows, right=(0, 2, 3, 4, 5, 6))]
 
 
 def _depths(comparison: Comparison) -> list[str]:

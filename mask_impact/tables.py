@@ -23,6 +23,7 @@ KINDS = ("layer", "token", "head")
 FORMATS = ("text", "csv", "markdown")
 N_STRONGEST = 3  # layers named for a token, tokens named for a layer
 ROOM = 58  # columns for the latter in a line of 100
+LEAST_TOKEN = 14  # columns of a text table for tokens, so that tables of the same result look alike
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ def _plain(value: Any, kind: str) -> str:
         return ""
     writers: dict[str, Callable[[Any], str]] = {
         "share": percent,
-        "number": lambda number: f"{number:.4g}",
+        "number": lambda number: f"{number:.3g}",
         "token": lambda text: quoted(text, TOKEN_WIDTH),
         "name": _name,
     }
@@ -219,7 +220,8 @@ def _text(table: Table) -> str:
     kinds = [column.kind for column in table.columns]
     lines = [[column.name for column in table.columns]]
     lines += [[_plain(value, kind) for value, kind in zip(row, kinds, strict=True)] for row in table.rows]
-    widths = [max(columns(line[place]) for line in lines) for place in range(len(kinds))]
+    least = [LEAST_TOKEN if kind == "token" else 0 for kind in kinds]
+    widths = [max(width, *(columns(line[place]) for line in lines)) for place, width in enumerate(least)]
     left = [kind in ("token", "name", "text") for kind in kinds]
     written = []
     for line in lines:

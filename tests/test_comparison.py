@@ -537,6 +537,17 @@ def test_names_tell_results_apart(capsys, tmp_path, dataset, stored):
     assert names_of(capsys, dataset, copy, "--prompt-name", "second") == ["set: second", "copy: second"]
 
 
+def test_grids_are_for_tables_without_a_meta_file(capsys, tmp_path):
+    """A result of its own with a 3 x 2 image, and the table of another alone, which would be taken for 2 x 3."""
+    save(make_result(WORDS, grids=((3, 2),)), tmp_path / "own", ["csv"])
+    to_table(make_result(WORDS, grids=((3, 2),))).to_pandas().to_csv(tmp_path / "bare.csv", index=False)
+    for words, n_same in (((), 10), (("--grid", "3x2"), 16)):
+        _, out, _ = run(capsys, tmp_path / "own", tmp_path / "bare.csv", "--permutations", 9, *words)
+        assert f"A and B: {n_same} tokens are the same" in out
+    code, _, err = run(capsys, tmp_path / "own", tmp_path / "bare.csv", "--grid", "4x2")
+    assert (code, "--grid 4x2 has 8 cells" in err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -581,12 +592,12 @@ def test_the_table_says_what_the_json_says(capsys, stored):
     pair = json.loads(raw)["pairs"][0]
     lines = out.splitlines()
     title = next(index for index, line in enumerate(lines) if line.startswith("Do they rank"))
-    table = lines[title + 2 : title + 13]
-    names = ["all", *(f"{10 * band}-{10 * band + 10} %" for band in range(10))]
-    for line, name, one in zip(table, names, [pair["overall"], *pair["bands"]], strict=True):
+    overall = pair["overall"]
+    assert lines[title + 1] == f"  all layers: rho {overall['rho']:.3f}, p {overall['p']:.4f}, of {overall['n']} tokens"
+    for line, band, one in zip(lines[title + 3 : title + 13], range(10), pair["bands"], strict=True):
         cells = re.split("  +", line.strip())
-        assert cells[0] == name
-        assert cells[3:5] == [f"{one['rho']:.3f}", f"{one['p']:.2g}"]
+        assert cells[0] == f"{10 * band} to {10 * band + 10} %"
+        assert cells[3:5] == [f"{one['rho']:.3f}", f"{one['p']:.4f}"]
     start = next(index for index, line in enumerate(lines) if line.startswith("Tokens that differ most"))
     for line, one in zip(lines[start + 2 :], pair["differing"][:3], strict=False):
         assert f"{100 * one['difference']:+.1f}" in line
@@ -630,8 +641,8 @@ def test_images_have_their_part_of_each_band(capsys, tmp_path):
     for seed, name in enumerate(("one", "other")):
         save(make_result(WORDS, grids=((2, 2),), seed=seed), tmp_path / name, ["csv"])
     _, out, _ = run(capsys, tmp_path / "one", tmp_path / "other", "--permutations", 99)
-    assert "all, text only" in out
-    assert "all, images only" in out
+    assert re.search(r"^  texts only: rho -?[01].\d{3}, p [01].\d{4}, of 9 tokens$", out, re.MULTILINE)
+    assert re.search(r"^  patches only: rho -?[01].\d{3}, p [01].\d{4}, of 4 tokens$", out, re.MULTILINE)
     assert "Where the impact lies (images: how much of the band's is on their patches):" in out
     _, out, _ = run(capsys, tmp_path / "one", tmp_path / "other", "--permutations", 99, "--json")
     for side in json.loads(out)["results"]:

@@ -269,7 +269,7 @@ def test_the_depth_cursor_is_a_layer_of_each(tab, files, depth):
     assert [marks(tab, number)["layer"] for number in (0, 1)] == [[layer] for layer in layers]
     assert tab["depth-value"].text_content() == f"{depth} % · A {layers[0]} · B {layers[1]}"
     current = tab.page.locator("#agreement tr.current td").first.text_content()
-    assert current == f"{min(depth // 10, 9) * 10}-{min(depth // 10, 9) * 10 + 10} %"
+    assert current == f"{min(depth // 10, 9) * 10} to {min(depth // 10, 9) * 10 + 10} %"
     for number, result in enumerate(files[1].values()):
         shares = shares_of(result)[layers[number]]
         labels = tab.page.locator(f"#text-{number} [data-place]").evaluate_all(
@@ -316,7 +316,7 @@ def test_the_tables_are_the_comparison(tab, files):
         assert row[0].startswith(f"{one} ")
         assert row[1:3] == [percent(overall[0][one]), percent(overall[1][other])]
         assert row[3].replace("−", "-") == f"{100 * difference:+.1f}"  # noqa: RUF001
-        assert row[4] == f"{10 * band}-{10 * band + 10} %"
+        assert row[4] == f"{10 * band} to {10 * band + 10} %"
 
 
 def test_a_token_of_the_table_is_marked_and_profiled(tab, files):
