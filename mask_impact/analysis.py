@@ -11,21 +11,23 @@ import platform
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 import mask_impact
 from mask_impact.architectures import locate
+from mask_impact.effects import StepEffects, each_layer_and_token, measure_effects
 from mask_impact.encoding import EncodedPrompt, encode, encode_inputs, join, token_texts
 from mask_impact.engine import Masked, MaskingEngine, RawStep, SequencePlan
 from mask_impact.errors import DeviceError, InputError
 from mask_impact.images import Picture, read_pictures
 from mask_impact.loading import LoadedModel
-from mask_impact.records import Candidate, Result, StepRecord, variant_names
+from mask_impact.records import Candidate, EffectRecord, Result, StepRecord, variant_names
 from mask_impact.settings import VARIANT_GROUPS, RunSettings
 from mask_impact.summary import find_sinks
 from mask_impact.verification import Verification, choose_layers, verify
@@ -41,6 +43,12 @@ class Observer:
 
     def layer_done(self, step: int, layer: int) -> None:
         """A layer of a step is measured."""
+
+    def effects_begin(self, step: int, n_variants: int) -> None:
+        """The effects of n_variants (layer, token) are measured at a step."""
+
+    def effects_done(self, n_variants: int) -> None:
+        """So many more of them are measured."""
 
     def note(self, text: str) -> None:
         """Something the user should know, in one line."""
@@ -59,6 +67,9 @@ def analyze(
     mask_mode: str = "both",
     max_image_resolution: int | None = None,
     allow_remote: bool = False,
+    effect: bool = False,
+    window: int = 1,
+    ablation: str = "mask",
     observer: Observer | None = None,
 ) -> Result:
     """Measure what hiding each token in each layer changes, for each of up to `num_tokens` produced tokens.
@@ -68,12 +79,14 @@ def analyze(
     heads. batch_size: how many masked tokens ride at once (None: by free memory); results do not depend on it. raw: the
     prompt as it is, without chat template. n_verify: how many (step, layer, token) triples to measure again by really
     masking. mask_mode: which tokens to mask, text, vision (the images') or both. max_image_resolution: longest edge of an
-    image in pixels. allow_remote: fetch images whose path is an http(s) URL.
+    image in pixels. allow_remote: fetch images whose path is an http(s) URL. effect: also measure what masking each token in
+    the `window` layers around each layer does to the produced token; ablation: mask, zero-value or mean-value (see `replay`).
     Errors: InputError, UsageError, ExactnessError, DeviceError, UnsupportedArchitecture.
     """
     settings = RunSettings(
-        num_tokens, tuple(variants), batch_size, raw, n_verify, mask_mode, max_image_resolution, allow_remote
-    )
+        num_tokens, tuple(variants), batch_size, raw, n_verify, mask_mode, max_image_resolution, allow_remote,
+        effect, window, ablation,
+    )  # fmt: skip
     pictures = read_pictures(images, max_resolution=max_image_resolution, allow_remote=allow_remote)
     return run(model, prompt, settings, pictures, observer=observer)
 
@@ -187,6 +200,7 @@ class _Pass:
     produced: list[int]
     candidates: list[tuple[list[int], list[float]]]
     verification: Verification | None
+    effects: list[StepEffects]
 
 
 def _generate(model: PreTrainedModel, prompts: Sequence[Prepared], max_rows: int, observer: Observer) -> list[_Pass]:
@@ -206,7 +220,9 @@ def _generate(model: PreTrainedModel, prompts: Sequence[Prepared], max_rows: int
         max_rows=max_rows,
         on_layer=observer.layer_done,
         record_layers=frozenset(layers),
+        keep_states=prompts[0].settings.effect,
     )
+    effects = _Effects(engine, prompts[0].settings, observer) if prompts[0].settings.effect else None
     observer.begin(sum(one.encoded.n_tokens for one in prompts), len(engine.decoder.layers), n_steps)
     device = _input_device(model)
     inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
@@ -216,10 +232,15 @@ def _generate(model: PreTrainedModel, prompts: Sequence[Prepared], max_rows: int
         _record_candidates(model) as candidates,
         warnings.catch_warnings(),
         engine,
+        ExitStack() as stack,
     ):
         # Of a model whose first weights lie on a disk: some versions hold the inputs' device against "meta".
         warnings.filterwarnings("ignore", ".*on a device type different than your model's device", UserWarning)
-        sequences = model.generate(**inputs, generation_config=config)
+        processors = LogitsProcessorList()
+        if effects is not None:
+            stack.callback(model.register_forward_hook(effects.keep_logits).remove)
+            processors.append(effects)
+        sequences = model.generate(**inputs, generation_config=config, logits_processor=processors)
     verification = verify(engine, layers) if layers else None
     n_prompt = inputs["input_ids"].shape[1]
     return [
@@ -229,6 +250,7 @@ def _generate(model: PreTrainedModel, prompts: Sequence[Prepared], max_rows: int
             sequences[number, n_prompt : n_prompt + len(steps)].tolist(),
             [of_step[number] for of_step in candidates[: len(steps)]],
             verification,
+            effects.steps if effects is not None else [],
         )
         for number, steps in enumerate(engine.sequences)
     ]
@@ -300,6 +322,30 @@ def _record_candidates(model: PreTrainedModel) -> Iterator[list[list[tuple[list[
         handle.remove()
 
 
+class _Effects(LogitsProcessor):
+    """Measures the effects of every step of a single sequence, when the produced token is known: as the last of the logits
+    processors, which changes nothing."""
+
+    def __init__(self, engine: MaskingEngine, settings: RunSettings, observer: Observer) -> None:
+        self.engine, self.settings, self.observer = engine, settings, observer
+        self.logits: torch.Tensor | None = None  # as the model gives them, [vocabulary]
+        self.steps: list[StepEffects] = []
+
+    def keep_logits(self, module, args, output) -> None:
+        """A forward hook of the model."""
+        self.logits = output.logits[0, -1]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        engine, window = self.engine, self.settings.window
+        positions = engine.steps[-1].positions
+        variants = each_layer_and_token(positions, engine.n_positions, len(engine.decoder.layers), window)
+        variants = dataclasses.replace(variants, ablation=self.settings.ablation)
+        self.observer.effects_begin(len(self.steps), len(variants))
+        produced, done = int(scores[0].argmax()), self.observer.effects_done
+        self.steps.append(measure_effects(engine, variants, self.logits, produced, done))
+        return scores
+
+
 def _make_result(loaded: LoadedModel, prompt: Prepared, pass_: _Pass, max_rows: int, seconds: float) -> Result:
     encoded = prompt.encoded
     texts, kinds = token_texts(loaded.tokenizer, pass_.produced)
@@ -309,6 +355,11 @@ def _make_result(loaded: LoadedModel, prompt: Prepared, pass_: _Pass, max_rows: 
             zip(pass_.steps, pass_.produced, texts, pass_.candidates, strict=True)
         )
     )
+    if prompt.settings.effect:
+        steps = tuple(
+            dataclasses.replace(step, effect=_effect_record(loaded, step, effects))
+            for step, effects in zip(steps, pass_.effects, strict=True)
+        )
     return Result(
         variants=variant_names(pass_.engine.decoder.n_heads, prompt.settings.variants),
         n_prompt=encoded.n_tokens,
@@ -342,6 +393,20 @@ def _make_step(
     )
 
 
+def _effect_record(loaded: LoadedModel, step: StepRecord, effects: StepEffects) -> EffectRecord:
+    shape = step.l2.shape[:2]
+    ids = np.unique(effects.top1).tolist()
+    texts, _ = token_texts(loaded.tokenizer, ids)
+    return EffectRecord(
+        effects.logit_change.reshape(shape),
+        effects.logprob_change.reshape(shape),
+        effects.kl_divergence.reshape(shape),
+        effects.top1.reshape(shape),
+        dict(zip(ids, texts, strict=True)),
+        effects.floor,
+    )
+
+
 def describe_run(loaded: LoadedModel, prepared: Prepared, pass_: _Pass) -> dict[str, Any]:
     """What `NAME.meta.json` says of the run besides the measurements; JSON types only."""
     prompt, encoded, settings = prepared.prompt, prepared.encoded, prepared.settings
@@ -366,5 +431,6 @@ def describe_run(loaded: LoadedModel, prepared: Prepared, pass_: _Pass) -> dict[
         "mask_mode": settings.mask_mode,
         "max_image_resolution": settings.max_image_resolution,
         "notices": [loaded.note] if loaded.note else [],
+        "effect": {"window": settings.window, "ablation": settings.ablation} if settings.effect else None,
         "verification": dataclasses.asdict(pass_.verification) if pass_.verification else None,
     }  # fmt: skip

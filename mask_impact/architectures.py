@@ -119,12 +119,13 @@ class Decoder:
     """The decoder of a supported model.
 
     configs: the config objects that its parts read their attention backend from; transformers may have copied the model's,
-    so they are taken from the parts themselves.
+    so they are taken from the parts themselves. final_norm: what stands between the last layer and the output.
     """
 
     model_type: str
     configs: tuple[object, ...]
     layers: tuple[DecoderLayer, ...]
+    final_norm: nn.Module
     n_heads: int
     head_dim: int
     hidden_size: int
@@ -156,6 +157,8 @@ def locate(model: nn.Module) -> Decoder:
         layers = tuple(
             _locate_layer(index, module, layout, _activation(config)) for index, module in enumerate(modules)
         )
+        parent = model.get_submodule(layout.layers.rpartition(".")[0])
+        final_norm = parent.norm
     except AttributeError as error:
         raise UnsupportedArchitecture(
             f"{type(model).__name__} ({model_type}) is not built as expected: {error}; "
@@ -163,8 +166,9 @@ def locate(model: nn.Module) -> Decoder:
         ) from error
     return Decoder(
         model_type=model_type,
-        configs=(model.get_submodule(layout.layers.rpartition(".")[0]).config, *(m.self_attn.config for m in modules)),
+        configs=(parent.config, *(m.self_attn.config for m in modules)),
         layers=layers,
+        final_norm=final_norm,
         n_heads=config.num_attention_heads,
         head_dim=layers[0].attention.head_dim,
         hidden_size=config.hidden_size,

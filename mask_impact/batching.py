@@ -94,7 +94,7 @@ def group_prompts(model: PreTrainedModel, prompts: Sequence[Prepared]) -> list[l
 
 def _go_together(one: RunSettings, other: RunSettings) -> bool:
     same = one.variants == other.variants and one.batch_size == other.batch_size
-    return same and not one.n_verify and not other.n_verify
+    return same and not any(settings.n_verify or settings.effect for settings in (one, other))
 
 
 def _may_share(model: PreTrainedModel) -> bool:
@@ -129,6 +129,8 @@ def analyze_many(
     num_tokens, mask_mode ...). settings: what `analyze` takes, for all. Prompts of similar length share forward passes.
     raise_errors: whether a prompt that fails ends it all; otherwise its error stands in the place of its result.
     """
+    if isinstance(prompts, str | Mapping):
+        raise UsageError("prompts are given as a list (or an iterator); for a single one there is analyze")
     numbered = enumerate(prompts)
     while block := [_task(number, prompt, settings) for number, prompt in islice(numbered, PROMPTS_AHEAD)]:
         waiting: dict[Hashable, Outcome] = {}

@@ -10,16 +10,16 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import mask_impact
 from mask_impact.console import Parser, guarded, print_line
-from mask_impact.errors import InputError, UsageError
+from mask_impact.errors import InputError, OutputError, UsageError
 from mask_impact.files import check_output, read_prompt_file
 from mask_impact.progress import Progress, StudyProgress, silence
 from mask_impact.records import Result
 from mask_impact.settings import DEFAULT_MODELS, VARIANT_GROUPS, RunSettings, check_image_marks, check_prompt
-from mask_impact.sharing import gather, launched
+from mask_impact.sharing import gather, launched, sole_writer
 from mask_impact.store import parse_formats, save
 from mask_impact.summary import render_summary
 
@@ -72,6 +72,7 @@ branch), Head_0, Head_1, ... (each head), as L2 and cosine distance.
 
 examples:
   python {program} --model demo --prompt "What is 2+2?" --num-tokens 3
+  python {program} --model demo --prompt "What is 2+2?" --effect --window 9
   python {program} --prompt question.txt --num-tokens 5 --output my_question --formats csv,parquet
   python {program} --config {config} --resume
   python {program} --dataset questions.jsonl --reduce summary --resume
@@ -80,6 +81,13 @@ IMAGE_EXAMPLES = """\
   python {program} --image photo.jpg --prompt "What is this?" --plots
   python {program} --image a.png --image b.png --prompt "<image> Is it the same as in <image>?" --mask-mode vision
 """
+
+
+class _NoImages(argparse.Action):
+    """Says which script takes images."""
+
+    def __call__(self, *args: Any) -> NoReturn:
+        raise UsageError(f"a text model takes no image; {VL.program} does")
 
 
 def build_parser(script: Script) -> argparse.ArgumentParser:
@@ -143,6 +151,8 @@ def build_parser(script: Script) -> argparse.ArgumentParser:
             help="shrink images whose longest edge has more pixels, in memory (default: as large as the model takes)",
         )
         add("--allow-remote", action="store_true", help="fetch images that are given as http(s) URLs")
+    else:
+        add("--image", action=_NoImages, help=argparse.SUPPRESS)
     add(
         "--num-tokens",
         metavar="N",
@@ -169,6 +179,26 @@ def build_parser(script: Script) -> argparse.ArgumentParser:
         type=_whole_number,
         default=0,
         help="measure K random (step, layer, token) again by really masking, and print the largest relative error",
+    )
+    add = parser.add_argument_group("effect on the answer").add_argument
+    add(
+        "--effect",
+        action="store_true",
+        help="also measure what hiding each token in each layer does to the produced token: NAME.effect.csv and so on",
+    )
+    add(
+        "--window",
+        metavar="K",
+        type=_whole_number,
+        default=1,
+        help="with --effect, hide the token in K layers around each layer (default: 1)",
+    )
+    add(
+        "--ablation",
+        metavar="HOW",
+        default="mask",
+        help="with --effect: mask (the logit is -inf), zero-value (the weight stays, the value is 0) or mean-value (the value "
+        "is the mean over the visible keys) (default: mask)",
     )
     add = parser.add_argument_group("model").add_argument
     add(
@@ -264,7 +294,10 @@ def _run(script: Script, args: argparse.Namespace, command: str) -> None:
         raise UsageError("--reduce goes with --dataset")
     if launched()[1] > 1:
         raise UsageError("several processes share the prompts of --config or --dataset; a single prompt takes one")
-    settings = RunSettings(args.num_tokens, args.variants, args.batch_size, args.raw, args.verify)
+    settings = RunSettings(
+        args.num_tokens, args.variants, args.batch_size, args.raw, args.verify,
+        effect=args.effect, window=args.window, ablation=args.ablation,
+    )  # fmt: skip
     if script.kind == "vl":
         settings = replace(
             settings,
@@ -283,31 +316,40 @@ def _run(script: Script, args: argparse.Namespace, command: str) -> None:
     title = script.titles[settings.mask_mode if pictures else "no image"]
     say(f"{title}\n{'=' * len(title)}")
 
-    loaded = _load_model(args.model, args.revision, args.device, args.dtype, args.device_map, script, observer, say)
-    from mask_impact import analysis
+    with sole_writer(path.parent, path.name, [path.name]):
+        loaded = _load_model(args.model, args.revision, args.device, args.dtype, args.device_map, script, observer, say)
+        from mask_impact import analysis
 
-    observer.on_begin = lambda n_tokens: say(f"Analyzing initial prompt ({n_tokens} tokens)...")
-    with observer:
-        result = analysis.run(loaded, prompt, settings, pictures, observer=observer)
-    result = replace(result, meta=result.meta | {"command": command})
-    saved = save(result, path, formats)
+        observer.on_begin = lambda n_tokens: say(f"Analyzing initial prompt ({n_tokens} tokens)...")
+        with observer:
+            result = analysis.run(loaded, prompt, settings, pictures, observer=observer)
+        result = replace(result, meta=result.meta | {"command": command})
+        saved = save(result, path, formats)
     for note in saved.notes:
         observer.note(note)
-    others = [written for write in _beside(args) for written in write(result, path)]
+    beside = _beside(args)
+    others = [written for write in beside.values() for written in write(result, path)]
+    for left in (path.with_name(f"{path.name}.{suffix}") for suffix in BESIDE):
+        if left.exists() and left not in others:
+            observer.note(f"{left} is from an earlier run and was left as it is")
     say("\n" + render_summary(result, [*saved.paths, *others]))
 
 
-def _beside(args: argparse.Namespace) -> list[Callable[[Result, Path], tuple[Path, ...]]]:
-    """What is written of a result beside its own files, given it and its path without suffix."""
-    writers = []
+BESIDE = ("layers.png", "patches.png", "html")  # what may lie beside a result's own files
+
+
+def _beside(args: argparse.Namespace) -> dict[str, Callable[[Result, Path], tuple[Path, ...]]]:
+    """What is written of a result beside its own files, by the suffix of a file that is always among it: functions of the
+    result and its path without suffix."""
+    writers: dict[str, Callable[[Result, Path], tuple[Path, ...]]] = {}
     if args.plots:
         from mask_impact.plots import save_plots
 
-        writers.append(save_plots)
+        writers["layers.png"] = save_plots
     if args.report:
         from mask_impact.report import default_path, write_report
 
-        writers.append(lambda result, path: (write_report(result, default_path(path)),))
+        writers["html"] = lambda result, path: (write_report(result, default_path(path)),)
     return writers
 
 
@@ -332,7 +374,7 @@ def _given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, An
 
 
 # Flags of a single prompt, which stand in the file where there is one.
-_OF_ONE_PROMPT = {"prompt", "image"}
+_OF_ONE_PROMPT = {"prompt", "image", "effect", "window", "ablation"}
 # Flags that are no settings of a prompt.
 _OF_THE_RUN = {"config", "dataset", "reduce", "resume", "quiet", "debug", "plots", "report", "device_map", "output"}
 
@@ -355,13 +397,19 @@ def _run_many(script: Script, args: argparse.Namespace, given: dict[str, Any], c
     if "formats" in flags:
         flags["formats"] = parse_formats(flags["formats"])
     args.quiet = args.quiet or rank > 0  # the first process speaks for all
-    observer = StudyProgress(args.quiet, silence if args.quiet else lambda text: print_line(text, sys.stdout))
+    say = silence if args.quiet else lambda text: print_line(text, sys.stdout)
+    observer = StudyProgress(args.quiet, say, speaks=rank == 0)
     run = _run_config if source == "--config" else _run_dataset
     with observer:
         try:
             tally = run(script, args, flags, command, observer)
         except KeyboardInterrupt:  # the second one
             tally = None
+        except OutputError as error:
+            if not observer.has_begun:
+                raise
+            again = "the same command" + (" with --resume added" if not args.resume else "")
+            raise OutputError(f"{error}; what is written is complete, and {again} goes on from there") from error
     if tally is not None:
         observer.study_ends(tally)
     if tally is None or tally.stopped:
@@ -407,7 +455,7 @@ def _run_dataset(script: Script, args: argparse.Namespace, flags: dict, command:
     name = Path(args.dataset).stem if args.output == script.default_output else args.output
     check_output(args.output_dir, name)
     observer.title(script.titles["many"])
-    with gather(args.output_dir, name, args.device) as team:
+    with gather(args.output_dir, name, args.device, fresh=not args.resume) as team:
         model = (args.model, args.revision, team.device or args.device, args.dtype)
         loaded = _load_model(*model, args.device_map, script, observer, observer.say)
 

@@ -13,8 +13,8 @@ prints nothing.
 import itertools
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -72,6 +72,23 @@ class LayerInputs:
     hidden_states: list[torch.Tensor] = field(default_factory=list)
     position_embeddings: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     visible: list[torch.Tensor] = field(default_factory=list)
+
+
+@dataclass
+class LayerState:
+    """What one decoder layer had to do with the last position at the step that was last measured.
+
+    entered, left: [hidden], its input and output there; keys, values: [K, N, D] of the last N positions, the query's own
+    included; visible: bool [N] or None for all of them; arguments: what else the layer was called with, for this position.
+    """
+
+    entered: torch.Tensor
+    left: torch.Tensor | None = None
+    keys: torch.Tensor | None = None
+    values: torch.Tensor | None = None
+    visible: torch.Tensor | None = None
+    scaling: float = 1.0
+    arguments: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -136,8 +153,9 @@ class MaskingEngine:
 
     groups: which of full, attn, heads to measure. plans: one for each sequence of the batch that the model will be given.
     max_rows: how many masked tokens ride at once (None: all); results do not depend on it. on_layer(step, layer) is called
-    when a layer is done. record_layers: layers whose inputs are kept in `layer_inputs`, for a single sequence. A sequence
-    whose number is put into `finished` is measured no more. Errors: UnsupportedArchitecture, UsageError for a batch of another
+    when a layer is done. record_layers: layers whose inputs are kept in `layer_inputs`, for a single sequence. keep_states:
+    whether `states` has a LayerState of each layer after a step, for a single sequence. A sequence whose number is put into
+    `finished` is measured no more. Errors: UnsupportedArchitecture, UsageError for a batch of another
     size, ExactnessError where the model's arithmetic could not be reproduced or is not finite.
     """
 
@@ -150,6 +168,7 @@ class MaskingEngine:
         max_rows: int | None = None,
         on_layer: Callable[[int, int], None] | None = None,
         record_layers: frozenset[int] = frozenset(),
+        keep_states: bool = False,
     ) -> None:
         self.model = model
         self.decoder: Decoder = locate(model)
@@ -159,8 +178,11 @@ class MaskingEngine:
         self.on_layer = on_layer
         self.sequences: tuple[list[RawStep], ...] = tuple([] for _ in self.plans)
         self.finished: set[int] = set()
-        if record_layers and len(self.plans) > 1:
-            raise UsageError("the inputs of layers can be kept for a single sequence only")
+        if (record_layers or keep_states) and len(self.plans) > 1:
+            raise UsageError("what layers are given can be kept for a single sequence only")
+        self.keep_states = keep_states
+        self.states: list[LayerState] = []
+        self._substitute: Callable | None = None
         self.layer_inputs = {layer: LayerInputs() for layer in record_layers}
         self._n_positions = 0  # padding included
         self._step = -1
@@ -180,6 +202,21 @@ class MaskingEngine:
         """The measurements of the first sequence, which mostly is the only one."""
         return self.sequences[0]
 
+    @property
+    def n_positions(self) -> int:
+        """Length of the sequence at the step that was measured last, padding included."""
+        return self._n_positions
+
+    @contextmanager
+    def substituted(self, attention: Callable) -> Iterator[None]:
+        """While the block is open nothing is measured, and whoever runs the model's layers gets `attention` in the place of
+        its own: (module, query [1, H, n, D], key, value [1, K, n, D]) -> [1, n, H, D]."""
+        self._substitute = attention
+        try:
+            yield
+        finally:
+            self._substitute = None
+
     # --- attaching and restoring -----------------------------------------------------------------------------------------
 
     def __enter__(self) -> "MaskingEngine":
@@ -194,7 +231,7 @@ class MaskingEngine:
         self._stack.close()
         # A generator that is never finished must not keep tensors alive.
         self._layer, self._embarked, self._n_mapped = None, None, 0
-        self._riders, self._records = {}, {}
+        self._riders, self._records, self.states = {}, {}, []
 
     def _tap_attention(self, stack: ExitStack) -> None:
         configs = {id(config): config for config in self.decoder.configs}.values()
@@ -216,6 +253,8 @@ class MaskingEngine:
 
     def _make_tap(self, backend: str, configs: tuple[object, ...]) -> Callable:
         def tap(module, query, key, value, attention_mask, *args, **kwargs):
+            if self._substitute is not None:
+                return self._substitute(module, query, key, value), None
             eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
             inner = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager)
             tapped = [config._attn_implementation for config in configs]
@@ -237,10 +276,12 @@ class MaskingEngine:
 
     def _hook_layer(self, stack: ExitStack, layer: DecoderLayer) -> None:
         def before_layer(module, args, kwargs):
-            self._on_layer_input(layer, args[0] if args else kwargs["hidden_states"], kwargs)
+            if self._substitute is None:
+                self._on_layer_input(layer, args[0] if args else kwargs["hidden_states"], kwargs)
 
         def after_layer(module, args, output):
-            self._on_layer_output(layer, output)
+            if self._substitute is None:
+                self._on_layer_output(layer, output)
 
         def add(handle) -> None:
             stack.callback(handle.remove)
@@ -276,6 +317,10 @@ class MaskingEngine:
             inputs = self.layer_inputs[layer.index]
             inputs.hidden_states.append(hidden_states.detach().cpu())
             inputs.position_embeddings.append(tuple(part.detach().cpu() for part in kwargs["position_embeddings"]))
+        if self.keep_states:
+            if layer.index == 0:
+                self.states = []
+            self.states.append(LayerState(hidden_states[0, -1], arguments=_of_last_position(kwargs)))
         rows = hidden_states[:, -1].to(arithmetic_dtype(hidden_states.dtype))
         self._layer = layer
         self._riders = {
@@ -310,6 +355,9 @@ class MaskingEngine:
         if visible is not None:
             seen_from = int(visible.int().argmax())
             key, value, visible = key[:, seen_from:], value[:, seen_from:], visible[seen_from:]
+        if self.keep_states:
+            state = self.states[-1]
+            state.keys, state.values, state.visible, state.scaling = key, value, visible, scaling
         attention = query_attention(query, key, value, scaling, visible)
         first = (
             measurement.n_positions - attention.n_keys
@@ -366,6 +414,8 @@ class MaskingEngine:
 
     def _on_layer_output(self, layer: DecoderLayer, output: torch.Tensor | tuple) -> None:
         output = output[0] if isinstance(output, tuple) else output
+        if self.keep_states:
+            self.states[-1].left = output[0, -1]
         for number, rider in self._riders.items():
             measurement = rider.measurement
             measurement.observe_layer_output(output[number, -1])
@@ -445,6 +495,16 @@ def _gather(records: list[LayerRecord], positions: torch.Tensor, seconds: float)
         noise_floor=stacked("noise_floor").double(),
         seconds=seconds,
     )
+
+
+def _of_last_position(kwargs: dict) -> dict:
+    """What a layer was called with, without what it attends to; positions and their embeddings of the last one only."""
+    left_out = ("hidden_states", "attention_mask", "past_key_values", "past_key_value", "use_cache", "cache_position")
+    arguments = {name: value for name, value in kwargs.items() if name not in left_out}
+    arguments["position_embeddings"] = tuple(part[:, -1:] for part in kwargs["position_embeddings"])
+    if arguments.get("position_ids") is not None:
+        arguments["position_ids"] = arguments["position_ids"][..., -1:]
+    return arguments
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -15,7 +15,15 @@ from typing import BinaryIO
 
 from mask_impact.errors import InputError, OutputError, UsageError
 
-SUFFIXES = ("csv", "json", "parquet", "meta.json")  # of a result's own files
+SUFFIXES = (
+    "csv",
+    "json",
+    "parquet",
+    "meta.json",
+    "effect.csv",
+    "effect.json",
+    "effect.parquet",
+)  # of a result's own files
 MIN_FREE_BYTES = 16 * 2**20
 MAX_NAME_BYTES = 200  # file systems allow 255; the rest is for suffixes and temporary names
 
@@ -30,6 +38,8 @@ def check_output(output_dir: str | os.PathLike, name: str) -> Path:
     """
     name = without_suffix(name)
     _check_name(name)
+    if not str(output_dir):
+        raise UsageError("the output folder is empty; give one (. is the current one)")
     folder = Path(output_dir)
     if "\0" in str(folder):
         raise UsageError(f"the output folder {str(folder)!r} contains a NUL character")
@@ -53,7 +63,7 @@ def check_output(output_dir: str | os.PathLike, name: str) -> Path:
 
 def without_suffix(name: str) -> str:
     """The name of a result without the suffix of one of its files."""
-    return re.sub(r"(?<=.)(\.(csv|json|parquet|meta))+\Z", "", name, flags=re.DOTALL | re.IGNORECASE)
+    return re.sub(r"(?<=.)((\.effect)?\.(csv|json|parquet|meta))+\Z", "", name, flags=re.DOTALL | re.IGNORECASE)
 
 
 def _check_name(name: str) -> None:

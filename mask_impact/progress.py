@@ -22,7 +22,7 @@ class Progress:
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
         self.on_begin: Callable[[int], None] = lambda n_tokens: None
-        self._bar = None
+        self._bar = self._effects = None
         self._n_layers = self._n_steps = 0
 
     def __enter__(self) -> "Progress":
@@ -57,11 +57,30 @@ class Progress:
         elif last:
             self._say_step(label)
 
+    def effects_begin(self, step: int, n_variants: int) -> None:
+        label = f"Effect on the answer (token {step + 1} of at most {self._n_steps})"
+        if not self.quiet and sys.stderr.isatty():
+            self._effects = self._make_bar(desc=label, total=n_variants, unit="effect", position=1, leave=False)
+        else:
+            self._say_step(f"{label}: {n_variants} of (layer, token)")
+
+    def effects_done(self, n_variants: int) -> None:
+        if self._effects is not None:
+            self._effects.update(n_variants)
+            if self._effects.n >= self._effects.total:
+                self._close_effects()
+
+    def _close_effects(self) -> None:
+        if self._effects is not None:
+            self._effects.close()
+            self._effects = None
+
     def _say_step(self, label: str) -> None:
         if not self.quiet:
             print_line(label, sys.stderr)
 
     def _close_bar(self) -> None:
+        self._close_effects()
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -75,17 +94,22 @@ class Progress:
         return f"Processing layer {layer}/{self._n_layers - 1}... (token {step + 1} of at most {self._n_steps})"
 
 
+def _prompts(n: int | None) -> str:
+    return "1 prompt" if n == 1 else f"{n} prompts"
+
+
 class StudyProgress(Progress):
     """Two bars, prompts above the layers of those at work; on anything but a terminal a line now and then.
 
-    Is a study.StudyObserver. say: prints a line on stdout; each finished prompt gets one.
+    Is a study.StudyObserver. say: prints a line on stdout; each finished prompt gets one. speaks: whether this process is the
+    one that says what failed, even when it is quiet.
     """
 
     SECONDS_BETWEEN_LINES = 10.0
 
-    def __init__(self, quiet: bool, say: Callable[[str], None]) -> None:
+    def __init__(self, quiet: bool, say: Callable[[str], None], speaks: bool = True) -> None:
         super().__init__(quiet)
-        self.say = say
+        self.say, self.speaks = say, speaks
         self._prompts = None
         self._n_jobs = self._n_done = 0
         self._started = self._last_line = time.monotonic()
@@ -103,10 +127,19 @@ class StudyProgress(Progress):
         """The first lines."""
         self.say(f"{title}\n{'=' * len(title)}")
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether prompts have been run, or found done."""
+        return self._n_done > 0
+
     def study_begins(self, n_jobs: int | None, n_done: int) -> None:
         self._n_jobs, self._n_done = n_jobs, n_done
         self._started = self._last_line = time.monotonic()
-        self.say(f"Analyzing {n_jobs} prompts" + (f", {n_done} of them are done already" if n_done else "") + "...")
+        self.say(
+            f"Analyzing {n_jobs} prompt{'s' * (n_jobs != 1)}"
+            + (f", {n_done} of them are done already" if n_done else "")
+            + "..."
+        )
         if not self.quiet and sys.stderr.isatty():
             self._prompts = self._make_bar(
                 desc="Prompts", total=n_jobs, initial=n_done, unit="prompt", position=0, leave=False
@@ -121,6 +154,13 @@ class StudyProgress(Progress):
         self._write(lambda: self.say(f"[{self._n_done + 1}/{self._n_jobs or '?'}] {line}"))
         for note in saved.notes if saved else ():
             self.note(note)
+        self.skipped(1)
+
+    def row_failed(self, problem: Any) -> None:
+        name = problem.name or f"row {problem.row}"
+        self._write(
+            lambda: self.say(f"[{self._n_done + 1}/{self._n_jobs or '?'}] {name}: FAILED: {escape(problem.message)}")
+        )
         self.skipped(1)
 
     def skipped(self, n_rows: int) -> None:
@@ -140,12 +180,16 @@ class StudyProgress(Progress):
         counts += [f"{tally.n_skipped} were there already"] if tally.n_skipped else []
         shown = ", ".join(tally.failed[:10]) + (", ..." if len(tally.failed) > 10 else "")
         counts += [f"{len(tally.failed)} failed: {shown}"] if tally.failed else []
-        self.say(f"\n{tally.n_jobs} prompts: {'; '.join(counts)}")
+        self.say(f"\n{_prompts(tally.n_jobs)}: {'; '.join(counts)}")
         if tally.errors_path is not None:
             self.say(f"Errors: {escape(str(tally.errors_path))}")
+            if self.quiet and self.speaks:
+                print_line(
+                    f"{len(tally.failed)} of {tally.n_jobs} failed, see {escape(str(tally.errors_path))}", sys.stderr
+                )
         if tally.n_written:
             self.say(
-                f"{tally.n_written} prompts in {tally.seconds:.1f} s: {tally.n_written / tally.seconds:.2f} prompts/s, "
+                f"{_prompts(tally.n_written)} in {tally.seconds:.1f} s: {tally.n_written / tally.seconds:.2f} prompts/s, "
                 f"{tally.n_tokens / tally.seconds:.0f} masked tokens/s"
             )
 

@@ -110,6 +110,27 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class EffectRecord:
+    """What masking a position in the layers around a layer does to the produced token, for the positions of its step.
+
+    logit_change, logprob_change (nats, negative: less likely), kl_divergence (nats, KL(unmasked || masked) over the whole
+    vocabulary): float32 [L, P_t]. top1: int64 [L, P_t], the most probable token then; top1_texts: their texts by id.
+    floor: the largest logit_change, logprob_change and kl_divergence, as absolute values, where nothing was hidden.
+    """
+
+    logit_change: np.ndarray
+    logprob_change: np.ndarray
+    kl_divergence: np.ndarray
+    top1: np.ndarray
+    top1_texts: dict[int, str]
+    floor: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        for name in ("logprob_change", "kl_divergence", "top1"):
+            _check_shape(name, getattr(self, name), self.logit_change.shape)
+
+
+@dataclass(frozen=True)
 class StepRecord:
     """All measurements of one generation step, that is, of one produced token.
 
@@ -118,7 +139,7 @@ class StepRecord:
     from the query, mean over all layers and heads (kept to tell attention sinks, not a measure of impact); baseline_norm:
     float32 [L, V], the L2 norm of the unmasked quantity; self_check: float64 [L], largest relative difference between the
     model's own row and its recomputation; noise_floor: float64 [L], the Full L2 distance that rounding alone makes where
-    full states had to ride (mixture of experts), NaN elsewhere.
+    full states had to ride (mixture of experts), NaN elsewhere. effect: None where it was not measured.
     """
 
     step: int
@@ -133,6 +154,7 @@ class StepRecord:
     self_check: np.ndarray
     noise_floor: np.ndarray
     seconds: float
+    effect: EffectRecord | None = None
 
     def __post_init__(self) -> None:
         if self.l2.ndim != 3:
@@ -147,6 +169,8 @@ class StepRecord:
         _check_shape("baseline_norm", self.baseline_norm, (n_layers, n_variants))
         _check_shape("self_check", self.self_check, (n_layers,))
         _check_shape("noise_floor", self.noise_floor, (n_layers,))
+        if self.effect is not None:
+            _check_shape("effect", self.effect.logit_change, (n_layers, n_masked))
 
     @property
     def n_positions(self) -> int:
@@ -192,6 +216,11 @@ class Result:
     def n_layers(self) -> int:
         """L, the number of decoder layers."""
         return self.steps[0].l2.shape[0]
+
+    @property
+    def has_effects(self) -> bool:
+        """Whether the effect on the produced tokens was measured."""
+        return all(step.effect is not None for step in self.steps)
 
     @property
     def n_rows(self) -> int:

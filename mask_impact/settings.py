@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from mask_impact.errors import InputError, UsageError
 
 VARIANT_GROUPS = ("full", "attn", "heads")
+ABLATIONS = ("mask", "zero-value", "mean-value")
 MASK_MODES = ("text", "vision", "both")
 DEFAULT_MODELS = {"vl": "Qwen/Qwen3-VL-4B-Instruct", "text": "Qwen/Qwen3-1.7B"}
 
@@ -31,6 +32,8 @@ def check_image_marks(prompt: str, n_images: int) -> None:
 
 def check_prompt(prompt: str) -> None:
     """InputError where a prompt has nothing in it or is not text."""
+    if not isinstance(prompt, str):
+        raise InputError(f"a prompt is text (or ready model inputs), not {type(prompt).__name__}")
     if not prompt.strip():
         raise InputError("the prompt is empty; give some text")
     try:
@@ -47,6 +50,7 @@ class RunSettings:
     (None: only where the model has none). n_verify: (step, layer, token) triples to measure again by really masking.
     mask_mode: which of the prompt's tokens to mask, one of MASK_MODES, or all, which is both; special tokens count as text.
     max_image_resolution: longest edge of an image in pixels (None: as it is). allow_remote: whether to fetch images from URLs.
+    effect: whether to measure the effect on the produced token too, with `window` layers masked at once and one of ABLATIONS.
     """
 
     num_tokens: int = 1
@@ -57,6 +61,9 @@ class RunSettings:
     mask_mode: str = "both"
     max_image_resolution: int | None = None
     allow_remote: bool = False
+    effect: bool = False
+    window: int = 1
+    ablation: str = "mask"
 
     def __post_init__(self) -> None:
         if self.num_tokens < 1:
@@ -71,6 +78,12 @@ class RunSettings:
             raise UsageError(f"--mask-mode must be one of {', '.join(MASK_MODES)} (all = both), not '{self.mask_mode}'")
         if self.max_image_resolution is not None and self.max_image_resolution < 1:
             raise UsageError(f"--max-image-resolution must be at least 1, not {self.max_image_resolution}")
+        if self.window < 1:
+            raise UsageError(f"--window must be at least 1 layer, not {self.window}")
+        if self.ablation not in ABLATIONS:
+            raise UsageError(f"--ablation must be one of {', '.join(ABLATIONS)}, not '{self.ablation}'")
+        if not self.effect and (self.window != 1 or self.ablation != "mask"):
+            raise UsageError("--window and --ablation say how the effect is measured: give --effect too")
         if self.mask_mode == "all":
             object.__setattr__(self, "mask_mode", "both")
         object.__setattr__(self, "variants", tuple(group for group in VARIANT_GROUPS if group in self.variants))

@@ -13,15 +13,16 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from mask_impact.effect_tables import effect_table, make_record, read_effects, write_effects
 from mask_impact.errors import OutputError, UsageError
 from mask_impact.files import check_output, without_suffix, write_files
-from mask_impact.records import Candidate, ImageRecord, Result, StepRecord, TokenTable
+from mask_impact.records import Candidate, EffectRecord, ImageRecord, Result, StepRecord, TokenTable
 
 SCHEMA_VERSION = 1
 COLUMNS = ("generation_step", "layer", "token_masked", "token_position", "variant", "l2_distance", "cosine_distance")
@@ -169,9 +170,14 @@ def save(result: Result, path: str | os.PathLike, formats: str | Iterable[str] |
     writers: dict[Path, Callable[[BinaryIO], None]] = {
         paths[form]: lambda file, write=WRITERS[form]: write(result, file) for form in formats
     }
+    if result.has_effects:
+        effects = effect_table(result, [_clean(text) for text in result.tokens.texts])
+        for form in formats:
+            paths[f"effect.{form}"] = _beside(stem, f"effect.{form}")
+            writers[paths[f"effect.{form}"]] = lambda file, form=form: write_effects(effects, form, file)
     write_files({**writers, paths["meta.json"]: lambda file: file.write(meta)})
-    for form in FORMATS:
-        if form not in formats and _beside(stem, form).exists():
+    for form in (*FORMATS, *(f"effect.{form}" for form in FORMATS)):
+        if form not in paths and _beside(stem, form).exists():
             notes.append(f"{_beside(stem, form)} is from an earlier run and was left as it is")
     return Saved(tuple(paths.values()), tuple(notes))
 
@@ -332,6 +338,7 @@ def _meta_bytes(result: Result, formats: tuple[str, ...]) -> bytes:
             "attention": line(step.attention),
             "baseline_norm": [line(layer) for layer in step.baseline_norm],
             "distances_crc32": _checksum(step.l2, step.cosine),
+            "effect": step.effect and {"floor": line(step.effect.floor), "top1_texts": line(_texts(step.effect))},
         }
         for step in result.steps
     ]
@@ -362,6 +369,10 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_jsonable(item) for item in value]
     return value
+
+
+def _texts(effect: EffectRecord) -> dict[str, str]:
+    return {str(token): _clean(text) for token, text in effect.top1_texts.items()}
 
 
 def _as_list(array: np.ndarray) -> list:
@@ -426,12 +437,34 @@ def load_result(path: str | os.PathLike) -> Result:
         expected = [step["distances_crc32"] for step in meta["steps"]]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise OutputError(f"{meta_path} is not the meta file of a result: {_one_line(error)}") from error
+    if any(step.get("effect") for step in meta["steps"]):
+        result = _with_effects(result, stem, meta)
     for step, checksum in zip(result.steps, expected, strict=True):
         if _checksum(step.l2, step.cosine) != checksum:
             raise OutputError(
                 f"{table} does not hold the distances of the run in {meta_path}: step {step.step} differs"
             )
     return result
+
+
+def _with_effects(result: Result, stem: Path, meta: dict[str, Any]) -> Result:
+    import pyarrow as pa
+
+    present = [form for form in READ_ORDER if form in meta["formats"] and _beside(stem, f"effect.{form}").is_file()]
+    if not present:
+        raise OutputError(
+            f"{stem.name}.effect.* is missing: {_beside(stem, 'meta.json')} says that effects were measured"
+        )
+    path = _beside(stem, f"effect.{present[0]}")
+    try:
+        columns, first, steps = read_effects(path, present[0]), 0, []
+        for step, about in zip(result.steps, meta["steps"], strict=True):
+            shape = step.l2.shape[:2]
+            steps.append(replace(step, effect=make_record(columns, first, shape, about["effect"])))
+            first += shape[0] * shape[1]
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise OutputError(f"{path} cannot be read: {_one_line(error)}") from error
+    return replace(result, steps=tuple(steps))
 
 
 def stored_digest(path: str | os.PathLike, formats: Iterable[str] | None = None) -> str | None:

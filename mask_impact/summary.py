@@ -192,6 +192,7 @@ def render_summary(result: Result, paths: Iterable[str | PathLike] = (), top: in
         _ranking(result, top) if _masks_text(result) else [],
         *_image_sections(result, top),
         _steps(result) if len(result.steps) > 1 else [],
+        _effects(result, top) if result.has_effects else [],
         [*_sinks(result), *_checks(result)],
         _files([fspath(path) for path in paths]),
     ]
@@ -334,6 +335,28 @@ def _steps(result: Result) -> list[str]:
             label = token_label(result, position, width=16)
             cells.append(_pad(f"{label} {percent(importance.scores[position])}", 24))
         lines.append(f"  {step.step:>4}  {_pad(quoted(step.token_text, 12), 12)} <- {'  '.join(cells)}".rstrip())
+    return lines
+
+
+def _effects(result: Result, top: int) -> list[str]:
+    """What hiding a token from a layer, or the layers around it, does to the first produced token: of the tokens that it
+    costs most, each in its worst layer."""
+    step = result.steps[0]
+    effect, how = step.effect, result.meta.get("effect") or {}
+    window, ablation = how.get("window", 1), how.get("ablation", "mask")
+    where = "one layer" if window == 1 else f"{window} layers around a layer"
+    lines = [f"Effect on the first token, {quoted(step.token_text, 12)}, of hiding a token from {where} ({ablation}):"]
+    layers = effect.logprob_change.argmin(axis=0)  # of each token the layer where it costs most
+    order = np.argsort(effect.logprob_change.min(axis=0), kind="stable")[:top]
+    lines.append(f"  {'layer':>5} {'pos':>5}  {_pad('token', 18)} {'log-prob.':>10} {'KL (nats)':>10}  becomes")
+    for layer, row in zip(layers[order], order, strict=True):
+        change, kl, top1 = (values[layer, row] for values in (effect.logprob_change, effect.kl_divergence, effect.top1))
+        position = int(step.positions[row])
+        becomes = quoted(effect.top1_texts[int(top1)], 16) if top1 != step.token_id else ""
+        label = _pad(token_label(result, position, width=18), 18)
+        lines.append(f"  {layer:>5} {position:>5}  {label} {change:>10.3g} {kl:>10.3g}  {becomes}".rstrip())
+    n_changed = int((effect.top1 != step.token_id).sum())
+    lines.append(f"  {n_changed:,} of {effect.top1.size:,} (layer, token) change which token is the most probable")
     return lines
 
 

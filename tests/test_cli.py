@@ -308,9 +308,22 @@ def test_what_cannot_be_right_about_images_is_said_before_any_weight_is_read(
     assert said in refused(main_vl, "--prompt", "the cat", *argv, code=code)
 
 
-@pytest.mark.parametrize("flag", ["--image", "--mask-mode", "--max-image-resolution"])
+@pytest.mark.parametrize("flag", ["--mask-mode", "--max-image-resolution"])
 def test_the_text_script_has_no_flags_for_images(flag, refused):
     assert f"unrecognized arguments: {flag}" in refused(main_text, "--prompt", "the cat", flag, "x", code=2)
+
+
+def test_the_text_script_says_which_script_takes_images(refused):
+    line = refused(main_text, "--prompt", "the cat", "--image", "a.png", code=2)
+    assert "a text model takes no image; mask_impact_vl.py does" in line
+
+
+def test_what_an_earlier_run_left_beside_a_result_is_named(run, text_checkpoint):
+    argv = ["--model", text_checkpoint, "--prompt", "the cat"]
+    run(main_text, *argv, "--plots", "--report")
+    outcome = run(main_text, *argv, "--report")
+    assert "output/masking_results.layers.png is from an earlier run and was left as it is" in outcome.err
+    assert "masking_results.html is from" not in outcome.err
 
 
 def test_an_image_that_the_model_cannot_take_leaves_nothing(refused, vl_checkpoint, tmp_path):
@@ -394,7 +407,7 @@ def test_help_and_argument_errors_import_nothing_heavy(main, argv, tmp_path):
 def test_help_names_every_flag_and_the_examples(main, run):
     outcome = run(main, "--help")
     assert (outcome.code, outcome.err) == (0, "")
-    assert outcome.out.count(f"python {PROGRAMS[main]} --") == (6 if main is main_vl else 4)
+    assert outcome.out.count(f"python {PROGRAMS[main]} --") == (7 if main is main_vl else 5)
     of_images = ("--image", "--mask-mode", "--max-image-resolution", "--allow-remote")
     assert all((f"\n  {flag}" in outcome.out) == (main is main_vl) for flag in of_images)
     for flag in (
@@ -403,6 +416,7 @@ def test_help_names_every_flag_and_the_examples(main, run):
         "--reduce",
         "--resume",
         "--device-map",
+        "--effect",
         "--plots",
         "--report",
         "--prompt",

@@ -17,8 +17,8 @@ PACKAGE = REPOSITORY / "mask_impact"
 # A module may import only those before it.
 ORDER = [
     "demo/__init__", "errors", "settings", "records", "architectures", "attention", "propagation", "measurement", "engine",
-    "files", "store", "summary", "plots", "figures", "console", "reading", "report",
-    "impact", "tables", "top", "comparison", "compare_text", "comparison_page", "compare", "__main__",
+    "replay", "effects", "files", "effect_tables", "store", "summary", "plots", "figures", "console", "reading",
+    "impact", "agreement", "report", "tables", "top", "comparison", "compare_text", "comparison_page", "compare", "__main__",
     "images", "processing", "loading", "encoding", "verification", "analysis",
     "batching", "config", "sharing", "study", "progress", "cli",
 ]  # fmt: skip
@@ -28,9 +28,9 @@ APART = ["__init__", "demo/tasks"]
 LATE_IMPORTS = {("records", "store"), ("records", "summary"), ("records", "plots"), ("records", "figures")}
 # These work without torch and transformers: help, usage errors and stored results are quick.
 LIGHT = [
-    "errors", "settings", "records", "files", "store", "summary", "plots", "figures",
-    "console", "reading", "report",
-    "impact", "tables", "top", "comparison", "compare_text", "comparison_page", "compare", "__main__",
+    "errors", "settings", "records", "files", "effect_tables", "store", "summary", "plots", "figures",
+    "console", "reading",
+    "impact", "agreement", "report", "tables", "top", "comparison", "compare_text", "comparison_page", "compare", "__main__",
     "config", "sharing", "progress", "cli",
 ]  # fmt: skip
 HEAVY = ["torch", "transformers", "pandas", "pyarrow", "PIL", "matplotlib"]

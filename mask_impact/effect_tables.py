@@ -1,0 +1,98 @@
+"""The second table of a result, `NAME.effect.*`: the effect of each masked token on the produced one; written and read.
+
+Knows records and file formats. pyarrow and orjson are imported only where they are used.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from mask_impact.records import EffectRecord, Result, StepRecord
+
+EFFECT_COLUMNS = (
+    "generation_step", "layer", "token_masked", "token_position", "variant",
+    "logit_change", "logprob_change", "kl_divergence", "top1_changed", "top1_id", "top1_token",
+)  # fmt: skip
+NUMBERS = ("logit_change", "logprob_change", "kl_divergence")
+
+
+def effect_table(result: Result, texts: Sequence[str]):
+    """A pyarrow.Table with EFFECT_COLUMNS: a row for each step, layer and masked position. texts: of each position, UTF-8."""
+    import pyarrow as pa
+
+    return pa.concat_tables([_of_step(record, texts) for record in result.steps]).unify_dictionaries()
+
+
+def _of_step(record: StepRecord, texts: Sequence[str]):
+    import pyarrow as pa
+
+    effect = record.effect
+    n_layers, n_masked = effect.top1.shape
+    positions = np.tile(record.positions.astype(np.int32), n_layers)
+    top1 = effect.top1.reshape(-1)
+    columns = (
+        np.full(top1.size, record.step, dtype=np.int32),
+        np.repeat(np.arange(n_layers, dtype=np.int32), n_masked),
+        pa.array([texts[position] for position in positions], pa.string()).dictionary_encode(),
+        positions,
+        pa.array(["Full"] * top1.size, pa.string()).dictionary_encode(),
+        *(getattr(effect, name).reshape(-1) + np.float32(0) for name in NUMBERS),  # -0.0 becomes 0.0
+        pa.array(top1 != record.token_id),
+        top1,
+        pa.array([effect.top1_texts[int(token)] for token in top1], pa.string()).dictionary_encode(),
+    )
+    return pa.table(dict(zip(EFFECT_COLUMNS, columns, strict=True)))
+
+
+def write_effects(table, form: str, file: BinaryIO) -> None:
+    """The table as csv, json (a list of records, one on each line) or parquet."""
+    import pyarrow as pa
+
+    if form == "parquet":
+        import pyarrow.parquet as pq
+
+        pq.write_table(table, file, compression="zstd")
+    elif form == "csv":
+        import pyarrow.csv as pa_csv
+
+        plain = pa.schema(
+            [(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in table.schema]
+        )
+        pa_csv.write_csv(table.cast(plain), file)
+    else:
+        import orjson
+
+        lines = (orjson.dumps(row) for row in table.to_pylist())
+        file.write(b"[\n" + b",\n".join(lines) + b"\n]\n")
+
+
+def read_effects(path: Path, form: str) -> dict[str, np.ndarray]:
+    """The columns NUMBERS (float32) and top1_id (int64) of a table that `write_effects` wrote, one behind the other."""
+    if form == "parquet":
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(path, columns=[*NUMBERS, "top1_id"])
+    elif form == "csv":
+        import pyarrow.csv as pa_csv
+
+        table = pa_csv.read_csv(path, parse_options=pa_csv.ParseOptions(newlines_in_values=True))
+    else:
+        import orjson
+        import pyarrow as pa
+
+        table = pa.Table.from_pylist(orjson.loads(path.read_bytes()))
+    wanted = dict.fromkeys(NUMBERS, np.float32) | {"top1_id": np.int64}
+    return {name: table[name].to_numpy().astype(dtype) for name, dtype in wanted.items()}
+
+
+def make_record(columns: dict[str, np.ndarray], first: int, shape: tuple[int, int], about: dict) -> EffectRecord:
+    """The record of one step out of what `read_effects` read; first: its first row; about: its entry in the meta file."""
+    part = {name: values[first : first + shape[0] * shape[1]].reshape(shape) for name, values in columns.items()}
+    return EffectRecord(
+        **{name: part[name] for name in NUMBERS},
+        top1=part["top1_id"],
+        top1_texts={int(token): text for token, text in about["top1_texts"].items()},
+        floor=tuple(about["floor"]),
+    )

@@ -1,0 +1,355 @@
+"""Effects on the answer against full forwards of the model with the edges hidden; what may not change does not, to the bit."""
+
+import effect_oracle
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import make_tokenizer
+from tiny_models import ARCHITECTURES, tiny_image_inputs, tiny_inputs, tiny_model
+
+import mask_impact
+from mask_impact import loading, replay
+from mask_impact.analysis import analyze, greedy_config
+from mask_impact.cli import main_text
+from mask_impact.effect_tables import EFFECT_COLUMNS
+from mask_impact.effects import StepEffects, each_layer_and_token, measure_effects, sees, windows
+from mask_impact.engine import MaskingEngine
+from mask_impact.errors import ExactnessError, OutputError, UsageError
+from mask_impact.replay import Variants
+
+N_STEPS = 3
+HEADS = (1, 2)  # of four, in different key/value groups
+
+
+def run(model, inputs, n_steps=N_STEPS, **settings):
+    """[(the engine's positions, StepEffects)] of every step, and the produced ids; settings: of `variants_of`."""
+    measured = []
+    with MaskingEngine(model, keep_states=True) as engine:
+
+        def at_the_end(module, args, output):
+            measured.append(measure_effects(engine, variants_of(engine, **settings), output.logits[0, -1]))
+
+        handle = model.register_forward_hook(at_the_end)
+        try:
+            ids = model.generate(**inputs, generation_config=greedy_config(model, n_steps))
+        finally:
+            handle.remove()
+    return measured, ids[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def variants_of(engine, window=1, heads=None, ablation="mask"):
+    n, n_layers = engine.n_positions, len(engine.decoder.layers)
+    variants = each_layer_and_token(torch.arange(n), n, n_layers, window)
+    chosen = None if heads is None else torch.tensor([head in heads for head in range(engine.decoder.n_heads)])
+    return Variants(variants.hidden, variants.first, variants.last, chosen, ablation)
+
+
+def assert_agrees(model, inputs, **settings):
+    measured, ids = run(model, inputs, **settings)
+    assert len(measured) == N_STEPS
+    for step, effects in enumerate(measured):
+        expected = effect_oracle.effects(model, inputs, ids, step, **settings)
+        shape = expected["logit_change"].shape
+        # Relative to the logits' spread: logits are what the model computes, and effects are their differences.
+        for name in ("logit_change", "logprob_change"):
+            np.testing.assert_allclose(
+                getattr(effects, name).reshape(shape),
+                expected[name],
+                rtol=1e-4,
+                atol=1e-5 * np.abs(expected[name]).max(),
+            )
+        kl = expected["kl_divergence"]
+        np.testing.assert_allclose(effects.kl_divergence.reshape(shape), kl, rtol=1e-3, atol=1e-6 * kl.max())
+        assert (effects.top1.reshape(shape) == expected["top1"]).all()
+        assert effects.produced == ids[step]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_effects_agree_with_the_oracle(name):
+    """All layers and tokens, three steps with KV cache; prompts longer than the sliding windows."""
+    model = tiny_model(name)
+    assert_agrees(model, tiny_inputs(model, 9))
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_vl_moe"])
+def test_effects_of_image_tokens_agree_with_the_oracle(name):
+    model = tiny_model(name)
+    assert_agrees(model, tiny_image_inputs(model))
+
+
+@pytest.mark.parametrize("settings", [
+    {"window": 2}, {"window": 3}, {"heads": HEADS}, {"ablation": "zero-value"}, {"ablation": "mean-value"},
+    {"window": 3, "heads": HEADS, "ablation": "mean-value"},
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("name", ["qwen3", "mistral", "gemma3_text", "phi3"])
+def test_windows_heads_and_ablations_agree_with_the_oracle(name, settings):
+    model = tiny_model(name)
+    assert_agrees(model, tiny_inputs(model, 9), **settings)
+
+
+# --- what an engine can get wrong ---------------------------------------------------------------------------------------
+
+
+def broken(monkeypatch, name):
+    """Replays that are wrong in one way each."""
+    real = replay._attend
+    if name == "mask one layer off":
+        through = replay._through_layers
+
+        def off(engine, variants, rows):
+            moved = Variants(variants.hidden, (variants.first - 1).clamp_min(0), (variants.last - 1).clamp_min(0))
+            return through(engine, moved, rows)
+
+        monkeypatch.setattr(replay, "_through_layers", off)
+    elif name == "the unmasked row's own key and value":
+
+        def reused(query, key, value, state, masked, variants):
+            own = state.keys[None, :, -1:].expand_as(key), state.values[None, :, -1:].expand_as(value)
+            return real(query, *own, state, masked, variants)
+
+        monkeypatch.setattr(replay, "_attend", reused)
+    else:
+
+        def shifted(query, key, value, state, masked, variants):
+            return real(query, key, value, state, masked, variants).roll(2, dims=2)
+
+        monkeypatch.setattr(replay, "_attend", shifted)
+
+
+@pytest.mark.parametrize("name", ["mask one layer off", "the unmasked row's own key and value"])
+def test_a_broken_replay_is_told_from_the_model(name, monkeypatch):
+    broken(monkeypatch, name)
+    model = tiny_model("qwen3")
+    with pytest.raises(AssertionError):
+        assert_agrees(model, tiny_inputs(model, 9))
+
+
+def test_a_replay_that_is_not_the_model_gives_no_numbers(monkeypatch):
+    """Heads shifted by one group: the row that hides nothing is not the model's own."""
+    broken(monkeypatch, "heads shifted by a group")
+    model = tiny_model("qwen3")
+    with pytest.raises(ExactnessError, match="the replayed model differs from the model by"):
+        run(model, tiny_inputs(model, 9))
+
+
+# --- what may not change ------------------------------------------------------------------------------------------------
+
+
+def at_the_first_step(model, inputs, look):
+    """What `look(engine, logits)` gives after the prompt's forward, the engine's block being open."""
+    with torch.no_grad(), MaskingEngine(model, keep_states=True) as engine:
+        logits = model(**inputs).logits[0, -1]
+        return look(engine, logits)
+
+
+def test_hiding_nothing_changes_nothing_to_the_bit():
+    """No key, no layer that sees the key, no head; and a row that hides nothing among others that do."""
+    model = tiny_model("mistral")
+    inputs = tiny_inputs(model, 9)
+
+    def look(engine, logits):
+        n = engine.n_positions
+        hidden = torch.zeros(4, n, dtype=torch.bool)
+        hidden[1, 0] = True  # out of every window
+        hidden[2, n - 2] = hidden[3, n - 2] = True
+        zero, last = torch.zeros(4, dtype=torch.int64), torch.full((4,), 2)
+        last[2] = -1  # no layer
+        seen = sees(engine, Variants(hidden, zero, last))
+        no_head = Variants(hidden, zero, last, torch.zeros(4, dtype=torch.bool))
+        return (
+            seen,
+            measure_effects(engine, Variants(hidden, zero, last), logits),
+            measure_effects(engine, no_head, logits),
+        )
+
+    seen, effects, without_heads = at_the_first_step(model, inputs, look)
+    assert seen.tolist() == [False, False, False, True]
+    for name in ("logit_change", "logprob_change", "kl_divergence"):
+        values = getattr(effects, name)
+        assert (values[:3] == 0).all()
+        assert values[3] != 0
+        assert (getattr(without_heads, name) == 0).all()
+    assert (effects.top1[:3] == effects.produced).all()
+
+
+def test_the_floor_is_what_the_arithmetic_makes_of_nothing():
+    for dtype, most in ((torch.float32, 1e-5), (torch.bfloat16, 1e-4)):
+        model = tiny_model("qwen3", dtype=dtype)
+        (effects, *_), _ = run(model, tiny_inputs(model, 9))
+        assert max(effects.floor) <= most
+        assert np.abs(effects.logprob_change).max() > 100 * most
+
+
+def test_kl_is_not_negative_and_top1_is_the_masked_models():
+    model = tiny_model("qwen2")
+    measured, _ = run(model, tiny_inputs(model, 9))
+    for effects in measured:
+        assert (effects.kl_divergence >= 0).all()
+        changed = effects.top1 != effects.produced
+        assert changed.any()
+        assert (effects.logprob_change[changed] < 0).any()
+
+
+def test_the_model_is_as_it_was_and_the_engine_measures_on():
+    """Effects are taken in the middle of a generation; the distances and tokens are those of a run without them."""
+    model = tiny_model("qwen3")
+    inputs = tiny_inputs(model, 9)
+    with MaskingEngine(model) as plain:
+        ids = model.generate(**inputs, generation_config=greedy_config(model, N_STEPS))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with MaskingEngine(model, keep_states=True) as engine:
+
+        def at_the_end(module, args, output):
+            measure_effects(engine, variants_of(engine), output.logits[0, -1])
+
+        handle = model.register_forward_hook(at_the_end)
+        again = model.generate(**inputs, generation_config=greedy_config(model, N_STEPS))
+        handle.remove()
+    assert torch.equal(ids, again)
+    for one, other in zip(plain.steps, engine.steps, strict=True):
+        assert torch.equal(one.l2, other.l2)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert engine.states == []
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
+
+
+def test_windows_are_cut_at_the_ends():
+    assert [tuple(pair) for pair in torch.stack(windows(5, 3), dim=1).tolist()] == [
+        (0, 1),
+        (0, 2),
+        (1, 3),
+        (2, 4),
+        (3, 4),
+    ]
+    assert [tuple(pair) for pair in torch.stack(windows(4, 2), dim=1).tolist()] == [(0, 1), (1, 2), (2, 3), (3, 3)]
+    for width in (0, 6):
+        with pytest.raises(UsageError, match=f"a window of {width} layers does not fit: the model has 5"):
+            windows(5, width)
+
+
+def test_chunks_of_rows_change_nothing_but_rounding(monkeypatch):
+    model = tiny_model("gemma3_text")
+    inputs = tiny_inputs(model, 9)
+    (whole, *_), _ = run(model, inputs)
+    monkeypatch.setattr(replay, "ATTENTION_BYTES", 1)
+    monkeypatch.setattr(replay, "ROWS_OF_LOGITS", 7)
+    (chunked, *_), _ = run(model, inputs)
+    assert isinstance(chunked, StepEffects)
+    np.testing.assert_allclose(chunked.logprob_change, whole.logprob_change, rtol=1e-4, atol=1e-6)
+    assert (chunked.top1 == whole.top1).all()
+
+
+# --- as a user has them -------------------------------------------------------------------------------------------------
+
+
+def test_analyze_gives_them_and_files_give_them_back(tmp_path):
+    """Every row of every format against the arrays; the seven-column files stay as they are."""
+    loaded = loading.wrap(tiny_model("qwen3_vl"), make_tokenizer())
+    inputs = tiny_image_inputs(loaded.model)
+    settings = {"num_tokens": N_STEPS, "mask_mode": "vision"}
+    plain = analyze(loaded, inputs, **settings)
+    result = analyze(loaded, inputs, **settings, effect=True, window=2, ablation="zero-value")
+    assert result.meta["effect"] == {"window": 2, "ablation": "zero-value"}
+    assert (plain.has_effects, result.has_effects) == (False, True)
+    expected = effect_oracle.effects(
+        loaded.model, inputs, [step.token_id for step in result.steps], 1, window=2, ablation="zero-value",
+        positions=result.steps[1].positions.tolist(),
+    )  # fmt: skip
+    np.testing.assert_allclose(result.steps[1].effect.logprob_change, expected["logprob_change"], rtol=1e-3, atol=1e-6)
+
+    plain.save(tmp_path / "plain", formats=("csv",))
+    result.save(tmp_path / "both", formats=("csv", "json", "parquet"))
+    assert (tmp_path / "plain.csv").read_bytes() == (tmp_path / "both.csv").read_bytes()
+    assert not (tmp_path / "plain.effect.csv").exists()
+    frames = [
+        pd.read_csv(tmp_path / "both.effect.csv", keep_default_na=False),
+        pd.read_json(tmp_path / "both.effect.json"),
+        pd.read_parquet(tmp_path / "both.effect.parquet"),
+    ]
+    rows = [
+        (step.step, layer, int(position), bool(step.effect.top1[layer, row] != step.token_id))
+        for step in result.steps
+        for layer in range(result.n_layers)
+        for row, position in enumerate(step.positions)
+    ]
+    numbers = np.concatenate([step.effect.kl_divergence.reshape(-1) for step in result.steps])
+    for frame in frames:
+        assert list(frame.columns) == list(EFFECT_COLUMNS)
+        assert (
+            list(zip(frame.generation_step, frame.layer, frame.token_position, frame.top1_changed, strict=True)) == rows
+        )
+        assert set(frame.variant) == {"Full"}
+        np.testing.assert_array_equal(frame.kl_divergence.astype(np.float32), numbers)
+        assert frame.top1_token.tolist() == [
+            step.effect.top1_texts[int(token)] for step in result.steps for token in step.effect.top1.reshape(-1)
+        ]
+    for form in ("csv", "json", "parquet"):
+        result.save(tmp_path / form, formats=(form,))
+        again = mask_impact.load_result(tmp_path / form)
+        for one, other in zip(result.steps, again.steps, strict=True):
+            for name in ("logit_change", "logprob_change", "kl_divergence", "top1"):
+                np.testing.assert_array_equal(getattr(one.effect, name), getattr(other.effect, name))
+            assert (one.effect.top1_texts, one.effect.floor) == (other.effect.top1_texts, other.effect.floor)
+    (tmp_path / "csv.effect.csv").unlink()
+    with pytest.raises(OutputError, match=r"csv\.effect\.\* is missing"):
+        mask_impact.load_result(tmp_path / "csv")
+
+
+def test_the_produced_token_is_the_one_that_generation_chose():
+    """Not the most probable one, where the model's config has a penalty."""
+    loaded = loading.wrap(tiny_model("qwen3"), make_tokenizer())
+    inputs = tiny_inputs(loaded.model, 9)
+    likeliest = int(loaded.model(**inputs).logits[0, -1].argmax())
+    loaded.model.generation_config.suppress_tokens = [likeliest]
+    result = analyze(loaded, inputs, effect=True)
+    token = result.steps[0].token_id
+    assert token != likeliest
+    expected = effect_oracle.effects(loaded.model, inputs, [token], 0)
+    np.testing.assert_allclose(result.steps[0].effect.logprob_change, expected["logprob_change"], rtol=1e-3, atol=1e-6)
+
+
+def test_the_script_says_what_costs_most(tmp_path, monkeypatch, capsys, text_checkpoint):
+    monkeypatch.chdir(tmp_path)
+    argv = [
+        "--model",
+        str(text_checkpoint),
+        "--prompt",
+        "the cat sat",
+        "--effect",
+        "--window",
+        "2",
+        "--num-tokens",
+        "2",
+    ]
+    assert main_text(argv) == 0
+    out, err = capsys.readouterr()
+    effect = mask_impact.load_result("output/masking_results").steps[0].effect
+    layer, row = np.unravel_index(effect.logprob_change.argmin(), effect.logprob_change.shape)
+    lines = out.splitlines()
+    first = next(index for index, line in enumerate(lines) if line.startswith("Effect on the first token"))
+    assert "2 layers around a layer (mask)" in lines[first]
+    assert lines[first + 2].split()[:2] == [str(layer), str(row)]
+    assert "Also written: output/masking_results.effect.csv" in lines
+    assert "Effect on the answer (token 2 of at most 2)" in err
+
+
+@pytest.mark.parametrize(("argv", "said"), [
+    (["--window", "3"], "--window and --ablation say how the effect is measured: give --effect too"),
+    (["--effect", "--window", "0"], "--window must be at least 1 layer, not 0"),
+    (["--effect", "--window", "4"], "a window of 4 layers does not fit: the model has 3"),
+    (["--effect", "--ablation", "blur"], "--ablation must be one of mask, zero-value, mean-value, not 'blur'"),
+])  # fmt: skip
+def test_wrong_settings_are_one_line(argv, said, tmp_path, monkeypatch, capsys, text_checkpoint):
+    monkeypatch.chdir(tmp_path)
+    assert main_text(["--model", str(text_checkpoint), "--prompt", "the cat", "--quiet", *argv]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert said in err
+    assert not list(tmp_path.glob("output/*"))
+
+
+def test_many_prompts_do_without(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main_text(["--config", "study.yaml", "--effect"]) == 2
+    assert "--effect does not go with --config" in capsys.readouterr().err
