@@ -34,6 +34,7 @@ MAX_BYTES = 10_000_000  # of a YAML file
 MAX_NODES = 100_000  # keys and values of a YAML file, what its aliases stand for written out
 MAX_DEPTH = 50
 MAX_LINE = 64 * 2**20  # bytes of a JSONL line
+MAX_FIELD = 2**17  # characters of a CSV field: behind a quote that is left open the rest of the file is one
 NO_FLAGS: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -152,6 +153,7 @@ class _Row(_Strict):
     image: _Image = None
     num_tokens: _Count | None = None
     mask_mode: _Mode | None = None
+    max_image_resolution: _Count | None = None
 
 
 _ACCEPTED = {
@@ -181,7 +183,11 @@ _LEVELS = {"at the top level": _File, "under model": _Model, "under defaults": _
 _IN_PLACE_OF = {"name": "", "prompt": "", "prompts": [None]}  # of wrong ones, so that the other keys can be checked
 _SIZES = tuple(_Sizes.model_fields)
 _PLACES = ("model", "revision", "device", "dtype", "formats", "output_dir")
-_SETTINGS = {field.name.removeprefix("n_"): field.name for field in fields(RunSettings)}  # as they are called here
+_OF_ONE_PROMPT = {"effect", "window", "ablation"}  # settings that only a single prompt has
+# As they are called here.
+_SETTINGS = {
+    field.name.removeprefix("n_"): field.name for field in fields(RunSettings) if field.name not in _OF_ONE_PROMPT
+}
 
 
 def _wrong(level: type[BaseModel], loc: tuple, error: Mapping[str, Any]) -> str:
@@ -196,10 +202,11 @@ def _wrong(level: type[BaseModel], loc: tuple, error: Mapping[str, Any]) -> str:
     if error["type"] == "missing":
         return f"{key} is missing; it must be {_ACCEPTED[key]}"
     quotable = _ACCEPTED[key].partition(":")[0] == "text" and isinstance(error["input"], int | float)  # bool is an int
-    return f"{key} must be {_ACCEPTED[key]}, not {_described(error['input'])}{' (in quotes it is text)' * quotable}"
+    return f"{key} must be {_ACCEPTED[key]}, not {described(error['input'])}{' (in quotes it is text)' * quotable}"
 
 
-def _described(value: Any) -> str:
+def described(value: Any) -> str:
+    """A value of a file in words, as in "must be text, not the number 5"."""
     if isinstance(value, bool):  # before int, which it is too
         return "true" if value else "false"
     if isinstance(value, int | float):
@@ -288,7 +295,7 @@ def load_config(path: str | os.PathLike, *, kind: str, overrides: Mapping[str, A
     in the file belongs to its model: it does not hold for a model that comes with a flag.
     """
     flags = _given_flags(overrides)
-    text = _Yaml(os.fspath(path))
+    text = YamlFile(os.fspath(path))
     folder = Path(path).parent
     file, bad = text.check(_File, text.data, ())
     model, _ = text.check(_Model, {"path": file.model} if isinstance(file.model, str) else file.model, ("model",))
@@ -296,7 +303,7 @@ def load_config(path: str | os.PathLike, *, kind: str, overrides: Mapping[str, A
     place = _set(model) | _set(file)
     for key in _set(model).keys() & _set(file).keys():
         if getattr(model, key) != getattr(file, key):
-            here, there = (_described(getattr(part, key)) for part in (file, model))
+            here, there = (described(getattr(part, key)) for part in (file, model))
             text.report((key,), f"{key} is {here} here and {there} under model; give it once")
     common = {key: place[key] for key in _SIZES if key in place} | _set(defaults)
 
@@ -354,19 +361,24 @@ def _set(part: BaseModel) -> dict[str, Any]:
     return part.model_dump(exclude_unset=True)
 
 
-class _Yaml:
-    """A YAML file as data (mappings with keys of text, lists, scalars), what is wrong in it, and which line is what."""
+class YamlFile:
+    """A YAML file as data (mappings with keys of text, lists, scalars), what is wrong in it, and which line is what.
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    content: what its mapping has; smaller: what to do about a file that is too large. Both are for messages.
+    """
+
+    def __init__(
+        self, path: str, content: str = "model and prompts", smaller: str = "many prompts fit into a dataset"
+    ) -> None:
+        self.path, self._smaller = path, smaller
         text = self._read()
         try:
             loader = _Loader(text)
             self.root = loader.get_single_node()
             if self.root is None:
-                self._refuse(1, "the file is empty; a mapping with model and prompts is accepted")
+                self._refuse(1, f"the file is empty; a mapping with {content} is accepted")
             if not isinstance(self.root, yaml.MappingNode):
-                self._refuse(self.root.start_mark.line + 1, "no mapping; one with model and prompts is accepted")
+                self._refuse(self.root.start_mark.line + 1, f"no mapping; one with {content} is accepted")
             self.data = loader.value_of(self.root)
         except yaml.reader.ReaderError as error:
             problem = f"the character U+{error.character:04X} can't stand in YAML; leave it out"
@@ -387,7 +399,7 @@ class _Yaml:
             with open(self.path, "rb") as file:
                 data = file.read(MAX_BYTES + 1)
             if len(data) > MAX_BYTES:
-                self._refuse(None, f"larger than {MAX_BYTES // 10**6} MB; many prompts fit into a dataset")
+                self._refuse(None, f"larger than {MAX_BYTES // 10**6} MB; {self._smaller}")
             return data.decode()  # PyYAML leaves out a byte order mark
         except UnicodeDecodeError as error:
             byte = f"byte {error.start} of the file (0x{data[error.start]:02x})"
@@ -428,9 +440,11 @@ class _Yaml:
         return line + 1
 
     def report(self, loc: tuple, problem: str) -> None:
+        """Keeps what is wrong at `loc`, for raise_problems."""
         self.problems.append((self.line(loc), problem))
 
     def raise_problems(self) -> None:
+        """ConfigError with everything that was reported, by line."""
         found = sorted(dict.fromkeys(self.problems), key=itemgetter(0))  # an anchor's are met at each of its aliases
         if found:
             raise ConfigError(f"{self.path}:{line}: {problem}" for line, problem in found)
@@ -544,10 +558,10 @@ def read_dataset(
 ) -> Iterator[Job | Problem]:
     """A job for each row of a .jsonl, .csv or .parquet file, or the problem that it has; the file is read as it goes.
 
-    Columns: prompt, and name, image, num_tokens, mask_mode where wanted; others are carried along. Nothing but the hash of
-    each name is kept. defaults: command-line flags, None where not given, which win over a row. In CSV an empty field is
-    not given, and an image that is written as a JSON list is a list. Raises InputError, when called, for a file that can't
-    be read, of another suffix or without the column prompt; UsageError for a flag that can't be right.
+    Columns: prompt, and name, image, num_tokens, mask_mode, max_image_resolution where wanted; others are carried along.
+    Nothing but the hash of each name is kept. defaults: command-line flags, None where not given, which win over a row. In CSV
+    an empty field is not given, and an image that is written as a JSON list is a list. Raises InputError, when called, for a
+    file that can't be read, of another suffix or without the column prompt; UsageError for a flag that can't be right.
     """
     flags, path = _given_flags(defaults), Path(path)
     read = _READERS.get(path.suffix.lower())
@@ -600,6 +614,9 @@ def _job(row: Any, number: int, folder: Path, kind: str, flags: dict[str, Any], 
     """InputError with all that is wrong in the row; a str stands for a row that could not be read, and says why."""
     if isinstance(row, str):
         raise InputError(row)
+    if row.get("image_path") is not None:
+        raise InputError("image_path is the key of a configuration; in a dataset the column is called image")
+    row = _plain(row)
     try:
         entry = _Row.model_validate(row)
     except ValidationError as error:
@@ -611,7 +628,7 @@ def _job(row: Any, number: int, folder: Path, kind: str, flags: dict[str, Any], 
         if hashed in names:
             problems.append(f"the name {_shown(name)} is that of an earlier row; give another")
         names.add(hashed)
-    own = {"num_tokens": entry.num_tokens, "mask_mode": entry.mask_mode}
+    own = {key: getattr(entry, key) for key in ("num_tokens", "mask_mode", "max_image_resolution")}
     values = {key: value for key, value in own.items() if value is not None} | flags
     images = _located(folder, entry.image)
     problems += [problem for _, problem in _job_problems(kind, entry.prompt, images, values, "image")]
@@ -619,6 +636,21 @@ def _job(row: Any, number: int, folder: Path, kind: str, flags: dict[str, Any], 
         raise InputError("; ".join(problems))
     carried = {key: value for key, value in row.items() if key not in _Row.model_fields}
     return Job(name, entry.prompt, images, _run_settings(values), carried)
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with numbers in our columns as they were before pandas: a whole column is of one type there, so a missing
+    number makes floats of all, and names may be numbers."""
+    plain = dict(row)
+    for key in _Row.model_fields.keys() & row.keys():
+        value = row[key]
+        if isinstance(value, float) and value != value:
+            plain[key] = None
+        elif isinstance(value, float) and value.is_integer() and key != "prompt":
+            plain[key] = int(value)
+    if isinstance(plain.get("name"), int) and not isinstance(plain["name"], bool):
+        plain["name"] = str(plain["name"])
+    return plain
 
 
 # Each reader yields (0, columns), and then (number, row as a mapping, or why there is none) for each row.
@@ -646,10 +678,11 @@ def _json_object(line: bytes) -> Any:
         return f"byte {error.start} of the line is not UTF-8; save the file as UTF-8"
     except orjson.JSONDecodeError as error:
         return f'column {error.colno} of the line is no JSON: {error.msg}; {{"prompt": "..."}} is accepted'
-    return row if isinstance(row, dict) else f"the line must be a JSON object, not {_described(row)}"
+    return row if isinstance(row, dict) else f"the line must be a JSON object, not {described(row)}"
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
+    csv.field_size_limit(MAX_FIELD)  # which is the process's: what else reads CSV here sets its own
     with _opened(path, "r", newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         lines = csv.reader(file, strict=True)  # strict: a quote that is left open is an error, not the rest of the file
         columns: list[str] = []
@@ -670,8 +703,9 @@ def _typed(row: dict[str, str]) -> dict[str, Any]:
     """In the columns that are ours, text as what it stands for."""
     own = {key: row[key] for key in _Row.model_fields if row.get(key) or (key == "prompt" and key in row)}
     typed: dict[str, Any] = {key: value for key, value in row.items() if key not in _Row.model_fields} | own
-    if re.fullmatch("[-+]?[0-9]{1,18}", own.get("num_tokens", "").strip()):
-        typed["num_tokens"] = int(own["num_tokens"])
+    for key in ("num_tokens", "max_image_resolution"):
+        if number := re.fullmatch(r"([-+]?[0-9]{1,15})(\.0*)?", own.get(key, "").strip()):
+            typed[key] = int(number[1])
     if own.get("image", "").startswith("["):
         with suppress(orjson.JSONDecodeError):  # then it is a path
             typed["image"] = orjson.loads(own["image"])

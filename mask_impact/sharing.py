@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,23 +127,72 @@ class Team:
         return self._notes / f"{number:06d}.json"
 
     def lock_of(self, rank: int) -> FileLock:
-        """Held by a process as long as it is in the team."""
-        path = self.folder / f".{self.name}.lock" if rank == 0 else self._notes / f"process-{rank}.lock"
-        return FileLock(path, timeout=0)
+        """Held by a process, but the first one, as long as it is in the team."""
+        return FileLock(self._notes / f"process-{rank}.lock", timeout=0)
 
 
 @contextmanager
-def gather(folder: Path, name: str, device: str = "auto", results: Container[str] = ()) -> Iterator[Team]:
+def sole_writer(folder: Path, name: str, results: Collection[str]) -> Iterator[None]:
+    """While the block is open no other run writes `name`, or any of `results`, into the folder; OutputError where one does.
+
+    A study of hundreds of prompts takes one lock and not hundreds, which are as many open files: beside the lock lies a note
+    of what its run writes. Temporary files that a killed run left of these results are removed.
+    """
+    lock, note = folder / f".{name}.lock", folder / f".{name}.names"
+    held = FileLock(lock, timeout=0)
+    try:
+        held.acquire()
+    except Timeout:
+        raise OutputError(_taken(name, folder)) from None
+    try:
+        try:
+            note.write_text(json.dumps(sorted(results)), encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot write {note}: {error.strerror or error}") from error
+        for other in folder.glob(".*.names"):
+            if other != note and (taken := _names_held(other) & set(results)):
+                raise OutputError(_taken(min(taken), folder))
+        remove_temporaries(folder, results)
+        yield
+    finally:
+        note.unlink(missing_ok=True)
+        with suppress(OSError):  # a system that keeps open files
+            lock.unlink(missing_ok=True)
+        held.release()
+
+
+def _taken(name: str, folder: Path) -> str:
+    return (
+        f"another run is writing the results of '{name}' into {folder}: wait for its end, or use another --output-dir"
+    )
+
+
+def _names_held(note: Path) -> set[str]:
+    """What the run of this note writes; nothing where it has ended."""
+    try:
+        with FileLock(note.with_suffix(".lock"), timeout=0):
+            note.unlink(missing_ok=True)
+    except Timeout:
+        with suppress(OSError, ValueError):
+            return set(json.loads(note.read_text(encoding="utf-8")))
+    return set()
+
+
+@contextmanager
+def gather(
+    folder: Path, name: str, device: str = "auto", results: Collection[str] = (), fresh: bool = False
+) -> Iterator[Team]:
     """The team of this process; OutputError where other processes are writing the same results.
 
     device: what the user says; `auto` becomes each process's own GPU, where there are any. results: names of the results to
-    be written into `folder`, beside those in the folder `name` there.
+    be written into `folder`, beside those in the folder `name` there. fresh: whether the parts in that folder are removed, so
+    that old and new ones are never mixed.
     """
     check_output(folder, name)
     rank, size = launched()
     team = Team(Path(folder), name, rank, size)
     with ExitStack() as stack:
-        problem = _begin(team, stack, results) if team.leads else None
+        problem = _begin(team, stack, results, fresh) if team.leads else None
         if size > 1:
             team.device = _meet(team, stack, problem, device)
         elif problem:
@@ -153,22 +202,23 @@ def gather(folder: Path, name: str, device: str = "auto", results: Container[str
             _tidy_up(team)
 
 
-def _begin(team: Team, stack: ExitStack, results: Container[str]) -> str | None:
-    """The first process takes the name, and clears away what an earlier run left; says where that can't be."""
+def _begin(team: Team, stack: ExitStack, results: Collection[str], fresh: bool) -> str | None:
+    """The first process takes the names, and clears away what an earlier run left; says where that can't be."""
     try:
-        stack.enter_context(team.lock_of(0))
+        stack.enter_context(sole_writer(team.folder, team.name, results))
         for left in team._notes.glob("process-*.lock"):
             with FileLock(left, timeout=0):
                 pass
+    except OutputError as error:
+        return str(error)
     except Timeout:
-        return (
-            f"another run is writing the results of '{team.name}' into {team.folder}: wait for its end, or use another "
-            "--output-dir"
-        )
+        return _taken(team.name, team.folder)
     shutil.rmtree(team._notes, ignore_errors=True)
     team.errors_path.unlink(missing_ok=True)
-    remove_temporaries(team.folder, results)
     remove_temporaries(team.folder / team.name)
+    if fresh:
+        for part in (team.folder / team.name).glob("part-*.parquet"):
+            part.unlink()
     if team.size > 1:
         team._notes.mkdir()
     return None

@@ -10,23 +10,25 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mask_impact.analysis import Observer
 from mask_impact.batching import Outcome, Task, run_tasks
 from mask_impact.config import Job, Problem
-from mask_impact.errors import MaskImpactError, OutputError
+from mask_impact.errors import InputError, MaskImpactError, OutputError
 from mask_impact.files import check_output, write_files
 from mask_impact.loading import LoadedModel
 from mask_impact.records import Result
 from mask_impact.sharing import Team
-from mask_impact.store import SCHEMA_VERSION, Saved, save, stored_digest, to_dataset_table, write_tables
+from mask_impact.store import SCHEMA_VERSION, Saved, load_result, save, stored_digest, to_dataset_table, write_tables
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 MAX_TOGETHER = 16  # jobs of a group: what is lost at most when a run is killed
 
 
@@ -42,6 +44,9 @@ class StudyObserver(Observer):
     def job_done(self, job: Job, outcome: Outcome, saved: Saved | None) -> None:
         """A job's result is written, or its error recorded."""
 
+    def row_failed(self, problem: Problem) -> None:
+        """A row of a dataset is no job, which is recorded."""
+
 
 class ErrorLog:
     """A file with a line of JSON for each failure; none where nothing fails. Several processes may write into it."""
@@ -49,10 +54,16 @@ class ErrorLog:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def add(self, job: Job, error: MaskImpactError) -> None:
-        """A job that failed."""
+    def add(self, job: Job, error: MaskImpactError) -> dict[str, Any]:
+        """A job that failed; returns what is recorded."""
         entry = {"name": job.name, "error": type(error).__name__, "message": str(error), "prompt": job.prompt}
-        self._write(entry | {"images": list(job.images)})
+        entry["images"] = list(job.images)
+        self._write(entry)
+        return entry
+
+    def repeat(self, entry: dict[str, Any]) -> None:
+        """What `add` recorded in an earlier run."""
+        self._write(entry)
 
     def add_problem(self, problem: Problem) -> None:
         """A row of a dataset that is no job."""
@@ -66,6 +77,10 @@ class ErrorLog:
             os.write(descriptor, line.encode())
         finally:
             os.close(descriptor)
+
+
+def _with_suffix(path: Path, suffix: str) -> Path:
+    return path.with_name(f"{path.name}.{suffix}")  # a name may contain dots
 
 
 @dataclass
@@ -106,15 +121,15 @@ def run_study(
     *,
     formats: Sequence[str] | None = None,
     resume: bool = False,
-    beside: Sequence[Callable[[Result, Path], Any]] = (),
+    beside: Mapping[str, Callable[[Result, Path], Any]] = NOTHING,
     command: str = "",
     observer: StudyObserver | None = None,
 ) -> Tally:
     """Run `jobs` and write {job name}_results for each into the team's folder; failures go to {team name}.errors.jsonl there.
 
-    resume: leave out jobs whose complete result with the same digest is there. beside: what else is written of each result,
-    given it and its path without suffix. The first Ctrl-C (or SIGTERM) ends the study when the group at work is written, the
-    second Ctrl-C at once.
+    resume: leave out jobs whose complete result with the same digest is there. beside: what else is written of each result, by
+    the suffix of a file that it always writes: functions of the result and its path without suffix. The first Ctrl-C (or
+    SIGTERM) ends the study when the group at work is written, the second Ctrl-C at once.
     """
     observer = observer or StudyObserver()
     errors = ErrorLog(team.errors_path)
@@ -127,14 +142,25 @@ def run_study(
     def keep(job: Job, result: Result) -> Saved:
         meta = {"command": command, "job": job.name, "digest": digests[job.name], "carried": job.carried}
         result = replace(result, meta=result.meta | meta)
+        for suffix in beside:  # those of an earlier result must not pass for this one's
+            _with_suffix(paths[job.name], suffix).unlink(missing_ok=True)
         saved = save(result, paths[job.name], formats)
-        for write in beside:
-            write(result, paths[job.name])
+        complete(job, result)
         return saved
+
+    def complete(job: Job, result: Result | None = None) -> None:
+        """Write what is not there yet beside a result that is."""
+        for suffix, write in beside.items():
+            if not _with_suffix(paths[job.name], suffix).exists():
+                result = load_result(paths[job.name]) if result is None else result
+                write(result, paths[job.name])
 
     def run(group: Sequence[Job]) -> Tally:
         done = {job.name for job in group if is_there(job)}
         tally = Tally(len(group), n_skipped=len(done))
+        for job in group:
+            if job.name in done:
+                complete(job)
         if len(done) == len(group):
             return tally
         for outcome in run_tasks(loaded, [_task(job) for job in group], observer):
@@ -148,8 +174,9 @@ def run_study(
             observer.job_done(job, outcome, saved)
         return tally
 
-    observer.study_begins(len(jobs), sum(map(is_there, jobs)) if team.leads else 0)
-    tally = _share(team, _groups(jobs), run, observer, counted_at_once=True)
+    alone = team.size == 1  # others may have written results by now, which are counted when their groups are passed
+    observer.study_begins(len(jobs), sum(map(is_there, jobs)) if alone else 0)
+    tally = _share(team, _groups(jobs), run, observer, counted_at_once=alone)
     tally.n_jobs = len(jobs)  # where it was stopped, too
     return tally
 
@@ -288,10 +315,21 @@ def run_dataset(
             yield _Part(folder / f"part-{n_parts - 1:06d}.parquet", block, reduce)
 
     def run(part: _Part) -> Tally:
+        for problem in part.problems:
+            errors.add_problem(problem)
+            observer.row_failed(problem)
         part_digest = part.digest(loaded)
-        if resume and part.is_there(part_digest):
-            return Tally(len(part), n_skipped=len(part))
-        return _run_part(loaded, part, part_digest, errors, observer)
+        failures = part.failures_there(part_digest) if resume else None
+        if failures is None:
+            tally = _run_part(loaded, part, part_digest, errors, observer)
+        else:
+            for failure in failures:
+                errors.repeat(failure)
+            names = [failure["name"] for failure in failures]
+            tally = Tally(len(part.jobs), n_skipped=len(part.jobs) - len(names), failed=names)
+        tally.n_jobs += len(part.problems)
+        tally.failed = [*(problem.name or f"row {problem.row}" for problem in part.problems), *tally.failed]
+        return tally
 
     observer.study_begins(n_rows, 0)
     tally = _share(team, parts(), run, observer, counted_at_once=False)
@@ -316,44 +354,46 @@ class _Part:
         ingredients = [[job.name, digest(loaded, job), _as_json(job.carried)] for job in self.jobs]
         return hashlib.sha256(json.dumps([ingredients, self.reduce]).encode()).hexdigest()
 
-    def is_there(self, expected: str) -> bool:
-        """Whether a complete file with this digest is there; one with failures is not, for they are to be tried again."""
+    def failures_there(self, expected: str) -> list[dict[str, Any]] | None:
+        """What is recorded of the jobs that failed, where a file with this digest is there; None where the part is to be run.
+
+        A job that failed for what it is fails again, as long as its digest is the same; for another reason it may not.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
             found = pq.read_schema(self.path).metadata or {}
-        except (OSError, pa.ArrowException):
-            return False
-        return not self.problems and found.get(b"mask_impact_digest") == expected.encode()
+            if found.get(b"mask_impact_digest") != expected.encode():
+                return None
+            failures = json.loads(found.get(b"mask_impact_failures", b"[]"))
+        except (OSError, ValueError, pa.ArrowException):
+            return None
+        return failures if all(failure["error"] == InputError.__name__ for failure in failures) else None
 
-    def write(self, tables: Sequence[Any], part_digest: str) -> None:
+    def write(self, tables: Sequence[Any], part_digest: str, failures: Sequence[dict[str, Any]]) -> None:
         """The tables of the jobs that did not fail, in their order; all or nothing."""
         if not tables:
             self.path.unlink(missing_ok=True)
             return
-        metadata = {"mask_impact_digest": part_digest if len(tables) == len(self.jobs) else ""}
+        metadata = {"mask_impact_digest": part_digest, "mask_impact_failures": json.dumps(failures)}
         write_files(
             {self.path: lambda file: write_tables((one.replace_schema_metadata(metadata) for one in tables), file)}
         )
 
 
 def _run_part(loaded: LoadedModel, part: _Part, part_digest: str, errors: ErrorLog, observer: StudyObserver) -> Tally:
-    tally = Tally(len(part))
-    for problem in part.problems:
-        errors.add_problem(problem)
-        tally.failed.append(problem.name or f"row {problem.row}")
-        observer.skipped(1)
+    tally, failures = Tally(len(part.jobs)), []
     tables: dict[str, Any] = {}
     for outcome in run_tasks(loaded, [_task(job) for job in part.jobs], observer):
         job = outcome.task.key
         if outcome.error is None:
             tables[job.name] = to_dataset_table(outcome.result, job.name, _as_json(job.carried), part.reduce)
         else:
-            errors.add(job, outcome.error)
+            failures.append(errors.add(job, outcome.error))
         tally.count(outcome)
         observer.job_done(job, outcome, None)
-    part.write([tables[job.name] for job in part.jobs if job.name in tables], part_digest)
+    part.write([tables[job.name] for job in part.jobs if job.name in tables], part_digest, failures)
     return tally
 
 

@@ -29,7 +29,8 @@ def sentences(n, seed=0):
 def data_files(folder):
     """Content of all tables by file name; and none is half-written."""
     names = sorted(path.name for path in Path(folder).iterdir() if not path.name.startswith("."))
-    assert not [name for name in names if not name.endswith((".csv", ".json", ".parquet", ".jsonl"))]
+    whole = (".csv", ".json", ".parquet", ".jsonl", ".png", ".html")
+    assert not [name for name in names if not name.endswith(whole)]
     return {name: (Path(folder) / name).read_bytes() for name in names if name.endswith((".csv", ".parquet"))}
 
 

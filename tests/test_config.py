@@ -11,6 +11,7 @@ import time
 import tracemalloc
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 import yaml
@@ -769,6 +770,22 @@ def test_images_are_a_path_or_a_list_of_them(folder, suffix):
     assert job.images == ("https://example.org/x.png",)
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_columns_as_pandas_writes_them_are_numbers_and_names(suffix, folder):
+    """A missing number makes a column of floats, and names may be numbers."""
+    frame = pd.DataFrame(
+        {"prompt": ["x", "y"], "name": [7, 8], "num_tokens": [2, None], "max_image_resolution": [None, 64]}
+    )
+    path = folder / f"d.{suffix}"
+    if suffix == "jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        getattr(frame, f"to_{suffix}")(path, index=False)
+    one, other = read(path)
+    assert (one.name, one.settings.num_tokens, one.settings.max_image_resolution) == ("7", 2, None)
+    assert (other.name, other.settings.num_tokens, other.settings.max_image_resolution) == ("8", 1, 64)
+
+
 def test_a_csv_image_that_only_looks_like_a_list_is_a_path(folder):
     (folder / "[1] x.png").write_bytes(PNG)
     assert read(write(folder / "d.csv", [{"prompt": "x", "image": "[1] x.png"}]))[0].images == (
@@ -781,14 +798,15 @@ WRONG_ROWS = [
     ({"prompt": None}, None, "prompt must be text, not null"),
     ({"name": "b"}, "b", "prompt is missing; it must be text"),
     ({"prompt": " "}, None, "the prompt is empty; give some text"),
-    ({"prompt": "x", "name": 3}, None, "name must be text, not the number 3 (in quotes it is text)"),
+    ({"prompt": "x", "name": [3]}, None, "name must be text, not a list"),
     ({"prompt": "x", "name": ""}, "", "the name '' is empty"),
     ({"prompt": "x", "name": "a/b"}, "a/b", "the name 'a/b' contains a path separator"),
     ({"prompt": "x", "name": "OK"}, "OK", "the name 'OK' is that of an earlier row; give another"),
     ({"prompt": "x", "name": "row_000001"}, "row_000001", None),
     ({"prompt": "x", "num_tokens": "3"}, None, "num_tokens must be a whole number, at least 1, not the text '3'"),
     ({"prompt": "x", "num_tokens": True}, None, "num_tokens must be a whole number, at least 1, not true"),
-    ({"prompt": "x", "num_tokens": 3.0}, None, "num_tokens must be a whole number, at least 1, not the number 3.0"),
+    ({"prompt": "x", "num_tokens": 3.5}, None, "num_tokens must be a whole number, at least 1, not the number 3.5"),
+    ({"prompt": "x", "image_path": "a.png"}, None, "image_path is the key of a configuration; in a dataset the column is "),
     ({"prompt": "x", "num_tokens": 0}, None, "num_tokens must be a whole number, at least 1, not the number 0"),
     ({"prompt": "x", "mask_mode": "visio"}, None, "mask_mode must be text, vision, both or all, not the text 'visio'"),
     ({"prompt": "x", "mask_mode": "vision"}, None, "mask_mode vision needs an image; give image"),
@@ -874,14 +892,14 @@ def test_a_line_without_end_is_not_held_in_memory(folder, monkeypatch):
 def test_csv_fields_are_text_and_empty_ones_are_not_given(folder):
     (folder / "d.csv").write_text(
         "name,prompt,num_tokens,image,mask_mode,note\n"
-        "a,x,3,,,\n\n,x, 12 ,,both,5\nb,,,,,\nc,x,3.0,,,\nd,x,three,,,\ne,x,\nf,x,,,,\nA,x,,,,\n"
+        "a,x,3,,,\n\n,x, 12 ,,both,5\nb,,,,,\nc,x,3.5,,,\nd,x,three,,,\ne,x,\nf,x,,,,\nA,x,,,,\n"
     )
     found = read(folder / "d.csv")
     assert [getattr(item, "row", item.name) for item in found] == ["a", "row_000002", 3, 4, 5, 6, "f", 8]
     assert [found[i].settings.num_tokens for i in (0, 1, 6)] == [3, 12, 1]
     assert [found[i].carried for i in (0, 1)] == [{"note": ""}, {"note": "5"}]
     assert found[2].message == "the prompt is empty; give some text"
-    assert found[3].message == "num_tokens must be a whole number, at least 1, not the text '3.0'"
+    assert found[3].message == "num_tokens must be a whole number, at least 1, not the text '3.5'"
     assert found[5].message.startswith("3 fields, where the first line has 6; put commas")
 
 

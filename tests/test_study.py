@@ -1,5 +1,6 @@
 """Many prompts to many results: what is there is not done again, what fails is recorded, however a run ends."""
 
+import dataclasses
 import gc
 import json
 import os
@@ -22,8 +23,8 @@ from mask_impact import loading, store, study
 from mask_impact.analysis import analyze
 from mask_impact.cli import main_text, main_vl
 from mask_impact.config import load_config, read_dataset
-from mask_impact.errors import OutputError
-from mask_impact.sharing import gather
+from mask_impact.errors import DeviceError, OutputError
+from mask_impact.sharing import gather, sole_writer
 from mask_impact.study import StudyObserver, run_dataset, run_study
 
 
@@ -258,6 +259,9 @@ def test_a_prompt_that_fails_is_recorded_and_the_others_run(command, tmp_path, v
         {"name": "picture", "prompt": "the cat", "image_path": "good.png"},
     ]
     write_config(tmp_path / "study.yaml", prompts)
+    code, out, err = command("--quiet", main=main_vl, model=vl_checkpoint)
+    assert (code, out) == (3, "")
+    assert err == "2 of 4 failed, see output/study.errors.jsonl\n"
     code, out, _ = command(main=main_vl, model=vl_checkpoint)
     assert code == 3
     assert "4 prompts: 2 written; 2 failed: bad_image, long" in out
@@ -291,9 +295,51 @@ def test_a_disk_that_fills_up_ends_the_study_and_keeps_what_is_done(command, tmp
     monkeypatch.setattr(study, "save", full_after_two)
     code, _, err = command()
     assert code == 1
-    assert "no space left on device" in err
+    assert (
+        "no space left on device; what is written is complete, and the same command with --resume added goes on" in err
+    )
     monkeypatch.setattr(study, "save", save)
     assert skipped(command) == 2
+
+
+def test_pictures_and_pages_are_completed_too(command, tmp_path):
+    """Those of a result that was there without them, or whose run was killed before them; and none is of an older result."""
+    write_config(tmp_path / "study.yaml", ["the cat", "the mat"])
+    command()
+    before = data_files("output")
+    _, out, _ = command("--resume", "--plots", "--report")
+    assert "2 of them are done already" in out
+    beside = sorted(path.name for path in Path("output").glob("p*") if path.suffix in (".png", ".html"))
+    assert beside == ["p0_results.html", "p0_results.layers.png", "p1_results.html", "p1_results.layers.png"]
+    assert data_files("output") == before
+    old = Path("output/p0_results.layers.png").read_bytes()
+    command("--plots", "--num-tokens", "2")
+    assert Path("output/p0_results.layers.png").read_bytes() != old
+
+
+def test_another_study_with_a_result_of_the_same_name_is_refused(command, tmp_path):
+    """Two configurations with a prompt of one name, into one folder at once."""
+    write_config(tmp_path / "study.yaml", ["the cat"])
+    with sole_writer(make_folder(tmp_path / "output"), "other", ["p0_results", "x_results"]):
+        code, _, err = command()
+        assert code == 1
+        assert "another run is writing the results of 'p0_results' into" in err
+        assert main_text(["--prompt", "the cat", "--model", "demo", "--output", "p0_results"]) == 1
+    assert command()[0] == 0
+    assert not [path for path in Path("output").iterdir() if path.name.startswith(".")]
+
+
+def test_a_note_of_a_run_that_died_is_no_obstacle(command, tmp_path):
+    write_config(tmp_path / "study.yaml", ["the cat"])
+    note = make_folder(tmp_path / "output") / ".other.names"
+    note.write_text('["p0_results"]')
+    assert command()[0] == 0
+    assert not note.exists()
+
+
+def make_folder(path):
+    path.mkdir()
+    return path
 
 
 def test_a_second_run_of_the_same_name_is_refused(command, tmp_path):
@@ -414,7 +460,7 @@ def test_a_dataset_becomes_a_parquet_dataset(reduce, on_dataset, loaded, tmp_pat
         assert own.token_masked.tolist() == [alone.tokens.texts[row[2]] for row in expected]
 
 
-def test_rows_that_cannot_be_jobs_are_recorded_and_tried_again(on_dataset, tmp_path):
+def test_rows_that_cannot_be_jobs_are_recorded_in_every_run(on_dataset, tmp_path):
     rows = [
         {"prompt": "the cat"},
         "no json",
@@ -426,13 +472,16 @@ def test_rows_that_cannot_be_jobs_are_recorded_and_tried_again(on_dataset, tmp_p
     code, out, _ = on_dataset()
     assert code == 3
     assert "5 prompts: 2 written; 3 failed: row 2, empty, row_000004" in out
+    assert "[1/5] row 2: FAILED: column 1 of the line is no JSON" in out
     entries = [json.loads(line) for line in Path("output/data.errors.jsonl").read_text().splitlines()]
     assert [(entry["name"], entry.get("row")) for entry in entries] == [(None, 2), ("empty", 3), ("row_000004", None)]
     frame = pd.read_parquet("output/data")
     assert frame.prompt_name.unique().tolist() == ["row_000001", "row_000005"]
     code, out, _ = on_dataset("--resume")
     assert code == 3
-    assert "2 written; 3 failed" in out
+    assert "0 written; 2 were there already; 3 failed: row 2, empty, row_000004" in out  # nothing is run again for them
+    again = [json.loads(line) for line in Path("output/data.errors.jsonl").read_text().splitlines()]
+    assert again == entries
     write_dataset(tmp_path / "data.jsonl", [rows[0], rows[4]])
     assert on_dataset("--resume")[0] == 0
     assert not Path("output/data.errors.jsonl").exists()
@@ -453,6 +502,39 @@ def test_resuming_a_dataset_leaves_out_complete_parts(on_dataset, tmp_path):
     write_dataset(tmp_path / "data.jsonl", rows[:10])
     _, out, _ = on_dataset()
     assert sorted(parts()) == ["part-000000.parquet"]  # those of the longer dataset are gone
+
+
+def test_a_failure_that_may_pass_is_tried_again(on_dataset, tmp_path, monkeypatch):
+    """Out of memory, unlike a prompt that is too long: the part is run again as a whole."""
+    write_dataset(tmp_path / "data.jsonl", [{"prompt": "the cat"}, {"prompt": "the mat"}])
+    run_tasks = study.run_tasks
+
+    def without_memory(*args):
+        first, *others = run_tasks(*args)
+        yield dataclasses.replace(first, result=None, error=DeviceError("out of memory"))
+        yield from others
+
+    monkeypatch.setattr(study, "run_tasks", without_memory)
+    assert on_dataset()[0] == 3
+    monkeypatch.setattr(study, "run_tasks", run_tasks)
+    code, out, _ = on_dataset("--resume")
+    assert code == 0
+    assert "2 prompts: 2 written" in out
+
+
+def test_a_dataset_that_is_begun_anew_and_interrupted_is_no_mixture(on_dataset, tmp_path, monkeypatch):
+    write_dataset(tmp_path / "data.jsonl", [{"prompt": prompt} for prompt in sentences(40)])
+    on_dataset()
+    assert len(parts()) == 3
+    run_tasks = study.run_tasks
+
+    def interrupted(*args):
+        signal.raise_signal(signal.SIGINT)
+        return run_tasks(*args)
+
+    monkeypatch.setattr(study, "run_tasks", interrupted)
+    assert on_dataset("--reduce", "none")[0] == 130
+    assert sorted(parts()) == ["part-000000.parquet"]
 
 
 def test_the_memory_of_a_dataset_does_not_grow_with_its_length(loaded, tmp_path):
