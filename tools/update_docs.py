@@ -5,7 +5,8 @@
     python tools/update_docs.py --check      only tell, and exit 1 where something is not current
 
 What is generated stands between `<!-- generated: NAME -->` and `<!-- end generated -->`, and GENERATORS has every NAME.
-An output is the ```text block behind `<!-- output of: COMMAND -->`; `COMMAND | grep WORD` shows the lines with the word.
+An output is the ```text block behind `<!-- output of: COMMAND -->`; `COMMAND | grep WORD` shows the lines with the word, and
+`FIRST && COMMAND` what the last one prints.
 """
 
 import argparse
@@ -116,14 +117,17 @@ def output_of(command: str, keep: tuple[str, Path] | None = None) -> str:
     keep: a file that it writes, and where to copy it to.
     """
     command, _, word = command.partition(" | grep ")
-    words = shlex.split(command)
-    printed, folder = io.StringIO(), os.getcwd()
+    folder = os.getcwd()
     with tempfile.TemporaryDirectory() as temporary:
         shutil.copytree(ROOT / "examples", Path(temporary) / "examples")
         os.chdir(temporary)
         try:
-            with contextlib.redirect_stdout(printed):
-                code = commands.main(words[3:]) if words[1] == "-m" else SCRIPTS[words[1]](words[2:])
+            for words in map(shlex.split, command.split(" && ")):
+                printed = io.StringIO()
+                with contextlib.redirect_stdout(printed):
+                    code = commands.main(words[3:]) if words[1] == "-m" else SCRIPTS[words[1]](words[2:])
+                if code != 0:
+                    break
             if keep is not None and code == 0:
                 shutil.copy(*keep)
         finally:
