@@ -14,7 +14,7 @@ import statistics
 import torch
 from bench_engine import build_model, make_inputs, peak_mib, seconds
 
-from mask_impact.effects import each_layer_and_token, measure_effects
+from mask_impact.effects import each_window_and_group, measure_effects
 from mask_impact.engine import MaskingEngine
 
 
@@ -32,9 +32,9 @@ def main() -> None:
     )
     for n_tokens in args.tokens:
         inputs = make_inputs(n_tokens, device)
-        with torch.no_grad(), MaskingEngine(model, keep_states=True) as engine:
+        with torch.no_grad(), MaskingEngine(model, keep_states="last") as engine:
             logits = model(**inputs).logits[0, -1]
-            variants = each_layer_and_token(torch.arange(n_tokens), n_tokens, args.layers)
+            variants = each_window_and_group([[i] for i in range(n_tokens)], n_tokens, args.layers)
 
             def effects(engine=engine, variants=variants, logits=logits) -> None:
                 measure_effects(engine, variants, logits)

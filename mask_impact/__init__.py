@@ -18,6 +18,8 @@ _HOMES = {
     "LoadedModel": "loading",
     "analyze": "analysis",
     "analyze_many": "batching",
+    "knockout": "knockouts",
+    "without": "whatif",
     "load_result": "store",
     "Result": "records",
     "StepRecord": "records",

@@ -7,6 +7,7 @@ to show progress passes an observer.
 import copy
 import dataclasses
 import datetime
+import os
 import platform
 import time
 import warnings
@@ -17,18 +18,20 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 import mask_impact
 from mask_impact.architectures import locate
-from mask_impact.effects import StepEffects, each_layer_and_token, measure_effects
-from mask_impact.encoding import EncodedPrompt, encode, encode_inputs, join, token_texts
+from mask_impact.effects import AtEachStep, StepEffects, check_cost, each_window_and_group
+from mask_impact.encoding import EncodedPrompt, encode, encode_inputs, join, layout_of, token_texts
 from mask_impact.engine import Masked, MaskingEngine, RawStep, SequencePlan
 from mask_impact.errors import DeviceError, InputError
+from mask_impact.groups import Group, read_groups
 from mask_impact.images import Picture, read_pictures
 from mask_impact.loading import LoadedModel
 from mask_impact.records import Candidate, EffectRecord, Result, StepRecord, variant_names
-from mask_impact.settings import VARIANT_GROUPS, RunSettings
+from mask_impact.replay import Variants
+from mask_impact.settings import MAX_COST, VARIANT_GROUPS, RunSettings
 from mask_impact.summary import find_sinks
 from mask_impact.verification import Verification, choose_layers, verify
 
@@ -50,6 +53,12 @@ class Observer:
     def effects_done(self, n_variants: int) -> None:
         """So many more of them are measured."""
 
+    def answers_begin(self, n_answers: int) -> None:
+        """So many answers are generated."""
+
+    def answer_done(self) -> None:
+        """One more of them is there."""
+
     def note(self, text: str) -> None:
         """Something the user should know, in one line."""
 
@@ -68,8 +77,11 @@ def analyze(
     max_image_resolution: int | None = None,
     allow_remote: bool = False,
     effect: bool = False,
-    window: int = 1,
+    window: int | str = 1,
     ablation: str = "mask",
+    queries: str = "last",
+    groups: str | os.PathLike = "tokens",
+    max_cost: int = MAX_COST,
     observer: Observer | None = None,
 ) -> Result:
     """Measure what hiding each token in each layer changes, for each of up to `num_tokens` produced tokens.
@@ -79,13 +91,16 @@ def analyze(
     heads. batch_size: how many masked tokens ride at once (None: by free memory); results do not depend on it. raw: the
     prompt as it is, without chat template. n_verify: how many (step, layer, token) triples to measure again by really
     masking. mask_mode: which tokens to mask, text, vision (the images') or both. max_image_resolution: longest edge of an
-    image in pixels. allow_remote: fetch images whose path is an http(s) URL. effect: also measure what masking each token in
-    the `window` layers around each layer does to the produced token; ablation: mask, zero-value or mean-value (see `replay`).
+    image in pixels. allow_remote: fetch images whose path is an http(s) URL. ablation: what hiding a token means,
+    mask (its logit is -inf), zero-value or mean-value (its weight stays). effect: also measure what hiding each token in the
+    `window` layers around each layer (or in `all`) does to the produced token; queries: whether it is hidden from the `last`
+    query or from `all`; groups: `tokens`, `words` or the path of a file of groups that are hidden together; max_cost: how
+    many row-layers that may take.
     Errors: InputError, UsageError, ExactnessError, DeviceError, UnsupportedArchitecture.
     """
     settings = RunSettings(
         num_tokens, tuple(variants), batch_size, raw, n_verify, mask_mode, max_image_resolution, allow_remote,
-        effect, window, ablation,
+        effect, window, ablation, queries, os.fspath(groups), max_cost,
     )  # fmt: skip
     pictures = read_pictures(images, max_resolution=max_image_resolution, allow_remote=allow_remote)
     return run(model, prompt, settings, pictures, observer=observer)
@@ -138,15 +153,18 @@ def run_together(loaded: LoadedModel, prompts: Sequence[Prepared], *, observer: 
     observer = observer or Observer()
     max_rows = min((one.settings.batch_size for one in prompts if one.settings.batch_size), default=0)
     max_rows = max_rows or default_rows(loaded.model)
+    groups = _groups_of(loaded, prompts[0])
     started = time.perf_counter()
     while True:
         try:
-            passes = _generate(loaded.model, prompts, max_rows, observer)
+            passes = _generate(loaded.model, prompts, groups, max_rows, observer)
             break
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             max_rows = _smaller_chunk(error, max_rows, sum(one.encoded.n_tokens for one in prompts), observer)
     seconds = time.perf_counter() - started
-    return [_make_result(loaded, one, pass_, max_rows, seconds) for one, pass_ in zip(prompts, passes, strict=True)]
+    return [
+        _make_result(loaded, one, pass_, groups, max_rows, seconds) for one, pass_ in zip(prompts, passes, strict=True)
+    ]
 
 
 def _check_context(model: PreTrainedModel, n_tokens: int, num_tokens: int) -> None:
@@ -203,7 +221,13 @@ class _Pass:
     effects: list[StepEffects]
 
 
-def _generate(model: PreTrainedModel, prompts: Sequence[Prepared], max_rows: int, observer: Observer) -> list[_Pass]:
+def _generate(
+    model: PreTrainedModel,
+    prompts: Sequence[Prepared],
+    groups: Sequence[Group] | None,
+    max_rows: int,
+    observer: Observer,
+) -> list[_Pass]:
     n_steps = max(one.settings.num_tokens for one in prompts)
     config = greedy_config(model, n_steps)
     layers = choose_layers(
@@ -213,6 +237,7 @@ def _generate(model: PreTrainedModel, prompts: Sequence[Prepared], max_rows: int
     engine = MaskingEngine(
         model,
         groups=prompts[0].settings.variants,
+        ablation=prompts[0].settings.ablation,
         plans=[
             SequencePlan(padding, _masked(one), one.settings.num_tokens)
             for padding, one in zip(paddings, prompts, strict=True)
@@ -220,12 +245,11 @@ def _generate(model: PreTrainedModel, prompts: Sequence[Prepared], max_rows: int
         max_rows=max_rows,
         on_layer=observer.layer_done,
         record_layers=frozenset(layers),
-        keep_states=prompts[0].settings.effect,
+        keep_states=prompts[0].settings.queries if prompts[0].settings.effect else None,
     )
-    effects = _Effects(engine, prompts[0].settings, observer) if prompts[0].settings.effect else None
+    effects = _effects(engine, prompts[0], groups, observer)
     observer.begin(sum(one.encoded.n_tokens for one in prompts), len(engine.decoder.layers), n_steps)
-    device = _input_device(model)
-    inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    inputs = on_input_device(model, inputs)
     with (
         torch.no_grad(),
         _leave_out_finished(model, engine, config),
@@ -238,8 +262,7 @@ def _generate(model: PreTrainedModel, prompts: Sequence[Prepared], max_rows: int
         warnings.filterwarnings("ignore", ".*on a device type different than your model's device", UserWarning)
         processors = LogitsProcessorList()
         if effects is not None:
-            stack.callback(model.register_forward_hook(effects.keep_logits).remove)
-            processors.append(effects)
+            processors.append(stack.enter_context(effects.attached()))
         sequences = model.generate(**inputs, generation_config=config, logits_processor=processors)
     verification = verify(engine, layers) if layers else None
     n_prompt = inputs["input_ids"].shape[1]
@@ -254,6 +277,12 @@ def _generate(model: PreTrainedModel, prompts: Sequence[Prepared], max_rows: int
         )
         for number, steps in enumerate(engine.sequences)
     ]
+
+
+def on_input_device(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs where the model takes them."""
+    device = _input_device(model)
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
 
 
 def _input_device(model: PreTrainedModel) -> torch.device:
@@ -322,31 +351,58 @@ def _record_candidates(model: PreTrainedModel) -> Iterator[list[list[tuple[list[
         handle.remove()
 
 
-class _Effects(LogitsProcessor):
-    """Measures the effects of every step of a single sequence, when the produced token is known: as the last of the logits
-    processors, which changes nothing."""
-
-    def __init__(self, engine: MaskingEngine, settings: RunSettings, observer: Observer) -> None:
-        self.engine, self.settings, self.observer = engine, settings, observer
-        self.logits: torch.Tensor | None = None  # as the model gives them, [vocabulary]
-        self.steps: list[StepEffects] = []
-
-    def keep_logits(self, module, args, output) -> None:
-        """A forward hook of the model."""
-        self.logits = output.logits[0, -1]
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        engine, window = self.engine, self.settings.window
-        positions = engine.steps[-1].positions
-        variants = each_layer_and_token(positions, engine.n_positions, len(engine.decoder.layers), window)
-        variants = dataclasses.replace(variants, ablation=self.settings.ablation)
-        self.observer.effects_begin(len(self.steps), len(variants))
-        produced, done = int(scores[0].argmax()), self.observer.effects_done
-        self.steps.append(measure_effects(engine, variants, self.logits, produced, done))
-        return scores
+def _groups_of(loaded: LoadedModel, prompt: Prepared) -> tuple[Group, ...] | None:
+    """What is hidden together for the effect; None for each masked position by itself."""
+    encoded, settings = prompt.encoded, prompt.settings
+    if not settings.effect or settings.groups == "tokens":
+        return None
+    layout = layout_of(loaded, encoded)
+    if settings.groups != "words":
+        groups = tuple(read_groups(settings.groups, layout))
+        if whole := [group.name for group in groups if len(group.positions) == encoded.n_tokens]:
+            raise InputError(f"group {whole[0]!r} is the whole prompt: nothing would be left to see; hide less")
+        return groups
+    masked = encoded.tokens.masked(settings.mask_mode)
+    return tuple(group for group in layout.words() if masked[list(group.positions)].all())
 
 
-def _make_result(loaded: LoadedModel, prompt: Prepared, pass_: _Pass, max_rows: int, seconds: float) -> Result:
+def _effects(
+    engine: MaskingEngine, prompt: Prepared, groups: Sequence[Group] | None, observer: Observer
+) -> AtEachStep | None:
+    """What measures the effects; UsageError where they cost more than is allowed."""
+    settings, n_layers = prompt.settings, len(engine.decoder.layers)
+    if not settings.effect:
+        return None
+
+    def variants_of(hidden: Sequence[Sequence[int]], n_positions: int) -> Variants:
+        return each_window_and_group(
+            hidden, n_positions, n_layers, settings.window, settings.queries, settings.ablation
+        )
+
+    def here() -> Variants:
+        positions = engine.steps[-1].positions.tolist()
+        return variants_of(_hidden_at(groups, positions), engine.n_positions)
+
+    n_prompt = prompt.encoded.n_tokens
+    masked = prompt.encoded.tokens.masked(settings.mask_mode).nonzero()[0].tolist()
+    first = variants_of(_hidden_at(groups, masked), n_prompt)
+    check_cost(first, n_layers, settings.num_tokens, settings.max_cost)
+    return AtEachStep(engine, here, observer.effects_begin, observer.effects_done)
+
+
+def _hidden_at(groups: Sequence[Group] | None, positions: Sequence[int]) -> list[tuple[int, ...]]:
+    """What is hidden together at a step."""
+    return [(position,) for position in positions] if groups is None else [group.positions for group in groups]
+
+
+def _make_result(
+    loaded: LoadedModel,
+    prompt: Prepared,
+    pass_: _Pass,
+    groups: Sequence[Group] | None,
+    max_rows: int,
+    seconds: float,
+) -> Result:
     encoded = prompt.encoded
     texts, kinds = token_texts(loaded.tokenizer, pass_.produced)
     steps = tuple(
@@ -357,7 +413,7 @@ def _make_result(loaded: LoadedModel, prompt: Prepared, pass_: _Pass, max_rows: 
     )
     if prompt.settings.effect:
         steps = tuple(
-            dataclasses.replace(step, effect=_effect_record(loaded, step, effects))
+            dataclasses.replace(step, effect=_effect_record(loaded, step, groups, effects))
             for step, effects in zip(steps, pass_.effects, strict=True)
         )
     return Result(
@@ -393,17 +449,25 @@ def _make_step(
     )
 
 
-def _effect_record(loaded: LoadedModel, step: StepRecord, effects: StepEffects) -> EffectRecord:
-    shape = step.l2.shape[:2]
+def _effect_record(
+    loaded: LoadedModel, step: StepRecord, groups: Sequence[Group] | None, effects: StepEffects
+) -> EffectRecord:
+    n_layers, n_hidden = len(step.l2), len(step.positions if groups is None else groups)
     ids = np.unique(effects.top1).tolist()
     texts, _ = token_texts(loaded.tokenizer, ids)
+
+    def of_layers(values: np.ndarray) -> np.ndarray:
+        """[L, hidden]; the only window of all layers is around each of them."""
+        return np.broadcast_to(values.reshape(-1, n_hidden), (n_layers, n_hidden)).copy()
+
     return EffectRecord(
-        effects.logit_change.reshape(shape),
-        effects.logprob_change.reshape(shape),
-        effects.kl_divergence.reshape(shape),
-        effects.top1.reshape(shape),
+        of_layers(effects.logit_change),
+        of_layers(effects.logprob_change),
+        of_layers(effects.kl_divergence),
+        of_layers(effects.top1),
         dict(zip(ids, texts, strict=True)),
         effects.floor,
+        None if groups is None else tuple((group.name, group.positions) for group in groups),
     )
 
 
@@ -431,6 +495,13 @@ def describe_run(loaded: LoadedModel, prepared: Prepared, pass_: _Pass) -> dict[
         "mask_mode": settings.mask_mode,
         "max_image_resolution": settings.max_image_resolution,
         "notices": [loaded.note] if loaded.note else [],
-        "effect": {"window": settings.window, "ablation": settings.ablation} if settings.effect else None,
+        "ablation": settings.ablation,
+        "effect": _effect_settings(settings),
         "verification": dataclasses.asdict(pass_.verification) if pass_.verification else None,
     }  # fmt: skip
+
+
+def _effect_settings(settings: RunSettings) -> dict[str, Any] | None:
+    if not settings.effect:
+        return None
+    return {"window": settings.window, "queries": settings.queries, "groups": settings.groups}

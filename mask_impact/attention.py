@@ -16,7 +16,8 @@ class QueryAttention:
 
     weights: [H, N]; output: [H, D], the attention output o_h; remainder: [H, D], what rounding took from `output`;
     values: [K, N, D]; dominant: int64 [H], the key with the largest weight of each head; dominant_difference: [H, D],
-    o' - o for that key, recomputed from the logits with -inf (-o where no other key is visible).
+    o' - o for that key, recomputed from the logits with -inf (-o where no other key is visible). replacement: [K, D], the
+    value that a removed key has then, its weight being kept; None where its logit becomes -inf.
     """
 
     weights: torch.Tensor
@@ -25,6 +26,7 @@ class QueryAttention:
     values: torch.Tensor
     dominant: torch.Tensor
     dominant_difference: torch.Tensor
+    replacement: torch.Tensor | None = None
 
     @property
     def n_keys(self) -> int:
@@ -42,9 +44,18 @@ class QueryAttention:
 
 
 def query_attention(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, visible: torch.Tensor | None = None
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scaling: float,
+    visible: torch.Tensor | None = None,
+    ablation: str = "mask",
 ) -> QueryAttention:
-    """Attention of the query [H, D] over keys and values [K, N, D] of any dtype; visible: bool [N], None for all."""
+    """Attention of the query [H, D] over keys and values [K, N, D] of any dtype; visible: bool [N], None for all.
+
+    ablation: what removing a key means, one of settings.ABLATIONS: its logit is -inf, its value is 0, or its value is the
+    mean of the visible keys' values.
+    """
     dtype = torch.promote_types(values.dtype, torch.float32)
     wide = dtype if values.device.type == "mps" else torch.float64
     n_heads, head_dim = query.shape
@@ -67,6 +78,11 @@ def query_attention(
     if n_keys == 1 or visible is not None:
         difference = torch.where(torch.isfinite(others).all(-1, keepdim=True), difference, -output)
 
+    replacement = None
+    if ablation != "mask":
+        seen = wide_values if visible is None else wide_values[:, visible]
+        replacement = (torch.zeros_like(seen[:, 0]) if ablation == "zero-value" else seen.mean(dim=1)).to(dtype)
+
     rounded = output.to(dtype)
     return QueryAttention(
         weights=weights.to(dtype).view(n_heads, n_keys),
@@ -75,6 +91,7 @@ def query_attention(
         values=values,
         dominant=dominant.view(n_heads),
         dominant_difference=difference.to(dtype).view(n_heads, head_dim),
+        replacement=replacement,
     )
 
 
@@ -82,11 +99,16 @@ def masking_differences(attention: QueryAttention, start: int, stop: int) -> tor
     """o' - o of every head for each masked key in start..stop-1: [stop - start, H, D].
 
     With p the weight of the masked key, o' - o = p / (1 - p) * (o - v): exact, and well conditioned for p <= 1/2. At most
-    one key of a head can have more than that; its difference has been recomputed from the logits.
+    one key of a head can have more than that; its difference has been recomputed from the logits. Where the value is
+    replaced by r instead, it is p * (r - v).
     """
     n_heads, head_dim = attention.output.shape
     n_groups = attention.values.shape[0]
     weights = attention.weights[:, start:stop]  # [H, n]
+    if attention.replacement is not None:
+        changes = (attention.replacement.unsqueeze(1) - attention.values[:, start:stop]).transpose(0, 1)  # [n, K, D]
+        grouped = weights.t().reshape(-1, n_groups, n_heads // n_groups, 1)
+        return (grouped * changes.unsqueeze(2)).view(-1, n_heads, head_dim)
     # The dominant key is replaced below; clamping keeps its factor finite.
     factors = (weights / (1 - weights).clamp_min(0.25)).t().reshape(-1, n_groups, n_heads // n_groups, 1)
     values = attention.values[:, start:stop].transpose(0, 1).unsqueeze(2)  # [n, K, 1, D]

@@ -5,6 +5,7 @@ torch is imported only once the arguments are right and the output folder can be
 """
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -18,17 +19,27 @@ from mask_impact.errors import InputError, OutputError, UsageError
 from mask_impact.files import check_output, read_prompt_file
 from mask_impact.progress import Progress, StudyProgress, silence
 from mask_impact.records import Result
-from mask_impact.settings import DEFAULT_MODELS, VARIANT_GROUPS, RunSettings, check_image_marks, check_prompt
+from mask_impact.settings import (
+    DEFAULT_MODELS,
+    GROUPS,
+    MAX_COST,
+    VARIANT_GROUPS,
+    RunSettings,
+    check_image_marks,
+    check_prompt,
+)
 from mask_impact.sharing import gather, launched, sole_writer
 from mask_impact.store import parse_formats, save
 from mask_impact.summary import render_summary
 
 DEFAULT_PROMPT_FILE = "prompt.txt"
+ANSWER_TOKENS = 16  # of an answer with something hidden
 
 
 @dataclass(frozen=True)
 class Script:
-    """What the two scripts differ in. titles: by mask mode, or `no image`, or `many` for a configuration."""
+    """What the two scripts differ in. titles: by mask mode, or `no image`, or `many` for a configuration, or what stands in
+    place of the maps."""
 
     kind: str
     program: str
@@ -51,6 +62,8 @@ VL = Script(
         "vision": "PHASE 2b: Qwen3-VL Image Analysis, Vision Tokens Masked",
         "both": "PHASE 2c: Qwen3-VL Image Analysis, Text and Vision Tokens Masked",
         "many": "PHASE 1.1: Qwen3-VL Batch Masking Analysis",
+        "knockout": "PHASE 2: Qwen3-VL Attention Knockouts",
+        "without": "PHASE 2: Qwen3-VL Answers Without Some Tokens",
     },
     description="Which token does a vision-language model use, at which layer, to produce each token of its answer?",
     default_output="vl_masking_results",
@@ -59,7 +72,12 @@ VL = Script(
 TEXT = Script(
     kind="text",
     program="mask_impact_analysis.py",
-    titles={"no image": "Text Model Masking Analysis", "many": "Text Model Batch Masking Analysis"},
+    titles={
+        "no image": "Text Model Masking Analysis",
+        "many": "Text Model Batch Masking Analysis",
+        "knockout": "Text Model Attention Knockouts",
+        "without": "Text Model Answers Without Some Tokens",
+    },
     description="Which token does a language model use, at which layer, to produce each token of its answer?",
     default_output="masking_results",
     example_config="prompts_config.yaml",
@@ -157,8 +175,7 @@ def build_parser(script: Script) -> argparse.ArgumentParser:
         "--num-tokens",
         metavar="N",
         type=_whole_number,
-        default=1,
-        help="most tokens to produce and analyse; stops at the model's end token (default: 1)",
+        help=f"most tokens to produce and analyse; stops at the model's end token (default: 1; {ANSWER_TOKENS} with --without)",
     )
     add(
         "--raw",
@@ -180,6 +197,13 @@ def build_parser(script: Script) -> argparse.ArgumentParser:
         default=0,
         help="measure K random (step, layer, token) again by really masking, and print the largest relative error",
     )
+    add(
+        "--ablation",
+        metavar="HOW",
+        default="mask",
+        help="what hiding a token means: mask (its logit is -inf), zero-value (its weight stays, its value is 0) or mean-value "
+        "(its value is the mean over the visible keys) (default: mask)",
+    )
     add = parser.add_argument_group("effect on the answer").add_argument
     add(
         "--effect",
@@ -189,16 +213,47 @@ def build_parser(script: Script) -> argparse.ArgumentParser:
     add(
         "--window",
         metavar="K",
-        type=_whole_number,
-        default=1,
-        help="with --effect, hide the token in K layers around each layer (default: 1)",
+        type=_layers,
+        help="hide the token in K layers around each layer, or in all (default: 1; 9 with --knockout)",
     )
     add(
-        "--ablation",
-        metavar="HOW",
-        default="mask",
-        help="with --effect: mask (the logit is -inf), zero-value (the weight stays, the value is 0) or mean-value (the value "
-        "is the mean over the visible keys) (default: mask)",
+        "--knockout",
+        metavar="FLOWS",
+        help="in place of the maps: cut flows from some tokens to others (image -> question, ...), in windows of layers; a YAML "
+        "file with flows, each with source and target, or default for image -> question, image -> last, question -> last",
+    )
+    add(
+        "--without",
+        metavar="SPEC",
+        action="append",
+        default=[],
+        help="in place of the maps: generate the answer again with these tokens hidden from all queries; repeatable. SPEC is "
+        'what a group of --groups stands for, such as "image 0" or a word of the prompt',
+    )
+    add(
+        "--layers",
+        metavar="LIST",
+        help="with --without: the layers to hide them in, such as 0-35 or 3,5-9 (default: all)",
+    )
+    add(
+        "--queries",
+        metavar="WHICH",
+        default="last",
+        help="hide it from the last query, where the answer is produced, or from all (default: last)",
+    )
+    add(
+        "--groups",
+        metavar="WHAT",
+        default="tokens",
+        help="hide tokens one by one, words, or the groups of a YAML file, a mapping from names to what they stand for: "
+        'system, question, image 0 rows 1-2, tokens 5-9, "a phrase" (default: tokens)',
+    )
+    add(
+        "--max-cost",
+        metavar="N",
+        type=_whole_number,
+        default=MAX_COST,
+        help=f"refuse what takes more rows through layers, and say how many it takes (default: {MAX_COST})",
     )
     add = parser.add_argument_group("model").add_argument
     add(
@@ -252,6 +307,13 @@ def _whole_number(text: str) -> int:
         raise argparse.ArgumentTypeError(f"must be a whole number, not '{text}'") from None
 
 
+def _layers(text: str) -> int | str:
+    try:
+        return "all" if text.strip().lower() == "all" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number or all, not '{text}'") from None
+
+
 def _comma_list(text: str) -> tuple[str, ...]:
     return tuple(part.strip().lower() for part in text.split(",") if part.strip())
 
@@ -294,9 +356,14 @@ def _run(script: Script, args: argparse.Namespace, command: str) -> None:
         raise UsageError("--reduce goes with --dataset")
     if launched()[1] > 1:
         raise UsageError("several processes share the prompts of --config or --dataset; a single prompt takes one")
+    mode = _mode(args)
+    num_tokens = args.num_tokens
+    if num_tokens is None:
+        num_tokens = ANSWER_TOKENS if mode == "without" else 1
     settings = RunSettings(
-        args.num_tokens, args.variants, args.batch_size, args.raw, args.verify,
-        effect=args.effect, window=args.window, ablation=args.ablation,
+        num_tokens, args.variants, args.batch_size, args.raw,
+        args.verify, effect=args.effect, window=1 if args.window is None else args.window, ablation=args.ablation, queries=args.queries,
+        groups=args.groups, max_cost=args.max_cost,
     )  # fmt: skip
     if script.kind == "vl":
         settings = replace(
@@ -307,20 +374,30 @@ def _run(script: Script, args: argparse.Namespace, command: str) -> None:
         )
         if settings.mask_mode == "vision" and not args.image:
             raise UsageError("--mask-mode vision needs an image: give --image FILE")
+    if args.groups not in GROUPS and not Path(args.groups).is_file():
+        raise UsageError(f"--groups takes tokens, words or a YAML file of groups, and '{args.groups}' is none of them")
     formats = None if args.formats is None else parse_formats(args.formats)
+    layers = None if args.layers is None else _layer_list(args.layers)
+    flows = _read_flows(args.knockout) if mode == "knockout" else None
     prompt = read_prompt(args.prompt)
     path = check_output(args.output_dir, args.output)
     pictures = _read_pictures(script, args, prompt)
     say = silence if args.quiet else lambda text: print_line(text, sys.stdout)
     observer = Progress(quiet=args.quiet)
-    title = script.titles[settings.mask_mode if pictures else "no image"]
+    title = script.titles[mode if mode != "maps" else settings.mask_mode if pictures else "no image"]
     say(f"{title}\n{'=' * len(title)}")
 
     with sole_writer(path.parent, path.name, [path.name]):
         loaded = _load_model(args.model, args.revision, args.device, args.dtype, args.device_map, script, observer, say)
+        observer.on_begin = lambda n_tokens: say(f"Analyzing initial prompt ({n_tokens} tokens)...")
+        if mode == "knockout":
+            return _run_knockout(
+                loaded, prompt, flows, settings, args.window, pictures, observer, path, formats, command, say
+            )
+        if mode == "without":
+            return _run_without(loaded, prompt, args.without, settings, layers, pictures, observer, path, command, say)
         from mask_impact import analysis
 
-        observer.on_begin = lambda n_tokens: say(f"Analyzing initial prompt ({n_tokens} tokens)...")
         with observer:
             result = analysis.run(loaded, prompt, settings, pictures, observer=observer)
         result = replace(result, meta=result.meta | {"command": command})
@@ -333,6 +410,70 @@ def _run(script: Script, args: argparse.Namespace, command: str) -> None:
         if left.exists() and left not in others:
             observer.note(f"{left} is from an earlier run and was left as it is")
     say("\n" + render_summary(result, [*saved.paths, *others]))
+
+
+def _mode(args: argparse.Namespace) -> str:
+    """`maps`, `knockout` or `without`; UsageError for flags that belong to another one."""
+    mode = "knockout" if args.knockout is not None else "without" if args.without else "maps"
+    given = {
+        "--knockout": args.knockout is not None, "--without": bool(args.without), "--effect": args.effect,
+        "--plots": args.plots, "--report": args.report, "--verify": bool(args.verify), "--layers": args.layers is not None,
+        "--window": args.window is not None, "--queries": args.queries != "last", "--groups": args.groups != "tokens",
+        "--ablation": args.ablation != "mask", "--formats": args.formats is not None,
+        "--variants": tuple(args.variants) != VARIANT_GROUPS,
+    }  # fmt: skip
+    out_of_place = {
+        "maps": ["--layers"],
+        "knockout": [name for name in given if name not in ("--knockout", "--window", "--ablation", "--formats")],
+        "without": [name for name in given if name not in ("--without", "--layers")],
+    }[mode]  # fmt: skip
+    if wrong := next((name for name in out_of_place if given[name]), None):
+        if mode == "maps":
+            raise UsageError(f"{wrong} goes with --without")
+        raise UsageError(
+            f"{wrong} does not go with --{mode}, which stands in place of the maps (--help says what it is for)"
+        )
+    if mode == "maps" and not args.effect and (given["--window"] or given["--queries"] or given["--groups"]):
+        raise UsageError("--window, --queries and --groups say how the effect is measured: give --effect too")
+    return mode
+
+
+def _layer_list(text: str) -> tuple[int, ...]:
+    """3,5-9 as numbers."""
+    layers: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if not found or int(found[2] or found[1]) < int(found[1]):
+            raise UsageError(f"--layers must be numbers and ranges such as 0-35 or 3,5-9, not '{text}'")
+        layers += range(int(found[1]), int(found[2] or found[1]) + 1)
+    return tuple(layers)
+
+
+def _read_flows(argument: str):
+    """The flows of the file; None for the predefined ones."""
+    if argument == "default":
+        return None
+    from mask_impact.groups import read_flows
+
+    return read_flows(argument)
+
+
+def _run_knockout(loaded, prompt, flows, settings, window, pictures, observer, path, formats, command, say) -> None:
+    from mask_impact import flow_output, knockouts
+
+    with observer:
+        found = knockouts.run(loaded, prompt, flows, settings, window, pictures, observer=observer)
+    paths = flow_output.save_flows(found, path, formats or ("csv", "json"), command)
+    say("\n" + flow_output.render_flows(found, paths))
+
+
+def _run_without(loaded, prompt, specs, settings, layers, pictures, observer, path, command, say) -> None:
+    from mask_impact import whatif, whatif_output
+
+    with observer:
+        found = whatif.run(loaded, prompt, specs, settings, layers, pictures, observer=observer)
+    saved = whatif_output.save_whatif(found, path, command)
+    say(f"\n{whatif_output.render_whatif(found)}\n\nResults saved to: {saved}")
 
 
 BESIDE = ("layers.png", "patches.png", "html")  # what may lie beside a result's own files
@@ -374,7 +515,7 @@ def _given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, An
 
 
 # Flags of a single prompt, which stand in the file where there is one.
-_OF_ONE_PROMPT = {"prompt", "image", "effect", "window", "ablation"}
+_OF_ONE_PROMPT = {"prompt", "image", "knockout", "without", "layers"}
 # Flags that are no settings of a prompt.
 _OF_THE_RUN = {"config", "dataset", "reduce", "resume", "quiet", "debug", "plots", "report", "device_map", "output"}
 
@@ -382,7 +523,8 @@ _OF_THE_RUN = {"config", "dataset", "reduce", "resume", "quiet", "debug", "plots
 def _run_many(script: Script, args: argparse.Namespace, given: dict[str, Any], command: str) -> int:
     """--config or --dataset; returns the exit code."""
     source = "--config" if args.config is not None else "--dataset"
-    wrong = {"dataset", "output"} if source == "--config" else {"formats", "plots", "report"}
+    effects = {"effect", "window", "queries", "groups", "max_cost"}
+    wrong = {"dataset", "output"} if source == "--config" else {"formats", "plots", "report", *effects}
     misplaced = sorted(set(given) & (_OF_ONE_PROMPT | wrong))
     if source == "--config" and args.reduce == "summary":
         raise UsageError(

@@ -21,13 +21,23 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import orjson
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
 from mask_impact.errors import InputError
 from mask_impact.files import name_problem, read_prompt_file
-from mask_impact.settings import MASK_MODES, VARIANT_GROUPS, RunSettings, check_image_marks, check_prompt
+from mask_impact.settings import (
+    ABLATIONS,
+    GROUPS,
+    MASK_MODES,
+    MAX_COST,
+    QUERIES,
+    VARIANT_GROUPS,
+    RunSettings,
+    check_image_marks,
+    check_prompt,
+)  # fmt: skip
 from mask_impact.store import FORMATS, parse_formats
 
 MAX_BYTES = 10_000_000  # of a YAML file
@@ -94,6 +104,13 @@ def _lower(value: Any) -> Any:
     return value.strip().lower() if isinstance(value, str) else value
 
 
+def _window(value: Any) -> int | str:
+    value = _lower(value)
+    if value == "all" or (type(value) is int and value >= 1):
+        return value
+    raise ValueError("no window")
+
+
 _Text = Annotated[str, Field(min_length=1)]
 _Count = Annotated[int, Field(ge=1)]
 _Mode = Annotated[Literal[(*MASK_MODES, "all")], BeforeValidator(_lower)]
@@ -138,6 +155,12 @@ class _Defaults(_Sizes):
     variants: _Variants = list(VARIANT_GROUPS)
     raw: bool | None = None
     verify: Annotated[int, Field(ge=0)] = 0
+    ablation: Literal[ABLATIONS] = "mask"
+    effect: bool = False
+    window: Annotated[Any, PlainValidator(_window)] = 1
+    queries: Literal[QUERIES] = "last"
+    groups: _Text = "tokens"
+    max_cost: _Count = MAX_COST
 
 
 class _Prompt(_Defaults):
@@ -178,16 +201,18 @@ _ACCEPTED = {
     "variants": "some of full, attn, heads",
     "raw": "true, false, or null (as the model needs it)",
     "verify": "a whole number, at least 0",
+    "ablation": "mask, zero-value or mean-value",
+    "effect": "true or false",
+    "window": "a whole number of layers, at least 1, or all",
+    "queries": "last or all",
+    "groups": "text: tokens, words, or a path of a YAML file of groups",
+    "max_cost": "a whole number of row-layers, at least 1",
 }
 _LEVELS = {"at the top level": _File, "under model": _Model, "under defaults": _Defaults, "in a prompt": _Prompt}
 _IN_PLACE_OF = {"name": "", "prompt": "", "prompts": [None]}  # of wrong ones, so that the other keys can be checked
 _SIZES = tuple(_Sizes.model_fields)
 _PLACES = ("model", "revision", "device", "dtype", "formats", "output_dir")
-_OF_ONE_PROMPT = {"effect", "window", "ablation"}  # settings that only a single prompt has
-# As they are called here.
-_SETTINGS = {
-    field.name.removeprefix("n_"): field.name for field in fields(RunSettings) if field.name not in _OF_ONE_PROMPT
-}
+_SETTINGS = {field.name.removeprefix("n_"): field.name for field in fields(RunSettings)}  # as they are called here
 
 
 def _wrong(level: type[BaseModel], loc: tuple, error: Mapping[str, Any]) -> str:
@@ -283,6 +308,9 @@ def _job_problems(
         elif not os.path.isfile(image):
             what = "is a folder; name the files in it" if os.path.isdir(image) else "does not exist; give a file or URL"
             yield image_key, f"image {image!r} {what}"
+    groups = values.get("groups", "tokens")
+    if groups not in GROUPS and not os.path.isfile(groups):
+        yield "groups", f"groups {groups!r} is no file; tokens, words or a YAML file of groups is accepted"
 
 
 # --- YAML -----------------------------------------------------------------------------------------------------------------
@@ -316,7 +344,10 @@ def load_config(path: str | os.PathLike, *, kind: str, overrides: Mapping[str, A
         if "name" not in bad and (problem := _name_problem(entry.name)):
             text.report((*at, "name"), problem)
             bad.add("name")
-        values = common | _set(entry) | flags
+        values = common | _set(entry)
+        if values.get("groups", "tokens") not in GROUPS:
+            values["groups"] = os.path.abspath(folder / values["groups"])
+        values |= flags
         if not values.get("enabled", True):
             n_disabled += 1
             continue
@@ -333,7 +364,7 @@ def load_config(path: str | os.PathLike, *, kind: str, overrides: Mapping[str, A
         images = _located(folder, values.get("image_path"))
         for key, problem in _job_problems(kind, prompt, images, values, "image_path"):
             if not {key, "image_path", "enabled"} & {*bad, *bad_in_common}:  # what follows from another problem is none
-                inherited = key == "image_path" and key not in entry.model_fields_set
+                inherited = key in ("image_path", "groups") and key not in entry.model_fields_set
                 text.report(("defaults", key) if inherited else (*at, key), problem)
         if not text.problems:
             jobs.append(Job(entry.name, prompt, images, _run_settings(values), {}))

@@ -12,14 +12,15 @@ import numpy as np
 from mask_impact.records import EffectRecord, Result, StepRecord
 
 EFFECT_COLUMNS = (
-    "generation_step", "layer", "token_masked", "token_position", "variant",
-    "logit_change", "logprob_change", "kl_divergence", "top1_changed", "top1_id", "top1_token",
+    "generation_step", "layer", "token_masked", "token_position", "n_tokens", "variant",
+    "logit_change", "logprob_change", "kl_divergence", "below_floor", "top1_changed", "top1_id", "top1_token",
 )  # fmt: skip
 NUMBERS = ("logit_change", "logprob_change", "kl_divergence")
 
 
 def effect_table(result: Result, texts: Sequence[str]):
-    """A pyarrow.Table with EFFECT_COLUMNS: a row for each step, layer and masked position. texts: of each position, UTF-8."""
+    """A pyarrow.Table with EFFECT_COLUMNS: a row for each step, layer and masked position, or group of positions, which is
+    called by its name and stands at its first position. texts: of each position, UTF-8."""
     import pyarrow as pa
 
     return pa.concat_tables([_of_step(record, texts) for record in result.steps]).unify_dictionaries()
@@ -29,16 +30,18 @@ def _of_step(record: StepRecord, texts: Sequence[str]):
     import pyarrow as pa
 
     effect = record.effect
-    n_layers, n_masked = effect.top1.shape
-    positions = np.tile(record.positions.astype(np.int32), n_layers)
+    n_layers, n_hidden = effect.top1.shape
+    groups = effect.groups or [(texts[position], (position,)) for position in record.positions.tolist()]
     top1 = effect.top1.reshape(-1)
     columns = (
         np.full(top1.size, record.step, dtype=np.int32),
-        np.repeat(np.arange(n_layers, dtype=np.int32), n_masked),
-        pa.array([texts[position] for position in positions], pa.string()).dictionary_encode(),
-        positions,
+        np.repeat(np.arange(n_layers, dtype=np.int32), n_hidden),
+        pa.array([name for name, _ in groups] * n_layers, pa.string()).dictionary_encode(),
+        np.tile(np.array([positions[0] for _, positions in groups], dtype=np.int32), n_layers),
+        np.tile(np.array([len(positions) for _, positions in groups], dtype=np.int32), n_layers),
         pa.array(["Full"] * top1.size, pa.string()).dictionary_encode(),
         *(getattr(effect, name).reshape(-1) + np.float32(0) for name in NUMBERS),  # -0.0 becomes 0.0
+        pa.array(effect.below_floor.reshape(-1)),
         pa.array(top1 != record.token_id),
         top1,
         pa.array([effect.top1_texts[int(token)] for token in top1], pa.string()).dictionary_encode(),
@@ -46,7 +49,7 @@ def _of_step(record: StepRecord, texts: Sequence[str]):
     return pa.table(dict(zip(EFFECT_COLUMNS, columns, strict=True)))
 
 
-def write_effects(table, form: str, file: BinaryIO) -> None:
+def write_table(table, form: str, file: BinaryIO) -> None:
     """The table as csv, json (a list of records, one on each line) or parquet."""
     import pyarrow as pa
 
@@ -69,7 +72,7 @@ def write_effects(table, form: str, file: BinaryIO) -> None:
 
 
 def read_effects(path: Path, form: str) -> dict[str, np.ndarray]:
-    """The columns NUMBERS (float32) and top1_id (int64) of a table that `write_effects` wrote, one behind the other."""
+    """The columns NUMBERS (float32) and top1_id (int64) of a table that `write_table` wrote, one behind the other."""
     if form == "parquet":
         import pyarrow.parquet as pq
 
@@ -95,4 +98,5 @@ def make_record(columns: dict[str, np.ndarray], first: int, shape: tuple[int, in
         top1=part["top1_id"],
         top1_texts={int(token): text for token, text in about["top1_texts"].items()},
         floor=tuple(about["floor"]),
+        groups=about.get("groups") and tuple((name, tuple(positions)) for name, positions in about["groups"]),
     )

@@ -4,11 +4,13 @@ A layer's update can change much and the answer not at all; here the changed sta
 logits (`replay`). Knows no files.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from transformers import LogitsProcessor
 
 from mask_impact.engine import MaskingEngine
 from mask_impact.errors import ExactnessError, UsageError
@@ -24,7 +26,8 @@ class StepEffects:
 
     logit_change, logprob_change (nats, negative: less likely), kl_divergence (nats, KL of the unmasked to the masked
     distribution over the vocabulary): float32 [n]; top1: int64 [n], the token that is the most probable then. produced:
-    id of the produced token. floor: the same three, absolute, for a variant that hides nothing and takes the same path.
+    id of the produced token; probability: of it, with nothing hidden. floor: the largest of the first three, absolute, for a
+    variant that hides nothing and takes the same path.
     """
 
     logit_change: np.ndarray
@@ -33,23 +36,94 @@ class StepEffects:
     top1: np.ndarray
     produced: int
     floor: tuple[float, float, float]
+    probability: float
 
 
-def windows(n_layers: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """First and last layer, int64 [L] each, of the window of `width` layers around each layer, cut at the ends."""
+def windows(n_layers: int, width: int | str) -> tuple[torch.Tensor, torch.Tensor]:
+    """First and last layer, int64 [W] each: of the window of `width` layers around each layer, cut at the ends (W = L), or
+    of the only window with `all` layers (W = 1)."""
+    if width == "all":
+        return torch.tensor([0]), torch.tensor([n_layers - 1])
     if not 1 <= width <= n_layers:
         raise UsageError(f"a window of {width} layers does not fit: the model has {n_layers}")
     centre = torch.arange(n_layers)
     return (centre - (width - 1) // 2).clamp_min(0), (centre + width // 2).clamp_max(n_layers - 1)
 
 
-def each_layer_and_token(positions: torch.Tensor, n_positions: int, n_layers: int, width: int = 1) -> Variants:
-    """Variant l * P + i hides positions[i] in the window around layer l; positions: int64 [P]."""
-    n = len(positions)
-    hidden = torch.zeros(n, n_positions, dtype=torch.bool)
-    hidden[torch.arange(n), positions] = True
+def each_window_and_group(
+    groups: Sequence[Sequence[int]],
+    n_positions: int,
+    n_layers: int,
+    width: int | str = 1,
+    queries: str = "last",
+    ablation: str = "mask",
+) -> Variants:
+    """Variant w * G + g hides the positions groups[g] in the w-th of `windows`, from the last query or from all."""
+    hidden = torch.zeros(len(groups), n_positions, dtype=torch.bool)
+    for place, positions in enumerate(groups):
+        hidden[place, list(positions)] = True
     first, last = windows(n_layers, width)
-    return Variants(hidden.repeat(n_layers, 1), first.repeat_interleave(n), last.repeat_interleave(n))
+    everyone = None
+    if queries == "all":
+        everyone = torch.ones(1, n_positions, dtype=torch.bool).expand(len(first) * len(groups), -1)
+    return Variants(
+        hidden.repeat(len(first), 1),
+        first.repeat_interleave(len(groups)),
+        last.repeat_interleave(len(groups)),
+        everyone,
+        ablation=ablation,
+    )
+
+
+def check_cost(variants: Variants, n_layers: int, n_steps: int, max_cost: int) -> None:
+    """UsageError where the variants, at each of n_steps, take more than max_cost rows through layers."""
+    cost = variants.row_layers(n_layers) * n_steps
+    if cost > max_cost:
+        forwards = cost / (variants.hidden.shape[1] * n_layers)
+        raise UsageError(
+            f"the effects take {cost:,} row-layers, as many as {forwards:,.0f} forward passes of this prompt, and "
+            f"{max_cost:,} are allowed: take larger groups of tokens, a --window of all layers or fewer steps, or allow "
+            f"them with --max-cost {cost}"
+        )
+
+
+class AtEachStep(LogitsProcessor):
+    """Measures effects at every step of a `generate()` of a single sequence, when the produced token is known: as the last
+    of its logits processors, which changes nothing.
+
+    variants_of: what to hide at a step, asked when the model's forward is done. on_begin(step, number of variants) and
+    on_rows(how many more are done) are told how it gets on.
+    """
+
+    def __init__(
+        self,
+        engine: MaskingEngine,
+        variants_of: Callable[[], Variants],
+        on_begin: Callable[[int, int], None],
+        on_rows: Callable[[int], None],
+    ) -> None:
+        self.engine, self.variants_of, self.on_begin, self.on_rows = engine, variants_of, on_begin, on_rows
+        self.steps: list[StepEffects] = []
+        self._logits: torch.Tensor | None = None  # as the model gives them, [vocabulary]
+
+    @contextmanager
+    def attached(self) -> Iterator["AtEachStep"]:
+        """While the block is open the model's logits are seen."""
+
+        def keep(module, args, output) -> None:
+            self._logits = output.logits[0, -1]
+
+        handle = self.engine.model.register_forward_hook(keep)
+        try:
+            yield self
+        finally:
+            handle.remove()
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        variants = self.variants_of()
+        self.on_begin(len(self.steps), len(variants))
+        self.steps.append(measure_effects(self.engine, variants, self._logits, int(scores[0].argmax()), self.on_rows))
+        return scores
 
 
 @torch.no_grad()
@@ -63,43 +137,48 @@ def measure_effects(
     """The effects of `variants` at the step that `engine` measured last; logits: [vocabulary], the model's own there.
     produced: the token that it produced (None: the most probable one).
 
-
     A variant that hides nothing which the query sees has exactly none, without being run. on_rows: told how many variants
     are done. Raises ExactnessError where the replayed model is not the model.
     """
     own = torch.log_softmax(logits.double(), dim=-1)
     likeliest = int(logits.argmax())
     produced = likeliest if produced is None else produced
-    _check(engine, logits)
     n = len(variants)
     logit_change, logprob_change, kl_divergence = (np.zeros(n, dtype=np.float32) for _ in range(3))
     top1 = np.full(n, likeliest, dtype=np.int64)
     seen = sees(engine, variants)
     places = np.flatnonzero(seen.numpy())
-    floor = _floor(engine, len(places), logits, own, produced)
-    to_run = replace(variants, hidden=variants.hidden[seen], first=variants.first[seen], last=variants.last[seen])
+    seen_ones = variants[seen]
+    _check(engine, seen_ones, logits)
+    floor = _floor(engine, seen_ones, logits, own, produced)
     on_rows(n - len(places))
-    for rows, differences in replay(engine, to_run):
-        here = places[rows]
+    for which, differences in replay(engine, seen_ones):
+        here = places[which.numpy()]
         changes = _changes(differences, logits, own, produced)
         logit_change[here], logprob_change[here], kl_divergence[here] = (one.cpu().numpy() for one in changes[:3])
         top1[here] = changes[3].cpu().numpy()
         on_rows(len(here))
-    return StepEffects(logit_change, logprob_change, kl_divergence, top1, produced, floor)
+    probability = float(own[produced].exp())
+    return StepEffects(logit_change, logprob_change, kl_divergence, top1, produced, floor, probability)
 
 
 def sees(engine: MaskingEngine, variants: Variants) -> torch.Tensor:
-    """bool [n]: whether the last query sees anything of what a variant hides, in any of its layers."""
+    """bool [n]: whether a query sees anything of what a variant hides from it, in any of its layers."""
     n_positions = variants.hidden.shape[1]
+    inside = variants.first <= variants.last
+    if variants.heads is not None:
+        inside = inside & variants.heads.any(dim=1)
+    if variants.queries is not None:  # causality alone; what a window hides anyway changes nothing when it is run
+        return (variants.starts < n_positions) & inside
     visible = torch.zeros(len(engine.states), n_positions, dtype=torch.bool)
     for index, state in enumerate(engine.states):
         n_keys = state.keys.shape[1]
-        visible[index, n_positions - n_keys :] = True if state.visible is None else state.visible.cpu()
+        seen = state.seen_by(1)
+        visible[index, n_positions - n_keys :] = True if seen is None else seen[0].cpu()
     sees_in = variants.hidden.float() @ visible.t().float() > 0  # [n, L]
     layers = torch.arange(len(engine.states))
-    inside = (variants.first[:, None] <= layers) & (layers <= variants.last[:, None])
-    some_head = variants.heads is None or bool(variants.heads.any())
-    return (sees_in & inside).any(dim=1) & some_head
+    within = (variants.first[:, None] <= layers) & (layers <= variants.last[:, None])
+    return (sees_in & within).any(dim=1) & inside
 
 
 def _changes(
@@ -118,9 +197,10 @@ def _changes(
     )
 
 
-def _check(engine: MaskingEngine, logits: torch.Tensor) -> None:
-    """ExactnessError where the row that hides nothing does not give the model's own logits."""
-    replayed = unmasked_logits(engine).to(logits.device, torch.float64)
+def _check(engine: MaskingEngine, variants: Variants, logits: torch.Tensor) -> None:
+    """ExactnessError where what hides nothing, in as many rows as any variant has, does not give the model's own logits."""
+    start = int(variants.starts.min()) if len(variants) else engine.n_positions - 1
+    replayed = unmasked_logits(engine, start).to(logits.device, torch.float64)
     error = float((replayed - logits).abs().max() / logits.double().std().clamp_min(1e-12))
     tolerance = TOLERANCE[engine.states[0].entered.dtype]
     if not error <= tolerance:
@@ -131,14 +211,15 @@ def _check(engine: MaskingEngine, logits: torch.Tensor) -> None:
 
 
 def _floor(
-    engine: MaskingEngine, n: int, logits: torch.Tensor, own: torch.Tensor, produced: int
+    engine: MaskingEngine, variants: Variants, logits: torch.Tensor, own: torch.Tensor, produced: int
 ) -> tuple[float, float, float]:
-    """What variants that hide nothing show, among as many rows as the others go with."""
-    n = min(n, ROWS_OF_LOGITS)
-    if n == 0:
+    """What variants that hide nothing show, where they go the longest way that one of `variants` goes."""
+    if not len(variants):
         return 0.0, 0.0, 0.0
-    start = torch.zeros(n, dtype=torch.int64)
-    nothing = torch.zeros(n, engine.n_positions, dtype=torch.bool)
-    differences = torch.cat([part for _, part in replay(engine, Variants(nothing, start, start))])
+    longest = variants[variants.starts.argmin().unsqueeze(0)]
+    n_rows = engine.n_positions - int(longest.starts)
+    none = longest[torch.zeros(max(1, ROWS_OF_LOGITS // n_rows), dtype=torch.int64)]
+    none = replace(none, hidden=torch.zeros_like(none.hidden), first=torch.zeros_like(none.first))
+    differences = torch.cat([part for _, part in replay(engine, none, start=int(longest.starts))])
     changes = _changes(differences, logits, own, produced)
     return tuple(float(one.abs().max()) for one in changes[:3])

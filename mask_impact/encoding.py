@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from mask_impact.errors import InputError
+from mask_impact.groups import Layout
 from mask_impact.images import Picture, preview
 from mask_impact.loading import LoadedModel
 from mask_impact.records import ImageRecord, TokenTable
@@ -38,6 +39,15 @@ class EncodedPrompt:
     def n_tokens(self) -> int:
         """Length of the prompt in tokens."""
         return len(self.tokens)
+
+
+def layout_of(loaded: LoadedModel, encoded: EncodedPrompt) -> Layout:
+    """Where everything stands in the prompt."""
+
+    def decode(ids: list[int]) -> str:
+        return loaded.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    return Layout(encoded.tokens, encoded.images, encoded.n_tokens, decode)
 
 
 def parse_chatml(prompt: str) -> list[dict[str, str]] | None:

@@ -10,8 +10,6 @@ of all sequences of a batch together. Before the block ends, by whatever way, ev
 prints nothing.
 """
 
-import itertools
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,18 +17,14 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mask_impact.architectures import Decoder, DecoderLayer, GatedMlp, locate
 from mask_impact.attention import Lengths, cosine_distance, query_attention
-from mask_impact.errors import ExactnessError, ModelError, UsageError
+from mask_impact.errors import ExactnessError, UsageError
 from mask_impact.measurement import SELF_CHECK_TOLERANCE, LayerMeasurement, LayerRecord, Passengers, Propagation, Ride
 from mask_impact.settings import VARIANT_GROUPS
-
-BACKENDS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
-
-_serial = itertools.count()
+from mask_impact.states import LayerState
+from mask_impact.taps import tapped, visible_keys, windowed_kernel
 
 
 @dataclass(frozen=True)
@@ -72,23 +66,6 @@ class LayerInputs:
     hidden_states: list[torch.Tensor] = field(default_factory=list)
     position_embeddings: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     visible: list[torch.Tensor] = field(default_factory=list)
-
-
-@dataclass
-class LayerState:
-    """What one decoder layer had to do with the last position at the step that was last measured.
-
-    entered, left: [hidden], its input and output there; keys, values: [K, N, D] of the last N positions, the query's own
-    included; visible: bool [N] or None for all of them; arguments: what else the layer was called with, for this position.
-    """
-
-    entered: torch.Tensor
-    left: torch.Tensor | None = None
-    keys: torch.Tensor | None = None
-    values: torch.Tensor | None = None
-    visible: torch.Tensor | None = None
-    scaling: float = 1.0
-    arguments: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -151,12 +128,13 @@ class _Rider:
 class MaskingEngine:
     """Measures every layer at every forward pass of `model` while the `with` block is open.
 
-    groups: which of full, attn, heads to measure. plans: one for each sequence of the batch that the model will be given.
-    max_rows: how many masked tokens ride at once (None: all); results do not depend on it. on_layer(step, layer) is called
-    when a layer is done. record_layers: layers whose inputs are kept in `layer_inputs`, for a single sequence. keep_states:
-    whether `states` has a LayerState of each layer after a step, for a single sequence. A sequence whose number is put into
-    `finished` is measured no more. Errors: UnsupportedArchitecture, UsageError for a batch of another
-    size, ExactnessError where the model's arithmetic could not be reproduced or is not finite.
+    groups: which of full, attn, heads to measure. ablation: what hiding means, see attention.query_attention. plans: one for
+    each sequence of the batch that the model will be given. max_rows: how many masked tokens ride at once (None: all);
+    results do not depend on it. on_layer(step, layer) is called when a layer is done. record_layers: layers whose inputs are
+    kept in `layer_inputs`, for a single sequence. keep_states: whether `states` has a LayerState of each layer after a step,
+    for a single sequence: of the `last` position or of `all`. A sequence whose number is put into `finished` is measured no
+    more. Errors: UnsupportedArchitecture, UsageError for a batch of another size, ExactnessError where the model's arithmetic
+    could not be reproduced or is not finite.
     """
 
     def __init__(
@@ -164,15 +142,17 @@ class MaskingEngine:
         model: nn.Module,
         *,
         groups: tuple[str, ...] = VARIANT_GROUPS,
+        ablation: str = "mask",
         plans: Sequence[SequencePlan] = (SequencePlan(),),
         max_rows: int | None = None,
         on_layer: Callable[[int, int], None] | None = None,
         record_layers: frozenset[int] = frozenset(),
-        keep_states: bool = False,
+        keep_states: str | None = None,
     ) -> None:
         self.model = model
         self.decoder: Decoder = locate(model)
         self.groups = tuple(group for group in VARIANT_GROUPS if group in groups)
+        self.ablation = ablation
         self.plans = tuple(plans)
         self.max_rows = max_rows
         self.on_layer = on_layer
@@ -180,8 +160,9 @@ class MaskingEngine:
         self.finished: set[int] = set()
         if (record_layers or keep_states) and len(self.plans) > 1:
             raise UsageError("what layers are given can be kept for a single sequence only")
-        self.keep_states = keep_states
         self.states: list[LayerState] = []
+        if keep_states is not None:
+            self.states = [LayerState(all_rows=keep_states == "all") for _ in self.decoder.layers]
         self._substitute: Callable | None = None
         self.layer_inputs = {layer: LayerInputs() for layer in record_layers}
         self._n_positions = 0  # padding included
@@ -221,7 +202,7 @@ class MaskingEngine:
 
     def __enter__(self) -> "MaskingEngine":
         with ExitStack() as stack:
-            self._tap_attention(stack)
+            stack.enter_context(tapped(self.decoder, self._on_tap))
             for layer in self.decoder.layers:
                 self._hook_layer(stack, layer)
             self._stack = stack.pop_all()
@@ -233,46 +214,14 @@ class MaskingEngine:
         self._layer, self._embarked, self._n_mapped = None, None, 0
         self._riders, self._records, self.states = {}, {}, []
 
-    def _tap_attention(self, stack: ExitStack) -> None:
-        configs = {id(config): config for config in self.decoder.configs}.values()
-        backend = self.decoder.configs[0]._attn_implementation
-        if backend not in BACKENDS:
-            raise ModelError(
-                f"attention backend '{backend}' is not supported; load the model with one of {', '.join(BACKENDS)}"
-            )
-        # The backend's name stays part of ours: transformers looks for "flash" in it.
-        name = f"{backend}_mask_impact_{next(_serial)}"
-        AttentionInterface.register(name, self._make_tap(backend, tuple(configs)))
-        stack.callback(AttentionInterface._global_mapping.pop, name, None)
-        # Without a mask function of its own a custom attention name gets no mask at all and turns bidirectional.
-        AttentionMaskInterface.register(name, AttentionMaskInterface._global_mapping[backend])
-        stack.callback(AttentionMaskInterface._global_mapping.pop, name, None)
-        for config in configs:
-            stack.callback(setattr, config, "_attn_implementation", config._attn_implementation)
-            config._attn_implementation = name
-
-    def _make_tap(self, backend: str, configs: tuple[object, ...]) -> Callable:
-        def tap(module, query, key, value, attention_mask, *args, **kwargs):
-            if self._substitute is not None:
-                return self._substitute(module, query, key, value), None
-            eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-            inner = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager)
-            tapped = [config._attn_implementation for config in configs]
-            # Flash attention reads the config for its own name.
-            for config in configs:
-                config._attn_implementation = backend
-            try:
-                output = inner(module, query, key, value, attention_mask, *args, **kwargs)
-            finally:
-                for config, name in zip(configs, tapped, strict=True):
-                    config._attn_implementation = name
-            if self._layer is not None and module is self._layer.attention:
-                scaling = kwargs.get("scaling")
-                window = kwargs.get("sliding_window") if "flash" in backend else None
-                self._on_attention(query, key, value, attention_mask, scaling, window)
-            return output
-
-        return tap
+    def _on_tap(self, own, module, query, key, value, attention_mask, *args, **kwargs):
+        if self._substitute is not None:
+            return self._substitute(module, query, key, value), None
+        output = own(query, key, value, attention_mask, *args, **kwargs)
+        if self._layer is not None and module is self._layer.attention:
+            window = windowed_kernel(self.decoder, kwargs)
+            self._on_attention(query, key, value, attention_mask, kwargs.get("scaling"), window)
+        return output
 
     def _hook_layer(self, stack: ExitStack, layer: DecoderLayer) -> None:
         def before_layer(module, args, kwargs):
@@ -317,10 +266,10 @@ class MaskingEngine:
             inputs = self.layer_inputs[layer.index]
             inputs.hidden_states.append(hidden_states.detach().cpu())
             inputs.position_embeddings.append(tuple(part.detach().cpu() for part in kwargs["position_embeddings"]))
-        if self.keep_states:
-            if layer.index == 0:
-                self.states = []
-            self.states.append(LayerState(hidden_states[0, -1], arguments=_of_last_position(kwargs)))
+        if self.states:
+            self.states[layer.index].enter(hidden_states[0], kwargs)
+            if layer.index > 0:
+                self.states[layer.index - 1].hand_over(hidden_states[0])
         rows = hidden_states[:, -1].to(arithmetic_dtype(hidden_states.dtype))
         self._layer = layer
         self._riders = {
@@ -343,6 +292,11 @@ class MaskingEngine:
 
     def _on_attention(self, query, key, value, mask, scaling, window) -> None:
         scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
+        if self.states:
+            state = self.states[self._layer.index]
+            n_rows = query.shape[2] if state.all_rows else 1
+            seen = visible_keys(mask, 0, n_rows, key.shape[2], window, key.device)
+            state.attend(key[0], value[0], seen, scaling)
         for number, rider in self._riders.items():
             self._attend(
                 number, rider.measurement, query[number, :, -1], key[number], value[number], mask, scaling, window
@@ -351,14 +305,12 @@ class MaskingEngine:
             rider.advance(None)
 
     def _attend(self, number, measurement, query, key, value, mask, scaling, window) -> None:
-        visible = _visible_keys(mask, number, key.shape[1], window, key.device)
+        visible = visible_keys(mask, number, 1, key.shape[1], window, key.device)
         if visible is not None:
+            visible = visible[0]
             seen_from = int(visible.int().argmax())
             key, value, visible = key[:, seen_from:], value[:, seen_from:], visible[seen_from:]
-        if self.keep_states:
-            state = self.states[-1]
-            state.keys, state.values, state.visible, state.scaling = key, value, visible, scaling
-        attention = query_attention(query, key, value, scaling, visible)
+        attention = query_attention(query, key, value, scaling, visible, ablation=self.ablation)
         first = (
             measurement.n_positions - attention.n_keys
         )  # sliding windows and their caches hold the last positions only
@@ -414,8 +366,8 @@ class MaskingEngine:
 
     def _on_layer_output(self, layer: DecoderLayer, output: torch.Tensor | tuple) -> None:
         output = output[0] if isinstance(output, tuple) else output
-        if self.keep_states:
-            self.states[-1].left = output[0, -1]
+        if self.states:
+            self.states[layer.index].leave(output[0])
         for number, rider in self._riders.items():
             measurement = rider.measurement
             measurement.observe_layer_output(output[number, -1])
@@ -497,35 +449,6 @@ def _gather(records: list[LayerRecord], positions: torch.Tensor, seconds: float)
     )
 
 
-def _of_last_position(kwargs: dict) -> dict:
-    """What a layer was called with, without what it attends to; positions and their embeddings of the last one only."""
-    left_out = ("hidden_states", "attention_mask", "past_key_values", "past_key_value", "use_cache", "cache_position")
-    arguments = {name: value for name, value in kwargs.items() if name not in left_out}
-    arguments["position_embeddings"] = tuple(part[:, -1:] for part in kwargs["position_embeddings"])
-    if arguments.get("position_ids") is not None:
-        arguments["position_ids"] = arguments["position_ids"][..., -1:]
-    return arguments
-
-
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which differences and distances are formed: float64 for a float64 model, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _visible_keys(
-    mask: torch.Tensor | None, number: int, n_keys: int, window: int | None, device: torch.device
-) -> torch.Tensor | None:
-    """bool [n_keys], which keys the last query of sequence `number` sees; None for all of them.
-
-    window: how many keys a windowed kernel looks back on, where no 4D mask says it.
-    """
-    visible = None
-    if mask is not None and mask.dim() == 4:
-        row = mask[number if mask.shape[0] > 1 else 0, 0, -1, :n_keys]
-        visible = row if row.dtype == torch.bool else row > torch.finfo(row.dtype).min / 2
-    elif mask is not None:
-        visible = mask[number, -n_keys:].to(torch.bool)
-    if window is not None and window < n_keys:
-        inside = torch.arange(n_keys, device=device) >= n_keys - window
-        visible = inside if visible is None else visible & inside
-    return visible

@@ -62,13 +62,23 @@ class Progress:
         if not self.quiet and sys.stderr.isatty():
             self._effects = self._make_bar(desc=label, total=n_variants, unit="effect", position=1, leave=False)
         else:
-            self._say_step(f"{label}: {n_variants} of (layer, token)")
+            self._say_step(f"{label}: {n_variants:,} to measure")
 
     def effects_done(self, n_variants: int) -> None:
         if self._effects is not None:
             self._effects.update(n_variants)
             if self._effects.n >= self._effects.total:
                 self._close_effects()
+
+    def answers_begin(self, n_answers: int) -> None:
+        if not self.quiet and sys.stderr.isatty():
+            self._bar = self._make_bar(desc="Answers", total=n_answers, unit="answer", leave=False)
+        else:
+            self._say_step(f"Generating {n_answers} answers ...")
+
+    def answer_done(self) -> None:
+        if self._bar is not None:
+            self._bar.update()
 
     def _close_effects(self) -> None:
         if self._effects is not None:

@@ -111,11 +111,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class EffectRecord:
-    """What masking a position in the layers around a layer does to the produced token, for the positions of its step.
+    """What hiding a position in the layers around a layer does to the produced token, for the positions of its step or for
+    groups of positions, G in number (P_t without groups).
 
     logit_change, logprob_change (nats, negative: less likely), kl_divergence (nats, KL(unmasked || masked) over the whole
-    vocabulary): float32 [L, P_t]. top1: int64 [L, P_t], the most probable token then; top1_texts: their texts by id.
+    vocabulary): float32 [L, G]. top1: int64 [L, G], the most probable token then; top1_texts: their texts by id.
     floor: the largest logit_change, logprob_change and kl_divergence, as absolute values, where nothing was hidden.
+    groups: the (name, positions) that were hidden together; None for each position of the step by itself.
     """
 
     logit_change: np.ndarray
@@ -124,10 +126,16 @@ class EffectRecord:
     top1: np.ndarray
     top1_texts: dict[int, str]
     floor: tuple[float, float, float]
+    groups: tuple[tuple[str, tuple[int, ...]], ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("logprob_change", "kl_divergence", "top1"):
             _check_shape(name, getattr(self, name), self.logit_change.shape)
+
+    @property
+    def below_floor(self) -> np.ndarray:
+        """bool [L, G], where the log-probability changes by no more than it does where nothing is hidden."""
+        return np.abs(self.logprob_change) <= self.floor[1]
 
 
 @dataclass(frozen=True)
@@ -170,7 +178,8 @@ class StepRecord:
         _check_shape("self_check", self.self_check, (n_layers,))
         _check_shape("noise_floor", self.noise_floor, (n_layers,))
         if self.effect is not None:
-            _check_shape("effect", self.effect.logit_change, (n_layers, n_masked))
+            groups = self.effect.groups
+            _check_shape("effect", self.effect.logit_change, (n_layers, n_masked if groups is None else len(groups)))
 
     @property
     def n_positions(self) -> int:

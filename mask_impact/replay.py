@@ -1,43 +1,49 @@
-"""What the model's output would have been with some attention edges hidden: later layers, from the state of a step.
+"""What the model's output would have been with some attention edges hidden: later layers, from the states of a step.
 
-Only the last position's query is masked, so only its row differs from the model's own run: every variant is one row, which
-enters where its first masked layer begins, goes through the model's own layer modules beside the other variants' rows, and
-attends to the keys and values that the model's own run has left, which no variant copies. What is added between layers
-(features of images) is added to every row alike.
+A variant hides keys from queries in some layers. Only what stands behind the first such query can change, so a variant is
+the rows from there to the last position. It enters where its first masked layer begins, goes through the model's own layer
+modules beside the other variants, and attends to the keys and values that the model's own run has left of earlier
+positions, which no variant copies. What is added between layers (features of images) is added to every variant alike.
 
-The first row hides nothing. States are float32, and of every other row only the difference from the first one goes through
-a linear map in the weights' dtype: in bfloat16 a state has three digits, and the difference of two states, which is all that
-an effect is, would have none.
+The first of the variants that go together hides nothing. States are float32, and of every other variant only the difference
+from the first one goes through a linear map in the weights' dtype: in bfloat16 a state has three digits, and the difference
+of two states, which is all that an effect is, would have none.
+
+Dimensions: n variants, V of them at once, S positions, of which the last R are rows; H heads in K key/value groups.
 """
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from mask_impact.architectures import OpaqueMlp
-from mask_impact.engine import LayerState, MaskingEngine, arithmetic_dtype
+from mask_impact.engine import MaskingEngine, arithmetic_dtype
 from mask_impact.settings import ABLATIONS
+from mask_impact.states import LayerState
 
 ROWS_OF_LOGITS = 64  # variants whose logits are formed at once
-ATTENTION_BYTES = 2**27  # of the weights of all rows' attention at once
+MOST_ROWS = 512  # at once: enough that reading the weights costs less than multiplying with them
+ATTENTION_BYTES = 2**27  # of the logits and weights of all rows' attention at once
 
 
 @dataclass(frozen=True)
 class Variants:
-    """What is hidden from the last query: of n variants each some keys, in some layers.
+    """What is hidden: of n variants each some keys from some queries, in some layers.
 
-    hidden: bool [n, S]; first, last: int64 [n], the first and the last layer. heads: bool [H], the heads it is hidden from
-    (None: all). ablation: `mask` (the logit is -inf), `zero-value` (the weight stays, the value is 0) or `mean-value` (the
-    weight stays, the value is the mean over the visible keys).
+    hidden: bool [n, S], the keys; first, last: int64 [n], the first and the last layer. queries: bool [n, S], whom they are
+    hidden from (None: from the last position alone). heads: bool [n, H], in which heads (None: in all). ablation:
+    `mask` (the logit is -inf), `zero-value` (the weight stays, the value is 0) or `mean-value` (the weight stays, the value
+    is the mean over the keys that the query sees).
     """
 
     hidden: torch.Tensor
     first: torch.Tensor
     last: torch.Tensor
+    queries: torch.Tensor | None = None
     heads: torch.Tensor | None = None
     ablation: str = "mask"
 
@@ -48,89 +54,125 @@ class Variants:
     def __len__(self) -> int:
         return len(self.hidden)
 
+    def __getitem__(self, which: torch.Tensor) -> "Variants":
+        """Those of the variants; which: an index, bool [n] or int64 [k]."""
+        own = ("hidden", "first", "last", "queries", "heads")
+        return replace(self, **{name: value[which] for name in own if (value := getattr(self, name)) is not None})
 
-def replay(engine: MaskingEngine, variants: Variants) -> Iterator[tuple[slice, torch.Tensor]]:
-    """(which variants, how much their logits differ from those of the row that hides nothing: [k, vocabulary]) at the step
-    that the engine measured last, in float32 (float64 for a float64 model).
+    @property
+    def starts(self) -> torch.Tensor:
+        """int64 [n], the first position that a variant can change; S where it changes none."""
+        n_positions = self.hidden.shape[1]
+        if self.queries is None:
+            return torch.where(self.hidden.any(dim=1), n_positions - 1, n_positions)
+        reached = self.queries & (self.hidden.cumsum(dim=1) > 0)  # some hidden key is not behind the query
+        return torch.where(reached.any(dim=1), reached.int().argmax(dim=1), n_positions)
 
-    Needs an engine with `keep_states`, whose block is still open, and is to be called when the model's own forward is done.
+    def row_layers(self, n_layers: int) -> int:
+        """How many rows go through how many layers, as a sum over the variants."""
+        return int(((self.hidden.shape[1] - self.starts) * (n_layers - self.first)).sum())
+
+
+def replay(
+    engine: MaskingEngine, variants: Variants, start: int | None = None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(which variants int64 [k], how much their logits differ from those of the variant that hides nothing: [k, vocabulary])
+    at the step that the engine measured last, in float32 (float64 for a float64 model).
+
+    Needs an engine that keeps states (of all positions, where queries are given), whose block is still open, and is to be
+    called when the model's own forward is done. Variants that reach the same rows and layers go together. start: where the
+    rows of all begin (None: where each variant's must).
     """
-    n_keys = max(state.keys.shape[1] for state in engine.states)
-    n_rows = max(ROWS_OF_LOGITS, ATTENTION_BYTES // (8 * engine.decoder.n_heads * n_keys))
-    for start in range(0, len(variants), n_rows):
-        rows = slice(start, min(start + n_rows, len(variants)))
-        outputs = _through_layers(engine, variants, rows)
+    starts = variants.starts.clamp_max(engine.n_positions - 1)
+    if start is not None:
+        starts = torch.full_like(starts, start)
+    order = torch.argsort(starts * len(engine.states) + variants.first, stable=True)
+    n_rows = ATTENTION_BYTES // (8 * engine.decoder.n_heads * engine.n_positions)
+    n_rows = max(ROWS_OF_LOGITS, min(MOST_ROWS, n_rows))
+    done = 0
+    while done < len(order):
+        begin = int(starts[order[done]])
+        together = order[done : done + max(1, n_rows // (engine.n_positions - begin))]
+        outputs = _through_layers(engine, variants[together], begin)
         for first in range(1, len(outputs), ROWS_OF_LOGITS):
             part = torch.cat([outputs[:1], outputs[first : first + ROWS_OF_LOGITS]])
             logits = logits_of(engine, part)
-            yield slice(start + first - 1, start + first - 1 + len(part) - 1), logits[1:] - logits[:1]
+            yield together[first - 1 : first - 1 + len(part) - 1], logits[1:] - logits[:1]
+        done += len(together)
 
 
-def unmasked_logits(engine: MaskingEngine) -> torch.Tensor:
-    """Logits [vocabulary] of the row that hides nothing: the model's own, but for rounding."""
+def unmasked_logits(engine: MaskingEngine, start: int | None = None) -> torch.Tensor:
+    """Logits [vocabulary] of what hides nothing, from the first layer on, in rows from `start` (None: the last row alone):
+    the model's own, but for rounding."""
     nothing = torch.zeros(0, engine.n_positions, dtype=torch.bool)
     none = torch.zeros(0, dtype=torch.int64)
-    return logits_of(engine, _through_layers(engine, Variants(nothing, none, none), slice(0, 0)))[0]
+    start = engine.n_positions - 1 if start is None else start
+    return logits_of(engine, _through_layers(engine, Variants(nothing, none, none), start))[0]
 
 
-def _through_layers(engine: MaskingEngine, variants: Variants, rows: slice) -> torch.Tensor:
-    """Outputs of the last layer, [1 + k, hidden]: of the row that hides nothing, and of each variant."""
-    hidden, first, last = variants.hidden[rows], variants.first[rows], variants.last[rows]
-    order = torch.argsort(first, stable=True)
-    hidden, first, last = hidden[order], first[order], last[order]
-    hidden = torch.cat([torch.zeros(1, hidden.shape[1], dtype=torch.bool), hidden])
+def _through_layers(engine: MaskingEngine, variants: Variants, start: int) -> torch.Tensor:
+    """Outputs of the last layer at the last position, [1 + V, hidden]: of what hides nothing, and of each variant."""
     states = engine.states
-    running = states[0].entered.to(arithmetic_dtype(states[0].entered.dtype)).unsqueeze(0)
-    for index, (layer, state) in enumerate(zip(engine.decoder.layers, states, strict=True)):
+    order = torch.argsort(variants.first, stable=True)
+    ordered = variants[order]
+    begin = int(ordered.first[0]) if len(ordered) else 0
+    n_rows = engine.n_positions - start
+    entered = states[begin].entered[-n_rows:]
+    running = entered.to(arithmetic_dtype(entered.dtype)).unsqueeze(0)
+    n_in = 0
+    for index in range(begin, len(states)):
+        layer, state = engine.decoder.layers[index], states[index]
         running = running.to(state.entered.device)
-        running = torch.cat([running, running[:1].expand(int((first == index).sum()), -1)])
-        masked = hidden[: len(running)].clone()
-        masked[1:] &= (last[: len(running) - 1] >= index).unsqueeze(1)
+        entering = int((ordered.first == index).sum())
+        running = torch.cat([running, running[:1].expand(entering, -1, -1)])
+        n_in += entering
+        here = ordered[torch.arange(n_in)]
+        hidden = here.hidden & (here.last >= index).unsqueeze(1)
+        edges = _Edges(replace(here, hidden=hidden), n_rows)
 
-        def attention(module, query, key, value, state=state, masked=masked):
-            return _attend(query, key, value, state, masked, variants)
+        def attention(module, query, key, value, state=state, edges=edges):
+            return _attend(query, key, value, state, edges)
 
         with ExitStack() as stack:
             stack.enter_context(engine.substituted(attention))
             stack.enter_context(_ByDifferences())
             if isinstance(layer.mlp, OpaqueMlp):
                 _in_own_dtype(layer.mlp.block, state.entered.dtype, stack)
-            output = layer.module(running.unsqueeze(0), **_arguments(state, len(running)))
-        running = (output[0] if isinstance(output, tuple) else output)[0]
-        if index + 1 < len(states):
-            following = states[index + 1].entered
-            running = running.to(following.device) + (
-                following.to(running.dtype) - state.left.to(following.device, running.dtype)
-            )
-    result = torch.empty_like(running)
-    result[0] = running[0]
-    result[1 + order.to(running.device)] = running[1:]
+            output = layer.module(running, **_arguments(state, n_rows))
+        running = output[0] if isinstance(output, tuple) else output
+        if state.added is not None:
+            running = running + state.added[-n_rows:].to(running.device, running.dtype)
+    result = torch.empty_like(running[:, -1])
+    result[0] = running[0, -1]
+    result[1 + order.to(running.device)] = running[1:, -1]
     return result
 
 
-def _arguments(state: LayerState, n: int) -> dict:
-    """What a layer is called with for n rows that all stand at the last position."""
+def _arguments(state: LayerState, n_rows: int) -> dict:
+    """What a layer is called with for the last rows, whatever the variant."""
     arguments = state.arguments | {"attention_mask": None, "past_key_values": None}
-    arguments["position_embeddings"] = tuple(part.expand(-1, n, -1) for part in arguments["position_embeddings"])
+    arguments["position_embeddings"] = tuple(part[:, -n_rows:] for part in arguments["position_embeddings"])
     if arguments.get("position_ids") is not None:
-        arguments["position_ids"] = arguments["position_ids"].expand(*arguments["position_ids"].shape[:-1], n)
+        arguments["position_ids"] = arguments["position_ids"][..., -n_rows:]
     return arguments
 
 
 class _ByDifferences(TorchFunctionMode):
-    """While it is open, a linear map takes the first row as it is and of the others their difference from it."""
+    """While it is open, a linear map takes the first variant as it is and of the others their difference from it."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is not torch.nn.functional.linear:
             return function(*args, **(kwargs or {}))
         rows, weight, bias = _linear_arguments(*args, **(kwargs or {}))
-        first = rows[..., :1, :]
+        first = rows[:1]
         own = function(first.to(weight.dtype), weight, bias).to(rows.dtype)
-        differences = rows[..., 1:, :] - first
+        if len(rows) == 1:
+            return own
+        differences = rows[1:] - first
         # In float16 small differences would vanish; a power of two changes no digit.
         scale = differences.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny).log2().ceil().exp2()
         mapped = function((differences / scale).to(weight.dtype), weight).to(rows.dtype) * scale
-        return torch.cat([own, own + mapped], dim=-2)
+        return torch.cat([own, own + mapped])
 
 
 def _linear_arguments(input, weight, bias=None):
@@ -151,49 +193,103 @@ def _in_own_dtype(block: nn.Module, dtype: torch.dtype, stack: ExitStack) -> Non
     stack.callback(block.register_forward_hook(after).remove)
 
 
-def _attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    state: LayerState,
-    masked: torch.Tensor,
-    variants: Variants,
-) -> torch.Tensor:
-    """[1, n, H, D] for n rows with a query, key and value each, over the keys of the earlier positions and their own.
+class _Edges:
+    """What is hidden in one layer; the variant that hides nothing comes first."""
 
-    query: [1, H, n, D]; key, value: [1, K, n, D]; masked: bool [n, S], by position.
+    def __init__(self, variants: Variants, n_rows: int) -> None:
+        self.ablation = variants.ablation
+        n_positions = variants.hidden.shape[1]
+
+        def with_none(flags: torch.Tensor | None) -> torch.Tensor | None:
+            return None if flags is None else torch.cat([flags.new_zeros(1, flags.shape[1]), flags])
+
+        self.keys = with_none(variants.hidden)  # [1 + V, S]
+        self.queries = with_none(variants.queries)  # [1 + V, R] or None
+        if self.queries is not None:
+            self.queries = self.queries[:, n_positions - n_rows :]
+        self.heads = with_none(variants.heads)  # [1 + V, H] or None
+
+    def hidden(self, rows: slice, n_keys: int, n_rows: int, device: torch.device) -> torch.Tensor:
+        """bool [1 + V, r, N], the edges from some of the rows to the last N positions."""
+        keys = self.keys[:, self.keys.shape[1] - n_keys :].to(device).unsqueeze(1)
+        if self.queries is not None:
+            return keys & self.queries[:, rows].to(device).unsqueeze(2)
+        is_last = torch.arange(n_rows, device=device)[rows] == n_rows - 1
+        return keys & is_last.view(1, -1, 1)
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, state: LayerState, edges: _Edges
+) -> torch.Tensor:
+    """[V, R, H, D] for V variants of R rows, over the keys of the positions before the rows and the variant's own.
+
+    query: [V, H, R, D]; key, value: [V, K, R, D].
     """
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    _, n_heads, n, head_dim = query.shape
-    n_groups, n_keys, _ = state.keys.shape
-    query = query[0].to(dtype).view(n_groups, n_heads // n_groups, n, head_dim)
-    key, value = key[0].to(dtype).unsqueeze(1), value[0].to(dtype).unsqueeze(1)  # [K, 1, n, D]
-    earlier_keys, earlier_values = (part[:, :-1].to(dtype).unsqueeze(1) for part in (state.keys, state.values))
-    own = (query * key).sum(-1, keepdim=True)
-    logits = torch.cat([query @ earlier_keys.transpose(2, 3), own], dim=-1) * state.scaling  # [K, H/K, n, N]
-    if state.visible is not None:
-        logits = logits.masked_fill(~state.visible, float("-inf"))
-    hidden = masked[:, masked.shape[1] - n_keys :].to(logits.device)  # [n, N]
-    hidden = hidden.expand(n_groups, n_heads // n_groups, n, n_keys)
-    if variants.heads is not None:
-        hidden = hidden & variants.heads.to(logits.device).view(n_groups, -1, 1, 1)
-    if variants.ablation == "mask":
-        logits = logits.masked_fill(hidden, float("-inf"))
-    weights = torch.softmax(logits, dim=-1).nan_to_num(0.0)  # where nothing is left to see, nothing is attended to
-    kept = weights if variants.ablation == "mask" else weights.masked_fill(hidden, 0.0)
-    output = kept[..., :-1] @ earlier_values + kept[..., -1:] * value
-    if variants.ablation == "mean-value":
-        seen = earlier_values if state.visible is None else earlier_values[:, :, state.visible[:-1]]
-        own_seen = state.visible is None or bool(state.visible[-1])
-        mean = (seen.sum(2, keepdim=True) + value * own_seen) / (seen.shape[2] + own_seen)
-        output = output + (weights - kept).sum(-1, keepdim=True) * mean
-    return output.reshape(1, n_heads, n, head_dim).transpose(1, 2)
+    n_variants, n_heads, n_rows, _ = query.shape
+    n_keys = state.keys.shape[1]
+    at_once = max(1, ATTENTION_BYTES // (8 * n_variants * n_heads * n_keys))
+    visible = state.seen_by(n_rows)
+    wide = torch.promote_types(query.dtype, torch.float32)
+    key, value = key.to(wide), value.to(wide)
+    earlier = tuple(part[:, : n_keys - n_rows].to(wide) for part in (state.keys, state.values))
+    parts = [
+        _attend_rows(
+            query[:, :, first : first + at_once].to(wide), key, value, earlier, visible, first, edges, state.scaling
+        )
+        for first in range(0, n_rows, at_once)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _attend_rows(query, key, value, earlier, visible, first, edges, scaling) -> torch.Tensor:
+    """[V, r, H, D] for the rows from `first` on; earlier: keys and values [K, E, D] of the positions before all rows;
+    visible: bool [R, N] or None for all."""
+    n_variants, n_heads, r, head_dim = query.shape
+    n_groups, n_rows = key.shape[1], key.shape[2]
+    n_earlier = earlier[0].shape[1]
+    rows = slice(first, first + r)
+    shape = (n_variants, n_groups, n_heads // n_groups, r)
+
+    def over_earlier(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """[V, K, H/K, r, a] x [K, a, b]: one product for all variants."""
+        flat = left.transpose(0, 1).flatten(1, 3)
+        return (flat @ right).view(n_groups, n_variants, *shape[2:], right.shape[-1]).transpose(0, 1)
+
+    def over_own(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """[V, K, H/K, r, a] x [V, K, a, b]"""
+        return (left.flatten(2, 3) @ right).view(*shape, right.shape[-1])
+
+    grouped = query.reshape(*shape, head_dim)
+    logits = torch.cat(
+        [over_earlier(grouped, earlier[0].transpose(1, 2)), over_own(grouped, key.transpose(2, 3))], dim=-1
+    )
+    logits *= scaling
+    if visible is not None:
+        logits.masked_fill_(~visible[rows], float("-inf"))
+    hidden = edges.hidden(rows, n_earlier + n_rows, n_rows, query.device)[:, None, None]  # [V, 1, 1, r, N]
+    if edges.heads is not None:
+        hidden = hidden & edges.heads.to(query.device).view(*shape[:3], 1, 1)
+    if edges.ablation == "mask":
+        logits.masked_fill_(hidden, float("-inf"))
+    weights = torch.softmax(logits, dim=-1).nan_to_num_(0.0)  # where nothing is left to see, nothing is attended to
+    kept = weights if edges.ablation == "mask" else weights.masked_fill(hidden, 0.0)
+    output = over_earlier(kept[..., :n_earlier], earlier[1]) + over_own(kept[..., n_earlier:], value)
+    if edges.ablation == "mean-value":
+        seen = (
+            torch.ones(r, n_earlier + n_rows, dtype=query.dtype, device=query.device)
+            if visible is None
+            else visible[rows].to(query.dtype)
+        )
+        total = (seen[:, :n_earlier] @ earlier[1]) + (seen[:, n_earlier:] @ value)  # [V, K, r, D]
+        mean = total / seen.sum(dim=-1, keepdim=True)
+        output = output + (weights - kept).sum(-1, keepdim=True) * mean.unsqueeze(2)
+    return output.reshape(n_variants, n_heads, r, head_dim).transpose(1, 2)
 
 
 def logits_of(engine: MaskingEngine, outputs: torch.Tensor) -> torch.Tensor:
     """Logits [k, vocabulary] of last layers' outputs [k, hidden], by the model's own norm and head."""
     model = engine.model
     with _ByDifferences():
-        logits = model.get_output_embeddings()(engine.decoder.final_norm(outputs.unsqueeze(0)))[0]
+        logits = model.get_output_embeddings()(engine.decoder.final_norm(outputs.unsqueeze(1)))[:, 0]
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap

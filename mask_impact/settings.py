@@ -7,6 +7,10 @@ from mask_impact.errors import InputError, UsageError
 
 VARIANT_GROUPS = ("full", "attn", "heads")
 ABLATIONS = ("mask", "zero-value", "mean-value")
+QUERIES = ("last", "all")
+GROUPS = ("tokens", "words")
+OF_EFFECTS = ("window", "queries", "groups")  # settings that mean nothing without effects
+MAX_COST = 10_000_000  # row-layers: some hours of a 4B model on two CPU cores, some minutes on a GPU
 MASK_MODES = ("text", "vision", "both")
 DEFAULT_MODELS = {"vl": "Qwen/Qwen3-VL-4B-Instruct", "text": "Qwen/Qwen3-1.7B"}
 
@@ -50,7 +54,9 @@ class RunSettings:
     (None: only where the model has none). n_verify: (step, layer, token) triples to measure again by really masking.
     mask_mode: which of the prompt's tokens to mask, one of MASK_MODES, or all, which is both; special tokens count as text.
     max_image_resolution: longest edge of an image in pixels (None: as it is). allow_remote: whether to fetch images from URLs.
-    effect: whether to measure the effect on the produced token too, with `window` layers masked at once and one of ABLATIONS.
+    ablation: what hiding a token means, one of ABLATIONS. effect: whether to measure the effect on the produced token too,
+    in `window` layers around each layer (or in `all`), hidden from one of QUERIES; groups: `tokens`, `words` or a file with
+    groups of tokens, which are hidden together. max_cost: how many row-layers the effects may take.
     """
 
     num_tokens: int = 1
@@ -62,8 +68,11 @@ class RunSettings:
     max_image_resolution: int | None = None
     allow_remote: bool = False
     effect: bool = False
-    window: int = 1
+    window: int | str = 1
     ablation: str = "mask"
+    queries: str = "last"
+    groups: str = "tokens"
+    max_cost: int = MAX_COST
 
     def __post_init__(self) -> None:
         if self.num_tokens < 1:
@@ -78,12 +87,14 @@ class RunSettings:
             raise UsageError(f"--mask-mode must be one of {', '.join(MASK_MODES)} (all = both), not '{self.mask_mode}'")
         if self.max_image_resolution is not None and self.max_image_resolution < 1:
             raise UsageError(f"--max-image-resolution must be at least 1, not {self.max_image_resolution}")
-        if self.window < 1:
-            raise UsageError(f"--window must be at least 1 layer, not {self.window}")
+        if self.window != "all" and (isinstance(self.window, str) or self.window < 1):
+            raise UsageError(f"--window must be at least 1 layer, or all, not {self.window}")
         if self.ablation not in ABLATIONS:
             raise UsageError(f"--ablation must be one of {', '.join(ABLATIONS)}, not '{self.ablation}'")
-        if not self.effect and (self.window != 1 or self.ablation != "mask"):
-            raise UsageError("--window and --ablation say how the effect is measured: give --effect too")
+        if self.queries not in QUERIES:
+            raise UsageError(f"--queries must be one of {', '.join(QUERIES)}, not '{self.queries}'")
+        if self.max_cost < 1:
+            raise UsageError(f"--max-cost must be at least 1 row-layer, not {self.max_cost}")
         if self.mask_mode == "all":
             object.__setattr__(self, "mask_mode", "both")
         object.__setattr__(self, "variants", tuple(group for group in VARIANT_GROUPS if group in self.variants))

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mask_impact.effect_tables import effect_table, make_record, read_effects, write_effects
+from mask_impact.effect_tables import effect_table, make_record, read_effects, write_table
 from mask_impact.errors import OutputError, UsageError
 from mask_impact.files import check_output, without_suffix, write_files
 from mask_impact.records import Candidate, EffectRecord, ImageRecord, Result, StepRecord, TokenTable
@@ -66,7 +66,7 @@ def _step_tables(result: Result) -> Iterator:
     """One table for each step; tokens and variants are codes into dictionaries that all steps share."""
     import pyarrow as pa
 
-    texts = [_clean(text) for text in result.tokens.texts]
+    texts = [clean_text(text) for text in result.tokens.texts]
     distinct = list(dict.fromkeys(texts))
     code_of = {text: code for code, text in enumerate(distinct)}
     token_codes = np.array([code_of[text] for text in texts], dtype=np.int32)
@@ -98,7 +98,7 @@ def to_dataset_table(result: Result, name: str, carried: str, reduce: str):
 
     def constant(text: str):
         codes = pa.array(np.zeros(len(table), dtype=np.int32))
-        return pa.DictionaryArray.from_arrays(codes, pa.array([_clean(text)], pa.string()))
+        return pa.DictionaryArray.from_arrays(codes, pa.array([clean_text(text)], pa.string()))
 
     table = table.unify_dictionaries().add_column(0, "prompt_name", constant(name))
     table = table.append_column("generated_text", constant(result.generated_text))
@@ -109,7 +109,7 @@ def _summary_table(result: Result):
     import pyarrow as pa
 
     first_head = sum(name in result.variants for name in ("Full", "Attn"))
-    texts = pa.array([_clean(text) for text in result.tokens.texts], pa.string()).dictionary_encode()
+    texts = pa.array([clean_text(text) for text in result.tokens.texts], pa.string()).dictionary_encode()
     tables = []
     for step in result.steps:
         n_layers, n_masked, n_variants = step.l2.shape
@@ -138,7 +138,7 @@ def _flat(distances: np.ndarray) -> np.ndarray:
     return distances.reshape(-1) + 0.0  # -0.0 becomes 0.0, which every reader of every format gives back
 
 
-def _clean(text: str) -> str:
+def clean_text(text: str) -> str:
     """The text with lone surrogates (bytes of the command line that are not UTF-8) as U+FFFD: files are UTF-8."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
@@ -171,10 +171,10 @@ def save(result: Result, path: str | os.PathLike, formats: str | Iterable[str] |
         paths[form]: lambda file, write=WRITERS[form]: write(result, file) for form in formats
     }
     if result.has_effects:
-        effects = effect_table(result, [_clean(text) for text in result.tokens.texts])
+        effects = effect_table(result, [clean_text(text) for text in result.tokens.texts])
         for form in formats:
             paths[f"effect.{form}"] = _beside(stem, f"effect.{form}")
-            writers[paths[f"effect.{form}"]] = lambda file, form=form: write_effects(effects, form, file)
+            writers[paths[f"effect.{form}"]] = lambda file, form=form: write_table(effects, form, file)
     write_files({**writers, paths["meta.json"]: lambda file: file.write(meta)})
     for form in (*FORMATS, *(f"effect.{form}" for form in FORMATS)):
         if form not in paths and _beside(stem, form).exists():
@@ -241,7 +241,7 @@ def _row_texts(
     import pyarrow.compute as pc
 
     variants = pa.array([variant(name) for name in result.variants])
-    tokens = [token(_clean(text), position) for position, text in enumerate(result.tokens.texts)]
+    tokens = [token(clean_text(text), position) for position, text in enumerate(result.tokens.texts)]
     for step in result.steps:
         n_layers, n_masked, n_variants = step.l2.shape
         middle = pc.binary_join_element_wise(
@@ -326,7 +326,7 @@ def _meta_bytes(result: Result, formats: tuple[str, ...]) -> bytes:
             "token_id": int(step.token_id),
             "token_text": step.token_text,
             "candidates": [
-                line({"id": int(one.id), "text": _clean(one.text), "probability": float(one.probability)})
+                line({"id": int(one.id), "text": clean_text(one.text), "probability": float(one.probability)})
                 for one in step.candidates
             ],
             "seconds": float(step.seconds),
@@ -338,7 +338,7 @@ def _meta_bytes(result: Result, formats: tuple[str, ...]) -> bytes:
             "attention": line(step.attention),
             "baseline_norm": [line(layer) for layer in step.baseline_norm],
             "distances_crc32": _checksum(step.l2, step.cosine),
-            "effect": step.effect and {"floor": line(step.effect.floor), "top1_texts": line(_texts(step.effect))},
+            "effect": step.effect and _effect_entry(step.effect, line),
         }
         for step in result.steps
     ]
@@ -363,7 +363,7 @@ def _meta_bytes(result: Result, formats: tuple[str, ...]) -> bytes:
 def _jsonable(value: Any) -> Any:
     """The value with every text in it clean. (orjson itself writes what is not finite as null.)"""
     if isinstance(value, str):
-        return _clean(value)
+        return clean_text(value)
     if isinstance(value, dict):
         return {_jsonable(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -371,8 +371,13 @@ def _jsonable(value: Any) -> Any:
     return value
 
 
-def _texts(effect: EffectRecord) -> dict[str, str]:
-    return {str(token): _clean(text) for token, text in effect.top1_texts.items()}
+def _effect_entry(effect: EffectRecord, line: Callable[[Any], Any]) -> dict[str, Any]:
+    """What the meta file says of a step's effects besides their table."""
+    return {
+        "floor": line(effect.floor),
+        "top1_texts": line({str(token): clean_text(text) for token, text in effect.top1_texts.items()}),
+        "groups": effect.groups and [line([clean_text(name), list(positions)]) for name, positions in effect.groups],
+    }
 
 
 def _as_list(array: np.ndarray) -> list:
@@ -400,7 +405,7 @@ def _token_entries(result: Result) -> Iterator[dict[str, Any]]:
         yield {
             "position": position,
             "id": token_id,
-            "text": _clean(text),
+            "text": clean_text(text),
             "kind": kind,
             "image": image,
             "row": row,
@@ -459,7 +464,8 @@ def _with_effects(result: Result, stem: Path, meta: dict[str, Any]) -> Result:
     try:
         columns, first, steps = read_effects(path, present[0]), 0, []
         for step, about in zip(result.steps, meta["steps"], strict=True):
-            shape = step.l2.shape[:2]
+            groups = about["effect"].get("groups")
+            shape = (step.l2.shape[0], len(groups or step.positions))
             steps.append(replace(step, effect=make_record(columns, first, shape, about["effect"])))
             first += shape[0] * shape[1]
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:

@@ -25,6 +25,7 @@ from mask_impact.errors import InputError, MaskImpactError, OutputError
 from mask_impact.files import check_output, write_files
 from mask_impact.loading import LoadedModel
 from mask_impact.records import Result
+from mask_impact.settings import GROUPS, OF_EFFECTS
 from mask_impact.sharing import Team
 from mask_impact.store import SCHEMA_VERSION, Saved, load_result, save, stored_digest, to_dataset_table, write_tables
 
@@ -216,10 +217,15 @@ def _groups(jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
 def digest(loaded: LoadedModel, job: Job) -> str:
     """SHA-256 of all that a result's numbers depend on: prompt, images, model, dtype, settings and the files' schema."""
     settings = asdict(job.settings)
-    settings.pop("allow_remote")
+    for name in ("allow_remote", "max_cost"):
+        settings.pop(name)
+    if not settings["effect"]:
+        settings = {name: value for name, value in settings.items() if name not in OF_EFFECTS}
+    elif settings["groups"] not in GROUPS:
+        settings["groups"] = _file_digest(settings["groups"])
     ingredients = {
         "prompt": job.prompt,
-        "images": [_image_digest(image) for image in job.images],
+        "images": [_file_digest(image) for image in job.images],
         "model": [loaded.name, loaded.revision, _weights_digest(loaded)],
         "dtype": str(loaded.model.dtype),
         "settings": settings,
@@ -228,12 +234,12 @@ def digest(loaded: LoadedModel, job: Job) -> str:
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
 
 
-def _image_digest(image: str) -> str:
+def _file_digest(path: str) -> str:
     try:
-        with open(image, "rb") as file:
+        with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:  # a URL, or missing: the run will say so
-        return image
+        return path
 
 
 def _weights_digest(loaded: LoadedModel) -> list[list[Any]]:

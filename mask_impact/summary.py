@@ -145,7 +145,8 @@ def _cut(text: str, width: int) -> str:
     return text
 
 
-def _pad(text: str, width: int) -> str:
+def padded(text: str, width: int) -> str:
+    """The text with spaces behind it, as wide as `width` columns of a terminal."""
     return text + " " * (width - columns(text))
 
 
@@ -211,7 +212,7 @@ def _heading(result: Result) -> list[str]:
 def _candidates(step: StepRecord) -> list[str]:
     lines = ["Candidates for the first token (probability over the whole vocabulary):"]
     for rank, candidate in enumerate(step.candidates[:N_CANDIDATES], start=1):
-        label = _pad(quoted(candidate.text, TOKEN_WIDTH), TOKEN_WIDTH)
+        label = padded(quoted(candidate.text, TOKEN_WIDTH), TOKEN_WIDTH)
         chosen = "  <- produced" if candidate.id == step.token_id else ""
         lines.append(f"  {rank:>4}  {label}  id {candidate.id:>7}  {100 * candidate.probability:>7.3f} %{chosen}")
     return lines if step.candidates else []
@@ -228,12 +229,12 @@ def _ranking(result: Result, top: int) -> list[str]:
     if not ranked:
         return [title, "  none: no token that is not a sink had any impact"]
     label_width = max(columns("token"), *(columns(token_label(result, position)) for position in ranked))
-    lines = [title, f"  rank   pos  {_pad('token', label_width)}    share  {'':<{BAR_WIDTH}}  strongest in layers"]
+    lines = [title, f"  rank   pos  {padded('token', label_width)}    share  {'':<{BAR_WIDTH}}  strongest in layers"]
     for rank, position in enumerate(ranked, start=1):
         score = importance.scores[position]
         bar = "█" * max(1, round(BAR_WIDTH * score / importance.scores[ranked[0]]))
         layers = ", ".join(str(layer) for layer in importance.top_layers(position))
-        label = _pad(token_label(result, position), label_width)
+        label = padded(token_label(result, position), label_width)
         lines.append(f"  {rank:>4}  {position:>4}  {label}  {percent(score):>7}  {bar:<{BAR_WIDTH}}  {layers}")
     return lines
 
@@ -299,7 +300,7 @@ def _vision_steps(result: Result, n_layers: int = 3) -> list[str]:
         values, _ = vision_impact(result, step.step)
         strongest = [layer for layer in np.argsort(-values, kind="stable")[:n_layers] if values[layer] > 0]
         cells = ", ".join(f"layer {layer} ({percent(values[layer])})" for layer in strongest)
-        lines.append(f"  {step.step:>4}  {_pad(quoted(step.token_text, 12), 12)} <- {cells or 'none'}")
+        lines.append(f"  {step.step:>4}  {padded(quoted(step.token_text, 12), 12)} <- {cells or 'none'}")
     return lines
 
 
@@ -333,8 +334,8 @@ def _steps(result: Result) -> list[str]:
         cells = []
         for position in importance.ranked(3):
             label = token_label(result, position, width=16)
-            cells.append(_pad(f"{label} {percent(importance.scores[position])}", 24))
-        lines.append(f"  {step.step:>4}  {_pad(quoted(step.token_text, 12), 12)} <- {'  '.join(cells)}".rstrip())
+            cells.append(padded(f"{label} {percent(importance.scores[position])}", 24))
+        lines.append(f"  {step.step:>4}  {padded(quoted(step.token_text, 12), 12)} <- {'  '.join(cells)}".rstrip())
     return lines
 
 
@@ -343,20 +344,32 @@ def _effects(result: Result, top: int) -> list[str]:
     costs most, each in its worst layer."""
     step = result.steps[0]
     effect, how = step.effect, result.meta.get("effect") or {}
-    window, ablation = how.get("window", 1), how.get("ablation", "mask")
-    where = "one layer" if window == 1 else f"{window} layers around a layer"
-    lines = [f"Effect on the first token, {quoted(step.token_text, 12)}, of hiding a token from {where} ({ablation}):"]
+    window, what = how.get("window", 1), "a group" if effect.groups else "a token"
+    where = {1: "one layer", "all": "all layers"}.get(window, f"{window} layers around a layer")
+    ablation = result.meta.get("ablation", "mask")
+    manner = f"{ablation}, for {'every' if how.get('queries') == 'all' else 'the last'} query"
+    lines = [f"Effect on the first token, {quoted(step.token_text, 12)}, of hiding {what} from {where} ({manner}):"]
     layers = effect.logprob_change.argmin(axis=0)  # of each token the layer where it costs most
     order = np.argsort(effect.logprob_change.min(axis=0), kind="stable")[:top]
-    lines.append(f"  {'layer':>5} {'pos':>5}  {_pad('token', 18)} {'log-prob.':>10} {'KL (nats)':>10}  becomes")
+    lines.append(f"  {'layer':>5} {'pos':>5}  {padded('token', 18)} {'log-prob.':>10} {'KL (nats)':>10}  becomes")
     for layer, row in zip(layers[order], order, strict=True):
         change, kl, top1 = (values[layer, row] for values in (effect.logprob_change, effect.kl_divergence, effect.top1))
-        position = int(step.positions[row])
         becomes = quoted(effect.top1_texts[int(top1)], 16) if top1 != step.token_id else ""
-        label = _pad(token_label(result, position, width=18), 18)
+        if effect.groups is None:
+            position = int(step.positions[row])
+            label = token_label(result, position, width=18)
+        else:
+            name, (position, *_) = effect.groups[row]
+            label = quoted(name, 18)
+        label = padded(label, 18)
         lines.append(f"  {layer:>5} {position:>5}  {label} {change:>10.3g} {kl:>10.3g}  {becomes}".rstrip())
     n_changed = int((effect.top1 != step.token_id).sum())
-    lines.append(f"  {n_changed:,} of {effect.top1.size:,} (layer, token) change which token is the most probable")
+    what = "group" if effect.groups else "token"
+    lines.append(f"  {n_changed:,} of {effect.top1.size:,} (layer, {what}) change which token is the most probable")
+    if n_below := int(effect.below_floor.sum()):
+        lines.append(
+            f"  {n_below:,} change its log-probability no more than hiding nothing does ({effect.floor[1]:.1e})"
+        )
     return lines
 
 

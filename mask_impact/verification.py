@@ -1,12 +1,14 @@
 """`--verify K`: measure some (step, layer, token) triples again by really masking the token, in the model's own layer.
 
-A copy of the layer in float32 runs on the layer inputs that the model had, with a 4D mask whose column is -inf: once without
-and once with the token hidden. Of the engine only the record of these inputs is used, none of its arithmetic.
+A copy of the layer in float32 runs on the layer inputs that the model had: once as it is, and once with the token hidden, by
+a 4D mask whose column is -inf or by another value in its place. Of the engine only the record of these inputs is used, none
+of its arithmetic.
 """
 
 import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -59,11 +61,16 @@ def verify(engine: MaskingEngine, layers: Sequence[int], seed: int = 0) -> Verif
 def _remeasure(engine: MaskingEngine, layer: DecoderLayer, step: int, position: int) -> torch.Tensor:
     """L2 distances [V] of one triple, by two runs of a float32 copy of the layer."""
     inputs = engine.layer_inputs[layer.index]
-    masked = inputs.visible[step].clone()
-    masked[position] = False
+    visible = inputs.visible[step]
     twin = _copy_layer(layer)
-    before = _run(twin, layer, inputs, step, inputs.visible[step])
-    after = _run(twin, layer, inputs, step, masked)
+    before = _run(twin, layer, inputs, step, visible)
+    if engine.ablation == "mask":
+        masked = visible.clone()
+        masked[position] = False
+        after = _run(twin, layer, inputs, step, masked)
+    else:
+        with _other_value(twin, position, visible if engine.ablation == "mean-value" else None):
+            after = _run(twin, layer, inputs, step, visible)
     heads, attention, mlp = (b - a for a, b in zip(before, after, strict=True))
     n_heads = engine.decoder.n_heads
     distances = {
@@ -85,6 +92,28 @@ def _copy_layer(layer: DecoderLayer) -> nn.Module:
     twin = twin.to(arithmetic_dtype(next(layer.module.parameters()).dtype))
     twin.self_attn.config._attn_implementation = "eager"
     return twin
+
+
+@contextmanager
+def _other_value(twin: nn.Module, position: int, mean_over: torch.Tensor | None) -> Iterator[None]:
+    """While the block is open the value at a position is 0, or the mean over some (bool [S_t]). What other queries than the
+    last one make of it is not looked at."""
+    attention = twin.self_attn
+    # Phi-3 has one projection for queries, keys and values, in this order.
+    fused = hasattr(attention, "qkv_proj")
+    n_values = attention.config.num_key_value_heads * attention.head_dim
+
+    def change(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+        output = output.clone()
+        values = output[0, :, -n_values:]
+        values[position] = 0 if mean_over is None else values[mean_over.to(values.device)].mean(dim=0)
+        return output
+
+    handle = (attention.qkv_proj if fused else attention.v_proj).register_forward_hook(change)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _run(

@@ -1,21 +1,24 @@
 """Effects on the answer against full forwards of the model with the edges hidden; what may not change does not, to the bit."""
 
+from dataclasses import replace
+
 import effect_oracle
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from conftest import make_tokenizer
 from tiny_models import ARCHITECTURES, tiny_image_inputs, tiny_inputs, tiny_model
 
 import mask_impact
-from mask_impact import loading, replay
+from mask_impact import loading, measurement, replay
 from mask_impact.analysis import analyze, greedy_config
 from mask_impact.cli import main_text
 from mask_impact.effect_tables import EFFECT_COLUMNS
-from mask_impact.effects import StepEffects, each_layer_and_token, measure_effects, sees, windows
+from mask_impact.effects import StepEffects, each_window_and_group, measure_effects, sees, windows
 from mask_impact.engine import MaskingEngine
-from mask_impact.errors import ExactnessError, OutputError, UsageError
+from mask_impact.errors import ExactnessError, InputError, OutputError, UsageError
 from mask_impact.replay import Variants
 
 N_STEPS = 3
@@ -25,7 +28,7 @@ HEADS = (1, 2)  # of four, in different key/value groups
 def run(model, inputs, n_steps=N_STEPS, **settings):
     """[(the engine's positions, StepEffects)] of every step, and the produced ids; settings: of `variants_of`."""
     measured = []
-    with MaskingEngine(model, keep_states=True) as engine:
+    with MaskingEngine(model, keep_states=settings.get("queries", "last")) as engine:
 
         def at_the_end(module, args, output):
             measured.append(measure_effects(engine, variants_of(engine, **settings), output.logits[0, -1]))
@@ -38,11 +41,12 @@ def run(model, inputs, n_steps=N_STEPS, **settings):
     return measured, ids[0, inputs["input_ids"].shape[1] :].tolist()
 
 
-def variants_of(engine, window=1, heads=None, ablation="mask"):
+def variants_of(engine, window=1, heads=None, ablation="mask", queries="last"):
     n, n_layers = engine.n_positions, len(engine.decoder.layers)
-    variants = each_layer_and_token(torch.arange(n), n, n_layers, window)
+    variants = each_window_and_group([[position] for position in range(n)], n, n_layers, window, queries)
     chosen = None if heads is None else torch.tensor([head in heads for head in range(engine.decoder.n_heads)])
-    return Variants(variants.hidden, variants.first, variants.last, chosen, ablation)
+    chosen = None if heads is None else chosen.expand(len(variants), -1)
+    return replace(variants, heads=chosen, ablation=ablation)
 
 
 def assert_agrees(model, inputs, **settings):
@@ -78,9 +82,24 @@ def test_effects_of_image_tokens_agree_with_the_oracle(name):
     assert_agrees(model, tiny_image_inputs(model))
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_effects_on_all_queries_agree_with_the_oracle(name):
+    """The token disappears from a layer for everyone: its own later rows and all others' change."""
+    model = tiny_model(name)
+    assert_agrees(model, tiny_inputs(model, 9), queries="all")
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_vl_moe"])
+def test_image_tokens_hidden_from_all_queries_agree_with_the_oracle(name):
+    model = tiny_model(name)
+    assert_agrees(model, tiny_image_inputs(model), queries="all", window=2)
+
+
 @pytest.mark.parametrize("settings", [
     {"window": 2}, {"window": 3}, {"heads": HEADS}, {"ablation": "zero-value"}, {"ablation": "mean-value"},
     {"window": 3, "heads": HEADS, "ablation": "mean-value"},
+    {"queries": "all", "window": 3, "heads": HEADS}, {"queries": "all", "ablation": "zero-value"},
+    {"queries": "all", "window": 2, "ablation": "mean-value"},
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("name", ["qwen3", "mistral", "gemma3_text", "phi3"])
 def test_windows_heads_and_ablations_agree_with_the_oracle(name, settings):
@@ -97,22 +116,23 @@ def broken(monkeypatch, name):
     if name == "mask one layer off":
         through = replay._through_layers
 
-        def off(engine, variants, rows):
-            moved = Variants(variants.hidden, (variants.first - 1).clamp_min(0), (variants.last - 1).clamp_min(0))
-            return through(engine, moved, rows)
+        def off(engine, variants, start):
+            first, last = (variants.first - 1).clamp_min(0), (variants.last - 1).clamp_min(0)
+            return through(engine, replace(variants, first=first, last=last), start)
 
         monkeypatch.setattr(replay, "_through_layers", off)
     elif name == "the unmasked row's own key and value":
 
-        def reused(query, key, value, state, masked, variants):
-            own = state.keys[None, :, -1:].expand_as(key), state.values[None, :, -1:].expand_as(value)
-            return real(query, *own, state, masked, variants)
+        def reused(query, key, value, state, edges):
+            n_rows = key.shape[2]
+            own = (part[None, :, -n_rows:].expand_as(key) for part in (state.keys, state.values))
+            return real(query, *own, state, edges)
 
         monkeypatch.setattr(replay, "_attend", reused)
     else:
 
-        def shifted(query, key, value, state, masked, variants):
-            return real(query, key, value, state, masked, variants).roll(2, dims=2)
+        def shifted(query, key, value, state, edges):
+            return real(query, key, value, state, edges).roll(2, dims=2)
 
         monkeypatch.setattr(replay, "_attend", shifted)
 
@@ -136,9 +156,9 @@ def test_a_replay_that_is_not_the_model_gives_no_numbers(monkeypatch):
 # --- what may not change ------------------------------------------------------------------------------------------------
 
 
-def at_the_first_step(model, inputs, look):
+def at_the_first_step(model, inputs, look, keep_states="last"):
     """What `look(engine, logits)` gives after the prompt's forward, the engine's block being open."""
-    with torch.no_grad(), MaskingEngine(model, keep_states=True) as engine:
+    with torch.no_grad(), MaskingEngine(model, keep_states=keep_states) as engine:
         logits = model(**inputs).logits[0, -1]
         return look(engine, logits)
 
@@ -156,7 +176,7 @@ def test_hiding_nothing_changes_nothing_to_the_bit():
         zero, last = torch.zeros(4, dtype=torch.int64), torch.full((4,), 2)
         last[2] = -1  # no layer
         seen = sees(engine, Variants(hidden, zero, last))
-        no_head = Variants(hidden, zero, last, torch.zeros(4, dtype=torch.bool))
+        no_head = Variants(hidden, zero, last, heads=torch.zeros(4, engine.decoder.n_heads, dtype=torch.bool))
         return (
             seen,
             measure_effects(engine, Variants(hidden, zero, last), logits),
@@ -198,7 +218,7 @@ def test_the_model_is_as_it_was_and_the_engine_measures_on():
     with MaskingEngine(model) as plain:
         ids = model.generate(**inputs, generation_config=greedy_config(model, N_STEPS))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with MaskingEngine(model, keep_states=True) as engine:
+    with MaskingEngine(model, keep_states="last") as engine:
 
         def at_the_end(module, args, output):
             measure_effects(engine, variants_of(engine), output.logits[0, -1])
@@ -250,7 +270,9 @@ def test_analyze_gives_them_and_files_give_them_back(tmp_path):
     settings = {"num_tokens": N_STEPS, "mask_mode": "vision"}
     plain = analyze(loaded, inputs, **settings)
     result = analyze(loaded, inputs, **settings, effect=True, window=2, ablation="zero-value")
-    assert result.meta["effect"] == {"window": 2, "ablation": "zero-value"}
+    assert result.meta["effect"] == {"window": 2, "queries": "last", "groups": "tokens"}
+    assert result.meta["ablation"] == "zero-value"
+    plain = analyze(loaded, inputs, **settings, ablation="zero-value")
     assert (plain.has_effects, result.has_effects) == (False, True)
     expected = effect_oracle.effects(
         loaded.model, inputs, [step.token_id for step in result.steps], 1, window=2, ablation="zero-value",
@@ -281,6 +303,8 @@ def test_analyze_gives_them_and_files_give_them_back(tmp_path):
         )
         assert set(frame.variant) == {"Full"}
         np.testing.assert_array_equal(frame.kl_divergence.astype(np.float32), numbers)
+        floors = np.array([step.effect.floor[1] for step in result.steps])[frame.generation_step]
+        np.testing.assert_array_equal(frame.below_floor, frame.logprob_change.abs().astype(np.float32) <= floors)
         assert frame.top1_token.tolist() == [
             step.effect.top1_texts[int(token)] for step in result.steps for token in step.effect.top1.reshape(-1)
         ]
@@ -328,15 +352,21 @@ def test_the_script_says_what_costs_most(tmp_path, monkeypatch, capsys, text_che
     layer, row = np.unravel_index(effect.logprob_change.argmin(), effect.logprob_change.shape)
     lines = out.splitlines()
     first = next(index for index, line in enumerate(lines) if line.startswith("Effect on the first token"))
-    assert "2 layers around a layer (mask)" in lines[first]
+    assert "2 layers around a layer (mask, for the last query)" in lines[first]
     assert lines[first + 2].split()[:2] == [str(layer), str(row)]
     assert "Also written: output/masking_results.effect.csv" in lines
     assert "Effect on the answer (token 2 of at most 2)" in err
 
 
 @pytest.mark.parametrize(("argv", "said"), [
-    (["--window", "3"], "--window and --ablation say how the effect is measured: give --effect too"),
-    (["--effect", "--window", "0"], "--window must be at least 1 layer, not 0"),
+    (["--window", "3"], "--window, --queries and --groups say how the effect is measured: give --effect too"),
+    (["--queries", "all"], "--window, --queries and --groups say how the effect is measured: give --effect too"),
+    (["--effect", "--queries", "first"], "--queries must be one of last, all, not 'first'"),
+    (["--effect", "--groups", "nowhere.yaml"], "--groups takes tokens, words or a YAML file of groups, and 'nowhere.yaml' "),
+    (["--effect", "--max-cost", "3"], "the effects take 66 row-layers, as many as 2 forward passes of this prompt, and 3 are "
+     "allowed: take larger groups of tokens, a --window of all layers or fewer steps, or allow them with --max-cost 66"),
+    (["--effect", "--window", "0"], "--window must be at least 1 layer, or all, not 0"),
+    (["--effect", "--window", "some"], "must be a whole number or all, not 'some'"),
     (["--effect", "--window", "4"], "a window of 4 layers does not fit: the model has 3"),
     (["--effect", "--ablation", "blur"], "--ablation must be one of mask, zero-value, mean-value, not 'blur'"),
 ])  # fmt: skip
@@ -349,7 +379,163 @@ def test_wrong_settings_are_one_line(argv, said, tmp_path, monkeypatch, capsys, 
     assert not list(tmp_path.glob("output/*"))
 
 
-def test_many_prompts_do_without(tmp_path, monkeypatch, capsys):
+def test_a_dataset_does_without(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main_text(["--config", "study.yaml", "--effect"]) == 2
-    assert "--effect does not go with --config" in capsys.readouterr().err
+    assert main_text(["--dataset", "study.jsonl", "--effect"]) == 2
+    assert "--effect does not go with --dataset" in capsys.readouterr().err
+
+
+def test_a_study_has_them_where_its_file_says_so(tmp_path, monkeypatch, capsys, text_checkpoint):
+    """Groups by a file beside the configuration; --resume knows another grouping as another study."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "groups.yaml").write_text("animal: cat\nplace: [sat, mat]\n")
+    prompts = [
+        {"name": "a", "prompt": "the cat sat on the mat"},
+        {"name": "b", "prompt": "the cat on mat", "effect": False},
+    ]
+    common = {"effect": True, "window": 2, "queries": "all", "groups": "groups.yaml", "raw": True}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({"prompts": prompts, "defaults": common}))
+    argv = ["--config", "study.yaml", "--model", str(text_checkpoint), "--formats", "csv"]
+    assert main_text(argv) == 0
+    assert not (tmp_path / "output" / "b_results.effect.csv").exists()
+    frame = pd.read_csv("output/a_results.effect.csv", keep_default_na=False)
+    assert set(zip(frame.token_masked, frame.token_position, frame.n_tokens, strict=True)) == {
+        ("animal", 1, 1), ("place", 2, 2)
+    }  # fmt: skip
+    effect = mask_impact.load_result("output/a_results").steps[0].effect
+    assert effect.groups == (("animal", (1,)), ("place", (2, 5)))
+    assert effect.logprob_change.shape == (3, 2)
+    capsys.readouterr()
+    assert main_text([*argv, "--resume"]) == 0
+    assert "2 of them are done already" in capsys.readouterr().out
+    (tmp_path / "groups.yaml").write_text("animal: cat\n")
+    assert main_text([*argv, "--resume"]) == 0
+    assert "1 of them are done already" in capsys.readouterr().out
+    (tmp_path / "groups.yaml").unlink()
+    assert main_text(argv) == 1
+    assert "study.yaml:" in (err := capsys.readouterr().err)
+    assert "groups.yaml' is no file" in err
+
+
+# --- groups and windows of all layers -----------------------------------------------------------------------------------
+
+
+def test_groups_are_hidden_together(text_checkpoint, tmp_path):
+    """Against the oracle, which hides all of a group's positions at once; words as the layout has them."""
+    loaded = loading.load(str(text_checkpoint), kind="text")
+    prompt = "the cat sat on the mat"
+    (tmp_path / "g.yaml").write_text("both: [cat, mat]\nsat: sat\n")
+    result = analyze(loaded, prompt, raw=True, effect=True, groups=tmp_path / "g.yaml", num_tokens=2)
+    inputs = dict(loaded.tokenizer(prompt, return_tensors="pt"))
+    duplicate = effect_oracle.computing_copy(loaded.model)
+    ids = [step.token_id for step in result.steps]
+    for step, record in enumerate(result.steps):
+        assert [positions for _, positions in record.effect.groups] == [(1, 5), (2,)]
+        length = inputs["input_ids"].shape[1] + step
+        uncut = effect_oracle.all_logits(duplicate, inputs, ids[:step], effect_oracle.NO_EDGES)[-1]
+        for layer in range(result.n_layers):
+            for place, (_, positions) in enumerate(record.effect.groups):
+                edges = effect_oracle.Edges((layer,), (length - 1,), positions)
+                cut = effect_oracle.all_logits(duplicate, inputs, ids[:step], edges)[-1]
+                expected = effect_oracle.effect(uncut, cut, ids[step])["logprob_change"]
+                np.testing.assert_allclose(record.effect.logprob_change[layer, place], expected, rtol=1e-3, atol=1e-6)
+    result.save(tmp_path / "r", formats=("csv",))
+    assert mask_impact.load_result(tmp_path / "r").steps[1].effect.groups == result.steps[1].effect.groups
+    words = analyze(loaded, prompt, raw=True, effect=True, groups="words").steps[0].effect
+    assert [positions for _, positions in words.groups] == [(0,), (1,), (2,), (3,), (4,), (5,)]
+
+
+def test_a_group_of_the_whole_prompt_is_refused(text_checkpoint, tmp_path):
+    loaded = loading.load(str(text_checkpoint), kind="text")
+    (tmp_path / "g.yaml").write_text("cat: cat\neverything: text\n")
+    with pytest.raises(
+        InputError, match="group 'everything' is the whole prompt: nothing would be left to see; hide less"
+    ):
+        analyze(loaded, "the cat sat", raw=True, effect=True, groups=tmp_path / "g.yaml")
+
+
+def test_a_window_of_all_layers_is_measured_once(monkeypatch):
+    """Around each layer it is the same: and that of the oracle's window as deep as the model."""
+    loaded = loading.wrap(tiny_model("qwen3"), make_tokenizer())
+    inputs = tiny_inputs(loaded.model, 9)
+    rows = []
+    monkeypatch.setattr("mask_impact.analysis.Observer.effects_begin", lambda self, step, n: rows.append(n))
+    effect = analyze(loaded, inputs, effect=True, window="all", queries="all").steps[0].effect
+    assert rows == [9]
+    assert effect.logprob_change.shape == (3, 9)
+    assert (effect.logprob_change == effect.logprob_change[0]).all()
+    ids = [int(loaded.model(**inputs).logits[0, -1].argmax())]
+    expected = effect_oracle.effects(loaded.model, inputs, ids, 0, window=7, queries="all")["logprob_change"][1]
+    np.testing.assert_allclose(effect.logprob_change[0], expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "mistral", "gemma3_text", "olmo2"])
+def test_hidden_in_all_layers_from_all_is_not_there(name):
+    """The model's own attention mask, with the positions kept, says the same; and no oracle of ours is asked."""
+    model = tiny_model(name)
+    inputs = tiny_inputs(model, 9)
+    n = inputs["input_ids"].shape[1]
+
+    def look(engine, logits):
+        groups = [[position] for position in range(n - 1)]
+        variants = each_window_and_group(groups, n, len(engine.decoder.layers), "all", "all")
+        return logits, measure_effects(engine, variants, logits)
+
+    logits, effects = at_the_first_step(model, inputs, look, "all")
+    for position in range(n - 1):
+        mask = torch.ones(1, n, dtype=torch.long)
+        mask[0, position] = 0
+        with torch.no_grad():
+            hidden = model(
+                input_ids=inputs["input_ids"], attention_mask=mask, position_ids=torch.arange(n).unsqueeze(0)
+            ).logits[0, -1]
+        token = effects.produced
+        np.testing.assert_allclose(
+            effects.logit_change[position], float(hidden[token] - logits[token]), rtol=1e-3, atol=1e-5
+        )
+
+
+def test_the_last_layer_is_the_closed_form(monkeypatch):
+    """What the engine's formulas say of the last layer's update, through the model's own norm and head."""
+    model = tiny_model("qwen3", dtype=torch.float64)
+    inputs = tiny_inputs(model, 9)
+    real, seen = measurement.lengths, []
+
+    def keep(baseline, differences):
+        seen.append((baseline, differences))
+        return real(baseline, differences)
+
+    monkeypatch.setattr(measurement, "lengths", keep)
+
+    def look(engine, logits):
+        n, n_layers = engine.n_positions, len(engine.decoder.layers)
+        # Of the last layer's two updates in the model's size, the whole layer's is the last one.
+        _, differences = [one for one in seen if one[1].shape[-1] == engine.decoder.hidden_size][-1]
+        output = engine.states[-1]._left
+        assert differences.shape == (n, engine.decoder.hidden_size)
+        norm, head = engine.decoder.final_norm, model.get_output_embeddings()
+        closed = head(norm(output + differences)) - head(norm(output))
+        effects = measure_effects(engine, each_window_and_group([[i] for i in range(n)], n, n_layers), logits)
+        return closed, effects
+
+    closed, effects = at_the_first_step(model, inputs, look)
+    last = effects.logit_change.reshape(-1, len(closed))[-1]
+    np.testing.assert_allclose(last, closed[:, effects.produced], rtol=1e-5, atol=1e-9)
+
+
+def test_a_key_behind_the_query_changes_nothing():
+    model = tiny_model("qwen3")
+
+    def look(engine, logits):
+        n = engine.n_positions
+        hidden, queries = torch.zeros(2, n, dtype=torch.bool), torch.zeros(2, n, dtype=torch.bool)
+        hidden[:, 5], queries[0, :5], queries[1, 5:7] = True, True, True
+        first, last = torch.zeros(2, dtype=torch.int64), torch.full((2,), 2)
+        variants = Variants(hidden, first, last, queries)
+        assert variants.starts.tolist() == [n, 5]
+        assert variants.row_layers(3) == (n - 5) * 3
+        return measure_effects(engine, variants, logits)
+
+    effects = at_the_first_step(model, tiny_inputs(model, 9), look, "all")
+    assert (effects.logit_change[0], effects.kl_divergence[0]) == (0, 0)
+    assert effects.logit_change[1] != 0

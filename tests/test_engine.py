@@ -273,7 +273,7 @@ def test_leaving_out_the_renormalisation_is_rejected(monkeypatch, without_self_c
 def test_reading_another_key_value_group_is_rejected(monkeypatch, without_self_check):
     true = engine_module.query_attention
     monkeypatch.setattr(
-        engine_module, "query_attention", lambda q, k, v, *rest: true(q, k.roll(1, 0), v.roll(1, 0), *rest)
+        engine_module, "query_attention", lambda q, k, v, *rest, ablation: true(q, k.roll(1, 0), v.roll(1, 0), *rest)
     )
     rejected_by_oracle("llama")
 
@@ -316,7 +316,7 @@ def test_leaving_out_the_norm_before_the_residual_add_is_rejected(name, monkeypa
 def test_the_self_check_refuses_attention_that_is_not_the_models_own(name, breakage, monkeypatch):
     """No oracle at hand: on every run the recomputed attention output must equal what the model fed to o_proj."""
     true = engine_module.query_attention
-    monkeypatch.setattr(engine_module, "query_attention", lambda *args: true(*breakage(*args)))
+    monkeypatch.setattr(engine_module, "query_attention", lambda *args, ablation: true(*breakage(*args)))
     model = tiny_model(name)
     with pytest.raises(ExactnessError, match=f"self-check failed in layer 0 of {name} at step 0"):
         measure(model, tiny_inputs(model, N_PROMPT), 1)

@@ -16,11 +16,12 @@ PACKAGE = REPOSITORY / "mask_impact"
 
 # A module may import only those before it.
 ORDER = [
-    "demo/__init__", "errors", "settings", "records", "architectures", "attention", "propagation", "measurement", "engine",
-    "replay", "effects", "files", "effect_tables", "store", "summary", "plots", "figures", "console", "reading",
-    "impact", "agreement", "report", "tables", "top", "comparison", "compare_text", "comparison_page", "compare", "__main__",
+    "demo/__init__", "errors", "settings", "records", "architectures", "attention", "propagation", "measurement", "taps",
+    "states", "engine", "replay", "effects", "files", "effect_tables", "store", "summary", "plots", "figures", "console",
+    "reading", "impact", "agreement", "report", "tables", "top", "comparison", "compare_text", "comparison_page", "compare",
+    "__main__", "config", "groups",
     "images", "processing", "loading", "encoding", "verification", "analysis",
-    "batching", "config", "sharing", "study", "progress", "cli",
+    "knockouts", "whatif", "flow_output", "whatif_output", "batching", "sharing", "study", "progress", "cli",
 ]  # fmt: skip
 # Independent of the rest: the demo's tasks, and the package itself, which only names where things are.
 APART = ["__init__", "demo/tasks"]
@@ -31,7 +32,7 @@ LIGHT = [
     "errors", "settings", "records", "files", "effect_tables", "store", "summary", "plots", "figures",
     "console", "reading",
     "impact", "agreement", "report", "tables", "top", "comparison", "compare_text", "comparison_page", "compare", "__main__",
-    "config", "sharing", "progress", "cli",
+    "config", "groups", "sharing", "progress", "cli",
 ]  # fmt: skip
 HEAVY = ["torch", "transformers", "pandas", "pyarrow", "PIL", "matplotlib"]
 
