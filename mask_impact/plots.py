@@ -57,10 +57,10 @@ def save_plots(result: Result, path: str | os.PathLike) -> tuple[Path, ...]:
     if any((result.tokens.image[record.positions] >= 0).any() for record in result.steps):
         pictures["patches"] = patches_figure
     writers = {
-        stem.with_name(f"{stem.name}.{kind}.png"): lambda file, draw=draw: _write_png(draw(result), file)
+        stem.with_name(f"{stem.name}.{kind}.png"): lambda file, draw=draw: write_png(draw(result), file)
         for kind, draw in pictures.items()
     }
-    with _quiet():
+    with quiet():
         write_files(writers)
     return tuple(writers)
 
@@ -68,17 +68,18 @@ def save_plots(result: Result, path: str | os.PathLike) -> tuple[Path, ...]:
 def layers_png(result: Result) -> bytes:
     """The picture of layers x tokens as PNG, for who shows it instead of keeping it."""
     file = io.BytesIO()
-    with _quiet():
-        _write_png(layers_figure(result), file)
+    with quiet():
+        write_png(layers_figure(result), file)
     return file.getvalue()
 
 
-def _write_png(figure, file: BinaryIO) -> None:
+def write_png(figure, file: BinaryIO) -> None:
+    """The same bytes for the same figure."""
     figure.canvas.print_png(file, metadata={"Software": None})  # else the version of matplotlib
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps off stderr what matplotlib has to say of its folder and fonts (that it lists them, to a new user)."""
     logger = logging.getLogger("matplotlib")
     level = logger.level
@@ -122,7 +123,7 @@ def _inches(text: str, size: float) -> float:
     return RendererAgg(1, 1, DPI).get_text_width_height_descent(text, font, ismath=False)[0] / DPI
 
 
-def _fitted(before: str, data: str, after: str, size: float, room: float) -> str:
+def fitted(before: str, data: str, after: str, size: float, room: float) -> str:
     """`before`, as much of the data as fits into `room` inches, `after`."""
     most = int(room * 72 / size * 5)  # characters, more than can fit
     pieces = [_piece(char) for char in data[:most]]
@@ -201,9 +202,9 @@ class _Page:
         answer = result.generated_text or "".join(record.token_text for record in result.steps)
         what, told = ("answer", answer) if step is None else ("token", result.steps[step].token_text)
         room, model, about = width - 2 * MARGIN, result.meta.get("model"), _about(result, step, impact)
-        self.text(MARGIN, MARGIN, _fitted(f'Impact on the {what} "', told, '"', TITLE, room), size=TITLE)
+        self.text(MARGIN, MARGIN, fitted(f'Impact on the {what} "', told, '"', TITLE, room), size=TITLE)
         if isinstance(model, str):
-            about = _fitted("model ", model, f" · {about}", TEXT, room)
+            about = fitted("model ", model, f" · {about}", TEXT, room)
         self.text(MARGIN, MARGIN + 0.24, about, color=GREY)
 
     def text(self, x: float, y: float, text: str, size: float = TEXT, **style: Any) -> None:
@@ -231,11 +232,16 @@ class _Page:
         self.text(x + 0.25, y, "attention sink, left out of the scale")
 
     def finished(self):
-        from matplotlib.text import Text
+        return drawn_as_text(self.figure)
 
-        for text in self.figure.findobj(Text):  # those of the ticks as well
-            text.set(parse_math=False, usetex=False, fontfamily=_fonts()[0], fontweight="normal")
-        return self.figure
+
+def drawn_as_text(figure):
+    """The figure, with every text in it in our fonts and none taken for a formula."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):  # those of the ticks as well
+        text.set(parse_math=False, usetex=False, fontfamily=_fonts()[0], fontweight="normal")
+    return figure
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -264,7 +270,7 @@ def _label(result: Result, impact: _Impact, column: _Column) -> tuple[str, str]:
     """Where the column's tokens stand, and their name."""
     first, last = column.positions[0], column.positions[-1]
     if column.image is None:
-        return str(first), _fitted('"', result.tokens.texts[first], '"', SMALL, LABEL_ROOM)
+        return str(first), fitted('"', result.tokens.texts[first], '"', SMALL, LABEL_ROOM)
     (rows, columns), n_sinks = result.images[column.image].grid, int(impact.sink[column.positions].sum())
     left_out = f" without {n_sinks} sink{'s' * (n_sinks > 1)}" if n_sinks and not column.is_sink else ""
     return f"{first}-{last}", f"image {column.image}: {rows} x {columns} patches{left_out}"
@@ -442,7 +448,7 @@ def _image_title(number: int, image: ImageRecord, grid: np.ma.MaskedArray, aspec
     scale = "" if np.isclose(aspect, wide / high) else ", not to scale"
     share = percent(float(grid.sum() or 0) / 100)
     about = f" · {wide} x {high} pixels{scale} · {rows} x {columns} patches (rows x columns), together {share} of the impact"
-    return _fitted(f"image {number}: ", image.source, about, SMALL, width - 2 * MARGIN)
+    return fitted(f"image {number}: ", image.source, about, SMALL, width - 2 * MARGIN)
 
 
 def _picture(image: ImageRecord, wide: float, high: float) -> np.ndarray:

@@ -629,10 +629,10 @@ def test_long_texts_are_cut_to_the_room_there_is():
 @pytest.mark.parametrize("char", ["W", "i", "\u202e", "漢"])
 def test_a_cut_text_is_the_longest_that_fits(only_dejavu, char):
     piece = {"\u202e": "\\u202e", "漢": "\\u6f22"}.get(char, char)
-    shown = plots._fitted("<", char * 300, ">", 8, 1.5)
+    shown = plots.fitted("<", char * 300, ">", 8, 1.5)
     assert shown == f"<{piece * shown.count(piece)}…>"
     assert plots._inches(shown, 8) <= 1.5 < plots._inches(shown.replace("…", piece + "…"), 8)
-    assert plots._fitted("<", char * 3, ">", 8, 1.5) == f"<{piece * 3}>"
+    assert plots.fitted("<", char * 3, ">", 8, 1.5) == f"<{piece * 3}>"
 
 
 def test_the_heading_says_which_tokens_the_impact_is_on():

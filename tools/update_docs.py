@@ -36,7 +36,11 @@ PICTURES = {
     "examples/shapes.patches.png": (
         'python mask_impact_vl.py --model demo --image examples/shapes.png --prompt "What color is the star?" --plots',
         "output/vl_masking_results.patches.png",
-    )
+    ),
+    "examples/shapes.flows.png": (
+        'python mask_impact_vl.py --model demo --image examples/shapes.png --prompt "What color is the star?" --knockout default',
+        "output/vl_masking_results.flows.png",
+    ),
 }
 SCRIPTS = {"mask_impact_vl.py": cli.main_vl, "mask_impact_analysis.py": cli.main_text}
 
