@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 import mask_impact
+from mask_impact.agreement import where_hidden
 from mask_impact.comparison import FEWEST_TOKENS, SCALES, Comparison, Correlation, Pair, Side
 from mask_impact.impact import METRICS, largest
 from mask_impact.summary import columns, escape, percent, quoted
@@ -28,6 +29,8 @@ def render(comparison: Comparison, k: int = 10) -> str:
     sections = [_heading(comparison), *(_pair(comparison, pair, k) for pair in comparison.pairs)]
     if comparison.scale != "share":
         sections.append(_depths(comparison))
+    if with_effects(comparison):
+        sections.append(_effects(comparison))
     return "\n\n".join("\n".join(section) for section in sections)
 
 
@@ -183,6 +186,40 @@ def _depths(comparison: Comparison) -> list[str]:
     return [f"Where the impact lies{images}:", *_grid(rows, right=range(1, len(header)))]
 
 
+def with_effects(comparison: Comparison) -> tuple[Side, ...]:
+    """The results whose effects on the produced token are compared: none, or the first and each other that has some."""
+    others = [pair.second for pair in comparison.pairs if pair.effect is not None]
+    return (comparison.sides[0], *others) if others else ()
+
+
+def effect_settings(comparison: Comparison) -> str:
+    """Where and how tokens were hidden, once where it is the same in all results whose effects are compared."""
+    said = {letter(comparison, side): escape(where_hidden(side.result)) for side in with_effects(comparison)}
+    if len(set(said.values())) == 1:
+        return f"by hiding a token from {next(iter(said.values()))}"
+    return f"by hiding a token, {'; '.join(f'in {name} from {where}' for name, where in said.items())}"
+
+
+def _effects(comparison: Comparison) -> list[str]:
+    """Whether the results agree about effects, and in each whether the importance tells them."""
+    sides = with_effects(comparison)
+    lines = _wrapped(
+        "Effect on the answer ", f"(change of the log-probability {effect_settings(comparison)}):".split(), " "
+    )
+    for pair in comparison.pairs:
+        if pair.effect is not None:
+            names = " and ".join(letter(comparison, side) for side in (pair.first, pair.second))
+            rho, p = (cell.strip() for cell in _written(comparison, pair.effect))
+            lines.append(f"  {names}, all layers: rho {rho}{f', p {p}' if p else ''}, of {pair.effect.n} tokens")
+    lines.append("  rho of importance with effect within each, of n tokens that have an effect:")
+    rows = [("depth", *(name for side in sides for name in (letter(comparison, side), "n")))]
+    n_bands = comparison.settings.n_bands
+    for row, name in enumerate(["all layers", *(depth_text(band, n_bands) for band in range(n_bands))]):
+        found = [(rho[row], n[row]) for rho, n in (side.told for side in sides)]
+        rows.append((name, *(cell for rho, n in found for cell in ("none" if np.isnan(rho) else f"{rho:.3f}", str(n)))))
+    return [*lines, *_grid(rows, right=range(1, len(rows[0])))]
+
+
 def image_shares(side: Side) -> np.ndarray | None:
     """float64 [B], the part of each band's importance that patches of images have; None where there are none."""
     if not side.is_image.any():
@@ -222,11 +259,11 @@ def _grid(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]
     return lines
 
 
-def _wrapped(start: str, words: Sequence[str]) -> list[str]:
+def _wrapped(start: str, words: Sequence[str], between: str = ", ") -> list[str]:
     """A list in lines of at most WIDTH columns; no word is broken."""
     lines = [start]
     for index, word in enumerate(words):
-        piece = word + (", " if index < len(words) - 1 else "")
+        piece = word + (between if index < len(words) - 1 else "")
         if columns(lines[-1]) + columns(piece.rstrip()) > WIDTH and lines[-1].strip():
             lines.append(" " * 4)
         lines[-1] += piece
@@ -240,7 +277,7 @@ def _wrapped(start: str, words: Sequence[str]) -> list[str]:
 def as_json(comparison: Comparison) -> dict[str, Any]:
     """All of a comparison as JSON types. Bands go from 0, the first layer's side; positions are those of the sequence; a
     number that there is not is null."""
-    settings = comparison.settings
+    settings, effects = comparison.settings, with_effects(comparison)
     return {
         "program": f"mask-impact {mask_impact.__version__}",
         "step": settings.step,
@@ -251,7 +288,9 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "permutations": settings.n_permutations,
         "seed": settings.seed,
         "notes": list(comparison.notes),
-        "results": [_side_json(side) for side in comparison.sides],
+        "results": [
+            _side_json(side) | ({"effect": _effect_json(side)} if side in effects else {}) for side in comparison.sides
+        ],
         "pairs": [_pair_json(pair) for pair in comparison.pairs],
     }
 
@@ -290,6 +329,18 @@ def _side_json(side: Side) -> dict[str, Any]:
     }
 
 
+def _effect_json(side: Side) -> dict[str, Any]:
+    """Of importance with effect: the correlation in all layers, and in each band."""
+    told = [{"n": int(n), "rho": _number(rho)} for rho, n in zip(*side.told, strict=True)]
+    return {
+        "measured": where_hidden(side.result),
+        "floor": side.effect.floors["logprob"],
+        "overall": told[0],
+        "bands": told[1:],
+        "sizes": [_number(size) for size in side.effects[0]],
+    }
+
+
 def _cell(side: Side, position: int) -> dict[str, int] | None:
     tokens = side.result.tokens
     if tokens.image[position] < 0:
@@ -298,6 +349,7 @@ def _cell(side: Side, position: int) -> dict[str, int] | None:
 
 
 def _pair_json(pair: Pair) -> dict[str, Any]:
+    effect = {} if pair.effect is None else {"effect": _correlation_json(pair.effect)}
     positions = [side.impact.positions for side in (pair.first, pair.second)]
     shares = [side.shares(side.overall) for side in (pair.first, pair.second)]
     return {
@@ -321,7 +373,7 @@ def _pair_json(pair: Pair) -> dict[str, Any]:
             }
             for one, other, difference, band in pair.differing()
         ],
-    }
+    } | effect
 
 
 def _correlation_json(correlation: Correlation | None) -> dict[str, Any] | None:

@@ -14,11 +14,15 @@ has no norms, all have shares of their layers instead.
 Chance. The null hypothesis is that it is unrelated which tokens matter in the two results, as far as tokens of one kind go:
 the importances are shuffled among the special tokens, among the other texts, and among the patches of each image. That
 special tokens or patches as such matter more or less in both is no agreement about tokens then.
+
+Effect. Where results have effects on their produced tokens, the sizes of the changes of its log-probability (see `agreement`)
+are averaged over layers as distances are, and compared in the same way; and within each result its importances are held against
+them, over the tokens that are not left out and have an effect in the band.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from functools import cached_property
 from itertools import permutations, product
@@ -26,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from mask_impact.agreement import Effect, rank_correlation, step_effect
 from mask_impact.errors import UsageError
 from mask_impact.impact import Impact, mean_over, step_impact
 from mask_impact.records import Result
@@ -58,7 +63,8 @@ class Side:
 
     produced: the token that the impact is on, empty where it is not known. values: float64 [L, P], the scaled distances, NaN
     where there is no value. sinks, left_out: positions; left out are this result's sinks and what is aligned with
-    another's. layers: for each band its (layer, part of the layer that lies in the band).
+    another's. layers: for each band its (layer, part of the layer that lies in the band). effect: None where it was not
+    measured, or for groups of tokens.
     """
 
     name: str
@@ -70,22 +76,44 @@ class Side:
     left_out: tuple[int, ...]
     layers: tuple[tuple[tuple[int, float], ...], ...]
     scale: str
+    effect: Effect | None = None
 
     @cached_property
     def bands(self) -> np.ndarray:
         """float64 [B, P], the importance of each token in each band, NaN where it has no value."""
-        weights = np.zeros((len(self.layers), len(self.values)))
+        return self._by_band(self.values)
+
+    def _by_band(self, values: np.ndarray) -> np.ndarray:
+        """float64 [B, P], the mean of values [L, P] over the layers of each band."""
+        weights = np.zeros((len(self.layers), len(values)))
         for band, layers in enumerate(self.layers):
             for layer, part in layers:
                 weights[band, layer] = part
-        has_value = ~np.isnan(self.values)
-        sums, totals = weights @ np.where(has_value, self.values, 0), weights @ has_value
+        has_value = ~np.isnan(values)
+        sums, totals = weights @ np.where(has_value, values, 0), weights @ has_value
         return np.divide(sums, totals, out=np.full_like(sums, np.nan), where=totals > 0)
 
     @cached_property
     def overall(self) -> np.ndarray:
         """float64 [P], the importance of each token in all layers."""
         return mean_over(self.values, axis=0)
+
+    @cached_property
+    def effects(self) -> np.ndarray | None:
+        """float64 [1 + B, P], the mean size of each token's effect in all layers, then in each band; None where it was not
+        measured."""
+        if self.effect is None:
+            return None
+        sizes = self.effect.sizes("logprob")
+        return np.vstack([mean_over(sizes, axis=0), self._by_band(sizes)])
+
+    @cached_property
+    def told(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """rho float64 [1 + B] and n int64 [1 + B]: importance with the size of the effect, in all layers, then in each band."""
+        if self.effects is None:
+            return None
+        importances = np.vstack([self.overall, self.bands])
+        return rank_correlation(np.where(self.impact.counted & (self.effects > 0), importances, np.nan), self.effects)
 
     def shares(self, importance: np.ndarray) -> np.ndarray:
         """float64 [P], each token's part of an importance (`overall`, or a row of `bands`), NaN for what is left out."""
@@ -128,7 +156,8 @@ class Pair:
     matched: int64 [M, 2], places in the `positions` of first and second that are the same token, in the first's order.
     compared: bool [M], those that count (not left out, with a value in every band of both). unmatched: places of first
     and of second. overall, text, image: of all layers, for all tokens that are compared, and for those of either kind
-    (None where there is one kind only). bands: of each band, for all tokens.
+    (None where there is one kind only). bands: of each band, for all tokens. effect: of the sizes of the effects in all
+    layers, for the tokens that are compared (None where one of the two was measured without effects).
     """
 
     first: Side
@@ -140,6 +169,7 @@ class Pair:
     text: Correlation | None
     image: Correlation | None
     bands: tuple[Correlation, ...]
+    effect: Correlation | None = None
 
     def differing(self) -> list[tuple[int, int, float, int | None]]:
         """(place in first, place in second, share in second - share in first, the band with the largest difference of the
@@ -202,7 +232,8 @@ def compare_results(results: Mapping[str, Result], settings: Settings | None = N
         scale = "share"
     sides = tuple(_side(name, results[name], settings, variant, scale, left_out[name]) for name in names)
     rng = np.random.default_rng(settings.seed)
-    pairs = tuple(_pair(sides[0], side, alignments[side.name], settings.n_permutations, rng) for side in sides[1:])
+    pairs = [_pair(sides[0], side, alignments[side.name], settings.n_permutations, rng) for side in sides[1:]]
+    pairs = tuple(replace(pair, effect=_effect(pair, settings)) for pair in pairs)
     return Comparison(settings, variant, scale, sides, pairs, tuple(_notes(sides, scale)))
 
 
@@ -238,6 +269,7 @@ def _left_out(
 
 def _side(name: str, result: Result, settings: Settings, variant: str, scale: str, left_out: Sequence[int]) -> Side:
     impact = step_impact(result, settings.step, variant, settings.metric, left_out)
+    effect = step_effect(result, settings.step)
     return Side(
         name=name,
         result=result,
@@ -248,11 +280,14 @@ def _side(name: str, result: Result, settings: Settings, variant: str, scale: st
         left_out=tuple(int(position) for position in impact.positions[~impact.counted]),
         layers=band_layers(result.n_layers, settings.n_bands),
         scale=scale,
+        effect=effect if effect is not None and effect.by_position else None,
     )
 
 
 def _notes(sides: Sequence[Side], scale: str) -> Iterator[str]:
     for side in sides:
+        if side.effect is None and side.result.has_effects:
+            yield f"{side.name}: its effects on the answer are of groups of tokens, and are not compared"
         for notice in side.result.meta.get("notices") or ():
             yield f"{side.name}: {notice}"
     if scale == "share":
@@ -351,6 +386,17 @@ def _pair(first: Side, second: Side, matched: np.ndarray, n_permutations: int, r
         for side, places in ((first, ones), (second, others))
     )
     return Pair(first, second, matched, compared, unmatched, overall, of(~is_image), of(is_image), tuple(bands))
+
+
+def _effect(pair: Pair, settings: Settings) -> Correlation | None:
+    """With permutations of its own, so that the others are the same whether effects were measured or not."""
+    if pair.first.effects is None or pair.second.effects is None:
+        return None
+    ones, others = pair.matched[pair.compared].T
+    x, y = pair.first.effects[:1, ones], pair.second.effects[:1, others]
+    known = np.isfinite(x[0]) & np.isfinite(y[0])
+    rng = np.random.default_rng(settings.seed)
+    return correlations(x[:, known], y[:, known], _kinds(pair.first)[ones[known]], settings.n_permutations, rng)[0]
 
 
 def _kinds(side: Side) -> np.ndarray:

@@ -15,10 +15,12 @@ from mask_impact.compare_text import (
     as_json,
     chance_lines,
     depth_text,
+    effect_settings,
     image_shares,
     layers_text,
     letter,
     unit,
+    with_effects,
 )
 from mask_impact.comparison import Comparison, Pair, Side
 from mask_impact.impact import METRICS
@@ -70,6 +72,7 @@ def _data(comparison: Comparison) -> dict[str, Any]:
         "notes": list(comparison.notes),
         "bands": [depth_text(band, n_bands) for band in range(n_bands)],
         "sides": [_side(comparison, side) for side in comparison.sides],
+        "effect": _effect(comparison, told),
         "pairs": [
             _pair(comparison, pair) | {name: one[name] for name in ("overall", "text", "image", "bands")}
             for pair, one in zip(comparison.pairs, told["pairs"], strict=True)
@@ -112,6 +115,21 @@ def _pair(comparison: Comparison, pair: Pair) -> dict[str, Any]:
         "unmatched": [list(places) for places in pair.unmatched],
         "differing": [[one, other, _number(difference), band] for one, other, difference, band in pair.differing()],
         "chance": chance_lines(comparison, pair),
+    }
+
+
+def _effect(comparison: Comparison, told: dict[str, Any]) -> dict[str, Any] | None:
+    """measured: in words; sides: of each result whose effects are compared its number and its correlations of importance with
+    effect, all layers first; pairs: of each pair that of the two results' effects, or null. None where there are none."""
+    sides = with_effects(comparison)
+    if not sides:
+        return None
+    numbers = [comparison.sides.index(side) for side in sides]
+    found = [told["results"][number]["effect"] for number in numbers]
+    return {
+        "measured": effect_settings(comparison),
+        "sides": [[number, [one["overall"], *one["bands"]]] for number, one in zip(numbers, found, strict=True)],
+        "pairs": [one.get("effect") for one in told["pairs"]],
     }
 
 

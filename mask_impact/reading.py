@@ -83,7 +83,7 @@ def parse_grid(text: str) -> Grid:
 
 def _open(path: Path, grids: Sequence[Grid] | None) -> Results:
     stem = path.parent / without_suffix(path.name) if path.name else path
-    suffix = path.name[len(stem.name) :].lower() if path.name else ""
+    suffix = path.name[len(stem.name) :].lower().removeprefix(".effect") if path.name else ""  # which a result also has
     meta = stem.with_name(f"{stem.name}.meta.json") if path.name else path
     if meta.is_file() and (suffix in ("", ".meta", ".meta.json") or _names_format(meta, suffix[1:])):
         if grids:

@@ -11,6 +11,9 @@ bits, rotated left by one so that the exponent is a byte of its own, in planes: 
 second byte, ..., and of a byte that is not kept whole each bit, eight values to a byte. Mantissas hardly compress. Where
 a file would become larger than `max_megabytes`, the heads (not Full and Attn) are rounded to as many binary digits as
 fit, and the page says so.
+
+Where a result has effects on its produced tokens, they are blocks of the same layout, never rounded (see `_effect_values`);
+what is counted from them beside the distances is computed in `agreement`, not on the page.
 """
 
 import argparse
@@ -32,9 +35,11 @@ from typing import Any
 import numpy as np
 
 import mask_impact
+from mask_impact.agreement import MEASURES, Apart, apart, how_measured, layer_agreement, step_effect, window_of
 from mask_impact.console import print_line
 from mask_impact.errors import UsageError
 from mask_impact.files import without_suffix, write_files
+from mask_impact.impact import step_impact
 from mask_impact.reading import Grid, Results, parse_grid, read_results
 from mask_impact.records import ImageRecord, Result, StepRecord
 from mask_impact.summary import N_CANDIDATES, escape
@@ -184,8 +189,10 @@ def build_report(source: Result | Mapping[str, Result], max_megabytes: float = M
         "plotly_hash": _plotly_hash(),
         "prompts": prompts,
     }
-    room = max_megabytes * 1e6 - len(_render(page | {"blocks": [], "notes": page_notes, "digits": EXACT})) - 500
+    effects = [(name, encode(values)) for name, values in _effect_values(list(results.values()))]
+    room = max_megabytes * 1e6 - len(_render(page | {"blocks": effects, "notes": page_notes, "digits": EXACT})) - 500
     digits, blocks = _fitting_blocks(list(results.values()), room)
+    blocks += effects
     if digits < EXACT:
         page_notes.append(
             f"To keep this file below {max_megabytes:g} MB, the distances of the heads are rounded to {digits + 1} binary "
@@ -290,7 +297,8 @@ def _prompt_entry(name: str, result: Result) -> dict[str, Any]:
         ],
         "images": [_image_entry(image) for image in result.images],
         "sinks": [_sink_entry(result, position) for position in result.sinks],
-        "steps": [_step_entry(step) for step in result.steps],
+        "effect": {"about": _clean(how_measured(result)), "window": window_of(result)} if result.has_effects else None,
+        "steps": [_step_entry(result, step) for step in result.steps],
     }
 
 
@@ -321,9 +329,10 @@ def _sink_entry(result: Result, position: int) -> dict[str, Any]:
     return {"position": int(position), "share": float(attention[position]) / total if total > 0 else None}
 
 
-def _step_entry(step: StepRecord) -> dict[str, Any]:
+def _step_entry(result: Result, step: StepRecord) -> dict[str, Any]:
     """positions: null where all of the sequence's were masked."""
-    return {
+    effect = {"effect": _effect_entry(result, step.step)} if result.has_effects else {}
+    return effect | {
         "text": _clean(step.token_text),
         "id": int(step.token_id),
         "n_positions": step.n_positions,
@@ -335,8 +344,70 @@ def _step_entry(step: StepRecord) -> dict[str, Any]:
     }
 
 
+def _effect_entry(result: Result, step: int) -> dict[str, Any]:
+    """groups: [name, positions] of each, null where each position was hidden by itself. floors: by measure. top1_texts: by
+    id. apart: by measure, metric and variant the two lists of `agreement.apart`, null for groups."""
+    effect = step_effect(result, step)
+    entry: dict[str, Any] = {
+        "groups": None,
+        "floors": dict(effect.floors),
+        "top1_texts": {str(token): _clean(text) for token, text in effect.top1_texts.items()},
+        "apart": None,
+    }
+    if not effect.by_position:
+        pairs = zip(effect.names, effect.hidden, strict=True)
+        return entry | {"groups": [[_clean(name), list(positions)] for name, positions in pairs]}
+    sizes = {measure: effect.sizes(measure) for measure in MEASURES}
+
+    def lists(metric: str, variant: str, measure: str) -> list[list[list[float]]]:
+        impact = step_impact(result, step, variant, metric)
+        return [[_apart_entry(one, impact.positions) for one in tokens] for tokens in apart(impact, sizes[measure])]
+
+    return entry | {
+        "apart": {
+            measure: {metric: {name: lists(metric, name, measure) for name in result.variants} for metric in METRICS}
+            for measure in MEASURES
+        }
+    }
+
+
+def _apart_entry(one: Apart, positions: np.ndarray) -> list[float]:
+    """[position, share, its rank, size, its rank], numbers with as many digits as are shown and some more."""
+    share, size = (float(f"{number:.7g}") for number in (one.share, one.size))
+    return [int(positions[one.place]), share, one.share_rank, size, one.size_rank]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Distances as text
+
+
+def _effect_values(results: list[Result]) -> Iterator[tuple[str, np.ndarray]]:
+    """(block's name, values) of each step that has effects: those of each measure and the most probable token's id, [layer,
+    group]; and where each position was hidden by itself the norms, [layer, variant], and the rank correlations and how many
+    tokens they are of, [measure, metric, variant, layer].
+
+    All are float32, which holds an id exactly: a vocabulary has fewer than 2^24 tokens.
+    """
+    for number, result in enumerate(results):
+        if not result.has_effects:
+            continue
+        for record in result.steps:
+            effect = step_effect(result, record.step)
+            name = f"e-{number}-{record.step}"
+            for measure in MEASURES:
+                yield f"{name}-{measure}", effect.values[measure]
+            yield f"{name}-top1", effect.top1
+            if not effect.by_position:
+                continue
+            yield f"{name}-norm", record.baseline_norm
+            found = [
+                layer_agreement(step_impact(result, record.step, variant, metric), effect, measure)
+                for measure in MEASURES
+                for metric in METRICS
+                for variant in result.variants
+            ]
+            yield f"{name}-rho", np.array([rho for rho, _ in found])
+            yield f"{name}-n", np.array([n for _, n in found])
 
 
 def _fitting_blocks(results: list[Result], room: float) -> tuple[int, list[tuple[str, str]]]:

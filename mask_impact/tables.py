@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from mask_impact.agreement import Effect, step_effect, where_hidden, window_of
 from mask_impact.errors import UsageError
 from mask_impact.impact import Impact, largest, mean_over, step_impact
 from mask_impact.records import Result
-from mask_impact.summary import TOKEN_WIDTH, columns, percent, quoted
+from mask_impact.summary import TOKEN_WIDTH, columns, escape, percent, quoted
 
 KINDS = ("layer", "token", "head")
 FORMATS = ("text", "csv", "markdown")
@@ -137,6 +138,56 @@ def _by_head(result: Result, k: int, step: int, metric: str) -> Table:
     names += [*_token_columns(result), Column("share", "share")]
     title = f"Strongest heads for {_produced(result, step)}, each by its strongest token ({unit}):"
     return Table(title, tuple(names), tuple(rows), tuple(_notes(result, impacts[0], "head")))
+
+
+def effect_table(result: Result, k: int = 20, *, step: int = 0) -> Table:
+    """At most k tokens, or groups that were hidden together: those that the token produced at `step` hangs on most, each by
+    the layer where hiding it (there, or in the window around it) changes the produced token's log-probability most, up or down.
+
+    Only changes above the noise floor count, and attention sinks like any token: what hiding them does to the answer is
+    measured. `becomes` is the most probable token then, where it is another. UsageError for a result without effects.
+    """
+    if not 0 <= step < len(result.steps):
+        raise UsageError(f"step {step} is not there: the result has steps 0 to {len(result.steps) - 1}")
+    effect = step_effect(result, step)
+    if effect is None:
+        raise UsageError("the result has no effects on the produced token: run it again with --effect")
+    sizes, change, kl = effect.sizes("logprob"), effect.values["logprob"], effect.values["kl"]
+    layers = np.argmax(np.nan_to_num(sizes, nan=-1), axis=0)
+    best = sizes[layers, np.arange(len(layers))]
+    rows = []
+    for rank, place in enumerate(largest(best, k), start=1):
+        at = int(layers[place]), place
+        becomes = effect.top1_texts[int(effect.top1[at])] if effect.changed[at] else None
+        layer = None if window_of(result) == "all" else at[0]
+        rows.append((rank, *_hidden_cells(result, effect, place), layer, float(change[at]), float(kl[at]), becomes))
+    hidden = [Column("pos", "text"), Column("group", "token"), Column("tokens", "count")]
+    names = [
+        Column("rank", "count"),
+        *(_token_columns(result) if effect.by_position else hidden),
+        Column("layer", "count"),
+    ]
+    names += [Column("log-prob.", "number"), Column("KL", "number"), Column("becomes", "token")]
+    what = "a token" if effect.by_position else "a group of tokens"
+    title = (
+        f"Strongest effects on {_produced(result, step)}, of hiding {what} from {escape(where_hidden(result))} (nats):"
+    )
+    everything = {position for positions in effect.hidden for position in positions}
+    notes = [f"Attention sink: {_label(result, one)} at position {one}" for one in result.sinks if one in everything]
+    n_none, n_measured = int((best == 0).sum()), int(np.isfinite(best).sum())
+    if n_none:
+        floor = f"{effect.floors['logprob']:.3g} nats"
+        notes.append(f"{n_none:,} of {n_measured:,} have no effect above the noise floor, {floor}")
+    return Table(title, tuple(names), tuple(rows), tuple(notes))
+
+
+def _hidden_cells(result: Result, effect: Effect, place: int) -> tuple[Any, ...]:
+    """What was hidden: a token and where it is, or a group's positions, its name and how many tokens it has."""
+    positions = effect.hidden[place]
+    if effect.by_position:
+        return _token_cells(result, positions[0])
+    first, last = min(positions), max(positions)
+    return (str(first) if first == last else f"{first}-{last}"), effect.names[place], len(positions)
 
 
 def _token_columns(result: Result) -> list[Column]:

@@ -14,7 +14,7 @@ from mask_impact.errors import UsageError
 from mask_impact.impact import METRICS
 from mask_impact.reading import Grid, Results, parse_grid, read_results
 from mask_impact.summary import escape, quoted
-from mask_impact.tables import FORMATS, KINDS, Column, Table, render, top_table
+from mask_impact.tables import FORMATS, KINDS, Column, Table, effect_table, render, top_table
 
 MAX_PROMPTS = 64  # of a source that has several
 
@@ -25,6 +25,7 @@ for a formula.
 examples:
   python -m mask_impact top output/vl_masking_results
   python -m mask_impact top output/vl_masking_results --by head -k 10 --format markdown
+  python -m mask_impact top output/measured_with_effect --effect
 """
 
 
@@ -38,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--by", choices=KINDS, default="token", help="what the rows are (default: %(default)s)")
     parser.add_argument("-k", metavar="N", type=whole_number, default=20, help="most rows (default: %(default)s)")
     add_choices(parser)
+    parser.add_argument(
+        "--effect",
+        action="store_true",
+        help="tokens by what hiding them does to the produced token, where a run with --effect measured it",
+    )
     parser.add_argument(
         "--format", choices=FORMATS, default="text", help="how the table is written (default: %(default)s)"
     )
@@ -88,6 +94,10 @@ def grid(text: str) -> Grid:
 
 def run(args: argparse.Namespace) -> int:
     """`python -m mask_impact top`: the table on stdout; what the formats for programs have no place for, on stderr."""
+    if args.effect and (args.by != "token" or args.variant is not None or args.metric != "l2"):
+        raise UsageError(
+            "--effect lists tokens by the change of the answer: --by, --metric and --variant are of distances"
+        )
     results = read_results(args.source, args.grid, args.prompt_name)
     tables = list(_tables(results, args))
     if len(results) > len(tables):
@@ -110,7 +120,10 @@ def _tables(results: Results, args: argparse.Namespace) -> Iterator[tuple[str, T
         result = results[name]
         for notice in result.meta.get("notices") or ():
             print_line(f"NOTE: {escape(str(notice))}", sys.stderr)
-        table = top_table(result, args.by, args.k, step=args.step, metric=args.metric, variant=args.variant)
+        if args.effect:
+            table = effect_table(result, args.k, step=args.step)
+        else:
+            table = top_table(result, args.by, args.k, step=args.step, metric=args.metric, variant=args.variant)
         if len(results) > 1:
             table = replace(table, title=f"{quoted(name)}: {table.title}")
         yield name, table

@@ -2,12 +2,13 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from mask_impact.records import Candidate, ImageRecord, Result, StepRecord, TokenTable, variant_names
+from mask_impact.records import Candidate, EffectRecord, ImageRecord, Result, StepRecord, TokenTable, variant_names
 
 PAD = "<|image_pad|>"
 
@@ -114,3 +115,29 @@ def make_tokens(texts: Sequence[str], image_cells: dict[int, tuple[int, int, int
         row=cells[:, 1].copy(),
         column=cells[:, 2].copy(),
     )
+
+
+def with_effects(result: Result, seed: int = 0, floor: float = 1e-4, texts: Sequence[str] = ()) -> Result:
+    """The result with effects on its produced tokens, log-normal over many decades and of both signs.
+
+    Some cells are below the floors (0, `floor`, a tenth of it), some exactly 0; in some one of `texts` is the most probable.
+    """
+    rng = np.random.default_rng(seed)
+    texts, steps = texts or (" other",), []
+    for step in result.steps:
+        shape = step.l2.shape[:2]
+        size = np.exp(rng.normal(size=shape) * 3 - 7)
+        size[rng.random(shape) < 0.05] = 0
+        sign = np.where(rng.random(shape) < 0.3, 1, -1)
+        ids = 900 + rng.integers(len(texts), size=shape)
+        effect = EffectRecord(
+            logit_change=(1.5 * sign * size + 0.0).astype(np.float32),
+            logprob_change=(sign * size + 0.0).astype(np.float32),
+            kl_divergence=(size * np.exp(rng.normal(size=shape)) / 10).astype(np.float32),
+            top1=np.where(rng.random(shape) < 0.2, ids, step.token_id),
+            top1_texts={step.token_id: step.token_text, **{900 + n: text for n, text in enumerate(texts)}},
+            floor=(0.0, float(np.float32(floor)), float(np.float32(floor / 10))),
+        )
+        steps.append(replace(step, effect=effect))
+    how = {"ablation": "mask", "effect": {"window": 3, "queries": "last"}}
+    return replace(result, steps=tuple(steps), meta={**result.meta, **how})

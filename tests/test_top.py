@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from synthetic import make_result
+from synthetic import make_result, with_effects
+from test_agreement import GROUPS, grouped
 from test_report import HOSTILE, cleaned
 
 from mask_impact.__main__ import main
@@ -20,7 +21,7 @@ from mask_impact.errors import UsageError
 from mask_impact.reading import read_results
 from mask_impact.store import save, to_dataset_table, to_table
 from mask_impact.summary import columns, escape, token_importance
-from mask_impact.tables import Column, Table, render, top_table
+from mask_impact.tables import Column, Table, effect_table, render, top_table
 
 REPOSITORY = Path(__file__).parent.parent
 WORDS = ("The", " capital", " of", " France", " is", "\n", " capital")
@@ -404,3 +405,111 @@ def test_the_command_needs_no_model_library(stored):
         [sys.executable, "-c", code, str(path)], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+# --- the effect on the answer -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def effects(tmp_path_factory):
+    """A result with effects, an image and a sink, and the rows of its second table."""
+    result = make_result(WORDS, n_steps=2, n_layers=4, grids=((2, 3),))
+    result = with_effects(result, seed=1, texts=HOSTILE[:6])
+    path = tmp_path_factory.mktemp("effects") / "run"
+    save(result, path, ["csv"])
+    with open(f"{path}.effect.csv", newline="", encoding="utf-8") as file:
+        return result, path, list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_tokens_are_ranked_by_their_largest_effect(capsys, effects, step):
+    """Up or down; the sink among them."""
+    _, path, rows = effects
+    best = {}
+    for row in rows:
+        size, j = abs(float(row["logprob_change"])), int(row["token_position"])
+        if int(row["generation_step"]) == step and size > 1e-4 and size > best.get(j, (0,))[0]:
+            best[j] = size, row
+    code, out, err = run(capsys, path, "--effect", "--step", step, "--format", "csv", "-k", 9)
+    table = parsed(out)
+    assert code == 0
+    assert [int(row["pos"]) for row in table] == sorted(best, key=lambda j: -best[j][0])[:9]
+    assert [int(row["rank"]) for row in table] == list(range(1, 10))
+    for row in table:
+        _, expected = best[int(row["pos"])]
+        assert row["layer"] == expected["layer"]
+        assert np.float32(row["log-prob."]) == np.float32(expected["logprob_change"])
+        assert np.float32(row["KL"]) == np.float32(expected["kl_divergence"])
+        text = f'"{escape(cleaned(expected["top1_token"]))}"' if expected["top1_changed"] == "true" else ""
+        assert row["becomes"].replace('\\"', '"') == text.replace('\\"', '"')
+    assert any(row["becomes"] for row in table)
+    assert any(float(row["log-prob."]) > 0 for row in table)
+    assert 'NOTE: Attention sink: "The" at position 0' in err
+
+
+@pytest.mark.parametrize("form", ["text", "markdown"])
+def test_effects_are_written_in_every_format(capsys, effects, form):
+    _, path, _ = effects
+    code, out, _ = run(capsys, path, "--effect", "--format", form, "-k", 4)
+    assert code == 0
+    lines = out.splitlines()
+    if form == "text":
+        title = 'Strongest effects on produced token 0, " Paris", of hiding a token from 3 layers around each layer, mask (nats):'
+        assert lines[0] == title
+        names = "rank pos token image row col box layer log-prob. KL becomes"
+        assert " ".join(lines[1].split()) == names
+        assert len(lines) == 2 + 4 + 1
+    else:
+        assert lines[0] == "| rank | pos | token | image | row | col | box | layer | log-prob. | KL | becomes |"
+        assert len(lines) == 2 + 4
+
+
+def test_a_result_without_effects_is_one_line(capsys, stored):
+    _, path, _ = stored
+    code, out, err = run(capsys, path, "--effect")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "the result has no effects on the produced token: run it again with --effect" in err
+
+
+@pytest.mark.parametrize("words", [("--by", "head"), ("--variant", "Full"), ("--metric", "cosine")])
+def test_effects_are_of_no_metric_and_variant(capsys, effects, words):
+    _, path, _ = effects
+    code, out, err = run(capsys, path, "--effect", *words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "--effect lists tokens by the change of the answer" in err
+    code, _, err = run(capsys, path, "--effect", "--step", 2)
+    assert (code, "step 2 is not there" in err) == (2, True)
+
+
+def test_effects_below_the_floor_are_counted(capsys, tmp_path):
+    result = with_effects(make_result(WORDS), floor=1e9)
+    save(result, tmp_path / "still", ["csv"])
+    _, out, _ = run(capsys, tmp_path / "still", "--effect")
+    assert out.splitlines()[1] == "  none: nothing had any impact"
+    assert out.splitlines()[-1] == "7 of 7 have no effect above the noise floor, 1e+09 nats"
+    measured = with_effects(make_result(WORDS))
+    change = measured.steps[0].effect.logprob_change
+    change[:, 2], change[:, 4] = 0, np.nan
+    table = effect_table(measured, 99)
+    assert {row[1] for row in table.rows} == {0, 1, 3, 5, 6}
+    assert table.notes[-1] == "1 of 6 have no effect above the noise floor, 0.0001 nats"
+
+
+def test_groups_and_all_layers_have_what_they_have(capsys, tmp_path):
+    """Names and sizes of groups; no layer where all are hidden at once."""
+    result = grouped(with_effects(make_result(WORDS + WORDS)), GROUPS)
+    every = dataclasses.replace(result, meta={"ablation": "mask", "effect": {"window": "all", "queries": "last"}})
+    save(every, tmp_path / "groups", ["csv"])
+    code, out, err = run(capsys, tmp_path / "groups", "--effect", "--format", "csv")
+    assert code == 0
+    size = np.abs(result.steps[0].effect.logprob_change).max(axis=0)
+    order = sorted(range(len(GROUPS)), key=lambda g: -size[g])
+    table = parsed(out)
+    assert [row["group"] for row in table] == [f'"{GROUPS[g][0]}"' for g in order]
+    assert [int(row["tokens"]) for row in table] == [len(GROUPS[g][1]) for g in order]
+    spans = {0: "0-1", 1: "2-4", 2: "9", 3: "0-8"}
+    assert [row["pos"] for row in table] == [spans[g] for g in order]
+    assert {row["layer"] for row in table} == {""}
+    assert "Attention sink" in err
+    _, out, _ = run(capsys, tmp_path / "groups", "--effect")
+    assert "of hiding a group of tokens from all layers, mask (nats):" in out.splitlines()[0]

@@ -95,6 +95,11 @@ const STOPS = {
   light: ["#ffffff", "#fee6cf", "#fec287", "#fb8761", "#e55964", "#b5367a", "#812581", "#4f127b", "#251052"],
   dark: ["#1b1822", "#2d1452", "#4f127b", "#812581", "#b5367a", "#e55964", "#fb8761", "#fec287", "#fcfdbf"],
 };
+// For numbers with a sign, from none to most: orange for negative, blue for positive ones, which nearly all eyes tell apart.
+const SIGNED = {
+  light: { negative: ["#ffffff", "#fdd9b4", "#fba55c", "#e4701e", "#a8480c"], positive: ["#ffffff", "#cfe1f5", "#8fbfe8", "#4a8fce", "#1d5a9e"] },
+  dark: { negative: ["#1b1822", "#5c2c0a", "#a8500f", "#ea8430", "#ffc98f"], positive: ["#1b1822", "#123d66", "#2468a8", "#5ba0e0", "#b9dcfb"] },
+};
 // Colours for lines, told apart by people who see fewer of them (after Okabe and Ito); dashes and marks differ as well.
 const LINES = {
   light: ["#0072b2", "#d55e00", "#007a5a", "#b0478f", "#8a6d00", "#3a9bd6", "#5e3c99", "#333333"],
@@ -136,6 +141,13 @@ function inkOn(rgb) {
 }
 
 const colourScale = () => STOPS[theme()].map((colour, i, all) => [i / (all.length - 1), colour]);
+
+// For levels from -1 to 1.
+function signedColours() {
+  const { negative, positive } = SIGNED[theme()];
+  const all = [...[...negative].reverse(), ...positive.slice(1)];
+  return all.map((colour, i) => [i / (all.length - 1), colour]);
+}
 
 // ---- scales ------------------------------------------------------------------------------------------------------------------
 

@@ -175,6 +175,7 @@
     drawControls();
     sides.forEach(drawText);
     drawAgreement();
+    drawEffect();
     drawDiffering();
     mark();
     try {
@@ -372,6 +373,21 @@
     $("chance").textContent = `p: the chance of one so large. ${pair().chance.join(" ")}`;
   }
 
+  const rhoText = (rho) => (rho === null ? "none" : rho.toFixed(3));
+  const effectRows = () => ["all", ...page.bands].map((name, row) => [name, ...page.effect.sides.flatMap(([, found]) => [found[row].rho, found[row].n])]);
+
+  // Whether the results agree about effects, and whether importance tells them.
+  function drawEffect() {
+    $("effect-card").hidden = !page.effect;
+    if (!page.effect) return;
+    const said = page.effect.pairs.map((one, nth) => one && `${sides[0].letter} and ${sides[pairs[nth].second].letter} rank the effects of ${one.n} tokens with rho ${rhoText(one.rho)}${one.p === null ? "" : `, p ${Number(one.p.toPrecision(2))}`}.`);
+    $("effect-pairs").textContent = said.filter(Boolean).join(" ");
+    $("effect-hint").textContent = `Change of the log-probability of the produced token ${page.effect.measured}; its size, mean over the layers. Below, within each result: rho of importance with it, over the tokens that count and have an effect above the noise floor there.`;
+    const names = page.effect.sides.flatMap(([number]) => [`rho in ${sides[number].letter}`, "tokens"]);
+    $("effect").tHead.replaceChildren(element("tr", {}, ...["depth", ...names].map((textContent, i) => element("th", { scope: "col", textContent, className: i ? "number" : "" }))));
+    $("effect").tBodies[0].replaceChildren(...effectRows().map(([name, ...cells]) => element("tr", {}, element("td", { textContent: name }), ...cells.map((cell, i) => element("td", { className: "number", textContent: i % 2 ? cell : rhoText(cell) })))));
+  }
+
   // Shares of the importance in all layers, as the table on the command line has them.
   function importanceShares(side) {
     const means = side.positions.map((_, place) => {
@@ -548,6 +564,7 @@
       if (place === undefined) return [];
       return Array.from({ length: side.n_layers }, (_, layer) => [side.letter, layer, depthOf(side, layer) / 100, side.positions[place], orNothing(side.value[layer * side.n + place]), orNothing(side.share[layer * side.n + place])]);
     })],
+    effect: () => [["depth", ...page.effect.sides.flatMap(([number]) => [`rho_${sides[number].letter}`, `tokens_${sides[number].letter}`])], effectRows()],
     depths: () => [["depth", ...sides.map((side) => side.letter)], page.bands.map((name, band) => [name, ...sides.map((side) => side.depth_shares[band])])],
   };
 

@@ -7,12 +7,14 @@
   const MOST_TOKENS = 8; // in the profile
   const PLAY_MS = 450;
   const PICTURE_HEIGHT = 420; // pixels, at most
+  const MOST_POINTS = 4000; // of the scatter
   const METRIC_NAMES = { l2: "L2", cosine: "Cosine" };
+  const MEASURES = { logprob: "change of the log-probability", kl: "KL divergence" }; // of the effect, in the order of the file's blocks
   const SCALES = ["linear", "sqrt", "log"];
   const SCALE_NAMES = { linear: "linear scale", sqrt: "square-root scale", log: "logarithmic scale" };
   const EMPTY = () => ({
     prompt: 0, step: 0, layer: 0, range: "all", from: 0, to: Infinity, metric: "l2", variant: "", scale: "sqrt", colours: "layer",
-    kept: [], tokens: [], focus: -1, unfolded: [], opacity: 70, unit: "share", theme: "auto",
+    kept: [], tokens: [], focus: -1, unfolded: [], opacity: 70, unit: "share", measure: "logprob", theme: "auto",
   });
   let state = EMPTY();
   let view = null;
@@ -30,13 +32,23 @@
   const rounded = () => page.digits < EXACT && state.variant.startsWith("Head_");
 
   const blocks = new Map();
-  function block(metric, variantIndex) {
-    const name = `b-${state.prompt}-${state.step}-${metric}-${variantIndex}`;
+  const block = (metric, variantIndex) => blockNamed(`b-${state.prompt}-${state.step}-${metric}-${variantIndex}`);
+  function blockNamed(name) {
     if (!blocks.has(name)) {
       if (blocks.size > 600) blocks.clear();
       blocks.set(name, distancesOf($(name).textContent));
     }
     return blocks.get(name);
+  }
+
+  // The step's effects, null where there are none: of each measure and the most probable token's id, [layer, group]; and where
+  // each position was hidden by itself norms, [layer, variant], rank correlations and the number of tokens that they are of,
+  // [measure, metric, variant, layer].
+  async function effectBlocks() {
+    if (!prompt().effect) return null;
+    const names = [...Object.keys(MEASURES), "top1", ...(step().effect.groups ? [] : ["norm", "rho", "n"])];
+    const values = await Promise.all(names.map((name) => blockNamed(`e-${state.prompt}-${state.step}-${name}`)));
+    return Object.fromEntries(names.map((name, nth) => [name, values[nth]]));
   }
 
   function tokenName(position, width = Infinity) {
@@ -72,6 +84,7 @@
     next.variant = oneOf(next.variant, file.variants, file.variants[0]);
     next.scale = oneOf(next.scale, SCALES, start.scale);
     next.colours = oneOf(next.colours, ["layer", "global"], start.colours);
+    next.measure = oneOf(next.measure, Object.keys(MEASURES), start.measure);
     next.unit = oneOf(next.unit, ["share", "distance"], start.unit);
     next.theme = oneOf(next.theme, ["auto", "light", "dark"], start.theme);
     const masked = new Set(file.steps[next.step].positions);
@@ -111,17 +124,17 @@
   let latest = 0;
   async function set(changes) {
     if ("prompt" in changes && changes.prompt !== state.prompt) {
-      const { metric, scale, colours, opacity, unit, theme: kept } = state;
-      changes = { metric, scale, colours, opacity, unit, theme: kept, ...changes };
+      const { metric, scale, colours, opacity, unit, measure, theme: kept } = state;
+      changes = { metric, scale, colours, opacity, unit, measure, theme: kept, ...changes };
       state = normalise(changes);
     } else state = normalise({ ...state, ...changes });
     const ticket = ++latest;
     document.documentElement.dataset.drawn = "false"; // for whoever drives the page
     showTheme();
     const variantIndex = prompt().variants.indexOf(state.variant);
-    const [l2, cosine] = await Promise.all([block("l2", variantIndex), block("cosine", variantIndex)]);
+    const [l2, cosine, effect] = await Promise.all([block("l2", variantIndex), block("cosine", variantIndex), effectBlocks()]);
     if (ticket !== latest) return;
-    view = makeView({ l2, cosine });
+    view = Object.assign(makeView({ l2, cosine }), { effect });
     drawPage();
     if (!firstMark("text")) await nextFrame();
     await plotlyReady;
@@ -295,12 +308,13 @@
     drawImages();
     drawChips();
     drawStrongest();
+    drawEffectText();
     try {
       history.replaceState(null, "", `#${fragment()}`);
     } catch {
       // a page inside another one may have no address of its own
     }
-    const said = `Layer ${state.layer}, produced token ${state.step}, ${METRIC_NAMES[state.metric]}, ${state.variant}, ${SCALE_NAMES[state.scale]}`;
+    const said = `Layer ${state.layer}, produced token ${state.step}, ${METRIC_NAMES[state.metric]}, ${state.variant}, ${SCALE_NAMES[state.scale]}${prompt().effect ? `, effect as ${MEASURES[state.measure]}` : ""}`;
     if (!playing && $("live").textContent !== said) $("live").textContent = said;
   }
 
@@ -332,6 +346,7 @@
     $("variant").value = state.variant;
     for (const name of ["range", "metric", "scale", "colours"]) choose(name, state[name]);
     choose("profile-unit", state.unit);
+    choose("measure", state.measure);
     $("opacity").value = state.opacity;
     $("opacity-value").textContent = `${state.opacity} %`;
   }
@@ -658,7 +673,7 @@
     chart.on("plotly_hover", ({ points, event }) => showTip(handlers.get(chart).tip(points[0]), event.clientX, event.clientY));
     chart.on("plotly_unhover", hideTip);
     chart.on("plotly_click", ({ points }) => handlers.get(chart).click(points[0]));
-    chart.on("plotly_relayout", (what) => { if (id === "heat" && Object.keys(what).some((name) => name.startsWith("xaxis.range") || name === "xaxis.autorange")) labelColumns(); });
+    chart.on("plotly_relayout", (what) => { if (BY_COLUMNS.includes(id) && Object.keys(what).some((name) => name.startsWith("xaxis.range") || name === "xaxis.autorange")) labelColumns(id); });
   }
 
   async function drawCharts() {
@@ -666,6 +681,9 @@
     await drawProfile();
     await drawHeads();
     await drawSplit();
+    await drawEffect();
+    await drawScatter();
+    await drawAgreement();
   }
 
   // Levels of a matrix [layer][column] of distances (null: none) under the scale, each layer's own or one for all; and colour bar.
@@ -688,6 +706,13 @@
     return [{ type: "rect", xref: "paper", x0: 0, x1: 1, y0: layers[0] - 0.5, y1: layers.at(-1) + 0.5, line, fillcolor: "rgba(0,0,0,0)", ...high }];
   }
 
+  // The layers shown in charts that have layers from left to right.
+  function layerShapes() {
+    const layers = layersShown();
+    if (layers.length === view.nLayers && layers.length > 1) return [];
+    return [{ type: "rect", yref: "paper", y0: 0, y1: 1, x0: layers[0] - 0.5, x1: layers.at(-1) + 0.5, line: { width: 0 }, fillcolor: cssColour("--accent"), opacity: 0.14 }];
+  }
+
   const layerAxis = () => {
     const n = prompt().n_layers;
     const every = [1, 2, 5, 10, 20, 50].find((one) => n <= 16 * one) ?? 100;
@@ -695,78 +720,91 @@
   };
   const chartHeight = (least = 170) => Math.min(Math.max(11 * prompt().n_layers, least), 620);
 
-  let columns = [];
-  let edges = []; // of the columns, in columns of one token
-  let sums = new Map();
+  const BY_COLUMNS = ["heat", "effect"]; // charts of layers by columns
+  const laidOut = {}; // of each its { columns, edges }, edges in columns of one token
 
-  async function drawHeat() {
-    const subset = [state.prompt, state.step, state.variant, state.metric, state.kept, state.unfolded];
-    const what = [...subset, state.scale, state.colours, theme()];
-    if (changed("heat", ...what)) await drawWholeHeat();
-    else if (changed("heat-marks", what, layersShown(), chosenTokens())) await Plotly.update("heat", markers(), { shapes: bandShapes() }, [1]);
-    changed("heat-marks", what, layersShown(), chosenTokens());
+  function layOut(id, columns) {
+    const block = Math.max(2, Math.round(columns.length / 14));
+    const edges = [0];
+    for (const column of columns) edges.push(edges.at(-1) + (column.image === null ? 1 : block));
+    laidOut[id] = { columns, edges };
+    return laidOut[id];
   }
 
-  async function drawWholeHeat() {
-    columns = makeColumns();
-    sums = new Map(columns.map((column, index) => [column.positions[0], index]));
-    const block = Math.max(2, Math.round(columns.length / 14));
-    edges = [0];
-    for (const column of columns) edges.push(edges.at(-1) + (column.image === null ? 1 : block));
-    const matrix = Array.from({ length: prompt().n_layers }, (_, layer) => columns.map((column) => columnValue(view.values, column, layer)));
-    const { levels, colorbar } = matrixLevels(matrix);
-    const gap = edges.at(-1) < 120 ? 1 : 0;
-    const heat = {
-      type: "heatmap", x: edges, y: matrix.map((_, layer) => layer), z: levels, customdata: matrix, zmin: 0, zmax: 1, colorscale: colourScale(), colorbar,
-      xgap: gap, ygap: gap, hoverinfo: "none", hoverongaps: true,
+  async function drawHeat() {
+    const what = [state.prompt, state.step, state.variant, state.metric, state.kept, state.unfolded, state.scale, state.colours, theme()];
+    const draw = async () => {
+      const { columns } = layOut("heat", makeColumns());
+      const matrix = Array.from({ length: prompt().n_layers }, (_, layer) => columns.map((column) => columnValue(view.values, column, layer)));
+      const { levels, colorbar } = matrixLevels(matrix);
+      const heat = { z: levels, customdata: matrix, zmin: 0, zmax: 1, colorscale: colourScale(), colorbar };
+      await drawByColumns("heat", heat, (column, layer) => (column.image === null ? cellTip(column.positions[0], layer) : imageTip(column, layer)));
+      describe("heat", `Heat map of ${view.nLayers} layers by ${columns.length} tokens`);
+      drawFolds();
     };
-    const height = chartHeight(240) + 130;
-    const layout = baseLayout(height, {
-      plot_bgcolor: cssColour("--none"), margin: { l: 44, r: 10, t: 18, b: 130 }, shapes: bandShapes(),
+    await drawOrMark("heat", what, draw);
+  }
+
+  // Draws a chart of layers by columns where it was drawn for something else, else its marks where these have changed.
+  async function drawOrMark(id, what, draw, shapes = () => []) {
+    if (changed(id, ...what)) await draw();
+    else if (changed(`${id}-marks`, what, layersShown(), chosenTokens())) await Plotly.update(id, markers(id), { shapes: [...bandShapes(), ...shapes()] }, [1]);
+    changed(`${id}-marks`, what, layersShown(), chosenTokens());
+  }
+
+  // `tip(column, layer)` is the text for a cell, `shapes` lie over the cells.
+  async function drawByColumns(id, heat, tip, shapes = []) {
+    const { columns, edges } = laidOut[id];
+    const gap = edges.at(-1) < 120 ? 1 : 0;
+    const cells = { type: "heatmap", x: edges, y: heat.z.map((_, layer) => layer), xgap: gap, ygap: gap, hoverinfo: "none", hoverongaps: true, ...heat };
+    const layout = baseLayout(chartHeight(240) + 130, {
+      plot_bgcolor: cssColour("--none"), margin: { l: 44, r: 10, t: 18, b: 130 }, shapes: [...bandShapes(), ...shapes],
       xaxis: { range: [0, edges.at(-1)], showgrid: false, tickangle: -90, tickfont: { size: 11 }, automargin: false },
       yaxis: { ...layerAxis(), showgrid: false, title: { text: "layer", standoff: 4 }, fixedrange: true },
     });
-    const marks = { type: "scatter", mode: "markers", hoverinfo: "skip", cliponaxis: false, ...only(markers()) };
-    await drawChart("heat", [heat, marks], layout, ({ pointNumber: [layer, index] }) => {
-      const column = columns[index];
-      return column.image === null ? cellTip(column.positions[0], layer) : imageTip(column, layer);
-    }, ({ pointNumber: [layer, index] }) => {
-      const column = columns[index];
-      if (column.image === null) {
+    const marks = { type: "scatter", mode: "markers", hoverinfo: "skip", cliponaxis: false, ...only(markers(id)) };
+    await drawChart(id, [cells, marks], layout, ({ pointNumber: [layer, index] }) => tip(columns[index], layer), ({ pointNumber: [layer, index] }) => {
+      const { image, positions } = columns[index];
+      if (image === null && positions.length === 1) {
         state = normalise({ ...state, layer, range: "layer" });
-        toggleToken(column.positions[0]);
-      } else set({ layer, range: "layer" });
+        toggleToken(positions[0]);
+      } else if (image === null) set({ layer, range: "layer", tokens: positions, focus: -1 });
+      else set({ layer, range: "layer" });
     });
-    await labelColumns();
-    describe("heat", `Heat map of ${view.nLayers} layers by ${columns.length} tokens`);
-    drawFolds();
+    await labelColumns(id);
   }
 
   // Marks of the chosen tokens above their columns.
-  function markers() {
+  function markers(id) {
+    const { columns, edges } = laidOut[id];
     const [x, colour] = [[], []];
     for (const position of chosenTokens()) {
-      const index = columns.findIndex((column) => column.positions.includes(position));
-      if (index < 0) continue;
-      x.push((edges[index] + edges[index + 1]) / 2);
-      colour.push(chosenColour(position));
+      columns.forEach((column, index) => {
+        if (!column.positions.includes(position)) return;
+        x.push((edges[index] + edges[index + 1]) / 2);
+        colour.push(chosenColour(position));
+      });
     }
     return { x: [x], y: [x.map(() => prompt().n_layers - 0.5)], marker: [{ symbol: "triangle-down", size: 11, color: colour, line: { width: 1, color: cssColour("--card") } }] };
   }
   const only = (updates) => Object.fromEntries(Object.entries(updates).map(([name, [value]]) => [name, value]));
 
   // Texts under the columns that are in sight: all, or as many as there is room for.
-  async function labelColumns() {
-    const chart = $("heat");
+  async function labelColumns(id) {
+    const chart = $(id);
+    const { columns, edges } = laidOut[id];
+    const isMarked = id === "heat" ? (position) => view.leftOut.has(position) : isSink;
     const [from, to] = chart.layout.xaxis.range ?? [0, edges.at(-1)];
     const inSight = columns.map((_, index) => index).filter((index) => edges[index + 1] > from && edges[index] < to);
     const room = Math.max(Math.floor((chart.getBoundingClientRect().width - 130) / 13), 4);
     const every = Math.ceil(inSight.length / room);
     const labelled = inSight.filter((index, nth) => nth % every === 0 || columns[index].image !== null);
     const ticktext = labelled.map((index) => {
-      const { positions, image } = columns[index];
+      const { positions, image, groups: inColumn } = columns[index];
+      const mark = positions.some(isMarked) ? " ×" : "";
+      if (inColumn && groups()) return plotlyText(`${quoted(groups()[inColumn[0]][0], 18)}${mark}`);
       if (image !== null) return plotlyText(`${positions[0]}–${positions.at(-1)} image ${image}`);
-      return plotlyText(`${positions[0]} ${tokenName(positions[0], 14)}${view.leftOut.has(positions[0]) ? " ×" : ""}`);
+      return plotlyText(`${positions[0]} ${tokenName(positions[0], 14)}${mark}`);
     });
     const longest = Math.max(...ticktext.map((text) => [...text].length), 8);
     await Plotly.relayout(chart, { "margin.b": Math.min(22 + 6.4 * longest, 150), "xaxis.tickvals": labelled.map((index) => (edges[index] + edges[index + 1]) / 2), "xaxis.ticktext": ticktext });
@@ -779,7 +817,7 @@
       made.addEventListener("click", () => toggleImage(number));
       return made;
     }));
-    const folded = columns.some((column) => column.image !== null) ? " A folded image shows its strongest patch." : "";
+    const folded = laidOut.heat.columns.some((column) => column.image !== null) ? " A folded image shows its strongest patch." : "";
     const grey = view.leftOut.size ? " Grey columns marked × are attention sinks, left out." : "";
     $("heat-hint").textContent = `${METRIC_NAMES[state.metric]} distance of ${state.variant}, ${SCALE_NAMES[state.scale]}, for ${answerName()}.${folded}${grey}`;
   }
@@ -798,13 +836,8 @@
 
   async function drawProfile() {
     const what = [state.prompt, state.step, state.variant, state.metric, state.kept, state.scale, state.unit, theme(), chosenTokens()];
-    const shapes = () => {
-      const layers = layersShown();
-      if (layers.length === view.nLayers && layers.length > 1) return [];
-      return [{ type: "rect", yref: "paper", y0: 0, y1: 1, x0: layers[0] - 0.5, x1: layers.at(-1) + 0.5, line: { width: 0 }, fillcolor: cssColour("--accent"), opacity: 0.14 }];
-    };
     if (!changed("profile", ...what)) {
-      if (changed("profile-marks", layersShown(), what)) await Plotly.relayout("profile", { shapes: shapes() });
+      if (changed("profile-marks", layersShown(), what)) await Plotly.relayout("profile", { shapes: layerShapes() });
       return;
     }
     changed("profile-marks", layersShown(), what);
@@ -824,7 +857,7 @@
       const ticks = [0, 0.25, 0.5, 0.75, 1].map((part) => part * (high || 1));
       Object.assign(yaxis, { tickvals: ticks.map(up), ticktext: ticks.map(unitText), range: [0, up((high || 1) * 1.06)], type: "linear" });
     }
-    const layout = baseLayout(chartHeight(300), { shapes: shapes(), xaxis: { ...layerAxis(), title: { text: "layer", standoff: 6 } }, yaxis });
+    const layout = baseLayout(chartHeight(300), { shapes: layerShapes(), xaxis: { ...layerAxis(), title: { text: "layer", standoff: 6 } }, yaxis });
     await drawChart("profile", data, layout, ({ curveNumber, x }) => cellTip(chosenTokens()[curveNumber], x), ({ x }) => set({ layer: x, range: "layer" }));
     describe("profile", `Profile over layers of ${chosen.map((position) => tokenTitle(position)).join(", ") || "no token"}`);
   }
@@ -891,6 +924,268 @@
     describe("split", "Share of image and text in each layer");
   }
 
+  // ---- effect on the answer ----------------------------------------------------------------------------------------------
+
+  const isSink = (position) => prompt().sinks.some((sink) => sink.position === position);
+  const effectFloor = () => step().effect.floors[state.measure];
+  const isNone = (value) => Math.abs(value) <= effectFloor();
+  // What was hidden at once is a group; without other groups each position is one, at its own place.
+  const groups = () => step().effect.groups;
+  const nGroups = () => (groups() ?? view.positions).length;
+  const hiddenIn = (group) => (groups() ? groups()[group][1] : [view.positions[group]]);
+  const placeOf = (group, layer) => layer * nGroups() + group;
+  const isChanged = (group, layer) => view.effect.top1[placeOf(group, layer)] !== step().id;
+  const atPosition = (position, layer) => placeOf(view.at.get(position), layer);
+
+  function signedText(value) {
+    if (!Number.isFinite(value)) return "no value";
+    return `${value < 0 ? "−" : value > 0 ? "+" : ""}${float32Text(Math.abs(value))}`;
+  }
+
+  // The columns of the chart: those of the other one, or a group each; `groups` are the effects' columns within one.
+  function effectColumns() {
+    if (groups()) return groups().map(([, positions], group) => ({ positions, image: null, groups: [group] }));
+    return makeColumns().map((column) => ({ ...column, groups: column.positions.map((position) => view.at.get(position)) }));
+  }
+
+  function groupName(group, width = Infinity) {
+    if (!groups()) return `position ${view.positions[group]} · ${tokenName(view.positions[group], width)}`;
+    const [name, positions] = groups()[group];
+    const [first, last] = [Math.min(...positions), Math.max(...positions)];
+    const where = first === last ? `position ${first}` : `${positions.length} tokens within ${first}–${last}`;
+    return `${quoted(name, width)} · ${where}`;
+  }
+
+  // Of a column in a layer the group with the largest effect, -1 where none has a value.
+  function strongestOf(column, layer) {
+    let [best, most] = [-1, -1];
+    for (const group of column.groups) {
+      const size = Math.abs(view.effect[state.measure][placeOf(group, layer)]);
+      if (Number.isFinite(size) && size > most) [best, most] = [group, size];
+    }
+    return best;
+  }
+
+  function windowText(layer) {
+    const { window: width } = prompt().effect;
+    if (width === null || width === 1) return "";
+    if (width === "all") return " (hidden in all)";
+    return ` (hidden in ${Math.max(layer - ((width - 1) >> 1), 0)}–${Math.min(layer + (width >> 1), view.nLayers - 1)})`;
+  }
+
+  function effectTip(group, layer) {
+    const place = placeOf(group, layer);
+    const { logprob, kl, top1 } = view.effect;
+    const lines = [`layer ${layer}${windowText(layer)} · ${groupName(group)}`];
+    if (Number.isNaN(logprob[place]) && Number.isNaN(kl[place])) return [...lines, "no value"].join("\n");
+    lines.push(`log-probability ${signedText(logprob[place])} nats, KL ${distanceText(kl[place], false)} nats`);
+    const most = quoted(step().effect.top1_texts[top1[place]] ?? "", 40);
+    lines.push(isChanged(group, layer) ? `the most probable token becomes ${most}` : `${most} stays the most probable token`);
+    if (isNone(view.effect[state.measure][place])) lines.push(`no more than the noise floor, ${natsText(effectFloor())} nats`);
+    if (hiddenIn(group).some(isSink)) lines.push(groups() ? "with an attention sink" : "attention sink");
+    return lines.join("\n");
+  }
+
+  function effectColumnTip(column, layer) {
+    if (column.image === null) return effectTip(column.groups[0], layer);
+    const { image } = column;
+    const [rows, columnsOf] = prompt().images[image].grid;
+    const best = strongestOf(column, layer);
+    const lines = [`image ${image}, ${rows} × ${columnsOf} patches`];
+    if (best < 0) return [...lines, "no value"].join("\n");
+    const nChanged = column.groups.filter((group) => isChanged(group, layer)).length;
+    lines.push(`of ${nChanged} the most probable token changes`, "the patch with the largest effect:", effectTip(best, layer));
+    return lines.join("\n");
+  }
+
+  // Sizes of effects go over many decades.
+  const natsText = (size) => (size > 0 && size < 0.001 ? size.toExponential(2).replace(/\.?0*e/, "e").replace("-", "−") : shortText(size));
+
+  // Levels from -1 to 1, null for what is no more than the floor; all layers have one scale, since nats are the same in each.
+  function effectLevels(matrix) {
+    const sizes = matrix.flat().map((value) => (value === null || isNone(value) ? 0 : Math.abs(value)));
+    const scale = makeScale(state.scale, ...extent(sizes));
+    const levels = matrix.map((row) => row.map((value) => (value === null || isNone(value) ? null : Math.sign(value) * scale.level(Math.abs(value)))));
+    const ticks = state.measure === "kl" ? TICKS : [-1, -0.5, 0, 0.5, 1];
+    const text = (level) => (level === 0 && state.scale !== "log" ? "0" : `${level < 0 ? "−" : ""}${natsText(scale.value(Math.abs(level)))}`);
+    const colorbar = { tickvals: ticks, ticktext: ticks.map(text), title: { text: "nats", side: "right", font: { size: 11 } }, thickness: 10, outlinewidth: 0, len: 1, lenmode: "fraction", y: 0.5, tickfont: { size: 11 } };
+    return { levels, scale, colorbar };
+  }
+
+  // A line through each cell in which another token becomes the most probable, dark within light.
+  function changedShapes() {
+    const { columns, edges } = laidOut.effect;
+    const parts = [];
+    columns.forEach((column, index) => {
+      const [left, wide] = [edges[index], edges[index + 1] - edges[index]];
+      for (let layer = 0; layer < view.nLayers; layer++) {
+        if (!column.groups.some((group) => isChanged(group, layer))) continue;
+        parts.push(`M${left + 0.2 * wide},${layer - 0.3}L${left + 0.8 * wide},${layer + 0.3}`);
+      }
+    });
+    if (!parts.length) return [];
+    const path = parts.join("");
+    return [["--card", 3], ["--ink", 1.3]].map(([colour, width]) => ({ type: "path", name: "changed", path, line: { color: cssColour(colour), width } }));
+  }
+
+  async function drawEffect() {
+    if (!prompt().effect) return;
+    const what = [state.prompt, state.step, state.unfolded, state.scale, state.measure, theme()];
+    const draw = async () => {
+      const { columns } = layOut("effect", effectColumns());
+      const best = Array.from({ length: view.nLayers }, (_, layer) => columns.map((column) => strongestOf(column, layer)));
+      const matrix = best.map((row, layer) => row.map((group) => (group < 0 ? null : view.effect[state.measure][placeOf(group, layer)])));
+      const { levels, scale, colorbar } = effectLevels(matrix);
+      const colours = state.measure === "kl" ? { zmin: 0, zmax: 1, colorscale: colourScale() } : { zmin: -1, zmax: 1, colorscale: signedColours() };
+      await drawByColumns("effect", { z: levels, customdata: matrix, colorbar, ...colours }, effectColumnTip, changedShapes());
+      $("effect").setAttribute("aria-label", `Heat map of the effect, ${MEASURES[state.measure]}, at most ${natsText(scale.high)} nats, ${view.nLayers} layers by ${columns.length} ${groups() ? "groups of tokens" : "tokens"}. Its numbers can be saved as CSV.`);
+      drawEffectLegend();
+    };
+    await drawOrMark("effect", what, draw, changedShapes);
+  }
+
+  function drawEffectLegend() {
+    const sign = (colours, text) => {
+      const bar = element("i");
+      bar.style.background = `linear-gradient(to right, ${colours.join(",")})`;
+      return element("span", {}, bar, text);
+    };
+    const { negative, positive } = SIGNED[theme()];
+    const name = answerName();
+    const signs = state.measure === "kl" ? [sign(STOPS[theme()], "the whole distribution changes")] : [sign(negative, `${name} becomes less likely`), sign(positive, `${name} becomes more likely`)];
+    const floor = effectFloor() > 0 ? `no more than the noise floor, ${natsText(effectFloor())} nats` : "no effect at all";
+    $("effect-legend").replaceChildren(...signs, element("span", {}, element("i", { className: "cell" }), floor), element("span", {}, element("i", { className: "cell struck" }), "another token becomes the most probable"));
+  }
+
+  // What is said of the effect, and the two tables.
+  function drawEffectText() {
+    const { effect, sinks } = prompt();
+    $("effect-part").hidden = !effect;
+    if (!effect || !changed("effect-text", state.prompt, state.step, state.unfolded, state.scale, state.metric, state.variant, state.measure, chosenTokens())) return;
+    $("effect-about").textContent = visible(effect.about);
+    const { n_layers: nLayers } = prompt();
+    const nChanged = view.effect.top1.reduce((sum, id) => sum + (id !== step().id), 0);
+    const folded = effectColumns().some((column) => column.image !== null) ? " A folded image shows its patch with the largest effect." : "";
+    const hidden = new Set(Array.from({ length: nGroups() }, (_, group) => hiddenIn(group)).flat());
+    const anySink = sinks.some((sink) => hidden.has(sink.position));
+    const which = groups() ? " Columns marked × have an attention sink among their tokens." : " Columns marked × are attention sinks: they are shown here, and not counted in what is said of agreement below.";
+    const alone = groups() ? " Local impact is of single tokens and does not add up, so there is none to put beside these." : "";
+    const marked = (anySink ? which : "") + alone;
+    const unit = state.measure === "kl" ? "Kullback-Leibler divergence of the next token's distribution, unmasked from masked" : `Change of the log-probability of ${answerName()}`;
+    $("effect-hint").textContent = `${unit}, in nats, ${SCALE_NAMES[state.scale]}, one for all layers. In ${nChanged.toLocaleString("en")} of ${(nGroups() * nLayers).toLocaleString("en")} (layer, ${groups() ? "group" : "token"}) another token than ${answerName()} becomes the most probable.${folded}${marked}`;
+    $("effect-beside").hidden = $("apart-card").hidden = groups() !== null;
+    if (groups()) return;
+    $("apart-hint").textContent = `Tokens are ranked twice over all layers: by the mean of their shares of the layers' ${METRIC_NAMES[state.metric]} distances of ${state.variant}, and by the mean size of their effect (${MEASURES[state.measure]}, nats; what is no more than the noise floor counts as 0). Here are the tokens of the stronger half of one ranking that are furthest behind in the other, at most five. Attention sinks are not counted.`;
+    for (const [name, rows] of Object.entries(apartLists())) {
+      const made = rows.map(([position, share, shareRank, size, sizeRank]) => {
+        const button = element("button", { type: "button", className: "link", textContent: tokenTitle(position), title: "Choose it" });
+        button.addEventListener("click", () => toggleToken(position));
+        const numbers = [percentText(share), shareRank, size ? natsText(size) : "none", sizeRank].map((textContent) => element("td", { className: "number", textContent }));
+        return element("tr", { className: chosenTokens().includes(position) ? "current" : "" }, element("td", {}, button), ...numbers);
+      });
+      replaceContent($(`apart-${name}`).tBodies[0], made.length ? made : [element("tr", {}, element("td", { colSpan: 5, textContent: "none" }))]);
+    }
+  }
+
+  function apartLists() {
+    const [local, effect] = step().effect.apart[state.measure][state.metric][state.variant];
+    return { local, effect };
+  }
+
+  const hasNorms = () => view.effect.norm.every(Number.isFinite);
+
+  // The distance over the norm of the unmasked quantity where there are norms; cosine distance as it is.
+  function localImpact(position, layer) {
+    const value = view.values[layer * view.n + view.at.get(position)];
+    if (state.metric !== "l2" || !hasNorms()) return value;
+    const norm = view.effect.norm[layer * prompt().variants.length + prompt().variants.indexOf(state.variant)];
+    return norm > 0 ? value / norm : NaN;
+  }
+  const localName = () => `${METRIC_NAMES[state.metric]} of ${visible(state.variant)}${state.metric === "l2" && hasNorms() ? ", over the norm" : ""}`;
+
+  // Points of the scatter: { position, layer, x, y } of the layers shown, and how many can't stand on its scales.
+  function scatterPoints() {
+    const points = [];
+    let nLeft = 0;
+    for (const layer of layersShown()) {
+      for (const position of view.positions) {
+        const [x, y] = [localImpact(position, layer), Math.abs(view.effect[state.measure][atPosition(position, layer)])];
+        if (x > 0 && y > 0 && Number.isFinite(x + y)) points.push({ position, layer, x, y });
+        else nLeft++;
+      }
+    }
+    return { points, nLeft };
+  }
+
+  async function drawScatter() {
+    if (!prompt().effect || groups()) return;
+    if (!changed("scatter", state.prompt, state.step, state.variant, state.metric, state.measure, layersShown(), chosenTokens(), theme())) return;
+    const { points, nLeft } = scatterPoints();
+    const chosen = chosenTokens();
+    const named = new Set([...chosen, ...Object.values(apartLists()).flat().map(([position]) => position)]);
+    const every = Math.ceil(points.length / MOST_POINTS);
+    const drawn = points.filter(({ position }, nth) => nth % every === 0 || named.has(position) || isSink(position));
+    const kinds = [
+      { name: "token", marker: { symbol: "circle", color: cssColour("--accent"), size: 6, opacity: 0.55 }, has: ({ position, y }) => !isSink(position) && !isNone(y) },
+      { name: "no more than the noise floor", marker: { symbol: "circle", color: cssColour("--soft"), size: 5, opacity: 0.4 }, has: ({ position, y }) => !isSink(position) && isNone(y) },
+      { name: "attention sink", marker: { symbol: "x", color: cssColour("--ink"), size: 7, opacity: 0.8 }, has: ({ position }) => isSink(position) },
+    ].map((kind) => ({ ...kind, points: drawn.filter((point) => !chosen.includes(point.position) && kind.has(point)) }));
+    for (const position of chosen) {
+      const marker = { symbol: isSink(position) ? "x" : SYMBOLS[chosen.indexOf(position)], color: chosenColour(position), size: 9, line: { width: 1, color: cssColour("--card") } };
+      kinds.push({ name: tokenTitle(position) + (isSink(position) ? ", attention sink" : ""), marker, points: drawn.filter((point) => point.position === position) });
+    }
+    const shown = kinds.filter((kind) => kind.points.length);
+    const data = shown.map(({ name, marker, points: own }) => ({ type: "scatter", mode: "markers", name: plotlyText(name), x: own.map(({ x }) => x), y: own.map(({ y }) => y), customdata: own.map(({ layer, position }) => [layer, position]), marker, hoverinfo: "none" }));
+    const log = { type: "log", exponentformat: "power", autorange: true, tickangle: 0 };
+    const [high, low] = extent(drawn.map(({ x }) => x));
+    const decades = Math.max(Math.ceil(Math.log10(high / low) / ($("scatter").clientWidth / 70)), 1) || 1; // between ticks
+    const line = effectFloor() > 0 ? [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: effectFloor(), y1: effectFloor(), line: { color: cssColour("--soft"), width: 1, dash: "dot" } }] : [];
+    const layout = baseLayout(440, {
+      shapes: line, showlegend: true, legend: { orientation: "h", y: 1.01, yanchor: "bottom", x: 0, font: { size: 11 }, itemclick: false, itemdoubleclick: false }, margin: { l: 62, r: 12, t: 14, b: 48 },
+      xaxis: { ...log, dtick: decades, title: { text: plotlyText(localName()), standoff: 6 } }, yaxis: { ...log, dtick: 1, title: { text: `size of the ${MEASURES[state.measure]}, nats`, standoff: 8 } },
+    });
+    await drawChart("scatter", data, layout, ({ customdata: [layer, position] }) => `${effectTip(view.at.get(position), layer)}\n${localName()} ${rounded() ? "≈ " : ""}${shortText(localImpact(position, layer))}`, ({ customdata: [layer, position] }) => {
+      state = normalise({ ...state, layer });
+      toggleToken(position);
+    });
+    const norms = state.metric === "l2" && !hasNorms() ? " The result has no norms, and L2 distances as they are can't be compared between layers." : "";
+    const left = nLeft ? ` ${nLeft.toLocaleString("en")} without an effect or an impact have no place on logarithmic scales.` : "";
+    const some = drawn.length < points.length ? ` ${drawn.length.toLocaleString("en")} of ${points.length.toLocaleString("en")} are drawn, all of chosen tokens, of sinks and of those in the tables below; fewer layers or the CSV show all.` : "";
+    $("scatter-hint").textContent = `Each token in ${layersText()}.${norms}${left}${some}`;
+    $("scatter").setAttribute("aria-label", `Scatter of ${drawn.length} (layer, token): ${localName()} against the size of the ${MEASURES[state.measure]}, logarithmic scales. Its numbers can be saved as CSV.`);
+  }
+
+  // Of each layer the rank correlation, NaN where there is none, and how many tokens it is of.
+  function layerAgreement() {
+    const [measures, metrics] = [Object.keys(MEASURES), Object.keys(METRIC_NAMES)];
+    const row = (measures.indexOf(state.measure) * metrics.length + metrics.indexOf(state.metric)) * prompt().variants.length + prompt().variants.indexOf(state.variant);
+    return Array.from({ length: view.nLayers }, (_, layer) => ({ rho: view.effect.rho[row * view.nLayers + layer], n: view.effect.n[row * view.nLayers + layer] }));
+  }
+  const rhoText = (rho) => (Number.isNaN(rho) ? "none" : rho.toFixed(3).replace("-", "−"));
+
+  async function drawAgreement() {
+    if (!prompt().effect || groups()) return;
+    const what = [state.prompt, state.step, state.variant, state.metric, state.measure, theme()];
+    if (!changed("agreement", ...what)) {
+      if (changed("agreement-marks", layersShown(), what)) await Plotly.relayout("agreement", { shapes: layerShapes() });
+      return;
+    }
+    changed("agreement-marks", layersShown(), what);
+    const found = layerAgreement();
+    const line = { type: "scatter", mode: "lines+markers", x: found.map((_, layer) => layer), y: found.map(({ rho }) => (Number.isNaN(rho) ? null : rho)), customdata: found.map(({ n }) => n), line: { color: LINES[theme()][0], width: 2 }, marker: { size: 6 }, hoverinfo: "none" };
+    const layout = baseLayout(440, {
+      shapes: layerShapes(), xaxis: { ...layerAxis(), title: { text: "layer", standoff: 6 } },
+      yaxis: { range: [-1.05, 1.05], dtick: 0.5, zeroline: true, zerolinecolor: cssColour("--soft"), title: { text: "rank correlation", standoff: 8 } },
+    });
+    await drawChart("agreement", [line], layout, ({ x }) => `layer ${x}\nrank correlation ${rhoText(found[x].rho)}\nof ${found[x].n} tokens`, ({ x }) => set({ layer: x, range: "layer" }));
+    const numbers = found.map(({ n }) => n);
+    const [fewest, most] = [Math.min(...numbers), Math.max(...numbers)];
+    const none = found.filter(({ rho }) => Number.isNaN(rho)).length;
+    const missing = none ? ` ${none} of ${view.nLayers} layers have none: fewer than 3 such tokens, or all alike.` : "";
+    $("agreement-hint").textContent = `Spearman's rank correlation in each layer of the ${METRIC_NAMES[state.metric]} distance of ${visible(state.variant)} with the size of the ${MEASURES[state.measure]}, over the tokens that are no attention sinks and whose effect is above the noise floor: ${fewest === most ? most : `${fewest} to ${most}`} tokens.${missing}`;
+    $("agreement").setAttribute("aria-label", `Rank correlation of local impact and effect over ${view.nLayers} layers. Its numbers can be saved as CSV.`);
+  }
+
   // ---- saving what is shown ----------------------------------------------------------------------------------------------
 
   const COLUMNS = ["generation_step", "layer", "token_masked", "token_position", "variant", "l2_distance", "cosine_distance"];
@@ -905,8 +1200,9 @@
     }));
   }
 
+  const NEVER_ROUNDED = ["effect", "agreement", "apart"];
   const fileName = (card) => {
-    const what = [document.querySelector("h1").textContent, page.prompts.length > 1 ? prompt().name : "", `step${state.step}`, card, rounded() || (card === "heads" && page.digits < EXACT) ? "rounded" : ""];
+    const what = [document.querySelector("h1").textContent, page.prompts.length > 1 ? prompt().name : "", `step${state.step}`, card, (rounded() && !NEVER_ROUNDED.includes(card)) || (card === "heads" && page.digits < EXACT) ? "rounded" : ""];
     return what.filter(Boolean).join("-").replace(/[^\p{L}\p{N}._-]+/gu, "_");
   };
   const everyLayer = () => Array.from({ length: view.nLayers }, (_, layer) => layer);
@@ -933,7 +1229,25 @@
       }
       return [COLUMNS, found];
     },
+    effect: () => [[...COLUMNS.slice(0, 4), "n_tokens", ...EFFECT_COLUMNS], everyLayer().flatMap((layer) => Array.from({ length: nGroups() }, (_, group) => {
+      const [first] = hiddenIn(group);
+      return [state.step, layer, groups() ? groups()[group][0] : prompt().texts[first], first, hiddenIn(group).length, ...effectCells(group, layer)];
+    }))],
+    scatter: () => [[...COLUMNS.slice(0, 5), "metric", "distance", "local_impact", ...EFFECT_COLUMNS, "attention_sink"], layersShown().flatMap((layer) => view.positions.map((position) => {
+      const local = localImpact(position, layer);
+      const distance = asNumber(numberOrNothing(view.values[atPosition(position, layer)]));
+      return [state.step, layer, prompt().texts[position], position, state.variant, state.metric, distance, Number.isFinite(local) ? local : null, ...effectCells(view.at.get(position), layer), isSink(position)];
+    }))],
+    agreement: () => [["generation_step", "layer", "variant", "metric", "effect", "rank_correlation", "tokens"], layerAgreement().map(({ rho, n }, layer) => [state.step, layer, state.variant, state.metric, state.measure, asNumber(numberOrNothing(rho)), n])],
+    apart: () => [["generation_step", "list", "token_masked", "token_position", "variant", "metric", "mean_share", "share_rank", "effect", "mean_size", "size_rank"], Object.entries(apartLists()).flatMap(([name, rows]) => rows.map(([position, share, shareRank, size, sizeRank]) => [state.step, `large ${name}`, prompt().texts[position], position, state.variant, state.metric, share, shareRank, state.measure, size, sizeRank]))],
   };
+  const EFFECT_COLUMNS = ["logprob_change", "kl_divergence", "top1_changed", "top1_id", "top1_token", "above_floor"];
+  function effectCells(group, layer) {
+    const place = placeOf(group, layer);
+    const { logprob, kl, top1 } = view.effect;
+    const numbers = [logprob[place], kl[place]].map((value) => asNumber(numberOrNothing(value)));
+    return [...numbers, isChanged(group, layer), top1[place], step().effect.top1_texts[top1[place]] ?? "", !isNone(view.effect[state.measure][place])];
+  }
 
   const PNG = {
     images: () => downloadCanvas(fileName("images"), imagesCanvas()),
@@ -1000,11 +1314,14 @@
     for (const place of document.querySelectorAll(".exports")) {
       const { card } = place.dataset;
       const title = place.closest("section").querySelector("h2").textContent;
-      const png = element("button", { type: "button", textContent: "PNG", "aria-label": `Save ${title} as PNG` });
-      png.addEventListener("click", () => (PNG[card] ? PNG[card]() : downloadChart(fileName(card), $(card))));
+      if (PNG[card] || $(card).classList.contains("chart")) {
+        const png = element("button", { type: "button", textContent: "PNG", "aria-label": `Save ${title} as PNG` });
+        png.addEventListener("click", () => (PNG[card] ? PNG[card]() : downloadChart(fileName(card), $(card))));
+        place.append(png);
+      }
       const csv = element("button", { type: "button", textContent: "CSV", "aria-label": `Save the numbers of ${title} as CSV` });
       csv.addEventListener("click", async () => downloadCsv(fileName(card), ...(await CSV[card]())));
-      place.append(png, csv);
+      place.append(csv);
     }
   }
 
@@ -1027,6 +1344,7 @@
     m: () => set({ metric: state.metric === "l2" ? "cosine" : "l2" }),
     s: () => set({ scale: SCALES[(SCALES.indexOf(state.scale) + 1) % SCALES.length] }),
     p: () => play(!playing),
+    e: () => { if (prompt().effect) set({ measure: state.measure === "logprob" ? "kl" : "logprob" }); },
   };
 
   function onKey(event) {
@@ -1078,6 +1396,7 @@
     $("from").addEventListener("change", (event) => set({ from: Number(event.target.value), to: Math.max(state.to, Number(event.target.value)) }));
     $("to").addEventListener("change", (event) => set({ to: Number(event.target.value), from: Math.min(state.from, Number(event.target.value)) }));
     for (const name of ["range", "metric", "scale", "colours"]) $(name).addEventListener("change", (event) => set({ [name]: event.target.value }));
+    $("measure").addEventListener("change", (event) => set({ measure: event.target.value }));
     $("profile-unit").addEventListener("change", (event) => set({ unit: event.target.value }));
     $("add-token").addEventListener("change", (event) => { if (event.target.value !== "") toggleToken(Number(event.target.value)); });
     $("play").addEventListener("click", () => play(!playing));
@@ -1091,7 +1410,7 @@
       clearTimeout(resized);
       resized = setTimeout(() => {
         if (view) drawImages();
-        if (columns.length) labelColumns();
+        for (const id of BY_COLUMNS) if (handlers.has($(id)) && $(id).clientWidth) labelColumns(id);
       }, 150);
     });
     addEventListener("scroll", hideTip, { passive: true });
