@@ -361,9 +361,9 @@ def _run(script: Script, args: argparse.Namespace, command: str) -> None:
     if num_tokens is None:
         num_tokens = ANSWER_TOKENS if mode == "without" else 1
     settings = RunSettings(
-        num_tokens, args.variants, args.batch_size, args.raw,
-        args.verify, effect=args.effect, window=1 if args.window is None else args.window, ablation=args.ablation, queries=args.queries,
-        groups=args.groups, max_cost=args.max_cost,
+        num_tokens, args.variants, args.batch_size, args.raw, args.verify, effect=args.effect,
+        window=1 if args.window is None else args.window, ablation=args.ablation, queries=args.queries, groups=args.groups,
+        max_cost=args.max_cost,
     )  # fmt: skip
     if script.kind == "vl":
         settings = replace(
