@@ -696,6 +696,15 @@ def test_the_shipped_files_load():
     assert not {job.name for job in vl.jobs} & {job.name for job in text.jobs}  # both write to output/
 
 
+def test_the_file_for_images_has_every_key_with_its_default():
+    written = yaml.safe_load((REPOSITORY / "prompts_config_vl.yaml").read_text())["defaults"]
+    fields = config._Defaults.model_fields
+    elsewhere = {"max_image_resolution", "batch_size"}  # at the top, where they stand for all prompts too
+    assert set(written) == set(fields) - elsewhere
+    chosen = {"mask_mode": "text", "raw": False}
+    assert written == {key: fields[key].default for key in written} | chosen
+
+
 def test_neither_torch_nor_what_only_datasets_need_is_imported():
     code = "import sys, mask_impact.config; print(*{'torch', 'transformers', 'PIL', 'pyarrow', 'pandas'} & set(sys.modules))"
     done = subprocess.run(
