@@ -6,7 +6,7 @@ logits (`replay`). Knows no files.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from transformers import LogitsProcessor
 
 from mask_impact.engine import MaskingEngine
 from mask_impact.errors import ExactnessError, UsageError
-from mask_impact.replay import ROWS_OF_LOGITS, Variants, replay, unmasked_logits
+from mask_impact.replay import ROWS_OF_LOGITS, Masks, Variants, replay, unmasked_logits
 
 # How far the logits of the unmasked row may be off the model's own, relative to their spread, before no numbers are given.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
@@ -59,27 +59,24 @@ def each_window_and_group(
     ablation: str = "mask",
 ) -> Variants:
     """Variant w * G + g hides the positions groups[g] in the w-th of `windows`, from the last query or from all."""
-    hidden = torch.zeros(len(groups), n_positions, dtype=torch.bool)
+    keys = torch.zeros(len(groups), n_positions, dtype=torch.bool)
     for place, positions in enumerate(groups):
-        hidden[place, list(positions)] = True
-    first, last = windows(n_layers, width)
-    everyone = None
-    if queries == "all":
-        everyone = torch.ones(1, n_positions, dtype=torch.bool).expand(len(first) * len(groups), -1)
-    return Variants(
-        hidden.repeat(len(first), 1),
-        first.repeat_interleave(len(groups)),
-        last.repeat_interleave(len(groups)),
-        everyone,
-        ablation=ablation,
-    )
+        keys[place, list(positions)] = True
+    everyone = torch.ones_like(keys) if queries == "all" else None
+    return in_each(Masks(keys, everyone, ablation=ablation), windows(n_layers, width))
+
+
+def in_each(masks: Masks, layers: tuple[torch.Tensor, torch.Tensor]) -> Variants:
+    """Variant w * m + i is mask i in the w-th of the layers' windows (first and last layer, int64 [W])."""
+    first, last = (part.repeat_interleave(len(masks)) for part in layers)
+    return Variants(masks, torch.arange(len(masks)).repeat(len(layers[0])), first, last)
 
 
 def check_cost(variants: Variants, n_layers: int, n_steps: int, max_cost: int) -> None:
     """UsageError where the variants, at each of n_steps, take more than max_cost rows through layers."""
     cost = variants.row_layers(n_layers) * n_steps
     if cost > max_cost:
-        forwards = cost / (variants.hidden.shape[1] * n_layers)
+        forwards = cost / (variants.masks.n_positions * n_layers)
         raise UsageError(
             f"the effects take {cost:,} row-layers, as many as {forwards:,.0f} forward passes of this prompt, and "
             f"{max_cost:,} are allowed: take larger groups of tokens, a --window of all layers or fewer steps, or allow "
@@ -164,21 +161,21 @@ def measure_effects(
 
 def sees(engine: MaskingEngine, variants: Variants) -> torch.Tensor:
     """bool [n]: whether a query sees anything of what a variant hides from it, in any of its layers."""
-    n_positions = variants.hidden.shape[1]
+    masks = variants.masks
     inside = variants.first <= variants.last
-    if variants.heads is not None:
-        inside = inside & variants.heads.any(dim=1)
-    if variants.queries is not None:  # causality alone; what a window hides anyway changes nothing when it is run
-        return (variants.starts < n_positions) & inside
-    visible = torch.zeros(len(engine.states), n_positions, dtype=torch.bool)
+    if masks.heads is not None:
+        inside = inside & masks.heads.any(dim=1)[variants.mask]
+    if masks.queries is not None:  # causality alone; what a window hides anyway changes nothing when it is run
+        return (variants.starts < masks.n_positions) & inside
+    visible = torch.zeros(len(engine.states), masks.n_positions, dtype=torch.bool)
     for index, state in enumerate(engine.states):
         n_keys = state.keys.shape[1]
         seen = state.seen_by(1)
-        visible[index, n_positions - n_keys :] = True if seen is None else seen[0].cpu()
-    sees_in = variants.hidden.float() @ visible.t().float() > 0  # [n, L]
+        visible[index, masks.n_positions - n_keys :] = True if seen is None else seen[0].cpu()
+    sees_in = masks.keys.float() @ visible.t().float() > 0  # [m, L]
     layers = torch.arange(len(engine.states))
     within = (variants.first[:, None] <= layers) & (layers <= variants.last[:, None])
-    return (sees_in & within).any(dim=1) & inside
+    return (sees_in[variants.mask] & within).any(dim=1) & inside
 
 
 def _changes(
@@ -216,10 +213,10 @@ def _floor(
     """What variants that hide nothing show, where they go the longest way that one of `variants` goes."""
     if not len(variants):
         return 0.0, 0.0, 0.0
-    longest = variants[variants.starts.argmin().unsqueeze(0)]
-    n_rows = engine.n_positions - int(longest.starts)
-    none = longest[torch.zeros(max(1, ROWS_OF_LOGITS // n_rows), dtype=torch.int64)]
-    none = replace(none, hidden=torch.zeros_like(none.hidden), first=torch.zeros_like(none.first))
-    differences = torch.cat([part for _, part in replay(engine, none, start=int(longest.starts))])
+    start = int(variants.starts.min())
+    nothing = torch.zeros(1, engine.n_positions, dtype=torch.bool)
+    zeros = torch.zeros(max(1, ROWS_OF_LOGITS // (engine.n_positions - start)), dtype=torch.int64)
+    none = Variants(Masks(nothing, None if variants.masks.queries is None else nothing), zeros, zeros, zeros)
+    differences = torch.cat([part for _, part in replay(engine, none, start)])
     changes = _changes(differences, logits, own, produced)
     return tuple(float(one.abs().max()) for one in changes[:3])

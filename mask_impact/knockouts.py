@@ -14,14 +14,14 @@ import torch
 from transformers import LogitsProcessorList
 
 from mask_impact.analysis import Observer, greedy_config, on_input_device, prepare
-from mask_impact.effects import AtEachStep, StepEffects, check_cost, windows
+from mask_impact.effects import AtEachStep, StepEffects, check_cost, in_each, windows
 from mask_impact.encoding import EncodedPrompt, layout_of, token_texts
 from mask_impact.engine import MaskingEngine, SequencePlan
 from mask_impact.errors import InputError, UsageError
 from mask_impact.groups import WINDOW, Flow, FlowSet, default_flows
 from mask_impact.images import read_pictures
 from mask_impact.loading import LoadedModel
-from mask_impact.replay import Variants
+from mask_impact.replay import Masks, Variants
 from mask_impact.settings import MAX_COST, RunSettings
 
 
@@ -131,20 +131,16 @@ def run(
     located = tuple(_locate(flow, layout, encoded.n_tokens, n_heads) for flow in flows.flows)
 
     def variants_of(n_positions: int) -> Variants:
-        """Variant f * L + l is flow f around layer l."""
-        hidden, queries = (torch.zeros(len(located), n_positions, dtype=torch.bool) for _ in range(2))
+        """Variant l * F + f is flow f around layer l."""
+        keys, queries = (torch.zeros(len(located), n_positions, dtype=torch.bool) for _ in range(2))
         heads = torch.ones(len(located), n_heads, dtype=torch.bool)
         for place, one in enumerate(located):
-            hidden[place, list(one.source)] = True
+            keys[place, list(one.source)] = True
             queries[place, [n_positions - 1] if one.target is None else list(one.target)] = True
             if one.flow.heads is not None:
                 heads[place] = False
                 heads[place, list(one.flow.heads)] = True
-        n = len(located)
-        each = (part.repeat_interleave(n_layers, dim=0) for part in (queries, heads))
-        return Variants(
-            hidden.repeat_interleave(n_layers, dim=0), first.repeat(n), last.repeat(n), *each, settings.ablation
-        )
+        return in_each(Masks(keys, queries, heads, settings.ablation), (first, last))
 
     check_cost(variants_of(encoded.n_tokens), n_layers, settings.num_tokens, settings.max_cost)
     effects = AtEachStep(engine, lambda: variants_of(engine.n_positions), observer.effects_begin, observer.effects_done)
@@ -185,11 +181,14 @@ def run(
 
 def _step(loaded: LoadedModel, number: int, token: int, text: str, effects: StepEffects, n_layers: int) -> FlowStep:
     ids = np.unique(effects.top1).tolist()
-    shape = (-1, n_layers)
+
+    def by_flow(values: np.ndarray) -> np.ndarray:
+        """[F, L]"""
+        return values.reshape(n_layers, -1).T.copy()
+
     return FlowStep(
-        number, token, text, effects.probability, effects.logprob_change.reshape(shape),
-        effects.kl_divergence.reshape(shape), effects.top1.reshape(shape),
-        dict(zip(ids, token_texts(loaded.tokenizer, ids)[0], strict=True)), effects.floor,
+        number, token, text, effects.probability, by_flow(effects.logprob_change), by_flow(effects.kl_divergence),
+        by_flow(effects.top1), dict(zip(ids, token_texts(loaded.tokenizer, ids)[0], strict=True)), effects.floor,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ Dimensions: n variants, V of them at once, S positions, of which the last R are 
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -31,18 +31,15 @@ ATTENTION_BYTES = 2**27  # of the logits and weights of all rows' attention at o
 
 
 @dataclass(frozen=True)
-class Variants:
-    """What is hidden: of n variants each some keys from some queries, in some layers.
+class Masks:
+    """m masks, each of which hides some keys from some queries.
 
-    hidden: bool [n, S], the keys; first, last: int64 [n], the first and the last layer. queries: bool [n, S], whom they are
-    hidden from (None: from the last position alone). heads: bool [n, H], in which heads (None: in all). ablation:
-    `mask` (the logit is -inf), `zero-value` (the weight stays, the value is 0) or `mean-value` (the weight stays, the value
-    is the mean over the keys that the query sees).
+    keys: bool [m, S]. queries: bool [m, S] (None: the last position alone). heads: bool [m, H], in which heads (None: in
+    all). ablation: `mask` (the logit is -inf), `zero-value` (the weight stays, the value is 0) or `mean-value` (the weight
+    stays, the value is the mean over the keys that the query sees).
     """
 
-    hidden: torch.Tensor
-    first: torch.Tensor
-    last: torch.Tensor
+    keys: torch.Tensor
     queries: torch.Tensor | None = None
     heads: torch.Tensor | None = None
     ablation: str = "mask"
@@ -52,25 +49,47 @@ class Variants:
             raise ValueError(f"ablation {self.ablation!r} is not one of {', '.join(ABLATIONS)}")
 
     def __len__(self) -> int:
-        return len(self.hidden)
+        return len(self.keys)
+
+    @property
+    def n_positions(self) -> int:
+        """S, the length of the sequence."""
+        return self.keys.shape[1]
+
+    @property
+    def starts(self) -> torch.Tensor:
+        """int64 [m], the first position that a mask can change; S where it changes none."""
+        nowhere = self.n_positions
+        if self.queries is None:
+            return torch.where(self.keys.any(dim=1), nowhere - 1, nowhere)
+        reached = self.queries & (self.keys.cumsum(dim=1) > 0)  # some hidden key is not behind the query
+        return torch.where(reached.any(dim=1), reached.int().argmax(dim=1), nowhere)
+
+
+@dataclass(frozen=True)
+class Variants:
+    """n variants of the model: mask `mask` (int64 [n], which of the masks) in the layers `first` to `last` (int64 [n])."""
+
+    masks: Masks
+    mask: torch.Tensor
+    first: torch.Tensor
+    last: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.mask)
 
     def __getitem__(self, which: torch.Tensor) -> "Variants":
         """Those of the variants; which: an index, bool [n] or int64 [k]."""
-        own = ("hidden", "first", "last", "queries", "heads")
-        return replace(self, **{name: value[which] for name in own if (value := getattr(self, name)) is not None})
+        return Variants(self.masks, self.mask[which], self.first[which], self.last[which])
 
     @property
     def starts(self) -> torch.Tensor:
         """int64 [n], the first position that a variant can change; S where it changes none."""
-        n_positions = self.hidden.shape[1]
-        if self.queries is None:
-            return torch.where(self.hidden.any(dim=1), n_positions - 1, n_positions)
-        reached = self.queries & (self.hidden.cumsum(dim=1) > 0)  # some hidden key is not behind the query
-        return torch.where(reached.any(dim=1), reached.int().argmax(dim=1), n_positions)
+        return self.masks.starts[self.mask]
 
     def row_layers(self, n_layers: int) -> int:
         """How many rows go through how many layers, as a sum over the variants."""
-        return int(((self.hidden.shape[1] - self.starts) * (n_layers - self.first)).sum())
+        return int(((self.masks.n_positions - self.starts) * (n_layers - self.first)).sum())
 
 
 def replay(
@@ -104,10 +123,10 @@ def replay(
 def unmasked_logits(engine: MaskingEngine, start: int | None = None) -> torch.Tensor:
     """Logits [vocabulary] of what hides nothing, from the first layer on, in rows from `start` (None: the last row alone):
     the model's own, but for rounding."""
-    nothing = torch.zeros(0, engine.n_positions, dtype=torch.bool)
     none = torch.zeros(0, dtype=torch.int64)
+    nothing = Variants(Masks(torch.zeros(0, engine.n_positions, dtype=torch.bool)), none, none, none)
     start = engine.n_positions - 1 if start is None else start
-    return logits_of(engine, _through_layers(engine, Variants(nothing, none, none), start))[0]
+    return logits_of(engine, _through_layers(engine, nothing, start))[0]
 
 
 def _through_layers(engine: MaskingEngine, variants: Variants, start: int) -> torch.Tensor:
@@ -126,9 +145,7 @@ def _through_layers(engine: MaskingEngine, variants: Variants, start: int) -> to
         entering = int((ordered.first == index).sum())
         running = torch.cat([running, running[:1].expand(entering, -1, -1)])
         n_in += entering
-        here = ordered[torch.arange(n_in)]
-        hidden = here.hidden & (here.last >= index).unsqueeze(1)
-        edges = _Edges(replace(here, hidden=hidden), n_rows)
+        edges = _Edges(ordered[torch.arange(n_in)], index, n_rows)
 
         def attention(module, query, key, value, state=state, edges=edges):
             return _attend(query, key, value, state, edges)
@@ -194,20 +211,23 @@ def _in_own_dtype(block: nn.Module, dtype: torch.dtype, stack: ExitStack) -> Non
 
 
 class _Edges:
-    """What is hidden in one layer; the variant that hides nothing comes first."""
+    """What V variants hide in one layer; before them stands the one that hides nothing."""
 
-    def __init__(self, variants: Variants, n_rows: int) -> None:
-        self.ablation = variants.ablation
-        n_positions = variants.hidden.shape[1]
+    def __init__(self, variants: Variants, layer: int, n_rows: int) -> None:
+        masks = variants.masks
+        self.ablation = masks.ablation
+        open_here = (variants.last >= layer).unsqueeze(1)
 
-        def with_none(flags: torch.Tensor | None) -> torch.Tensor | None:
-            return None if flags is None else torch.cat([flags.new_zeros(1, flags.shape[1]), flags])
+        def of_variants(flags: torch.Tensor | None) -> torch.Tensor | None:
+            if flags is None:
+                return None
+            return torch.cat([flags.new_zeros(1, flags.shape[1]), flags[variants.mask] & open_here])
 
-        self.keys = with_none(variants.hidden)  # [1 + V, S]
-        self.queries = with_none(variants.queries)  # [1 + V, R] or None
+        self.keys = of_variants(masks.keys)  # [1 + V, S]
+        self.heads = of_variants(masks.heads)  # [1 + V, H] or None
+        self.queries = of_variants(masks.queries)  # [1 + V, R] or None
         if self.queries is not None:
-            self.queries = self.queries[:, n_positions - n_rows :]
-        self.heads = with_none(variants.heads)  # [1 + V, H] or None
+            self.queries = self.queries[:, masks.n_positions - n_rows :]
 
     def hidden(self, rows: slice, n_keys: int, n_rows: int, device: torch.device) -> torch.Tensor:
         """bool [1 + V, r, N], the edges from some of the rows to the last N positions."""

@@ -19,7 +19,7 @@ from mask_impact.effect_tables import EFFECT_COLUMNS
 from mask_impact.effects import StepEffects, each_window_and_group, measure_effects, sees, windows
 from mask_impact.engine import MaskingEngine
 from mask_impact.errors import ExactnessError, InputError, OutputError, UsageError
-from mask_impact.replay import Variants
+from mask_impact.replay import Masks, Variants
 
 N_STEPS = 3
 HEADS = (1, 2)  # of four, in different key/value groups
@@ -45,8 +45,8 @@ def variants_of(engine, window=1, heads=None, ablation="mask", queries="last"):
     n, n_layers = engine.n_positions, len(engine.decoder.layers)
     variants = each_window_and_group([[position] for position in range(n)], n, n_layers, window, queries)
     chosen = None if heads is None else torch.tensor([head in heads for head in range(engine.decoder.n_heads)])
-    chosen = None if heads is None else chosen.expand(len(variants), -1)
-    return replace(variants, heads=chosen, ablation=ablation)
+    chosen = None if heads is None else chosen.expand(n, -1)
+    return replace(variants, masks=replace(variants.masks, heads=chosen, ablation=ablation))
 
 
 def assert_agrees(model, inputs, **settings):
@@ -175,12 +175,13 @@ def test_hiding_nothing_changes_nothing_to_the_bit():
         hidden[2, n - 2] = hidden[3, n - 2] = True
         zero, last = torch.zeros(4, dtype=torch.int64), torch.full((4,), 2)
         last[2] = -1  # no layer
-        seen = sees(engine, Variants(hidden, zero, last))
-        no_head = Variants(hidden, zero, last, heads=torch.zeros(4, engine.decoder.n_heads, dtype=torch.bool))
+        seen = sees(engine, Variants(Masks(hidden), torch.arange(4), zero, last))
+        no_head = Masks(hidden, heads=torch.zeros(4, engine.decoder.n_heads, dtype=torch.bool))
+        each = torch.arange(4)
         return (
             seen,
-            measure_effects(engine, Variants(hidden, zero, last), logits),
-            measure_effects(engine, no_head, logits),
+            measure_effects(engine, Variants(Masks(hidden), each, zero, last), logits),
+            measure_effects(engine, Variants(no_head, each, zero, last), logits),
         )
 
     seen, effects, without_heads = at_the_first_step(model, inputs, look)
@@ -531,7 +532,7 @@ def test_a_key_behind_the_query_changes_nothing():
         hidden, queries = torch.zeros(2, n, dtype=torch.bool), torch.zeros(2, n, dtype=torch.bool)
         hidden[:, 5], queries[0, :5], queries[1, 5:7] = True, True, True
         first, last = torch.zeros(2, dtype=torch.int64), torch.full((2,), 2)
-        variants = Variants(hidden, first, last, queries)
+        variants = Variants(Masks(hidden, queries), torch.arange(2), first, last)
         assert variants.starts.tolist() == [n, 5]
         assert variants.row_layers(3) == (n - 5) * 3
         return measure_effects(engine, variants, logits)
