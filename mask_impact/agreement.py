@@ -44,7 +44,8 @@ class Effect:
 
     hidden: of each group the positions; names: of groups that have one, None where each is a single position of the step, in
     its order. values: of each of MEASURES float32 [L, G] in nats (logprob: negative is less likely). top1: int64 [L, G], the
-    most probable token then; top1_texts: their texts by id. produced: id of the produced token. floors: of each of MEASURES.
+    most probable token then; top1_texts: their texts by id. likeliest: id of the most probable token with nothing hidden.
+    floors: of each of MEASURES.
     """
 
     hidden: tuple[tuple[int, ...], ...]
@@ -52,7 +53,7 @@ class Effect:
     values: Mapping[str, np.ndarray]
     top1: np.ndarray
     top1_texts: Mapping[int, str]
-    produced: int
+    likeliest: int
     floors: Mapping[str, float]
 
     def sizes(self, measure: str) -> np.ndarray:
@@ -62,8 +63,8 @@ class Effect:
 
     @cached_property
     def changed(self) -> np.ndarray:
-        """bool [L, G]: whether another token than the produced one becomes the most probable."""
-        return self.top1 != self.produced
+        """bool [L, G]: whether another token becomes the most probable."""
+        return self.top1 != self.likeliest
 
     @property
     def by_position(self) -> bool:
@@ -82,10 +83,11 @@ def step_effect(result: Result, step: int) -> Effect | None:
         return None
     values = {measure: getattr(record.effect, name) for measure, name in MEASURES.items()}
     top1, groups = record.effect.top1, record.effect.groups
+    likeliest = record.token_id if record.effect.likeliest is None else record.effect.likeliest
     if groups is not None and _are_tokens(result, step):
         places = np.searchsorted(record.positions, [position for _, (position,) in groups])
         values = {measure: _placed(column, places, record.l2.shape[:2], np.nan) for measure, column in values.items()}
-        top1, groups = _placed(top1, places, record.l2.shape[:2], record.token_id), None
+        top1, groups = _placed(top1, places, record.l2.shape[:2], likeliest), None
     return Effect(
         hidden=tuple((int(position),) for position in record.positions)
         if groups is None
@@ -94,7 +96,7 @@ def step_effect(result: Result, step: int) -> Effect | None:
         values=values,
         top1=top1,
         top1_texts=record.effect.top1_texts,
-        produced=record.token_id,
+        likeliest=likeliest,
         floors={measure: float(record.effect.floor[place]) for measure, place in FLOORS.items()},
     )
 

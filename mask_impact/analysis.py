@@ -21,11 +21,11 @@ import transformers
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 import mask_impact
-from mask_impact.architectures import locate
+from mask_impact.architectures import Decoder, locate
 from mask_impact.effects import AtEachStep, StepEffects, check_cost, each_window_and_group
 from mask_impact.encoding import EncodedPrompt, encode, encode_inputs, join, layout_of, token_texts
 from mask_impact.engine import Masked, MaskingEngine, RawStep, SequencePlan
-from mask_impact.errors import DeviceError, InputError
+from mask_impact.errors import DeviceError, InputError, is_out_of_memory
 from mask_impact.groups import Group, read_groups
 from mask_impact.images import Picture, read_pictures
 from mask_impact.loading import LoadedModel
@@ -189,13 +189,9 @@ def default_rows(model: PreTrainedModel) -> int:
     return max(64, int(2**28 / row))
 
 
-# How torch says it without an exception class of its own: on a CPU (Linux, Windows) and on MPS.
-_OUT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "MPS backend out of memory")
-
-
 def _smaller_chunk(error: RuntimeError, max_rows: int, n_tokens: int, observer: Observer) -> int:
     """Half the chunk after running out of memory; any other error goes on its way."""
-    if not isinstance(error, torch.OutOfMemoryError) and not any(text in str(error) for text in _OUT_OF_MEMORY):
+    if not is_out_of_memory(error):
         raise error
     if max_rows <= 1:
         raise DeviceError(
@@ -424,7 +420,14 @@ def _make_result(
         generated_text=loaded.tokenizer.decode(pass_.produced, skip_special_tokens=True),
         sinks=find_sinks(steps[0].attention),
         images=encoded.images,
-        meta=describe_run(loaded, prompt, pass_) | {"batch_size": max_rows, "seconds": seconds},
+        meta=describe_run(loaded, prompt, pass_.engine.decoder)
+        | {
+            "mask_mode": prompt.settings.mask_mode,
+            "effect": _effect_settings(prompt.settings),
+            "verification": dataclasses.asdict(pass_.verification) if pass_.verification else None,
+            "batch_size": max_rows,
+            "seconds": seconds,
+        },
     )
 
 
@@ -468,13 +471,15 @@ def _effect_record(
         dict(zip(ids, texts, strict=True)),
         effects.floor,
         None if groups is None else tuple((group.name, group.positions) for group in groups),
+        effects.likeliest,
+        effects.rounding,
     )
 
 
-def describe_run(loaded: LoadedModel, prepared: Prepared, pass_: _Pass) -> dict[str, Any]:
-    """What `NAME.meta.json` says of the run besides the measurements; JSON types only."""
+def describe_run(loaded: LoadedModel, prepared: Prepared, decoder: Decoder) -> dict[str, Any]:
+    """What a meta file says of a run besides the measurements; JSON types only."""
     prompt, encoded, settings = prepared.prompt, prepared.encoded, prepared.settings
-    model, decoder = loaded.model, pass_.engine.decoder
+    model = loaded.model
     return {
         "tool_version": mask_impact.__version__,
         "model": loaded.name,
@@ -492,12 +497,9 @@ def describe_run(loaded: LoadedModel, prepared: Prepared, pass_: _Pass) -> dict[
         "prompt": prompt if isinstance(prompt, str) else None,
         "templated_prompt": encoded.text,
         "num_tokens": settings.num_tokens,
-        "mask_mode": settings.mask_mode,
         "max_image_resolution": settings.max_image_resolution,
         "notices": [loaded.note] if loaded.note else [],
         "ablation": settings.ablation,
-        "effect": _effect_settings(settings),
-        "verification": dataclasses.asdict(pass_.verification) if pass_.verification else None,
     }  # fmt: skip
 
 

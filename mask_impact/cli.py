@@ -33,6 +33,7 @@ from mask_impact.store import parse_formats, save
 from mask_impact.summary import render_summary
 
 DEFAULT_PROMPT_FILE = "prompt.txt"
+MOST_LAYERS = 10_000  # that a number of --layers may be; models have fewer
 ANSWER_TOKENS = 16  # of an answer with something hidden
 
 
@@ -412,6 +413,9 @@ def _run(script: Script, args: argparse.Namespace, command: str) -> None:
     say("\n" + render_summary(result, [*saved.paths, *others]))
 
 
+KNOCKOUT_FLAGS = ("--knockout", "--window", "--ablation", "--formats", "--max-cost")
+
+
 def _mode(args: argparse.Namespace) -> str:
     """`maps`, `knockout` or `without`; UsageError for flags that belong to another one."""
     mode = "knockout" if args.knockout is not None else "without" if args.without else "maps"
@@ -420,11 +424,12 @@ def _mode(args: argparse.Namespace) -> str:
         "--plots": args.plots, "--report": args.report, "--verify": bool(args.verify), "--layers": args.layers is not None,
         "--window": args.window is not None, "--queries": args.queries != "last", "--groups": args.groups != "tokens",
         "--ablation": args.ablation != "mask", "--formats": args.formats is not None,
-        "--variants": tuple(args.variants) != VARIANT_GROUPS,
+        "--variants": tuple(args.variants) != VARIANT_GROUPS, "--batch-size": args.batch_size is not None,
+        "--mask-mode": getattr(args, "mask_mode", "both") != "both", "--max-cost": args.max_cost != MAX_COST,
     }  # fmt: skip
     out_of_place = {
         "maps": ["--layers"],
-        "knockout": [name for name in given if name not in ("--knockout", "--window", "--ablation", "--formats")],
+        "knockout": [name for name in given if name not in KNOCKOUT_FLAGS],
         "without": [name for name in given if name not in ("--without", "--layers")],
     }[mode]  # fmt: skip
     if wrong := next((name for name in out_of_place if given[name]), None):
@@ -433,6 +438,8 @@ def _mode(args: argparse.Namespace) -> str:
         raise UsageError(
             f"{wrong} does not go with --{mode}, which stands in place of the maps (--help says what it is for)"
         )
+    if given["--window"] and mode == "knockout" and args.window == "all":
+        raise UsageError("a knockout slides a window over the depth: give it a number of layers (--window 9)")
     if mode == "maps" and not args.effect and (given["--window"] or given["--queries"] or given["--groups"]):
         raise UsageError("--window, --queries and --groups say how the effect is measured: give --effect too")
     return mode
@@ -443,7 +450,7 @@ def _layer_list(text: str) -> tuple[int, ...]:
     layers: list[int] = []
     for part in text.split(","):
         found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-        if not found or int(found[2] or found[1]) < int(found[1]):
+        if not found or not int(found[1]) <= int(found[2] or found[1]) < MOST_LAYERS:
             raise UsageError(f"--layers must be numbers and ranges such as 0-35 or 3,5-9, not '{text}'")
         layers += range(int(found[1]), int(found[2] or found[1]) + 1)
     return tuple(layers)
@@ -464,7 +471,8 @@ def _run_knockout(loaded, prompt, flows, settings, window, pictures, observer, p
     with observer:
         found = knockouts.run(loaded, prompt, flows, settings, window, pictures, observer=observer)
     paths = flow_output.save_flows(found, path, formats or ("csv", "json"), command)
-    say("\n" + flow_output.render_flows(found, paths))
+    saved = "\n".join([f"Results saved to: {paths[0]}", *(f"Also written: {other}" for other in paths[1:])])
+    say(f"\n{found}\n\n{saved}")
 
 
 def _run_without(loaded, prompt, specs, settings, layers, pictures, observer, path, command, say) -> None:
@@ -473,7 +481,7 @@ def _run_without(loaded, prompt, specs, settings, layers, pictures, observer, pa
     with observer:
         found = whatif.run(loaded, prompt, specs, settings, layers, pictures, observer=observer)
     saved = whatif_output.save_whatif(found, path, command)
-    say(f"\n{whatif_output.render_whatif(found)}\n\nResults saved to: {saved}")
+    say(f"\n{found}\n\nResults saved to: {saved}")
 
 
 BESIDE = ("layers.png", "patches.png", "html")  # what may lie beside a result's own files

@@ -42,7 +42,7 @@ def _of_step(record: StepRecord, texts: Sequence[str]):
         pa.array(["Full"] * top1.size, pa.string()).dictionary_encode(),
         *(getattr(effect, name).reshape(-1) + np.float32(0) for name in NUMBERS),  # -0.0 becomes 0.0
         pa.array(effect.below_floor.reshape(-1)),
-        pa.array(top1 != record.token_id),
+        pa.array(effect.top1_changed(record.token_id).reshape(-1)),
         top1,
         pa.array([effect.top1_texts[int(token)] for token in top1], pa.string()).dictionary_encode(),
     )
@@ -67,7 +67,13 @@ def write_table(table, form: str, file: BinaryIO) -> None:
     else:
         import orjson
 
-        lines = (orjson.dumps(row) for row in table.to_pylist())
+        # float32 as numpy's, which orjson writes with the digits that float32 has.
+        columns = {
+            name: list(column.to_numpy()) if column.type == pa.float32() else column.to_pylist()
+            for name, column in zip(table.column_names, table.columns, strict=True)
+        }
+        rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+        lines = (orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) for row in rows)
         file.write(b"[\n" + b",\n".join(lines) + b"\n]\n")
 
 
@@ -99,4 +105,6 @@ def make_record(columns: dict[str, np.ndarray], first: int, shape: tuple[int, in
         top1_texts={int(token): text for token, text in about["top1_texts"].items()},
         floor=tuple(about["floor"]),
         groups=about.get("groups") and tuple((name, tuple(positions)) for name, positions in about["groups"]),
+        likeliest=about.get("likeliest"),
+        rounding=about.get("rounding") and tuple(about["rounding"]),
     )

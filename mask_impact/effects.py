@@ -16,6 +16,8 @@ from mask_impact.engine import MaskingEngine
 from mask_impact.errors import ExactnessError, UsageError
 from mask_impact.replay import ROWS_OF_LOGITS, Masks, Variants, replay, unmasked_logits
 
+SAMPLE = 16  # variants that are replayed once more to see what rounding does
+OTHER_SCALE = 1.37  # no power of two: every difference is rounded at other digits
 # How far the logits of the unmasked row may be off the model's own, relative to their spread, before no numbers are given.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 
@@ -26,8 +28,10 @@ class StepEffects:
 
     logit_change, logprob_change (nats, negative: less likely), kl_divergence (nats, KL of the unmasked to the masked
     distribution over the vocabulary): float32 [n]; top1: int64 [n], the token that is the most probable then. produced:
-    id of the produced token; probability: of it, with nothing hidden. floor: the largest of the first three, absolute, for a
-    variant that hides nothing and takes the same path.
+    id of the produced token; probability: of it, with nothing hidden; likeliest: the most probable token then, which
+    generation need not have taken. floor: the largest of the first three, absolute, for a
+    variant that hides nothing and takes the same path. rounding: how far logprob_change is from itself in other rounding, in
+    a sample of the variants: the median, relative to it, and the largest difference, in nats.
     """
 
     logit_change: np.ndarray
@@ -37,6 +41,8 @@ class StepEffects:
     produced: int
     floor: tuple[float, float, float]
     probability: float
+    likeliest: int
+    rounding: tuple[float, float]
 
 
 def windows(n_layers: int, width: int | str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,7 +50,7 @@ def windows(n_layers: int, width: int | str) -> tuple[torch.Tensor, torch.Tensor
     of the only window with `all` layers (W = 1)."""
     if width == "all":
         return torch.tensor([0]), torch.tensor([n_layers - 1])
-    if not 1 <= width <= n_layers:
+    if type(width) is not int or not 1 <= width <= n_layers:
         raise UsageError(f"a window of {width} layers does not fit: the model has {n_layers}")
     centre = torch.arange(n_layers)
     return (centre - (width - 1) // 2).clamp_min(0), (centre + width // 2).clamp_max(n_layers - 1)
@@ -78,9 +84,9 @@ def check_cost(variants: Variants, n_layers: int, n_steps: int, max_cost: int) -
     if cost > max_cost:
         forwards = cost / (variants.masks.n_positions * n_layers)
         raise UsageError(
-            f"the effects take {cost:,} row-layers, as many as {forwards:,.0f} forward passes of this prompt, and "
-            f"{max_cost:,} are allowed: take larger groups of tokens, a --window of all layers or fewer steps, or allow "
-            f"them with --max-cost {cost}"
+            f"this takes {cost:,} rows through layers, as many as {forwards:,.0f} forward passes of this prompt, and "
+            f"{max_cost:,} are allowed: hide fewer tokens or larger groups of them, produce fewer tokens, or allow it with "
+            f"--max-cost {cost}"
         )
 
 
@@ -156,7 +162,10 @@ def measure_effects(
         top1[here] = changes[3].cpu().numpy()
         on_rows(len(here))
     probability = float(own[produced].exp())
-    return StepEffects(logit_change, logprob_change, kl_divergence, top1, produced, floor, probability)
+    rounding = _rounding(engine, seen_ones, logprob_change[places], logits, own, produced)
+    return StepEffects(
+        logit_change, logprob_change, kl_divergence, top1, produced, floor, probability, likeliest, rounding
+    )
 
 
 def sees(engine: MaskingEngine, variants: Variants) -> torch.Tensor:
@@ -220,3 +229,24 @@ def _floor(
     differences = torch.cat([part for _, part in replay(engine, none, start)])
     changes = _changes(differences, logits, own, produced)
     return tuple(float(one.abs().max()) for one in changes[:3])
+
+
+def _rounding(
+    engine: MaskingEngine,
+    variants: Variants,
+    logprob_change: np.ndarray,
+    logits: torch.Tensor,
+    own: torch.Tensor,
+    produced: int,
+) -> tuple[float, float]:
+    """How far a sample of the variants is from its logprob_change when all that is rounded is rounded elsewhere."""
+    if not len(variants):
+        return 0.0, 0.0
+    sample = np.unique(np.linspace(0, len(variants) - 1, SAMPLE).astype(np.int64))
+    again = np.zeros(len(sample))
+    for which, differences in replay(engine, variants[torch.from_numpy(sample)], scale=OTHER_SCALE):
+        again[which.numpy()] = _changes(differences, logits, own, produced)[1].cpu().numpy()
+    first = logprob_change[sample]
+    apart, size = np.abs(again - first), np.maximum(np.abs(first), np.abs(again))
+    relative = np.divide(apart, size, out=np.zeros_like(apart), where=size > 0)
+    return float(np.median(relative)), float(apart.max())

@@ -48,3 +48,12 @@ class OutputError(MaskImpactError):
 
 class ExactnessError(MaskImpactError):
     """The model's arithmetic could not be reproduced, or its activations are not finite."""
+
+
+# How torch says it without an exception class of its own: on a CPU (Linux, Windows) and on MPS.
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "MPS backend out of memory")
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch had not enough memory. (Without torch, which this module does not import.)"""
+    return type(error).__name__ == "OutOfMemoryError" or any(text in str(error) for text in _OUT_OF_MEMORY)

@@ -7,7 +7,6 @@ import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,8 +14,8 @@ from mask_impact.effect_tables import write_table
 from mask_impact.files import check_output, write_files
 from mask_impact.knockouts import FlowStep, Knockouts
 from mask_impact.plots import DPI, SMALL, TEXT, TITLE, drawn_as_text, fitted, quiet, write_png
-from mask_impact.store import clean_text, parse_formats
-from mask_impact.summary import escape, padded, percent, quoted
+from mask_impact.store import clean_text, jsonable, parse_formats
+from mask_impact.summary import escape, model_lines, padded, percent, quoted
 
 FLOW_COLUMNS = (
     "generation_step", "token", "flow", "source", "target", "layer", "first_layer", "last_layer", "probability",
@@ -61,7 +60,7 @@ def _of_step(found: Knockouts, step: FlowStep):
         step.logprob_change.reshape(-1) + np.float32(0),  # -0.0 becomes 0.0
         step.kl_divergence.reshape(-1) + np.float32(0),
         pa.array(np.abs(step.logprob_change.reshape(-1)) <= step.floor[1]),
-        pa.array(top1 != step.token_id),
+        pa.array(step.top1_changed.reshape(-1)),
         top1,
         texts(step.top1_texts[int(token)] for token in top1),
     )
@@ -98,7 +97,7 @@ def save_flows(
         ],
         "tokens": list(found.encoded.tokens.texts),
     }
-    text = orjson.dumps(_clean(meta), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    text = orjson.dumps(jsonable(meta), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     picture = io.BytesIO()
     with quiet():
         write_png(flows_figure(found), picture)
@@ -110,15 +109,6 @@ def save_flows(
     writers[stem.with_name(f"{stem.name}.flows.png")] = lambda file: file.write(picture.getvalue())
     write_files(writers)
     return tuple(writers)
-
-
-def _clean(value: Any) -> Any:
-    """The value with every text in it clean, and of JSON's own types."""
-    if isinstance(value, str):
-        return clean_text(value)
-    if isinstance(value, dict):
-        return {key: _clean(item) for key, item in value.items()}
-    return [_clean(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def flows_figure(found: Knockouts):
@@ -138,7 +128,7 @@ def flows_figure(found: Knockouts):
     figure.text(0.15 / width, 1 - 0.15 / height, fitted('Flows to the answer "', answer, '"', TITLE, width - 0.3),
                 fontsize=TITLE, va="top")  # fmt: skip
     left_out = f" · the first {len(steps)} of {len(found.steps)} tokens" if len(steps) < len(found.steps) else ""
-    about = f" · windows of {found.meta['window']} of {found.n_layers} layers{left_out}"
+    about = f" · {found.meta['ablation']} in windows of {found.meta['window']} of {found.n_layers} layers{left_out}"
     about = fitted("model ", str(found.meta["model"]), about, TEXT, width - 0.3)
     figure.text(0.15 / width, 1 - 0.41 / height, about, fontsize=TEXT, color="0.45", va="top")
     low = min(-5.0, *(100 * float(step.relative_change.min()) for step in steps))
@@ -157,7 +147,7 @@ def flows_figure(found: Knockouts):
         axes.tick_params(labelsize=SMALL, width=0.5, length=2.5)
         axes.spines[:].set(linewidth=0.5, edgecolor="0.45")
         probability = f'" ({percent(step.probability)})'
-        title = fitted(f'token {step.step + 1}, "', step.token_text, probability, TEXT, box[2])
+        title = fitted(f'token {step.step}, "', step.token_text, probability, TEXT, box[2])
         axes.set_title(title, fontsize=TEXT, loc="left", pad=4)
         axes.set_xlabel("layer that the window is around", fontsize=SMALL)
         if place % columns == 0:
@@ -168,16 +158,16 @@ def flows_figure(found: Knockouts):
     return drawn_as_text(figure)
 
 
-def render_flows(found: Knockouts, paths: Iterable[Path]) -> str:
+def render_flows(found: Knockouts) -> str:
     """The page of text: of each flow, where cutting it costs each produced token most, and what becomes of it there."""
-    window = found.meta["window"]
-    lines = [f"Generated text: {escape(found.generated_text)}", ""]
+    window, ablation = found.meta["window"], found.meta["ablation"]
+    lines = [*model_lines(found.meta), f"Generated text: {escape(found.generated_text)}", ""]
     width = max(len("flow"), *(min(40, len(escape(one.flow.name))) for one in found.flows))
     for step in found.steps:
         layers = "1 layer" if window == 1 else f"{window} layers"
         lines.append(
             f"Token {step.step}, {quoted(step.token_text, 16)} ({percent(step.probability)}), with a flow cut in {layers} "
-            "around a layer:"
+            f"around a layer ({ablation}):"
         )
         head = f"  {padded('flow', width)}  {'tokens':>6}  {'layer':>5}  {'probability':>11}  {'log-prob.':>9}  becomes"
         lines.append(head)
@@ -185,14 +175,11 @@ def render_flows(found: Knockouts, paths: Iterable[Path]) -> str:
             layer = int(step.logprob_change[number].argmin())
             change = float(step.logprob_change[number, layer])
             top1 = int(step.top1[number, layer])
-            becomes = quoted(step.top1_texts[top1], 16) if top1 != step.token_id else ""
+            becomes = quoted(step.top1_texts[top1], 16) if step.top1_changed[number, layer] else ""
             relative = f"{100 * np.expm1(change):+.1f} %"
             name = padded(escape(one.flow.name)[:40], width)
             lines.append(
                 f"  {name}  {len(one.source):>6}  {layer:>5}  {relative:>11}  {change:>9.3g}  {becomes}".rstrip()
             )
         lines.append("")
-    first, *others = paths
-    lines.append(f"Results saved to: {first}")
-    lines += [f"Also written: {path}" for path in others]
-    return "\n".join(lines)
+    return "\n".join(lines).rstrip()

@@ -5,15 +5,17 @@ the model runs on as it is (`replay`). The target `last` is the query that produ
 from itself.
 """
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import LogitsProcessorList
 
-from mask_impact.analysis import Observer, greedy_config, on_input_device, prepare
+from mask_impact.analysis import Observer, describe_run, greedy_config, on_input_device, prepare
 from mask_impact.effects import AtEachStep, StepEffects, check_cost, in_each, windows
 from mask_impact.encoding import EncodedPrompt, layout_of, token_texts
 from mask_impact.engine import MaskingEngine, SequencePlan
@@ -39,7 +41,7 @@ class FlowStep:
     """What cutting each flow around each layer does to the token produced at a step.
 
     probability: of that token, with nothing hidden. logprob_change (nats), kl_divergence (nats): float32 [F, L]; top1: int64
-    [F, L], the token that is the most probable then; top1_texts: by id. floor: see records.EffectRecord.
+    [F, L], the token that is the most probable then; top1_texts: by id. floor, likeliest: see records.EffectRecord.
     """
 
     step: int
@@ -51,6 +53,12 @@ class FlowStep:
     top1: np.ndarray
     top1_texts: dict[int, str]
     floor: tuple[float, float, float]
+    likeliest: int
+
+    @property
+    def top1_changed(self) -> np.ndarray:
+        """bool [F, L], where another token than with nothing hidden is the most probable one."""
+        return self.top1 != self.likeliest
 
     @property
     def relative_change(self) -> np.ndarray:
@@ -74,6 +82,23 @@ class Knockouts:
     def n_layers(self) -> int:
         return len(self.first)
 
+    def to_frame(self):
+        """A pandas.DataFrame with a row for each step, flow and layer; its columns are those of the files."""
+        from mask_impact.flow_output import flow_table
+
+        return flow_table(self).to_pandas()
+
+    def save(self, path: str | os.PathLike, formats: str | Iterable[str] = ("csv", "json")) -> tuple[Path, ...]:
+        """Write `path`.flows.*: the table in these formats, a meta file and the picture; returns their paths."""
+        from mask_impact.flow_output import save_flows
+
+        return save_flows(self, path, formats)
+
+    def __str__(self) -> str:
+        from mask_impact.flow_output import render_flows
+
+        return render_flows(self)
+
 
 def knockout(
     model: LoadedModel,
@@ -92,8 +117,9 @@ def knockout(
 ) -> Knockouts:
     """Cut flows between groups of tokens, in a window of layers around each layer, at each of up to num_tokens steps.
 
-    flows: a set of them, (source, target) pairs of specs (see `groups`), or None for the predefined ones: image -> question,
-    image -> last, question -> last. window: how many layers (None: as the set says, else 9). The rest as in `analyze`.
+    flows: a set of them, (source, target) pairs of specs (see `groups`) or Flow objects, or None for the predefined ones:
+    image -> question, image -> last, question -> last. window: how many layers (None: as the set says, else 9). The rest as
+    in `analyze`.
     Errors: InputError for a spec that can't be resolved and for a flow against the order of the tokens, UsageError.
     """
     settings = RunSettings(
@@ -101,9 +127,17 @@ def knockout(
         max_cost=max_cost,
     )  # fmt: skip
     if flows is not None and not isinstance(flows, FlowSet):
-        flows = FlowSet(WINDOW, tuple(Flow(f"{source} -> {target}", source, target) for source, target in flows))
+        flows = FlowSet(WINDOW, tuple(map(_flow, flows)))
     pictures = read_pictures(images, max_resolution=max_image_resolution, allow_remote=allow_remote)
     return run(model, prompt, flows, settings, window, pictures, observer=observer)
+
+
+def _flow(one: Any) -> Flow:
+    if isinstance(one, Flow):
+        return one
+    if isinstance(one, str) or len(one) != 2 or not all(isinstance(end, str) for end in one):
+        raise UsageError(f"flows are (source, target) pairs of text, or Flow objects, not {one!r}")
+    return Flow(f"{one[0]} -> {one[1]}", *one)
 
 
 def run(
@@ -125,7 +159,9 @@ def run(
     engine = MaskingEngine(model, plans=[SequencePlan(n_steps=0)], on_layer=observer.layer_done, keep_states="all")
     n_layers, n_heads = len(engine.decoder.layers), engine.decoder.n_heads
     if window is None:
-        window = min(flows.window, n_layers)
+        window = min(flows.window, n_layers) if flows.window == WINDOW else flows.window
+    if window == "all":
+        raise UsageError("a knockout slides a window over the depth: give it a number of layers (--window 9)")
     first, last = windows(n_layers, window)
     layout = layout_of(loaded, encoded)
     located = tuple(_locate(flow, layout, encoded.n_tokens, n_heads) for flow in flows.flows)
@@ -165,17 +201,8 @@ def run(
         last=last.numpy(),
         generated_text=loaded.tokenizer.decode(produced, skip_special_tokens=True),
         encoded=encoded,
-        meta={
-            "model": loaded.name,
-            "revision": loaded.revision,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "prompt": prompt if isinstance(prompt, str) else None,
-            "templated_prompt": encoded.text,
-            "num_tokens": settings.num_tokens,
-            "window": window,
-            "ablation": settings.ablation,
-            "images": [image.source for image in encoded.images],
-        },
+        meta=describe_run(loaded, prepared, engine.decoder)
+        | {"window": window, "images": [image.source for image in encoded.images]},
     )
 
 
@@ -189,6 +216,7 @@ def _step(loaded: LoadedModel, number: int, token: int, text: str, effects: Step
     return FlowStep(
         number, token, text, effects.probability, by_flow(effects.logprob_change), by_flow(effects.kl_divergence),
         by_flow(effects.top1), dict(zip(ids, token_texts(loaded.tokenizer, ids)[0], strict=True)), effects.floor,
+        effects.likeliest,
     )  # fmt: skip
 
 
@@ -199,10 +227,8 @@ def _locate(flow: Flow, layout, n_prompt: int, n_heads: int) -> FlowPositions:
         target = None if flow.target.strip() == "last" else layout.resolve(flow.target)
     except InputError as error:
         raise InputError(f"flow '{flow.name}': {error}") from None
-    if flow.heads and flow.heads[-1] >= n_heads:
-        raise UsageError(
-            f"flow '{flow.name}': head {flow.heads[-1]} is not there: the model has heads 0 to {n_heads - 1}"
-        )
+    if wrong := [head for head in flow.heads or () if head not in range(n_heads)]:
+        raise UsageError(f"flow '{flow.name}': head {wrong[0]} is not there: the model has heads 0 to {n_heads - 1}")
     reached = n_prompt - 1 if target is None else target[-1]
     if source[0] > reached:
         raise InputError(

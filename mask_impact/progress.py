@@ -9,6 +9,9 @@ from mask_impact.console import print_line
 from mask_impact.summary import escape, quoted
 
 
+SECONDS_BETWEEN_LINES = 10.0  # where no bar is drawn
+
+
 def silence(text: str) -> None:
     """Prints nothing."""
 
@@ -23,7 +26,8 @@ class Progress:
         self.quiet = quiet
         self.on_begin: Callable[[int], None] = lambda n_tokens: None
         self._bar = self._effects = None
-        self._n_layers = self._n_steps = 0
+        self._n_layers = self._n_steps = self._n_effects = self._n_effects_done = 0
+        self._said_at = 0.0
 
     def __enter__(self) -> "Progress":
         return self
@@ -48,16 +52,17 @@ class Progress:
 
     def layer_done(self, step: int, layer: int) -> None:
         last = layer == self._n_layers - 1
-        if last and step == self._n_steps - 1:
-            return
-        label = self._label(step + 1, 0) if last else self._label(step, layer + 1)
-        if self._bar is not None:
-            self._bar.set_description_str(label, refresh=False)
+        if self._bar is None:
+            if layer == 0 and step > 0:  # not before: whether there is a next step is known when it begins
+                self._say_step(self._label(step, 0))
+        elif not (last and step == self._n_steps - 1):
+            self._bar.set_description_str(
+                self._label(step + 1, 0) if last else self._label(step, layer + 1), refresh=False
+            )
             self._bar.update()
-        elif last:
-            self._say_step(label)
 
     def effects_begin(self, step: int, n_variants: int) -> None:
+        self._n_effects, self._n_effects_done, self._said_at = n_variants, 0, time.monotonic()
         label = f"Effect on the answer (token {step + 1} of at most {self._n_steps})"
         if not self.quiet and sys.stderr.isatty():
             self._effects = self._make_bar(desc=label, total=n_variants, unit="effect", position=1, leave=False)
@@ -65,10 +70,14 @@ class Progress:
             self._say_step(f"{label}: {n_variants:,} to measure")
 
     def effects_done(self, n_variants: int) -> None:
+        self._n_effects_done += n_variants
         if self._effects is not None:
             self._effects.update(n_variants)
             if self._effects.n >= self._effects.total:
                 self._close_effects()
+        elif time.monotonic() - self._said_at >= SECONDS_BETWEEN_LINES:
+            self._said_at = time.monotonic()
+            self._say_step(f"{self._n_effects_done:,} of {self._n_effects:,} are measured")
 
     def answers_begin(self, n_answers: int) -> None:
         if not self.quiet and sys.stderr.isatty():
@@ -114,8 +123,6 @@ class StudyProgress(Progress):
     Is a study.StudyObserver. say: prints a line on stdout; each finished prompt gets one. speaks: whether this process is the
     one that says what failed, even when it is quiet.
     """
-
-    SECONDS_BETWEEN_LINES = 10.0
 
     def __init__(self, quiet: bool, say: Callable[[str], None], speaks: bool = True) -> None:
         super().__init__(quiet)
@@ -177,7 +184,7 @@ class StudyProgress(Progress):
         self._n_done += n_rows
         if self._prompts is not None:
             self._prompts.update(n_rows)
-        elif not self.quiet and time.monotonic() - self._last_line > self.SECONDS_BETWEEN_LINES:
+        elif not self.quiet and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             print_line(
                 f"{self._n_done} of {self._n_jobs or '?'} prompts after {self._last_line - self._started:.0f} s",

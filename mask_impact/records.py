@@ -117,7 +117,10 @@ class EffectRecord:
     logit_change, logprob_change (nats, negative: less likely), kl_divergence (nats, KL(unmasked || masked) over the whole
     vocabulary): float32 [L, G]. top1: int64 [L, G], the most probable token then; top1_texts: their texts by id.
     floor: the largest logit_change, logprob_change and kl_divergence, as absolute values, where nothing was hidden.
-    groups: the (name, positions) that were hidden together; None for each position of the step by itself.
+    groups: the (name, positions) that were hidden together; None for each position of the step by itself. likeliest: the
+    most probable token with nothing hidden (None: the produced one, which generation need not have taken for that).
+    rounding: how far logprob_change is from itself in other rounding, in a sample: the median, relative to it, and the
+    largest difference, in nats (None: not known).
     """
 
     logit_change: np.ndarray
@@ -127,6 +130,8 @@ class EffectRecord:
     top1_texts: dict[int, str]
     floor: tuple[float, float, float]
     groups: tuple[tuple[str, tuple[int, ...]], ...] | None = None
+    likeliest: int | None = None
+    rounding: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         for name in ("logprob_change", "kl_divergence", "top1"):
@@ -136,6 +141,10 @@ class EffectRecord:
     def below_floor(self) -> np.ndarray:
         """bool [L, G], where the log-probability changes by no more than it does where nothing is hidden."""
         return np.abs(self.logprob_change) <= self.floor[1]
+
+    def top1_changed(self, produced: int) -> np.ndarray:
+        """bool [L, G], where another token than with nothing hidden is the most probable one."""
+        return self.top1 != (produced if self.likeliest is None else self.likeliest)
 
 
 @dataclass(frozen=True)

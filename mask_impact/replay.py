@@ -20,13 +20,16 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from mask_impact.architectures import OpaqueMlp
+from mask_impact.architectures import OpaqueMlp, parameter
 from mask_impact.engine import MaskingEngine, arithmetic_dtype
+from mask_impact.errors import DeviceError, is_out_of_memory
 from mask_impact.settings import ABLATIONS
 from mask_impact.states import LayerState
 
 ROWS_OF_LOGITS = 64  # variants whose logits are formed at once
+VOCABULARY_SLICE = 2**13  # tokens whose weights are made float32 at once
 MOST_ROWS = 512  # at once: enough that reading the weights costs less than multiplying with them
+FEWEST_TOGETHER = 3  # variants, however long: one that hides nothing goes with them each time
 ATTENTION_BYTES = 2**27  # of the logits and weights of all rows' attention at once
 
 
@@ -93,14 +96,15 @@ class Variants:
 
 
 def replay(
-    engine: MaskingEngine, variants: Variants, start: int | None = None
+    engine: MaskingEngine, variants: Variants, start: int | None = None, scale: float = 1.0
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(which variants int64 [k], how much their logits differ from those of the variant that hides nothing: [k, vocabulary])
     at the step that the engine measured last, in float32 (float64 for a float64 model).
 
     Needs an engine that keeps states (of all positions, where queries are given), whose block is still open, and is to be
     called when the model's own forward is done. Variants that reach the same rows and layers go together. start: where the
-    rows of all begin (None: where each variant's must).
+    rows of all begin (None: where each variant's must). scale: of the differences that go through linear maps, which changes
+    nothing but how they are rounded.
     """
     starts = variants.starts.clamp_max(engine.n_positions - 1)
     if start is not None:
@@ -108,14 +112,26 @@ def replay(
     order = torch.argsort(starts * len(engine.states) + variants.first, stable=True)
     n_rows = ATTENTION_BYTES // (8 * engine.decoder.n_heads * engine.n_positions)
     n_rows = max(ROWS_OF_LOGITS, min(MOST_ROWS, n_rows))
+    fewest = FEWEST_TOGETHER
     done = 0
     while done < len(order):
         begin = int(starts[order[done]])
-        together = order[done : done + max(1, n_rows // (engine.n_positions - begin))]
-        outputs = _through_layers(engine, variants[together], begin)
+        together = order[done : done + max(fewest, n_rows // (engine.n_positions - begin))]
+        try:
+            outputs = _through_layers(engine, variants[together], begin, scale)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(together) == 1:
+                raise DeviceError(
+                    "out of memory with a single variant of the model: shorten the prompt, take --queries last, a smaller "
+                    "model or --dtype bfloat16, or a device with more memory"
+                ) from error
+            n_rows, fewest = n_rows // 2, 1
+            continue
         for first in range(1, len(outputs), ROWS_OF_LOGITS):
             part = torch.cat([outputs[:1], outputs[first : first + ROWS_OF_LOGITS]])
-            logits = logits_of(engine, part)
+            logits = logits_of(engine, part, scale)
             yield together[first - 1 : first - 1 + len(part) - 1], logits[1:] - logits[:1]
         done += len(together)
 
@@ -129,7 +145,7 @@ def unmasked_logits(engine: MaskingEngine, start: int | None = None) -> torch.Te
     return logits_of(engine, _through_layers(engine, nothing, start))[0]
 
 
-def _through_layers(engine: MaskingEngine, variants: Variants, start: int) -> torch.Tensor:
+def _through_layers(engine: MaskingEngine, variants: Variants, start: int, scale: float = 1.0) -> torch.Tensor:
     """Outputs of the last layer at the last position, [1 + V, hidden]: of what hides nothing, and of each variant."""
     states = engine.states
     order = torch.argsort(variants.first, stable=True)
@@ -152,7 +168,7 @@ def _through_layers(engine: MaskingEngine, variants: Variants, start: int) -> to
 
         with ExitStack() as stack:
             stack.enter_context(engine.substituted(attention))
-            stack.enter_context(_ByDifferences())
+            stack.enter_context(_ByDifferences(scale))
             if isinstance(layer.mlp, OpaqueMlp):
                 _in_own_dtype(layer.mlp.block, state.entered.dtype, stack)
             output = layer.module(running, **_arguments(state, n_rows))
@@ -177,6 +193,10 @@ def _arguments(state: LayerState, n_rows: int) -> dict:
 class _ByDifferences(TorchFunctionMode):
     """While it is open, a linear map takes the first variant as it is and of the others their difference from it."""
 
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is not torch.nn.functional.linear:
             return function(*args, **(kwargs or {}))
@@ -188,6 +208,7 @@ class _ByDifferences(TorchFunctionMode):
         differences = rows[1:] - first
         # In float16 small differences would vanish; a power of two changes no digit.
         scale = differences.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny).log2().ceil().exp2()
+        scale = scale * self.scale
         mapped = function((differences / scale).to(weight.dtype), weight).to(rows.dtype) * scale
         return torch.cat([own, own + mapped])
 
@@ -306,10 +327,23 @@ def _attend_rows(query, key, value, earlier, visible, first, edges, scaling) -> 
     return output.reshape(n_variants, n_heads, r, head_dim).transpose(1, 2)
 
 
-def logits_of(engine: MaskingEngine, outputs: torch.Tensor) -> torch.Tensor:
-    """Logits [k, vocabulary] of last layers' outputs [k, hidden], by the model's own norm and head."""
+def logits_of(engine: MaskingEngine, outputs: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """Logits [k, vocabulary] of last layers' outputs [k, hidden], by the model's own norm and head.
+
+    What comes out of a bfloat16 head has three digits, and differences of logits are what effects are: these are formed in
+    the rows' own dtype, with a slice of the head's weight at a time.
+    """
     model = engine.model
-    with _ByDifferences():
-        logits = model.get_output_embeddings()(engine.decoder.final_norm(outputs.unsqueeze(1)))[:, 0]
+    head, states = model.get_output_embeddings(), engine.decoder.final_norm(outputs)
+    with _ByDifferences(scale):
+        own = head(states[:1])
+    weight = parameter(head, "weight")
+    if len(states) == 1 or not weight.is_floating_point() or type(head) is not nn.Linear:
+        with _ByDifferences(scale):
+            logits = own if len(states) == 1 else head(states.unsqueeze(1))[:, 0]
+    else:
+        differences = states[1:] - states[:1]
+        parts = [differences @ part.to(differences).t() for part in weight.split(VOCABULARY_SLICE)]
+        logits = torch.cat([own, own + torch.cat(parts, dim=1)])
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap

@@ -351,6 +351,7 @@ def _effect_entry(result: Result, step: int) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "groups": None,
         "floors": dict(effect.floors),
+        "likeliest": effect.likeliest,
         "top1_texts": {str(token): _clean(text) for token, text in effect.top1_texts.items()},
         "apart": None,
     }

@@ -357,17 +357,17 @@ def _meta_bytes(result: Result, formats: tuple[str, ...]) -> bytes:
         "images": [_image_entry(image) for image in result.images],
         "tokens": [line(entry) for entry in _token_entries(result)],
     }
-    return orjson.dumps(_jsonable(meta), default=str, option=options | orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    return orjson.dumps(jsonable(meta), default=str, option=options | orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """The value with every text in it clean. (orjson itself writes what is not finite as null.)"""
     if isinstance(value, str):
         return clean_text(value)
     if isinstance(value, dict):
-        return {_jsonable(key): _jsonable(item) for key, item in value.items()}
+        return {jsonable(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
+        return [jsonable(item) for item in value]
     return value
 
 
@@ -377,6 +377,9 @@ def _effect_entry(effect: EffectRecord, line: Callable[[Any], Any]) -> dict[str,
         "floor": line(effect.floor),
         "top1_texts": line({str(token): clean_text(text) for token, text in effect.top1_texts.items()}),
         "groups": effect.groups and [line([clean_text(name), list(positions)]) for name, positions in effect.groups],
+        "likeliest": effect.likeliest,
+        "rounding": effect.rounding and line(effect.rounding),
+        "crc32": _checksum(*(getattr(effect, name) for name in ("logit_change", "logprob_change", "kl_divergence"))),
     }
 
 
@@ -414,11 +417,11 @@ def _token_entries(result: Result) -> Iterator[dict[str, Any]]:
         }
 
 
-def _checksum(l2: np.ndarray, cosine: np.ndarray) -> int:
-    """CRC-32 of both arrays' values in little-endian bytes: tells whether a table belongs to its meta file."""
+def _checksum(*arrays: np.ndarray) -> int:
+    """CRC-32 of the arrays' values in little-endian bytes: tells whether a table belongs to its meta file."""
     checksum = 0
-    for distances in (l2, cosine):
-        checksum = zlib.crc32(_flat(distances).astype(distances.dtype.newbyteorder("<"), copy=False), checksum)
+    for array in arrays:
+        checksum = zlib.crc32(_flat(array).astype(array.dtype.newbyteorder("<"), copy=False), checksum)
     return checksum
 
 
@@ -466,7 +469,13 @@ def _with_effects(result: Result, stem: Path, meta: dict[str, Any]) -> Result:
         for step, about in zip(result.steps, meta["steps"], strict=True):
             groups = about["effect"].get("groups")
             shape = (step.l2.shape[0], len(groups or step.positions))
-            steps.append(replace(step, effect=make_record(columns, first, shape, about["effect"])))
+            effect = make_record(columns, first, shape, about["effect"])
+            values = (effect.logit_change, effect.logprob_change, effect.kl_divergence)
+            if about["effect"].get("crc32", _checksum(*values)) != _checksum(*values):
+                raise ValueError(
+                    f"it does not hold the effects of the run in {stem.name}.meta.json: step {step.step} differs"
+                )
+            steps.append(replace(step, effect=effect))
             first += shape[0] * shape[1]
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise OutputError(f"{path} cannot be read: {_one_line(error)}") from error

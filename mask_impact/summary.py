@@ -5,9 +5,10 @@ escaped, so that no token can move the cursor, colour the terminal or reorder a 
 """
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike, fspath
+from typing import Any
 
 import numpy as np
 
@@ -200,13 +201,16 @@ def render_summary(result: Result, paths: Iterable[str | PathLike] = (), top: in
     return "\n\n".join("\n".join(section) for section in sections if section)
 
 
+def model_lines(meta: Mapping[str, Any]) -> list[str]:
+    """What a meta file says of the model: notices first, then its name."""
+    lines = [line for notice in meta.get("notices") or () for line in _wrapped(f"Note: {escape(str(notice))}", "")]
+    if isinstance(meta.get("model"), str):
+        lines += _wrapped(f"Model: {escape(meta['model'])}", "")
+    return lines
+
+
 def _heading(result: Result) -> list[str]:
-    lines = [
-        line for notice in result.meta.get("notices") or () for line in _wrapped(f"Note: {escape(str(notice))}", "")
-    ]
-    if isinstance(result.meta.get("model"), str):
-        lines += _wrapped(f"Model: {escape(result.meta['model'])}", "")
-    return [*lines, "Generated text:", *_wrapped(quoted(result.generated_text))]
+    return [*model_lines(result.meta), "Generated text:", *_wrapped(quoted(result.generated_text))]
 
 
 def _candidates(step: StepRecord) -> list[str]:
@@ -340,36 +344,42 @@ def _steps(result: Result) -> list[str]:
 
 
 def _effects(result: Result, top: int) -> list[str]:
-    """What hiding a token from a layer, or the layers around it, does to the first produced token: of the tokens that it
-    costs most, each in its worst layer."""
+    """What hiding a token from a layer, or the layers around it, does to the first produced token: of the tokens with the
+    largest effect, each in the layer where it is the largest."""
     step = result.steps[0]
     effect, how = step.effect, result.meta.get("effect") or {}
-    window, what = how.get("window", 1), "a group" if effect.groups else "a token"
+    window, what = how.get("window", 1), "group" if effect.groups else "token"
     where = {1: "one layer", "all": "all layers"}.get(window, f"{window} layers around a layer")
     ablation = result.meta.get("ablation", "mask")
     manner = f"{ablation}, for {'every' if how.get('queries') == 'all' else 'the last'} query"
-    lines = [f"Effect on the first token, {quoted(step.token_text, 12)}, of hiding {what} from {where} ({manner}):"]
-    layers = effect.logprob_change.argmin(axis=0)  # of each token the layer where it costs most
-    order = np.argsort(effect.logprob_change.min(axis=0), kind="stable")[:top]
+    lines = [f"Effect on the first token, {quoted(step.token_text, 12)}, of hiding a {what} from {where} ({manner}):"]
+    sizes = np.abs(effect.logprob_change)
+    layers = sizes.argmax(axis=0)  # of each token the layer where its effect is the largest
+    changed = effect.top1_changed(step.token_id)
     lines.append(f"  {'layer':>5} {'pos':>5}  {padded('token', 18)} {'log-prob.':>10} {'KL (nats)':>10}  becomes")
-    for layer, row in zip(layers[order], order, strict=True):
+    for row in np.argsort(-sizes.max(axis=0), kind="stable")[:top]:
+        layer = layers[row]
         change, kl, top1 = (values[layer, row] for values in (effect.logprob_change, effect.kl_divergence, effect.top1))
-        becomes = quoted(effect.top1_texts[int(top1)], 16) if top1 != step.token_id else ""
+        becomes = quoted(effect.top1_texts[int(top1)], 16) if changed[layer, row] else ""
         if effect.groups is None:
             position = int(step.positions[row])
             label = token_label(result, position, width=18)
+            becomes += " (attention sink)" if position in result.sinks else ""
         else:
             name, (position, *_) = effect.groups[row]
             label = quoted(name, 18)
-        label = padded(label, 18)
-        lines.append(f"  {layer:>5} {position:>5}  {label} {change:>10.3g} {kl:>10.3g}  {becomes}".rstrip())
-    n_changed = int((effect.top1 != step.token_id).sum())
-    what = "group" if effect.groups else "token"
-    lines.append(f"  {n_changed:,} of {effect.top1.size:,} (layer, {what}) change which token is the most probable")
-    if n_below := int(effect.below_floor.sum()):
+        at = "all" if window == "all" else layer
+        lines.append(f"  {at:>5} {position:>5}  {padded(label, 18)} {change:>10.3g} {kl:>10.3g}  {becomes}".rstrip())
+    if window == "all":  # which every layer's row repeats
         lines.append(
-            f"  {n_below:,} change its log-probability no more than hiding nothing does ({effect.floor[1]:.1e})"
+            f"  {int(changed[0].sum()):,} of {changed.shape[1]:,} {what}s change which token is the most probable"
         )
+    else:
+        lines.append(
+            f"  {int(changed.sum()):,} of {changed.size:,} (layer, {what}) change which token is the most probable"
+        )
+    if effect.rounding:
+        lines.append(f"  Rounding changes them by {percent(effect.rounding[0])} (median of a sample)")
     return lines
 
 

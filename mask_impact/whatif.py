@@ -4,18 +4,20 @@ Tokens are hidden from every query, in the layers that are asked for, while the 
 as they are. A query that has nothing left to see (a hidden token at the beginning) attends to nothing: its heads give 0.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from mask_impact.analysis import Observer, greedy_config, on_input_device, prepare
+from mask_impact.analysis import Observer, describe_run, greedy_config, on_input_device, prepare
 from mask_impact.architectures import locate
 from mask_impact.encoding import layout_of, token_texts
-from mask_impact.errors import InputError, UsageError
+from mask_impact.errors import DeviceError, InputError, UsageError, is_out_of_memory
 from mask_impact.images import read_pictures
 from mask_impact.loading import LoadedModel
 from mask_impact.records import TokenTable
@@ -54,11 +56,22 @@ class WhatIf:
     n_layers: int
     meta: dict[str, Any]
 
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write `path`.whatif.json; returns its path."""
+        from mask_impact.whatif_output import save_whatif
+
+        return save_whatif(self, path)
+
+    def __str__(self) -> str:
+        from mask_impact.whatif_output import render_whatif
+
+        return render_whatif(self)
+
 
 def without(
     model: LoadedModel,
     prompt: str | Mapping[str, Any],
-    specs: Sequence[str],
+    specs: str | Sequence[str],
     *,
     layers: Sequence[int] | None = None,
     images: Sequence[Any] = (),
@@ -73,6 +86,11 @@ def without(
     layers: in which the tokens are hidden (None: all). Greedy, otherwise as the model's generation config says. Errors:
     InputError for a spec that matches nothing or several places, UsageError for a layer that is not there.
     """
+    specs = [specs] if isinstance(specs, str) else list(specs)
+    if wrong := [spec for spec in specs if not isinstance(spec, str)]:
+        raise UsageError(f"what is hidden is said in text, not by {wrong[0]!r}")
+    if layers is not None and (isinstance(layers, str) or not all(isinstance(layer, int) for layer in layers)):
+        raise UsageError(f"layers are whole numbers, not {layers!r}")
     settings = RunSettings(num_tokens, raw=raw, max_image_resolution=max_image_resolution, allow_remote=allow_remote)
     pictures = read_pictures(images, max_resolution=max_image_resolution, allow_remote=allow_remote)
     return run(model, prompt, specs, settings, layers, pictures, observer=observer)
@@ -109,15 +127,8 @@ def run(
         produced = _generate(loaded, encoded.inputs, positions, layers, settings.num_tokens)
         answers.append(_answer(loaded, spec, positions, produced, own))
         observer.answer_done()
-    meta = {
-        "model": loaded.name,
-        "revision": loaded.revision,
-        "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "prompt": prompt if isinstance(prompt, str) else None,
-        "templated_prompt": encoded.text,
-        "num_tokens": settings.num_tokens,
-        "images": [image.source for image in encoded.images],
-    }
+    meta = describe_run(loaded, prepared, locate(loaded.model))
+    meta |= {"images": [image.source for image in encoded.images]}
     return WhatIf(answers[0], tuple(answers[1:]), layers, encoded.tokens, n_layers, meta)
 
 
@@ -131,6 +142,12 @@ def _generate(
     try:
         with torch.no_grad(), hiding(model, positions, layers):
             ids = model.generate(**on_input_device(model, inputs), generation_config=greedy_config(model, num_tokens))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceError(
+            "out of memory: shorten the prompt, take a smaller model or --dtype bfloat16, or a device with more memory"
+        ) from error
     finally:
         handle.remove()
     produced = ids[0, inputs["input_ids"].shape[1] :].tolist()

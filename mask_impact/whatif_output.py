@@ -6,8 +6,8 @@ from itertools import zip_longest
 from pathlib import Path
 
 from mask_impact.files import check_output, write_files
-from mask_impact.store import clean_text
-from mask_impact.summary import escape, padded, percent, quoted
+from mask_impact.store import clean_text, jsonable
+from mask_impact.summary import escape, model_lines, padded, percent, quoted
 from mask_impact.whatif import Answer, WhatIf
 
 TOKEN, SPEC, TEXT = 20, 28, 40  # columns
@@ -16,7 +16,8 @@ TOKEN, SPEC, TEXT = 20, 28, 40  # columns
 def render_whatif(found: WhatIf) -> str:
     """The answers side by side, the first token that differs marked; a table where there are several without something."""
     layers = "all layers" if len(found.layers) == found.n_layers else f"layers {_ranges(found.layers)}"
-    lines = [f"What the model says with tokens hidden from every query in {layers}:", ""]
+    layers = layers.replace("layers", "layer") if len(found.layers) == 1 < found.n_layers else layers
+    lines = [*model_lines(found.meta), f"What the model says with tokens hidden from every query in {layers}:", ""]
     lines += _side_by_side(found.answer, found.others[0]) if len(found.others) == 1 else _table(found)
     return "\n".join(lines)
 
@@ -90,10 +91,9 @@ def save_whatif(found: WhatIf, path: str | os.PathLike, command: str = "") -> Pa
 
     path = Path(path)
     stem = check_output(path.parent, path.name)
-    run = {key: clean_text(value) if isinstance(value, str) else value for key, value in found.meta.items()}
     content = {
         "schema_version": 1,
-        "run": run | {"command": clean_text(command)},
+        "run": jsonable(found.meta | {"command": command}),
         "layers": found.layers,
         "answer": entry(found.answer),
         "others": [entry(one) for one in found.others],

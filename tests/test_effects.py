@@ -18,7 +18,7 @@ from mask_impact.cli import main_text
 from mask_impact.effect_tables import EFFECT_COLUMNS
 from mask_impact.effects import StepEffects, each_window_and_group, measure_effects, sees, windows
 from mask_impact.engine import MaskingEngine
-from mask_impact.errors import ExactnessError, InputError, OutputError, UsageError
+from mask_impact.errors import DeviceError, ExactnessError, InputError, OutputError, UsageError
 from mask_impact.replay import Masks, Variants
 
 N_STEPS = 3
@@ -116,9 +116,9 @@ def broken(monkeypatch, name):
     if name == "mask one layer off":
         through = replay._through_layers
 
-        def off(engine, variants, start):
+        def off(engine, variants, start, *scale):
             first, last = (variants.first - 1).clamp_min(0), (variants.last - 1).clamp_min(0)
-            return through(engine, replace(variants, first=first, last=last), start)
+            return through(engine, replace(variants, first=first, last=last), start, *scale)
 
         monkeypatch.setattr(replay, "_through_layers", off)
     elif name == "the unmasked row's own key and value":
@@ -334,6 +334,72 @@ def test_the_produced_token_is_the_one_that_generation_chose():
     np.testing.assert_allclose(result.steps[0].effect.logprob_change, expected["logprob_change"], rtol=1e-3, atol=1e-6)
 
 
+def test_another_token_is_another_than_the_model_s_own_choice_not_than_a_rule_s():
+    """Where a penalty chose the token, hiding what nobody sees changes nothing."""
+    loaded = loading.wrap(tiny_model("mistral"), make_tokenizer())
+    inputs = tiny_inputs(loaded.model, 9)
+    likeliest = int(loaded.model(**inputs).logits[0, -1].argmax())
+    loaded.model.generation_config.suppress_tokens = [likeliest]
+    step = analyze(loaded, inputs, effect=True).steps[0]
+    effect, changed = step.effect, step.effect.top1_changed(step.token_id)
+    assert effect.likeliest == likeliest != step.token_id
+    assert not changed[effect.logprob_change == 0].any()
+    assert (effect.logprob_change == 0).any()
+
+
+def test_rounding_is_measured_by_rounding_otherwise():
+    """In bfloat16 it is what a bfloat16 run is off the float32 run of its weights, to an order of magnitude."""
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = tiny_model("qwen3", dtype=torch.bfloat16).to(dtype)
+        (effects, *_), _ = run(model, tiny_inputs(model, 9))
+        found[dtype] = effects
+    relative, largest_ = found[torch.bfloat16].rounding
+    assert 1e-4 < relative < 0.05
+    assert found[torch.float32].rounding[0] < 1e-4
+    one, other = (effects.logprob_change for effects in found.values())
+    off = np.median(np.abs(one - other)[one != 0] / np.abs(one)[one != 0])
+    assert off / 20 < relative < 20 * off
+    assert largest_ > 0
+
+
+def test_a_table_of_another_run_is_refused(tmp_path):
+    loaded = loading.wrap(tiny_model("qwen3"), make_tokenizer())
+    inputs = tiny_inputs(loaded.model, 9)
+    for name, window in (("one", 1), ("two", 2)):
+        analyze(loaded, inputs, effect=True, window=window).save(tmp_path / name, formats=("csv",))
+    (tmp_path / "two.effect.csv").replace(tmp_path / "one.effect.csv")
+    with pytest.raises(OutputError, match=r"it does not hold the effects of the run in one\.meta\.json: step 0 differs"):
+        mask_impact.load_result(tmp_path / "one")
+
+
+def test_without_memory_for_many_fewer_go_together(monkeypatch):
+    model = tiny_model("qwen3")
+    inputs = tiny_inputs(model, 9)
+    (whole, *_), _ = run(model, inputs, queries="all")
+    real, sizes = replay._through_layers, []
+
+    def narrow(engine, variants, start, *scale):
+        sizes.append(len(variants))
+        if len(variants) > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return real(engine, variants, start, *scale)
+
+    monkeypatch.setattr(replay, "_through_layers", narrow)
+    (found, *_), _ = run(model, inputs, queries="all")
+    np.testing.assert_allclose(found.logprob_change, whole.logprob_change, rtol=1e-3, atol=1e-6)
+    assert max(sizes) > 2
+
+    def none(engine, variants, start, *scale):
+        if len(variants):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return real(engine, variants, start, *scale)
+
+    monkeypatch.setattr(replay, "_through_layers", none)
+    with pytest.raises(DeviceError, match="out of memory with a single variant of the model"):
+        run(model, inputs)
+
+
 def test_the_script_says_what_costs_most(tmp_path, monkeypatch, capsys, text_checkpoint):
     monkeypatch.chdir(tmp_path)
     argv = [
@@ -350,7 +416,7 @@ def test_the_script_says_what_costs_most(tmp_path, monkeypatch, capsys, text_che
     assert main_text(argv) == 0
     out, err = capsys.readouterr()
     effect = mask_impact.load_result("output/masking_results").steps[0].effect
-    layer, row = np.unravel_index(effect.logprob_change.argmin(), effect.logprob_change.shape)
+    layer, row = np.unravel_index(np.abs(effect.logprob_change).argmax(), effect.logprob_change.shape)
     lines = out.splitlines()
     first = next(index for index, line in enumerate(lines) if line.startswith("Effect on the first token"))
     assert "2 layers around a layer (mask, for the last query)" in lines[first]
@@ -364,8 +430,8 @@ def test_the_script_says_what_costs_most(tmp_path, monkeypatch, capsys, text_che
     (["--queries", "all"], "--window, --queries and --groups say how the effect is measured: give --effect too"),
     (["--effect", "--queries", "first"], "--queries must be one of last, all, not 'first'"),
     (["--effect", "--groups", "nowhere.yaml"], "--groups takes tokens, words or a YAML file of groups, and 'nowhere.yaml' "),
-    (["--effect", "--max-cost", "3"], "the effects take 66 row-layers, as many as 2 forward passes of this prompt, and 3 are "
-     "allowed: take larger groups of tokens, a --window of all layers or fewer steps, or allow them with --max-cost 66"),
+    (["--effect", "--max-cost", "3"], "this takes 66 rows through layers, as many as 2 forward passes of this prompt, and 3 "
+     "are allowed: hide fewer tokens or larger groups of them, produce fewer tokens, or allow it with --max-cost 66"),
     (["--effect", "--window", "0"], "--window must be at least 1 layer, or all, not 0"),
     (["--effect", "--window", "some"], "must be a whole number or all, not 'some'"),
     (["--effect", "--window", "4"], "a window of 4 layers does not fit: the model has 3"),

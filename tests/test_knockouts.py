@@ -93,7 +93,7 @@ def test_an_image_s_flows_are_the_default_ones(tmp_path, monkeypatch, capsys):
     assert main_vl([*argv, "--formats", "csv,json,parquet"]) == 0
     out, err = capsys.readouterr()
     assert "PHASE 2: Qwen3-VL Attention Knockouts" in out
-    assert "with a flow cut in 9 layers around a layer:" in out
+    assert "with a flow cut in 9 layers around a layer (mask):" in out
     stem = "output/vl_masking_results.flows"
     frames = [pd.read_csv(f"{stem}.csv"), pd.read_json(f"{stem}.json"), pd.read_parquet(f"{stem}.parquet")]
     for frame in frames:
@@ -126,6 +126,18 @@ def test_the_picture_has_the_lines_that_the_table_has(loaded):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [one.flow.name for one in found.flows]
 
 
+def test_the_api_gives_table_files_and_text(loaded, tmp_path):
+    found = mask_impact.knockout(loaded, PROMPT, [Flow("f", "cat", "last"), ("sat", "mat")], window=2, raw=True)
+    frame = found.to_frame()
+    np.testing.assert_allclose(frame.logprob_change, found.steps[0].logprob_change.reshape(-1))
+    paths = found.save(tmp_path / "k", formats="parquet")
+    assert sorted(path.name for path in paths) == ["k.flows.meta.json", "k.flows.parquet", "k.flows.png"]
+    pd.testing.assert_frame_equal(pd.read_parquet(paths[0]), frame)
+    assert "with a flow cut in 2 layers around a layer (mask):" in str(found)
+    meta = json.loads((tmp_path / "k.flows.meta.json").read_text())["run"]
+    assert {"versions", "date", "device", "attention_backend", "notices"} <= set(meta)
+
+
 def test_a_file_s_flows_and_window(loaded, text_checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "flows.yaml").write_text(
@@ -146,6 +158,10 @@ def test_a_file_s_flows_and_window(loaded, text_checkpoint, tmp_path, monkeypatc
     ([("dog", "last")], InputError, "flow 'dog -> last': "),
     ([("text", "mat")], InputError, "flow 'text -> mat' leaves its target nothing to see; hide less"),
     ([("last", "last")], InputError, "flow 'last -> last' leaves its target nothing to see; hide less"),
+    ("default", UsageError, "flows are (source, target) pairs of text, or Flow objects, not 'd'"),
+    ([("a", "b", "c")], UsageError, "flows are (source, target) pairs of text"),
+    (FlowSet(9, (Flow("x", "cat", "last", (-1,)),)), UsageError, "head -1 is not there"),
+    (FlowSet(8, (Flow("x", "cat", "last"),)), UsageError, "a window of 8 layers does not fit: the model has 3"),
     (FlowSet(9, (Flow("x", "cat", "last", (4,)),)), UsageError, "flow 'x': head 4 is not there: the model has heads 0 to 3"),
 ])  # fmt: skip
 def test_what_can_t_flow_is_one_line(loaded, flows, error, said):
@@ -158,7 +174,9 @@ def test_what_can_t_flow_is_one_line(loaded, flows, error, said):
 @pytest.mark.parametrize(("argv", "code", "said"), [
     (["--knockout", "nowhere.yaml"], 1, "nowhere.yaml"),
     (["--knockout", "default", "--window", "4"], 2, "a window of 4 layers does not fit: the model has 3"),
+    (["--knockout", "default", "--window", "all"], 2, "a knockout slides a window over the depth: give it a number of layers"),
     (["--knockout", "default", "--max-cost", "3"], 2, "with --max-cost "),
+    (["--knockout", "default", "--batch-size", "3"], 2, "--batch-size does not go with --knockout"),
     (["--knockout", "default", "--report"], 2, "--report does not go with --knockout"),
     (["--knockout", "default", "--dataset", "x.jsonl"], 2, "--knockout does not go with --dataset"),
 ])  # fmt: skip

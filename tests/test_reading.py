@@ -351,3 +351,9 @@ def test_an_empty_token_text_is_one_but_a_missing_one_is_an_error(tmp_path, fram
     pq.write_table(table, tmp_path / "x.parquet")
     with pytest.raises(OutputError, match=r"column token_masked .* (is empty|does not hold)"):
         only(read_results(tmp_path / "x.parquet"))
+
+
+@pytest.mark.parametrize("name", ["k.flows.csv", "k.flows", "k.flows.meta.json", "w.whatif.json"])
+def test_files_of_other_runs_are_said_to_be_so(name, tmp_path):
+    with pytest.raises(OutputError, match="not a result of distances"):
+        read_results(tmp_path / name)

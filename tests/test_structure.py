@@ -25,8 +25,11 @@ ORDER = [
 ]  # fmt: skip
 # Independent of the rest: the demo's tasks, and the package itself, which only names where things are.
 APART = ["__init__", "demo/tasks"]
-# What these import of later modules they import when they are called: methods of Result that are there for convenience.
-LATE_IMPORTS = {("records", "store"), ("records", "summary"), ("records", "plots"), ("records", "figures")}
+# What these import of later modules they import when they are called: methods of results that are there for convenience.
+LATE_IMPORTS = {
+    ("records", "store"), ("records", "summary"), ("records", "plots"), ("records", "figures"),
+    ("knockouts", "flow_output"), ("whatif", "whatif_output"),
+}  # fmt: skip
 # These work without torch and transformers: help, usage errors and stored results are quick.
 LIGHT = [
     "errors", "settings", "records", "files", "effect_tables", "store", "summary", "plots", "figures",

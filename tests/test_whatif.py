@@ -151,6 +151,17 @@ def test_what_can_t_be_hidden_is_one_line(text_checkpoint, specs, layers, error,
     assert "\n" not in str(caught.value)
 
 
+def test_one_spec_may_stand_alone_and_wrong_types_are_said(text_checkpoint, tmp_path):
+    loaded = loading.load(str(text_checkpoint), kind="text")
+    found = mask_impact.without(loaded, "the cat sat on the mat", "cat", num_tokens=2, raw=True)
+    assert [one.spec for one in found.others] == ["cat"]
+    assert found.save(tmp_path / "w").name == "w.whatif.json"
+    assert "without cat (1 token):" in str(found)
+    for wrong in ({"specs": [3]}, {"specs": ["cat"], "layers": "0-3"}, {"specs": ["cat"], "layers": [1.5]}):
+        with pytest.raises(UsageError):
+            mask_impact.without(loaded, "the cat sat", **wrong, raw=True)
+
+
 # --- the script ---------------------------------------------------------------------------------------------------------
 
 
@@ -199,6 +210,8 @@ def test_both_answers_stand_side_by_side_with_the_first_difference_marked(
     (["--without", "cat", "--knockout", "default"], "--without does not go with --knockout"),
     (["--layers", "0-2"], "--layers goes with --without"),
     (["--without", "cat", "--layers", "5-2"], "--layers must be numbers and ranges such as 0-35 or 3,5-9, not '5-2'"),
+    (["--without", "cat", "--layers", "0-999999999999"], "--layers must be numbers and ranges such as 0-35 or 3,5-9, not "),
+    (["--without", "cat", "--max-cost", "5"], "--max-cost does not go with --without"),
     (["--without", "cat", "--layers", "0-99"], "layer 3 is not there: the model has layers 0 to 2"),
     (["--config", "x.yaml", "--without", "cat"], "--without does not go with --config"),
 ])  # fmt: skip

@@ -934,7 +934,7 @@
   const nGroups = () => (groups() ?? view.positions).length;
   const hiddenIn = (group) => (groups() ? groups()[group][1] : [view.positions[group]]);
   const placeOf = (group, layer) => layer * nGroups() + group;
-  const isChanged = (group, layer) => view.effect.top1[placeOf(group, layer)] !== step().id;
+  const isChanged = (group, layer) => view.effect.top1[placeOf(group, layer)] !== step().effect.likeliest;
   const atPosition = (position, layer) => placeOf(view.at.get(position), layer);
 
   function signedText(value) {
@@ -1064,7 +1064,7 @@
     if (!effect || !changed("effect-text", state.prompt, state.step, state.unfolded, state.scale, state.metric, state.variant, state.measure, chosenTokens())) return;
     $("effect-about").textContent = visible(effect.about);
     const { n_layers: nLayers } = prompt();
-    const nChanged = view.effect.top1.reduce((sum, id) => sum + (id !== step().id), 0);
+    const nChanged = view.effect.top1.reduce((sum, id) => sum + (id !== step().effect.likeliest), 0);
     const folded = effectColumns().some((column) => column.image !== null) ? " A folded image shows its patch with the largest effect." : "";
     const hidden = new Set(Array.from({ length: nGroups() }, (_, group) => hiddenIn(group)).flat());
     const anySink = sinks.some((sink) => hidden.has(sink.position));
