@@ -1,7 +1,8 @@
 """How often the vision token that carries the answer is the one with the largest score, on pictures where it is known.
 
-    python benchmarks/bench_truth.py                 at the position that produces the answer: a minute or two
-    python benchmarks/bench_truth.py --queries       also at each position of the question: some eight minutes
+    python benchmarks/bench_truth.py                   distances, and effects on the answer: some four minutes
+    python benchmarks/bench_truth.py --parts effects   the effects alone: two or three
+    python benchmarks/bench_truth.py --queries         also distances at each position of the question: some ten
 
 The pictures are held-out demo pictures with a question each, whose answer stands in one cell of several that show a
 figure. The measures of the package and raw attention weights are held against that truth, in the same ways of going
@@ -10,6 +11,10 @@ those counted. A question that the model answers wrongly is left out: its answer
 
 An answer can be read at one position and produced at a later one, so `--queries` also finds out, without any measure,
 at which position the model reads the picture: by hiding it from a position in all layers and asking for the answer.
+
+The effect on the answer is asked for twice: which cell costs the right answer most, and whether the answer changes when
+a cell is hidden. The model may say the same without it, so its answer to the picture with the figure painted over, which is
+asked for without hiding anything, tells what there is to find. `bench_deletion.py` has deletion and insertion curves.
 """
 
 import argparse
@@ -17,8 +22,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -29,11 +35,13 @@ import mask_impact
 from mask_impact.analysis import greedy_config
 from mask_impact.architectures import locate
 from mask_impact.demo import tasks
+from mask_impact.effects import StepEffects, each_window_and_group, measure_effects
 from mask_impact.encoding import EncodedPrompt, encode
-from mask_impact.engine import MaskingEngine, RawStep
+from mask_impact.engine import MaskingEngine, RawStep, SequencePlan
 from mask_impact.images import read_picture
 from mask_impact.loading import LoadedModel
 
+PARTS = ("distances", "effects")
 TASKS = ("color", "shape")
 FULL, ATTENTION = "Full L2", "Attention weight"
 BEST_HEAD, ATTENTION_BEST_HEAD = "Head L2, best head", "Attention, best head"
@@ -113,6 +121,12 @@ def is_right(loaded: LoadedModel, case: Case, blind: Sequence[int] = ()) -> bool
     """Whether the model answers right, with the picture hidden from some positions (-1 is the last one)."""
     token = int(blinded_logits(loaded, case, blind).argmax())
     return loaded.tokenizer.decode([token]).strip() == case.sample.answer
+
+
+def painted_over(loaded: LoadedModel, case: Case) -> Case:
+    """The same question about the picture without the figure that it asks for; the answer stays what it was."""
+    (cell,) = case.sample.cells
+    return prepare(loaded, replace(case.sample, image=case.sample.scene.without(cell).image()))
 
 
 @torch.no_grad()
@@ -247,6 +261,66 @@ def make_table(cases: Sequence[Case], scores: Sequence[dict[str, np.ndarray]]) -
     return Table({name: np.stack([one[name] for one in scores]) for name in scores[0]}, truth, figures)
 
 
+# -- the effect on the answer -----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def effects_of(
+    loaded: LoadedModel, inputs: dict[str, torch.Tensor], groups: Sequence[Sequence[int]], queries: str = "all"
+) -> StepEffects:
+    """What hiding each group of positions, in all layers, does to the model's own next token; queries: from `all`, or from
+    the `last` one alone."""
+    # No local measure is wanted: the engine only keeps states.
+    with MaskingEngine(loaded.model, plans=[SequencePlan(n_steps=0)], keep_states=queries) as engine:
+        logits = loaded.model(**inputs).logits[0, -1]
+        variants = each_window_and_group(groups, engine.n_positions, len(engine.decoder.layers), "all", queries)
+        return measure_effects(engine, variants, logits)
+
+
+@dataclass(frozen=True)
+class CellEffects:
+    """What hiding each cell of n pictures does to the answer, which is right with nothing hidden.
+
+    cost: float32 [n, V], how many nats of log-probability the right answer loses; changes: bool [n, V], whether the answer
+    becomes another. true, figures: bool [n, V], the cell that carries the answer, and all that show a figure.
+    """
+
+    KINDS: ClassVar = ("true", "other figure", "empty")
+
+    cost: np.ndarray
+    changes: np.ndarray
+    true: np.ndarray
+    figures: np.ndarray
+
+    def __getitem__(self, which: np.ndarray) -> "CellEffects":
+        """Those of the pictures; which: bool [n]."""
+        return CellEffects(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
+
+    @property
+    def hits(self) -> np.ndarray:
+        """bool [n]: whether hiding the true cell costs more than hiding any other."""
+        return np.where(self.true, self.cost, -np.inf).max(1) > np.where(self.true, -np.inf, self.cost).max(1)
+
+    def changed(self, kind: str) -> np.ndarray:
+        """bool, one for each cell of one of KINDS, of all pictures: whether hiding it changes the answer."""
+        cells = {"true": self.true, "other figure": self.figures & ~self.true, "empty": ~self.figures}[kind]
+        return self.changes[cells]
+
+
+def cell_effects(loaded: LoadedModel, cases: Sequence[Case], queries: str = "all") -> CellEffects:
+    """The effects of hiding each cell; cases: those that are answered right."""
+    found = []
+    for case in cases:
+        cells = [[position] for position in range(case.vision.start, case.vision.stop)]
+        found.append(effects_of(loaded, inputs_of(loaded, case), cells, queries))
+    return CellEffects(
+        cost=np.stack([-one.logprob_change for one in found]),
+        changes=np.stack([one.top1 != one.produced for one in found]),
+        true=np.stack([np.arange(len(case.figures)) == case.truth for case in cases]),
+        figures=np.stack([case.figures for case in cases]),
+    )
+
+
 # -- from layers to one score -----------------------------------------------------------------------------------------
 
 
@@ -302,10 +376,10 @@ def wilson(n_hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
 # -- printing ---------------------------------------------------------------------------------------------------------
 
 
-def percent(hits: np.ndarray) -> str:
-    """A share with its interval, such as `87 [81,91]`."""
+def percent(hits: np.ndarray, digits: int = 0) -> str:
+    """A share with its interval, such as `87 [81,91]`; digits: behind the point of the share."""
     low, high = wilson(int(hits.sum()), len(hits))
-    return f"{100 * hits.mean():.0f} [{100 * low:.0f},{100 * high:.0f}]"
+    return f"{100 * hits.mean():.{digits}f} [{100 * low:.0f},{100 * high:.0f}]"
 
 
 def print_shares(counted: Table, others: Table, among_figures: bool) -> None:
@@ -337,6 +411,45 @@ def report(counted: Table, others: Table) -> None:
     print_shares(counted, others, among_figures=False)
     print("\nPictures where only the measure has the true cell on top of all tokens : only the attention weight has")
     print_rivals(counted, others)
+
+
+def report_effects(loaded: LoadedModel, cases: Sequence[Case]) -> None:
+    """What hiding a cell in all layers does to the answer, from all queries and from the last one alone."""
+    print(
+        "\n== Hiding one cell in all layers: the effect on the answer\n"
+        "on top: hiding the true cell costs the right answer most. Then: how often the answer changes when what is hidden "
+        "is\nthe true cell, a cell with another figure, an empty cell; and when the figure is painted over instead\n"
+        f"{'hidden from':13}{'question':10}{'n':>4}{'on top':>16}"
+        + "".join(f"{kind:>16}" for kind in (*CellEffects.KINDS, "painted over"))
+    )
+    asked = np.array([case.sample.task for case in cases])
+    painted = np.array([not is_right(loaded, painted_over(loaded, case)) for case in cases])
+    for queries, name in (("all", "all queries"), ("last", "the last one")):
+        effects = cell_effects(loaded, cases, queries)
+        for task in (*TASKS, "both"):
+            chosen = (asked == task) | (task == "both")
+            part = effects[chosen]
+            columns = [part.hits, *map(part.changed, part.KINDS), painted[chosen]]
+            line = f"{name:13}{task:10}{chosen.sum():4}"
+            print(line + "".join(f"{percent(column, digits=1):>16}" for column in columns), flush=True)
+        agree = (effects.changed("true") == painted).sum()
+        print(
+            f"{'':13}hiding and painting over agree on whether the answer changes in {agree} of {len(cases)}; of the "
+            f"{painted.sum()} that\n{'':13}painting over changes, the true cell is on top in "
+            f"{effects.hits[painted].sum()}"
+        )
+    cells = ", ".join(f"{len(effects.changed(kind))} {kind}" for kind in effects.KINDS)
+    print(f"Cells that are hidden, each in its turn: {cells}")
+
+
+def report_last(loaded: LoadedModel, counted: Sequence[Case], others: Sequence[Case]) -> None:
+    """The distances and attention weights at the position that produces the answer."""
+    last = [measure_all(loaded, cases)[0] for cases in (counted, others)]
+    print("\n== The last position, which produces the answer")
+    report(*last)
+    by_figures = 100 * np.mean(1 / last[0].figures.sum(1))
+    print(f"\nThe true cell has the largest score of the cells that show a figure (chance: {by_figures:.1f})")
+    print_shares(*last, among_figures=True)
 
 
 def report_queries(
@@ -391,6 +504,9 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=200, help="how many to count, half of each task")
     parser.add_argument("--choose-on", type=int, default=100, help="how many others to choose layers and heads on")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="distances, effects on the answer, or both (default)"
+    )
     parser.add_argument("--queries", action="store_true", help="also each position of the question and behind it")
     parser.add_argument("--query-pictures", type=int, default=60, help="how many of each for that, half of each task")
     args = parser.parse_args()
@@ -401,14 +517,15 @@ def main() -> None:
     print("Shares in %, with their 95 % interval. Layers (L) and heads (H) are chosen on other pictures.")
     started = time.perf_counter()
     counted = draw_cases(loaded, "to count", args.pictures, args.seed)
-    others = draw_cases(loaded, "to choose on", args.choose_on, args.seed + 1, exclude=counted)
-    last = [measure_all(loaded, cases)[0] for cases in (counted, others)]
-    print("\n== The last position, which produces the answer")
-    report(*last)
-    by_figures = 100 * np.mean(1 / last[0].figures.sum(1))
-    print(f"\nThe true cell has the largest score of the cells that show a figure (chance: {by_figures:.1f})")
-    print_shares(*last, among_figures=True)
-    print(f"({time.perf_counter() - started:.0f} s)", flush=True)
+    others = []
+    if "distances" in args.parts or args.queries:
+        others = draw_cases(loaded, "to choose on", args.choose_on, args.seed + 1, exclude=counted)
+    if "distances" in args.parts:
+        report_last(loaded, counted, others)
+        print(f"({time.perf_counter() - started:.0f} s)", flush=True)
+    if "effects" in args.parts:
+        report_effects(loaded, counted)
+        print(f"({time.perf_counter() - started:.0f} s)", flush=True)
     if args.queries:
         for task in TASKS:
             of_task = ([case for case in cases if case.sample.task == task] for cases in (counted, others))

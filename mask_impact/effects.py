@@ -14,9 +14,9 @@ from transformers import LogitsProcessor
 
 from mask_impact.engine import MaskingEngine
 from mask_impact.errors import ExactnessError, UsageError
-from mask_impact.replay import ROWS_OF_LOGITS, Masks, Variants, replay, unmasked_logits
+from mask_impact.replay import Masks, Variants, replay, unmasked_logits
 
-SAMPLE = 16  # variants that are replayed once more to see what rounding does
+SAMPLE = 8  # variants that are replayed once more to see what rounding does
 OTHER_SCALE = 1.37  # no power of two: every difference is rounded at other digits
 # How far the logits of the unmasked row may be off the model's own, relative to their spread, before no numbers are given.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
@@ -191,15 +191,18 @@ def _changes(
     differences: torch.Tensor, logits: torch.Tensor, own: torch.Tensor, produced: int
 ) -> tuple[torch.Tensor, ...]:
     """The effects of logits that differ by [k, vocabulary] from the model's own."""
-    differences = differences.to(own.device, torch.float64)
-    changed = logits.double() + differences
-    masked = torch.log_softmax(changed, dim=-1)
-    kl = (own.exp() * (own - masked)).nan_to_num(0.0).sum(-1).clamp_min(0.0)  # 0 log 0 = 0
+    differences = differences.to(own.device)
+    probabilities = own.exp().to(differences.dtype)
+    # log p'(t) - log p(t) = d(t) - log(1 + sum p expm1(d)), and KL = log(1 + sum p expm1(d)) - sum p d: nothing is
+    # subtracted that is large.
+    grown = (probabilities * differences.expm1()).sum(-1, dtype=torch.float64).log1p()
+    mean = (probabilities * differences).sum(-1, dtype=torch.float64)
+    at_token = differences[:, produced].double()
     return (
-        differences[:, produced].float(),
-        (masked[:, produced] - own[produced]).float(),
-        kl.float(),
-        changed.argmax(dim=-1),
+        at_token.float(),
+        (at_token - grown).float(),
+        (grown - mean).clamp_min(0.0).float(),
+        (logits.to(differences.dtype) + differences).argmax(dim=-1),
     )
 
 
@@ -224,7 +227,7 @@ def _floor(
         return 0.0, 0.0, 0.0
     start = int(variants.starts.min())
     nothing = torch.zeros(1, engine.n_positions, dtype=torch.bool)
-    zeros = torch.zeros(max(1, ROWS_OF_LOGITS // (engine.n_positions - start)), dtype=torch.int64)
+    zeros = torch.zeros(SAMPLE, dtype=torch.int64)
     none = Variants(Masks(nothing, None if variants.masks.queries is None else nothing), zeros, zeros, zeros)
     differences = torch.cat([part for _, part in replay(engine, none, start)])
     changes = _changes(differences, logits, own, produced)

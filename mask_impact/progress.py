@@ -8,7 +8,6 @@ from typing import Any
 from mask_impact.console import print_line
 from mask_impact.summary import escape, quoted
 
-
 SECONDS_BETWEEN_LINES = 10.0  # where no bar is drawn
 
 

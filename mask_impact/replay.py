@@ -27,7 +27,7 @@ from mask_impact.settings import ABLATIONS
 from mask_impact.states import LayerState
 
 ROWS_OF_LOGITS = 64  # variants whose logits are formed at once
-VOCABULARY_SLICE = 2**13  # tokens whose weights are made float32 at once
+PROBABLE = 512  # tokens whose differences of logits are not rounded to the weights' dtype
 MOST_ROWS = 512  # at once: enough that reading the weights costs less than multiplying with them
 FEWEST_TOGETHER = 3  # variants, however long: one that hides nothing goes with them each time
 ATTENTION_BYTES = 2**27  # of the logits and weights of all rows' attention at once
@@ -131,8 +131,7 @@ def replay(
             continue
         for first in range(1, len(outputs), ROWS_OF_LOGITS):
             part = torch.cat([outputs[:1], outputs[first : first + ROWS_OF_LOGITS]])
-            logits = logits_of(engine, part, scale)
-            yield together[first - 1 : first - 1 + len(part) - 1], logits[1:] - logits[:1]
+            yield together[first - 1 : first - 1 + len(part) - 1], _logit_differences(engine, part, scale)
         done += len(together)
 
 
@@ -201,16 +200,20 @@ class _ByDifferences(TorchFunctionMode):
         if function is not torch.nn.functional.linear:
             return function(*args, **(kwargs or {}))
         rows, weight, bias = _linear_arguments(*args, **(kwargs or {}))
-        first = rows[:1]
-        own = function(first.to(weight.dtype), weight, bias).to(rows.dtype)
         if len(rows) == 1:
-            return own
+            return function(rows.to(weight.dtype), weight, bias).to(rows.dtype)
+        first = rows[:1]
         differences = rows[1:] - first
-        # In float16 small differences would vanish; a power of two changes no digit.
-        scale = differences.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny).log2().ceil().exp2()
-        scale = scale * self.scale
-        mapped = function((differences / scale).to(weight.dtype), weight).to(rows.dtype) * scale
-        return torch.cat([own, own + mapped])
+        unit = _unit(differences) * self.scale
+        # Together: the weights are read once.
+        mapped = function(torch.cat([first, differences / unit]).to(weight.dtype), weight).to(rows.dtype)
+        own = mapped[:1] if bias is None else mapped[:1] + bias
+        return torch.cat([own, own + mapped[1:] * unit])
+
+
+def _unit(differences: torch.Tensor) -> torch.Tensor:
+    """[..., 1], what each row is divided by: in float16 small differences would vanish; a power of two changes no digit."""
+    return differences.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(differences.dtype).tiny).log2().ceil().exp2()
 
 
 def _linear_arguments(input, weight, bias=None):
@@ -327,23 +330,34 @@ def _attend_rows(query, key, value, earlier, visible, first, edges, scaling) -> 
     return output.reshape(n_variants, n_heads, r, head_dim).transpose(1, 2)
 
 
-def logits_of(engine: MaskingEngine, outputs: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-    """Logits [k, vocabulary] of last layers' outputs [k, hidden], by the model's own norm and head.
-
-    What comes out of a bfloat16 head has three digits, and differences of logits are what effects are: these are formed in
-    the rows' own dtype, with a slice of the head's weight at a time.
-    """
+def logits_of(engine: MaskingEngine, outputs: torch.Tensor) -> torch.Tensor:
+    """Logits [k, vocabulary] of last layers' outputs [k, hidden], by the model's own norm and head."""
     model = engine.model
-    head, states = model.get_output_embeddings(), engine.decoder.final_norm(outputs)
-    with _ByDifferences(scale):
-        own = head(states[:1])
-    weight = parameter(head, "weight")
-    if len(states) == 1 or not weight.is_floating_point() or type(head) is not nn.Linear:
-        with _ByDifferences(scale):
-            logits = own if len(states) == 1 else head(states.unsqueeze(1))[:, 0]
-    else:
-        differences = states[1:] - states[:1]
-        parts = [differences @ part.to(differences).t() for part in weight.split(VOCABULARY_SLICE)]
-        logits = torch.cat([own, own + torch.cat(parts, dim=1)])
+    with _ByDifferences():
+        logits = model.get_output_embeddings()(engine.decoder.final_norm(outputs).unsqueeze(1))[:, 0]
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def _logit_differences(engine: MaskingEngine, outputs: torch.Tensor, scale: float) -> torch.Tensor:
+    """[k, vocabulary], how far the logits of the outputs behind the first one are from its.
+
+    What leaves a bfloat16 head has three digits, and these differences are what effects are: for the tokens that are
+    probable, which effects hang on, they are formed in the rows' own dtype.
+    """
+    head = engine.model.get_output_embeddings()
+    weight = parameter(head, "weight")
+    plain = type(head) is nn.Linear and head.bias is None and weight.is_floating_point()
+    if not plain or getattr(engine.model.config.get_text_config(), "final_logit_softcapping", None) is not None:
+        logits = logits_of(engine, outputs)
+        return logits[1:] - logits[:1]
+    states = engine.decoder.final_norm(outputs)
+    differences = states[1:] - states[:1]
+    unit = _unit(differences) * scale
+    mapped = head(torch.cat([states[:1], differences / unit]).to(weight.dtype))
+    found = mapped[1:].to(states.dtype).mul_(unit.to(mapped.device))
+    if weight.dtype != states.dtype:
+        probable = mapped[0].topk(min(PROBABLE, mapped.shape[1])).indices
+        rows = weight[probable.to(weight.device)].to(states)
+        found[:, probable] = (differences @ rows.t()).to(found.device)
+    return found

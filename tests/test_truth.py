@@ -1,11 +1,12 @@
 """On pictures whose true cell is known, the measures find it where the model reads it; and that truth itself is true.
 
-Everything goes through the pieces of benchmarks/bench_truth.py, which prints the tables.
+Everything goes through the pieces of benchmarks/bench_truth.py and bench_deletion.py, which print the tables.
 """
 
 import itertools
 import random
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import oracle
@@ -13,12 +14,15 @@ import pytest
 import torch
 
 import mask_impact
+from benchmarks import bench_deletion as deletion
 from benchmarks import bench_truth as truth
 from mask_impact.demo import tasks
+from mask_impact.summary import token_importance
 
 SEED = 2024
 N_COUNTED, N_OTHERS, N_BLINDED = 60, 16, 3  # the last for each task
 N_AT_THE_END = 200
+N_HIDDEN, N_CURVES = 20, 2  # pictures with cells hidden, half of each task; and with curves
 POOLED = "both tasks"
 LOCAL = [name for name, rival in truth.RIVALS.items() if rival == truth.ATTENTION]  # measures with no head to choose
 
@@ -134,6 +138,131 @@ def best_of(measured, names):
     _, others = measured.tables[POOLED]
     pairs = itertools.product(names, truth.AGGREGATIONS)
     return measured.hits(*max(pairs, key=lambda pair: truth.evaluate(others, others, *pair)[0].mean()))
+
+
+# -- the effect on the answer -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hidden(loaded, samples):
+    """Pictures with the effects of hiding each cell, and whether painting the figure over changes the answer."""
+    few = [s for task in truth.TASKS for s in [s for s in samples[0] if s.task == task][: N_HIDDEN // 2]]
+    cases = truth.answered(loaded, [truth.prepare(loaded, sample) for sample in few])
+    painted = [not truth.is_right(loaded, truth.painted_over(loaded, case)) for case in cases]
+    return truth.cell_effects(loaded, cases), np.array(painted)
+
+
+def test_hiding_the_true_cell_costs_the_right_answer_most(hidden):
+    """At least 98 %, less 5 points: one of these few pictures may miss. None, where the answer needs the cell."""
+    effects, painted = hidden
+    assert effects.hits.mean() >= 0.98 - 0.05
+    assert painted.mean() > 0.5
+    assert effects.hits[painted].all()
+
+
+def test_hiding_the_true_cell_changes_the_answer_where_painting_its_figure_over_does_and_no_empty_cell_does(hidden):
+    effects, painted = hidden
+    assert (effects.changed("true") == painted).mean() >= 0.95
+    assert effects.changed("empty").mean() <= 0.02
+    assert effects.changed("other figure").mean() <= 0.05
+    assert sum(len(effects.changed(kind)) for kind in effects.KINDS) == effects.cost.size
+
+
+def test_a_cell_beside_the_true_one_is_not_found(hidden):
+    """So that what finds the true cell could fail."""
+    effects, _ = hidden
+    beside = replace(effects, true=np.roll(effects.true, 1, axis=1))
+    assert beside.hits.mean() < 0.2
+    assert beside.changed("true").mean() < 0.2
+
+
+def test_a_cost_that_two_cells_share_is_no_hit():
+    true = np.eye(3, dtype=bool)[[0, 0, 1]]
+    cost = np.array([[3.0, 2, 1], [3, 3, 1], [-1, -0.5, -2]])
+    effects = truth.CellEffects(cost, changes=true, true=true, figures=true)
+    assert effects.hits.tolist() == [True, False, True]
+    assert effects[np.array([False, True, True])].hits.tolist() == [False, True]
+
+
+def test_hiding_the_picture_from_the_last_query_costs_what_blinding_it_does(exact, samples):
+    """Held against a forward of the model with a mask of its own."""
+    case = truth.prepare(exact, samples[0][0])
+    own, blind = (torch.log_softmax(truth.blinded_logits(exact, case, where).double(), -1) for where in ((), (-1,)))
+    picture = list(range(case.vision.start, case.vision.stop))
+    effects = truth.effects_of(exact, truth.inputs_of(exact, case), [picture], "last")
+    expected = blind - own
+    assert effects.produced == int(own.argmax())
+    assert effects.logprob_change[0] == pytest.approx(float(expected[effects.produced]), rel=1e-2, abs=1e-4)
+
+
+# -- deletion and insertion -------------------------------------------------------------------------------------------
+
+
+def test_area_under_hand_made_curves():
+    assert deletion.area(np.ones(4)) == 1
+    assert deletion.area(np.linspace(1, 0, 6)) == pytest.approx(0.5)
+    assert deletion.area(np.array([1.0, 0, 0])) == 0.25
+    np.testing.assert_allclose(deletion.area(np.array([[1.0, 0, 1], [0, 1, 1], [0, 0.5, 0]])), [0.5, 0.75, 0.25])
+
+
+def test_curves_hide_one_more_and_give_back_one_more_in_the_order_s_order(monkeypatch):
+    """With a model whose probability is 0.8 times a factor for each hidden position."""
+    factors = {5: 0.5, 7: 0.25, 9: 0.1}
+
+    def effects_of(loaded, inputs, groups, queries="all"):
+        assert len(set(groups)) == len(groups)
+        change = [np.log([factors[position] for position in group]).sum() for group in groups]
+        return SimpleNamespace(probability=0.8, logprob_change=np.array(change))
+
+    monkeypatch.setattr(truth, "effects_of", effects_of)
+    monkeypatch.setattr(deletion, "inputs_of", lambda *args: {})
+    deleted, inserted = deletion.curves(None, deletion.Prompt(None, (5, 7, 9)), np.array([[1, 2, 0], [0, 1, 2]]))
+    np.testing.assert_allclose(deleted, 0.8 * np.array([[1, 0.25, 0.025, 0.0125], [1, 0.5, 0.125, 0.0125]]))
+    np.testing.assert_allclose(inserted, 0.8 * np.array([[0.0125, 0.05, 0.5, 1], [0.0125, 0.025, 0.1, 1]]))
+
+
+def test_the_order_of_a_method_begins_with_what_matters_most():
+    orders = deletion.orders_of({"some": np.array([1.0, 3, 2, 3])}, np.random.default_rng(SEED))
+    assert orders["some"].tolist() == [[1, 3, 2, 0]]
+    assert orders[deletion.RANDOM].shape == (deletion.N_RANDOM, 4)
+    assert all(sorted(order) == [0, 1, 2, 3] for order in orders[deletion.RANDOM].tolist())
+
+
+def test_the_effect_s_ranking_deletes_and_inserts_better_than_random_and_its_reverse_worse(loaded, samples):
+    rng = np.random.default_rng(SEED)
+    chosen = samples[0][: N_CURVES // 2] + samples[0][-N_CURVES // 2 :]
+    cases = truth.answered(loaded, [truth.prepare(loaded, sample) for sample in chosen])
+    effects, deleted, inserted = truth.cell_effects(loaded, cases), [], []
+    for case, cost in zip(cases, effects.cost, strict=True):
+        order = np.argsort(-cost, kind="stable")
+        orders = np.stack([order, order[::-1], *(rng.permutation(len(cost)) for _ in range(2))])
+        prompt = deletion.Prompt(case.encoded, tuple(range(case.vision.start, case.vision.stop)))
+        for side, curve in zip((deleted, inserted), deletion.curves(loaded, prompt, orders), strict=True):
+            assert np.ptp(curve[:, 0]) < 1e-6  # nothing hidden, or everything: the same whatever the order
+            assert np.ptp(curve[:, -1]) < 1e-6
+            own, reverse, *random_ones = deletion.area(curve)
+            side.append((own, np.mean(random_ones), reverse))
+    own, random_one, reverse = np.mean(deleted, axis=0)
+    assert own < random_one - 0.1 < reverse - 0.2
+    own, random_one, reverse = np.mean(inserted, axis=0)
+    assert own > random_one + 0.1 > reverse + 0.2
+
+
+def test_full_is_ranked_as_the_summary_ranks_it(loaded, samples):
+    sample = samples[0][0]
+    result = mask_impact.analyze(loaded, sample.question, images=[sample.image])
+    distances = result.steps[0].l2[..., result.variants.index("Full")]
+    np.testing.assert_allclose(
+        deletion.mean_share(distances, result.sinks), token_importance(result, 0).scores, rtol=1e-6, atol=1e-12
+    )
+    assert not deletion.mean_share(distances, [3])[3]
+
+
+def test_bootstrap_interval_of_a_mean():
+    rng = np.random.default_rng(SEED)
+    values = rng.normal(2, 1, 400)
+    assert deletion.bootstrap(values) == pytest.approx((values.mean() - 0.098, values.mean() + 0.098), abs=0.02)
+    assert deletion.bootstrap(np.full(5, 0.3)) == pytest.approx((0.3, 0.3))
 
 
 # -- whether the truth is true ----------------------------------------------------------------------------------------
