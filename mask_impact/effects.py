@@ -17,6 +17,7 @@ from mask_impact.errors import ExactnessError, UsageError
 from mask_impact.replay import Masks, Variants, replay, unmasked_logits
 
 SAMPLE = 8  # variants that are replayed once more to see what rounding does
+LARGE = 20.0  # of a logit's growth
 OTHER_SCALE = 1.37  # no power of two: every difference is rounded at other digits
 # How far the logits of the unmasked row may be off the model's own, relative to their spread, before no numbers are given.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
@@ -29,9 +30,9 @@ class StepEffects:
     logit_change, logprob_change (nats, negative: less likely), kl_divergence (nats, KL of the unmasked to the masked
     distribution over the vocabulary): float32 [n]; top1: int64 [n], the token that is the most probable then. produced:
     id of the produced token; probability: of it, with nothing hidden; likeliest: the most probable token then, which
-    generation need not have taken. floor: the largest of the first three, absolute, for a
-    variant that hides nothing and takes the same path. rounding: how far logprob_change is from itself in other rounding, in
-    a sample of the variants: the median, relative to it, and the largest difference, in nats.
+    generation need not have taken. floor: the largest of the first three, absolute, for a variant that hides nothing and
+    takes the same path. rounding: how far logprob_change is from itself in other rounding, in a sample of the variants: the
+    median, relative to it, and the largest difference, in nats.
     """
 
     logit_change: np.ndarray
@@ -196,6 +197,9 @@ def _changes(
     # log p'(t) - log p(t) = d(t) - log(1 + sum p expm1(d)), and KL = log(1 + sum p expm1(d)) - sum p d: nothing is
     # subtracted that is large.
     grown = (probabilities * differences.expm1()).sum(-1, dtype=torch.float64).log1p()
+    # Of tokens as improbable as float32 has no number for, expm1 would have none either; there no digits are short.
+    large = differences.amax(-1) > LARGE
+    grown[large] = torch.logsumexp(own + differences[large].double(), dim=-1)
     mean = (probabilities * differences).sum(-1, dtype=torch.float64)
     at_token = differences[:, produced].double()
     return (

@@ -12,6 +12,7 @@ from conftest import make_tokenizer
 from tiny_models import ARCHITECTURES, tiny_image_inputs, tiny_inputs, tiny_model
 
 import mask_impact
+from mask_impact import effects as effects_module
 from mask_impact import loading, measurement, replay
 from mask_impact.analysis import analyze, greedy_config
 from mask_impact.cli import main_text
@@ -233,6 +234,23 @@ def test_the_model_is_as_it_was_and_the_engine_measures_on():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert engine.states == []
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 30.0, 200.0])
+def test_effects_of_any_size_are_those_of_two_distributions(size):
+    """Also where a token without any probability gets all of it."""
+    torch.manual_seed(0)
+    logits = 40 * torch.randn(300)
+    differences = size * torch.randn(5, 300)
+    differences[0, logits.argmin()] = size
+    own, changed = (torch.log_softmax(values.double(), dim=-1) for values in (logits, logits.double() + differences))
+    produced = int(logits.argmax())
+    logit, logprob, kl, top1 = effects_module._changes(differences, logits, own, produced)
+    np.testing.assert_allclose(logit, differences[:, produced])
+    np.testing.assert_allclose(logprob, changed[:, produced] - own[produced], rtol=1e-4, atol=1e-7)
+    expected = (own.exp() * (own - changed)).sum(-1)
+    np.testing.assert_allclose(kl, expected, rtol=1e-3, atol=1e-7)
+    assert top1.tolist() == changed.argmax(-1).tolist()
 
 
 def test_windows_are_cut_at_the_ends():
