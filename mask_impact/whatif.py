@@ -185,7 +185,7 @@ def hiding(model: PreTrainedModel, positions: Sequence[int], layers: Sequence[in
     decoder = locate(model)
     masked = {id(decoder.layers[layer].attention) for layer in layers}
     hidden = torch.tensor(sorted(positions))
-    length = _Length()
+    n_positions = 0  # of the sequence, so far
 
     def attend(own: Callable, module, query, key, value, attention_mask, *args, **kwargs):
         if id(module) not in masked:
@@ -193,7 +193,7 @@ def hiding(model: PreTrainedModel, positions: Sequence[int], layers: Sequence[in
         n_rows, n_keys = query.shape[2], key.shape[2]
         visible = visible_keys(attention_mask, 0, n_rows, n_keys, windowed_kernel(decoder, kwargs), key.device)
         visible = up_to_own(n_rows, n_keys, key.device) if visible is None else visible.clone()
-        places = hidden - (length.positions - n_keys)  # a sliding window's cache holds the last positions only
+        places = hidden - (n_positions - n_keys)  # a sliding window's cache holds the last positions only
         visible[:, places[places >= 0].to(key.device)] = False
         scale = kwargs.get("scaling")
         output = torch.nn.functional.scaled_dot_product_attention(
@@ -205,7 +205,8 @@ def hiding(model: PreTrainedModel, positions: Sequence[int], layers: Sequence[in
     first = decoder.layers[0].module
 
     def count(module, args, kwargs) -> None:
-        length.positions += (args[0] if args else kwargs["hidden_states"]).shape[1]
+        nonlocal n_positions
+        n_positions += (args[0] if args else kwargs["hidden_states"]).shape[1]
 
     handle = first.register_forward_pre_hook(count, with_kwargs=True)
     try:
@@ -213,10 +214,3 @@ def hiding(model: PreTrainedModel, positions: Sequence[int], layers: Sequence[in
             yield
     finally:
         handle.remove()
-
-
-@dataclass
-class _Length:
-    """Of the sequence, so far."""
-
-    positions: int = 0
