@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import mask_impact
-from mask_impact.architectures import locate
-from mask_impact.encoding import encode
-from mask_impact.engine import MaskingEngine
+from mask_impact.engine.masking import MaskingEngine
+from mask_impact.engine.measurement import SELF_CHECK_TOLERANCE
 from mask_impact.errors import MaskImpactError
-from mask_impact.loading import LoadedModel
-from mask_impact.measurement import SELF_CHECK_TOLERANCE
+from mask_impact.models.architectures import locate
+from mask_impact.models.loading import LoadedModel
+from mask_impact.prompts.encoding import encode
 
 PROMPT = "What is the capital of France?"
 

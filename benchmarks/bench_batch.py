@@ -20,10 +20,13 @@ import torch
 from bench_engine import build_model
 from transformers import PreTrainedModel
 
-from mask_impact import batching, loading
-from mask_impact.analysis import greedy_config, prepare, run_together
-from mask_impact.batching import group_prompts
-from mask_impact.settings import RunSettings
+from mask_impact.analyses.generation import greedy_config
+from mask_impact.analyses.impact import run_together
+from mask_impact.analyses.prepared import prepare
+from mask_impact.analyses.settings import RunSettings
+from mask_impact.models import loading
+from mask_impact.studies import batching
+from mask_impact.studies.batching import group_prompts
 
 N_SLICES = 4
 
@@ -42,7 +45,7 @@ def make_prompts(loaded: loading.LoadedModel, n: int, num_tokens: int) -> list:
     for _ in range(n):
         ids = torch.tensor([[rng.randrange(1000) for _ in range(rng.randint(20, 60))]])
         inputs = {"input_ids": ids} | ({"mm_token_type_ids": torch.zeros_like(ids)} if loaded.kind == "vl" else {})
-        prompts.append(prepare(loaded, inputs, RunSettings(num_tokens)))
+        prompts.append(prepare(loaded, inputs, RunSettings(num_tokens=num_tokens)))
     return prompts
 
 

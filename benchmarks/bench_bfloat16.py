@@ -4,7 +4,7 @@
     python benchmarks/bench_bfloat16.py demo           the bundled text model
 
 Prints for `Full` and `Attn` the median and the largest relative error of the L2 distances over all hidden tokens, and the
-rank correlation. The reference is that of tests/test_bfloat16.py, which holds these figures to bounds.
+rank correlation. The reference is that of tests/engine/test_bfloat16.py, which holds these figures to bounds.
 """
 
 import argparse
@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+TESTS = Path(__file__).parent.parent / "tests"
+sys.path[:0] = [str(TESTS), str(TESTS / "engine")]
 
-from test_bfloat16 import ATTN, FULL, TEXT, measure_bf16, relative_errors, spearman
+from test_bfloat16 import ATTN, FULL, TEXT, measure_bf16, relative_errors, spearman  # noqa: E402
 
 DEMO_STORY = "Mia has the red ball. Tom has the blue cup. Eva has the green box. Who has the box?"
 

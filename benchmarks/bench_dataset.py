@@ -17,10 +17,11 @@ import psutil
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from mask_impact import loading
-from mask_impact.config import read_dataset
-from mask_impact.sharing import gather
-from mask_impact.study import StudyObserver, run_dataset
+from mask_impact.models import loading
+from mask_impact.studies.dataset import read_dataset
+from mask_impact.studies.dataset_study import run_dataset
+from mask_impact.studies.progress import StudyObserver
+from mask_impact.studies.sharing import gather
 
 
 class Memory(StudyObserver):

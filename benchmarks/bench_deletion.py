@@ -30,11 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mask_impact
 from benchmarks import bench_truth as truth
-from mask_impact.analysis import greedy_config
-from mask_impact.encoding import EncodedPrompt, encode
-from mask_impact.engine import MaskingEngine, RawStep
-from mask_impact.loading import LoadedModel
-from mask_impact.summary import find_sinks
+from mask_impact.analyses.generation import greedy_config
+from mask_impact.engine.masking import MaskingEngine
+from mask_impact.engine.recording import RawStep
+from mask_impact.models.loading import LoadedModel
+from mask_impact.prompts.encoding import EncodedPrompt, encode
+from mask_impact.results.sinks import find_sinks
 
 METHODS = ("Effect", "Effect, last query", "Full", "Attn", "Attention weight", "Random")
 EFFECT, EFFECT_LAST, FULL, ATTN, ATTENTION, RANDOM = METHODS

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from mask_impact.engine import MaskingEngine
+from mask_impact.engine.masking import MaskingEngine
 
 QWEN3_VL_4B = {
     "text_config": {

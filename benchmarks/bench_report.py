@@ -26,8 +26,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from browser import open_browser  # noqa: E402
 from synthetic import make_result  # noqa: E402
 
-from mask_impact.reading import read_results  # noqa: E402
-from mask_impact.report import build_report  # noqa: E402
+from mask_impact.results.foreign import read_results  # noqa: E402
+from mask_impact.views.report import build_report  # noqa: E402
 
 
 def realistic(seed: int = 0):

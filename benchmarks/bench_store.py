@@ -21,7 +21,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from synthetic import make_result  # noqa: E402
 
-from mask_impact.store import load_result, save, to_table  # noqa: E402
+from mask_impact.results.store import load_result, save  # noqa: E402
+from mask_impact.results.tables import to_table  # noqa: E402
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
     texts = ["<|image_pad|>"] * 1024 + [f" word{position}" for position in range(29)]
     result = make_result(texts, n_steps=2, n_layers=36, n_heads=32)
-    frame = result.to_frame()
+    frame = to_table(result).to_pandas()
     plain = frame.astype({"token_masked": str, "variant": str})
     print(f"{result!r}, median of {options.repeats}")
 

@@ -32,14 +32,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mask_impact
-from mask_impact.analysis import greedy_config
-from mask_impact.architectures import locate
-from mask_impact.demo import tasks
-from mask_impact.effects import StepEffects, each_window_and_group, measure_effects
-from mask_impact.encoding import EncodedPrompt, encode
-from mask_impact.engine import MaskingEngine, RawStep, SequencePlan
-from mask_impact.images import read_picture
-from mask_impact.loading import LoadedModel
+from mask_impact.analyses.generation import greedy_config
+from mask_impact.demo import pictures
+from mask_impact.engine.effects import StepEffects, each_window_and_group, measure_effects
+from mask_impact.engine.masking import MaskingEngine, SequencePlan
+from mask_impact.engine.recording import RawStep
+from mask_impact.models.architectures import locate
+from mask_impact.models.loading import LoadedModel
+from mask_impact.prompts.encoding import EncodedPrompt, encode
+from mask_impact.prompts.images import read_picture
 
 PARTS = ("distances", "effects")
 TASKS = ("color", "shape")
@@ -67,7 +68,7 @@ class Case:
     figures: bool [V], those that show a figure.
     """
 
-    sample: tasks.ImageSample
+    sample: pictures.ImageSample
     encoded: EncodedPrompt
     first: int
     truth: int
@@ -83,15 +84,15 @@ class Case:
         return self.encoded.n_tokens + position + 1
 
 
-def draw_samples(n: int, seed: int, exclude: Sequence[tasks.ImageSample] = ()) -> list[tasks.ImageSample]:
+def draw_samples(n: int, seed: int, exclude: Sequence[pictures.ImageSample] = ()) -> list[pictures.ImageSample]:
     """`n` held-out samples, half of each task, with one true cell among two or more figures; no scene of `exclude`."""
     seen = {sample.scene for sample in exclude}
-    samples: list[tasks.ImageSample] = []
+    samples: list[pictures.ImageSample] = []
     for number, task in enumerate(TASKS):
         wanted, n_drawn = (n + 1 - number) // 2, n
-        usable: list[tasks.ImageSample] = []
+        usable: list[pictures.ImageSample] = []
         while len(usable) < wanted:  # a larger draw begins with the smaller one
-            drawn = tasks.image_samples(task, n_drawn, seed, held_out=True)
+            drawn = pictures.image_samples(task, n_drawn, seed, held_out=True)
             usable = [s for s in drawn if len(s.cells) == 1 and len(s.scene.figures) > 1 and s.scene not in seen]
             n_drawn *= 2
         samples += usable[:wanted]
@@ -99,7 +100,7 @@ def draw_samples(n: int, seed: int, exclude: Sequence[tasks.ImageSample] = ()) -
     return samples
 
 
-def prepare(loaded: LoadedModel, sample: tasks.ImageSample) -> Case:
+def prepare(loaded: LoadedModel, sample: pictures.ImageSample) -> Case:
     """Encode a sample and find its cells among the tokens. ValueError where tokens are not cells."""
     encoded = encode(loaded, sample.question, [read_picture(sample.image)])
     grid, cells = encoded.images[0].grid, sample.scene.grid

@@ -1,30 +1,31 @@
 """mask-impact: which token does a model use, at which layer, to produce each token of its answer.
 
     import mask_impact
-    model = mask_impact.load("demo")
-    result = mask_impact.analyze(model, "What is 2+2?", num_tokens=3)
-    result.to_frame(); result.save("output/two_plus_two")
+    result = mask_impact.analyze("demo", "What is 2+2?", num_tokens=3)
+    print(result); result.to_frame(); result.save("output/two_plus_two")
 
 The names below are loaded when they are first used, so that reading help or a stored result needs no torch.
 """
 
 import importlib
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
-    "load": "loading",
-    "wrap": "loading",
-    "LoadedModel": "loading",
-    "analyze": "analysis",
-    "analyze_many": "batching",
-    "knockout": "knockouts",
-    "without": "whatif",
-    "load_result": "store",
-    "Result": "records",
-    "StepRecord": "records",
-    "TokenTable": "records",
-    "ImageRecord": "records",
+    "load": "models.loading",
+    "wrap": "models.loading",
+    "LoadedModel": "models.loading",
+    "analyze": "api.functions",
+    "analyze_many": "api.functions",
+    "knockout": "api.functions",
+    "without": "api.functions",
+    "load_result": "api.results",
+    "Result": "api.results",
+    "Knockouts": "api.results",
+    "WhatIf": "api.results",
+    "StepRecord": "results.records",
+    "TokenTable": "results.records",
+    "ImageRecord": "results.records",
     "MaskImpactError": "errors",
 }
 __all__ = sorted(_HOMES)

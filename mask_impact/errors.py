@@ -13,6 +13,10 @@ A message is one line and says what was wrong, where, and what would be accepted
 package.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
 
 class MaskImpactError(Exception):
     """Base of the family; `exit_code` is what a script returns when it ends with this error."""
@@ -57,3 +61,32 @@ _OUT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "MPS backend out o
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether torch had not enough memory. (Without torch, which this module does not import.)"""
     return type(error).__name__ == "OutOfMemoryError" or any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
+# --- words of messages ----------------------------------------------------------------------------------------------------
+
+
+def described(value: Any) -> str:
+    """A value of a file in words, as in "must be text, not the number 5"."""
+    if isinstance(value, bool):  # before int, which it is too
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return f"the number {str(value)[:60]}"
+    if isinstance(value, str):
+        return f"the text {shown(value)}"
+    kind = type(value).__name__
+    return "an empty list" if value == [] else {"NoneType": "null", "dict": "a mapping"}.get(kind, f"a {kind}")
+
+
+def nearest(word: Any, known: Iterable[str]) -> str | None:
+    """What was probably meant by a word that is none of the known ones: what alone begins so, or is spelt much alike."""
+    if not isinstance(word, str) or not word:
+        return None
+    word, known = word.lower(), list(known)
+    begun = [one for one in known if one.startswith(word)]
+    return begun[0] if len(begun) == 1 else next(iter(get_close_matches(word, known, 1)), None)
+
+
+def shown(text: str) -> str:
+    """The text in quotes, cut where it is long."""
+    return repr(text if len(text) <= 60 else text[:60] + "...")

@@ -5,6 +5,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -39,3 +41,17 @@ def open_browser(path: str | None = None) -> Iterator:
             yield browser
         finally:
             browser.close()
+
+
+def needed(test):
+    """Marks a test that drives a browser, which is skipped where there is none."""
+    for mark in MARKS:
+        test = mark(test)
+    return test
+
+
+# What tests that drive a browser are marked with.
+MARKS = [
+    pytest.mark.browser,
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+]

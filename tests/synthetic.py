@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mask_impact.records import Candidate, EffectRecord, ImageRecord, Result, StepRecord, TokenTable, variant_names
+from mask_impact.results.records import (
+    Candidate,
+    EffectRecord,
+    ImageRecord,
+    Result,
+    StepRecord,
+    TokenTable,
+    variant_names,
+)
 
 PAD = "<|image_pad|>"
 

@@ -7,37 +7,25 @@ import sys
 import tomllib
 from pathlib import Path
 
-import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).parent.parent
 PACKAGE = REPOSITORY / "mask_impact"
 
-# A module may import only those before it.
-ORDER = [
-    "demo/__init__", "errors", "settings", "records", "architectures", "attention", "propagation", "measurement", "taps",
-    "states", "engine", "replay", "effects", "files", "effect_tables", "store", "summary", "plots", "figures", "console",
-    "reading", "impact", "agreement", "report", "tables", "top", "comparison", "compare_text", "comparison_page", "compare",
-    "__main__", "config", "groups",
-    "images", "processing", "loading", "encoding", "verification", "analysis",
-    "knockouts", "whatif", "flow_output", "whatif_output", "batching", "sharing", "study", "progress", "cli",
-]  # fmt: skip
-# Independent of the rest: the demo's tasks, and the package itself, which only names where things are.
-APART = ["__init__", "demo/tasks"]
-# What these import of later modules they import when they are called: methods of results that are there for convenience.
-LATE_IMPORTS = {
-    ("records", "store"), ("records", "summary"), ("records", "plots"), ("records", "figures"),
-    ("knockouts", "flow_output"), ("whatif", "whatif_output"),
-}  # fmt: skip
+# The rooms of the package, ground floor first: what stands in one may import only from those before it, and from its own.
+ROOMS = (
+    "errors", "demo", "results", "findings", "models", "prompts", "engine", "analyses", "studies", "views", "api", "commands",
+)  # fmt: skip
+# The front door: names that are looked up when they are used, and the command.
+APART = ["__init__", "__main__"]
 # These work without torch and transformers: help, usage errors and stored results are quick.
 LIGHT = [
-    "errors", "settings", "records", "files", "effect_tables", "store", "summary", "plots", "figures",
-    "console", "reading",
-    "impact", "agreement", "report", "tables", "top", "comparison", "compare_text", "comparison_page", "compare", "__main__",
-    "config", "groups", "sharing", "progress", "cli",
+    "errors", "results", "findings", "views", "commands", "models.names", "prompts.marks", "prompts.groups",
+    "prompts.group_files", "prompts.yaml_file", "engine.choices", "analyses.settings", "studies.config", "studies.dataset",
+    "studies.jobs", "studies.sharing", "api.results",
 ]  # fmt: skip
-HEAVY = ["torch", "transformers", "pandas", "pyarrow", "PIL", "matplotlib"]
+HEAVY = ["torch", "transformers", "pandas", "pyarrow", "PIL", "matplotlib", "plotly", "jinja2"]
 
 
 def name_of(path):
@@ -48,75 +36,154 @@ def tree_of(path):
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
+def room_of(name):
+    """The room of a module, `name` as in MODULES."""
+    return name.partition("/")[0]
+
+
 MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-TESTS = sorted(path for path in [*REPOSITORY.glob("test_*.py"), *(REPOSITORY / "tests").glob("test_*.py")])
+TESTS = sorted([*REPOSITORY.glob("test_*.py"), *(REPOSITORY / "tests").rglob("test_*.py")])
 
 
 # --- imports --------------------------------------------------------------------------------------------------------------
 
 
 def imported(node):
-    """The modules of the package that an import statement names, without the package's own name."""
+    """The modules of the package that an import statement names, as in MODULES."""
     if isinstance(node, ast.ImportFrom):
         assert node.level == 0, "imports are absolute"
-        names = [node.module] if node.module != "mask_impact" else [f"mask_impact.{alias.name}" for alias in node.names]
+        names = [f"{node.module}.{alias.name}" for alias in node.names]
     else:
         names = [alias.name for alias in node.names]
-    names = [name.removeprefix("mask_impact.") for name in names if name.startswith("mask_impact.")]
-    return [f"{name}/__init__" if (PACKAGE / name).is_dir() else name for name in names]
+    for name in names:
+        path = name.removeprefix("mask_impact.").replace(".", "/")
+        if name.startswith("mask_impact."):
+            yield next(
+                p
+                for p in (path, f"{path}/__init__", path.rpartition("/")[0], f"{path.rpartition('/')[0]}/__init__")
+                if p in MODULES
+            )
 
 
 def imports_of(tree):
-    """(module, whether it is imported when this one is) for each import of the package."""
-    at_once = {id(node) for node in tree.body}
-    return {
-        (name, id(node) in at_once)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for name in imported(node)
+    """The modules of the package that are imported, at once or late."""
+    return {name for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) for name in imported(node)}
+
+
+def test_the_rooms_are_those_that_there_are():
+    assert sorted(ROOMS) == sorted({room_of(name) for name in MODULES} - set(APART))
+
+
+def arrows_up(modules):
+    """Each import that runs up, or out of the front door, as "from -> to"."""
+    found = []
+    for name, tree in modules.items():
+        for other in sorted(imports_of(tree)):
+            here, there = room_of(name), room_of(other)
+            below = ["commands"] if here in APART else ROOMS[: ROOMS.index(here) + 1]
+            if there not in below:
+                found.append(f"{name} -> {other}")
+    return found
+
+
+def test_imports_run_down_only_late_ones_included():
+    """A room that knows only what is below it can be read, tested and replaced without what is above."""
+    assert arrows_up({name: tree_of(path) for name, path in MODULES.items()}) == []
+
+
+def cycles(edges):
+    """Groups of modules that import each other, directly or through others."""
+
+    def reached(start):
+        found, waiting = set(), [start]
+        while waiting:
+            for other in edges.get(waiting.pop(), ()):
+                if other not in found:
+                    found.add(other)
+                    waiting.append(other)
+        return found
+
+    return sorted(
+        {
+            tuple(sorted(there for there in reached(name) | {name} if name in reached(there)))
+            for name in edges
+            if name in reached(name)
+        }
+    )
+
+
+def test_no_modules_import_each_other():
+    assert cycles({name: imports_of(tree_of(path)) for name, path in MODULES.items()}) == []
+
+
+def test_an_arrow_up_and_a_cycle_would_be_found():
+    late = ast.parse("def late():\n    import mask_impact.views.summary")
+    assert imports_of(late) == {"views/summary"}
+    assert arrows_up({"results/store": late}) == ["results/store -> views/summary"]
+    assert arrows_up({"views/page": late, "commands/run": late}) == []
+    assert imports_of(ast.parse("from mask_impact.models import loading, sources")) == {
+        "models/loading",
+        "models/sources",
     }
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [("a", "b", "c")]
 
 
-def test_the_order_names_every_module_of_the_package():
-    assert sorted([*ORDER, *APART]) == sorted(MODULES)
+MOST_LINES, LONGEST_FUNCTION, LONGEST_DOOR = 400, 60, 10
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_imports_run_one_way(name):
-    """A module that knows only what is before it can be read, tested and replaced without what comes after it."""
-    for other, at_once in imports_of(tree_of(MODULES[name])):
-        if (name, other) in LATE_IMPORTS:
-            assert not at_once, f"{name} must import {other} only where it is used"
-        else:
-            assert other in ORDER[: ORDER.index(name)], f"{name} imports {other}, which comes after it"
+def long_parts(name, text):
+    """What is longer than it may be: a module, a function, what a room's door says."""
+    found = [f"{name}: {text.count(chr(10))} lines"] if text.count("\n") > MOST_LINES else []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            found += [f"{name}.{node.name}: {length} lines"] if length > LONGEST_FUNCTION else []
+    return found
 
 
-@pytest.mark.parametrize("name", APART)
-def test_what_stands_apart_imports_nothing_of_the_package(name):
-    assert imports_of(tree_of(MODULES[name])) == set()
+def test_nothing_is_long():
+    found = [part for name, path in MODULES.items() for part in long_parts(name, path.read_text(encoding="utf-8"))]
+    for path in PACKAGE.rglob("*.js"):
+        length = path.read_text(encoding="utf-8").count("\n")
+        found += [f"{path.name}: {length} lines"] if length > MOST_LINES else []
+    assert found == []
+    assert long_parts("a", "def f():\n" + "    x = 1\n" * 60) == ["a.f: 61 lines"]
+    assert long_parts("a", "x = 1\n" * 401) == ["a: 401 lines"]
 
 
-def test_an_import_that_runs_the_other_way_would_be_found():
-    tree = ast.parse("from mask_impact.cli import main_vl\ndef late():\n    import mask_impact.store")
-    assert imports_of(tree) == {("cli", True), ("store", False)}
-    assert imports_of(ast.parse("from mask_impact import loading, analysis")) == {("loading", True), ("analysis", True)}
+def test_each_room_says_at_its_door_what_it_is_for():
+    """What it is for, what goes in and comes out, and what it must not know, in at most ten lines."""
+    for room in (room for room in ROOMS if room not in ("errors", "demo")):
+        said = ast.get_docstring(tree_of(MODULES[f"{room}/__init__"]))
+        assert len(said.splitlines()) <= LONGEST_DOOR, room
+        assert re.search(r"must not know|nothing knows it", said), room
 
 
-@pytest.mark.parametrize("module", ["mask_impact", *(f"mask_impact.{name}" for name in LIGHT)])
-def test_light_modules_do_without_heavy_ones(module):
-    """In a process of its own: here everything is imported already."""
-    code = f"import sys, {module}; print(*(name for name in {HEAVY} if name in sys.modules))"
+def test_light_modules_do_without_heavy_ones():
+    """In processes of their own: here everything is imported already."""
+    names = [f"mask_impact.{name.replace('/', '.')}".removesuffix(".__init__") for name in MODULES]
+    light = [name for name in names if any(f"{name}.".startswith(f"mask_impact.{room}.") for room in LIGHT)]
+    assert len(light) > 40
+    code = f"""
+import importlib, sys
+for name in {light}:
+    importlib.import_module(name)
+    heavy = [one for one in {HEAVY} if one in sys.modules]
+    assert not heavy, (name, heavy)
+"""
     process = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
     )
-    assert (process.returncode, process.stdout.strip(), process.stderr) == (0, "", "")
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
 
 
 # --- lists that exist twice -----------------------------------------------------------------------------------------------
 
 
-def test_the_readme_s_file_map_has_every_module_once():
-    section = (REPOSITORY / "README.md").read_text(encoding="utf-8").split("\n## File map\n")[1].split("\n## ")[0]
+def test_the_file_map_has_every_module_once():
+    section = (
+        (REPOSITORY / "docs" / "internals.md").read_text(encoding="utf-8").split("\n## File map\n")[1].split("\n## ")[0]
+    )
     rows = re.findall(r"^\| `mask_impact/(.+)\.py` \| (.+) \|$", section, re.MULTILINE)
     assert sorted(name for name, _ in rows) == sorted(MODULES)
     assert all(len(line) <= 100 for _, line in rows)
@@ -194,20 +261,16 @@ def unsafe(tree):
     return found
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_nothing_in_the_package_runs_a_checkpoint_s_code(name):
-    assert unsafe(tree_of(MODULES[name])) == []
+def test_nothing_in_the_package_runs_a_checkpoint_s_code():
+    assert {name: lines for name, path in MODULES.items() if (lines := unsafe(tree_of(path)))} == {}
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
+def test_unsafe_code_would_be_found():
+    codes = [
         "import pickle", "from pickle import loads", "torch.load(path)", "load(path, trust_remote_code=True)",
         "load(path, trust_remote_code=wanted)", "load(path, **{'trust_remote_code': True})", "eval(text)",
-    ],
-)  # fmt: skip
-def test_unsafe_code_would_be_found(code):
-    assert unsafe(ast.parse(code)) == [1]
+    ]  # fmt: skip
+    assert [code for code in codes if unsafe(ast.parse(code)) != [1]] == []
 
 
 # --- habits ---------------------------------------------------------------------------------------------------------------
@@ -220,11 +283,11 @@ def without_docstring(tree):
     return [node.name for node in public if not ast.get_docstring(node)]
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_every_module_and_public_name_has_a_docstring(name):
-    tree = tree_of(MODULES[name])
-    assert ast.get_docstring(tree)
-    assert without_docstring(tree) == []
+def test_every_module_and_public_name_has_a_docstring():
+    trees = {name: tree_of(path) for name, path in MODULES.items()}
+    assert [name for name, tree in trees.items() if not ast.get_docstring(tree)] == []
+    assert {name: missing for name, tree in trees.items() if (missing := without_docstring(tree))} == {}
+    assert without_docstring(ast.parse("def f():\n    pass\ndef _g():\n    pass")) == ["f"]
 
 
 def checks_something(node, asserting):
@@ -259,10 +322,9 @@ def without_assertion(tree):
     ]
 
 
-@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
-def test_no_test_is_without_an_assertion(path):
+def test_no_test_is_without_an_assertion():
     """A test that only calls something passes whatever it gives back."""
-    assert without_assertion(tree_of(path)) == []
+    assert {path.stem: names for path in TESTS if (names := without_assertion(tree_of(path)))} == {}
 
 
 def test_a_test_without_an_assertion_would_be_found():

@@ -1,0 +1,182 @@
+"""The local impact: one prompt through the model's own `generate()` with the engine riding, to a Result.
+
+Generation is greedy and otherwise as the model's generation config says. Knows no files and prints nothing; whoever wants
+to show progress passes an observer.
+"""
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from transformers import LogitsProcessorList, PreTrainedModel
+
+from mask_impact.analyses.generation import (
+    default_rows,
+    greedy_config,
+    leave_out_finished,
+    on_input_device,
+    record_candidates,
+    smaller_chunk,
+)
+from mask_impact.analyses.impact_result import Pass, make_result
+from mask_impact.analyses.observer import Observer
+from mask_impact.analyses.prepared import Prepared, prepare
+from mask_impact.analyses.settings import RunSettings
+from mask_impact.engine.effects import AtEachStep, check_cost, each_window_and_group
+from mask_impact.engine.masking import Masked, MaskingEngine, SequencePlan
+from mask_impact.engine.replay import Variants
+from mask_impact.engine.verification import choose_layers, verify
+from mask_impact.errors import InputError
+from mask_impact.models.loading import LoadedModel, Reader
+from mask_impact.prompts.encoding import join, layout_of
+from mask_impact.prompts.group_files import read_groups
+from mask_impact.prompts.groups import Group
+from mask_impact.prompts.images import Picture
+from mask_impact.results.records import Result
+
+
+def run(
+    loaded: LoadedModel,
+    prompt: str | Mapping[str, Any],
+    settings: RunSettings,
+    pictures: Sequence[Picture] = (),
+    *,
+    observer: Observer | None = None,
+) -> Result:
+    """The maps of one prompt; its settings are checked and its images are read."""
+    return run_together(loaded, [prepare(loaded, prompt, settings, pictures)], observer=observer)[0]
+
+
+def run_together(loaded: LoadedModel, prompts: Sequence[Prepared], *, observer: Observer | None = None) -> list[Result]:
+    """The results of several prompts that share their forward passes, in their order.
+
+    They have to agree in `settings.variants`, and be one where `settings.verify` is set. A result is that of the prompt
+    alone, but for rounding.
+    """
+    observer = observer or Observer()
+    max_rows = min((one.settings.batch_size for one in prompts if one.settings.batch_size), default=0)
+    max_rows = max_rows or default_rows(loaded.model)
+    groups = groups_of(loaded, prompts[0])
+    started = time.perf_counter()
+    while True:
+        try:
+            passes = _generate(loaded.model, prompts, groups, max_rows, observer)
+            break
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            max_rows = smaller_chunk(error, max_rows, sum(one.encoded.n_tokens for one in prompts), observer)
+    seconds = time.perf_counter() - started
+    return [
+        make_result(loaded, one, pass_, groups, max_rows, seconds) for one, pass_ in zip(prompts, passes, strict=True)
+    ]
+
+
+def _generate(
+    model: PreTrainedModel,
+    prompts: Sequence[Prepared],
+    groups: Sequence[Group] | None,
+    max_rows: int,
+    observer: Observer,
+) -> list[Pass]:
+    n_steps = max(one.settings.num_tokens for one in prompts)
+    config = greedy_config(model, n_steps)
+    layers = choose_layers(
+        model.config.get_text_config().num_hidden_layers, max(one.settings.verify for one in prompts)
+    )
+    inputs, paddings = join([one.encoded for one in prompts], config.pad_token_id or 0)
+    engine = MaskingEngine(
+        model,
+        groups=prompts[0].settings.variants,
+        ablation=prompts[0].settings.ablation,
+        plans=[
+            SequencePlan(padding, _masked(one), one.settings.num_tokens)
+            for padding, one in zip(paddings, prompts, strict=True)
+        ],
+        max_rows=max_rows,
+        on_layer=observer.layer_done,
+        record_layers=frozenset(layers),
+        keep_states=prompts[0].settings.queries if prompts[0].settings.effect else None,
+    )
+    effects = _effects(engine, prompts[0], groups, observer)
+    observer.begin(sum(one.encoded.n_tokens for one in prompts), len(engine.decoder.layers), n_steps)
+    inputs = on_input_device(model, inputs)
+    with (
+        torch.no_grad(),
+        leave_out_finished(model, engine, config),
+        record_candidates(model) as candidates,
+        warnings.catch_warnings(),
+        engine,
+        ExitStack() as stack,
+    ):
+        # Of a model whose first weights lie on a disk: some versions hold the inputs' device against "meta".
+        warnings.filterwarnings("ignore", ".*on a device type different than your model's device", UserWarning)
+        processors = LogitsProcessorList()
+        if effects is not None:
+            processors.append(stack.enter_context(effects.attached()))
+        sequences = model.generate(**inputs, generation_config=config, logits_processor=processors)
+    verification = verify(engine, layers) if layers else None
+    n_prompt = inputs["input_ids"].shape[1]
+    return [
+        Pass(
+            engine,
+            steps,
+            sequences[number, n_prompt : n_prompt + len(steps)].tolist(),
+            [of_step[number] for of_step in candidates[: len(steps)]],
+            verification,
+            effects.steps if effects is not None else [],
+        )
+        for number, steps in enumerate(engine.sequences)
+    ]
+
+
+def _masked(prompt: Prepared) -> Masked | None:
+    mode = prompt.settings.mask_mode
+    if mode == "both":
+        return None
+    return Masked(torch.from_numpy(prompt.encoded.tokens.masked(mode)), produced=mode == "text")
+
+
+def groups_of(loaded: Reader, prompt: Prepared) -> tuple[Group, ...] | None:
+    """What is hidden together for the effect; works without the model's weights. None for each masked position by itself."""
+    encoded, settings = prompt.encoded, prompt.settings
+    if not settings.effect or settings.groups == "tokens":
+        return None
+    layout = layout_of(loaded, encoded)
+    if settings.groups != "words":
+        groups = tuple(read_groups(settings.groups, layout))
+        if whole := [group.name for group in groups if len(group.positions) == encoded.n_tokens]:
+            raise InputError(f"group {whole[0]!r} is the whole prompt: nothing would be left to see; hide less")
+        return groups
+    masked = encoded.tokens.masked(settings.mask_mode)
+    return tuple(group for group in layout.words() if masked[list(group.positions)].all())
+
+
+def _effects(
+    engine: MaskingEngine, prompt: Prepared, groups: Sequence[Group] | None, observer: Observer
+) -> AtEachStep | None:
+    """What measures the effects; UsageError where they cost more than is allowed."""
+    settings, n_layers = prompt.settings, len(engine.decoder.layers)
+    if not settings.effect:
+        return None
+
+    def variants_of(hidden: Sequence[Sequence[int]], n_positions: int) -> Variants:
+        return each_window_and_group(
+            hidden, n_positions, n_layers, settings.window, settings.queries, settings.ablation
+        )
+
+    def here() -> Variants:
+        positions = engine.steps[-1].positions.tolist()
+        return variants_of(_hidden_at(groups, positions), engine.n_positions)
+
+    n_prompt = prompt.encoded.n_tokens
+    masked = prompt.encoded.tokens.masked(settings.mask_mode).nonzero()[0].tolist()
+    first = variants_of(_hidden_at(groups, masked), n_prompt)
+    check_cost(first, n_layers, settings.num_tokens, settings.max_cost)
+    return AtEachStep(engine, here, observer.effects_begin, observer.effects_done)
+
+
+def _hidden_at(groups: Sequence[Group] | None, positions: Sequence[int]) -> list[tuple[int, ...]]:
+    """What is hidden together at a step."""
+    return [(position,) for position in positions] if groups is None else [group.positions for group in groups]

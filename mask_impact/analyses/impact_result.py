@@ -1,0 +1,123 @@
+"""From what the engine kept of a run to a Result."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from mask_impact.analyses.prepared import Prepared, describe_run
+from mask_impact.analyses.settings import RunSettings
+from mask_impact.engine.effects import StepEffects
+from mask_impact.engine.masking import MaskingEngine
+from mask_impact.engine.recording import RawStep
+from mask_impact.engine.verification import Verification
+from mask_impact.models.loading import LoadedModel
+from mask_impact.prompts.encoding import token_texts
+from mask_impact.prompts.groups import Group
+from mask_impact.results.records import Candidate, EffectRecord, Result, StepRecord, variant_names
+from mask_impact.results.sinks import find_sinks
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one prompt has of a `generate()` with the engine riding; candidates: (ids, probabilities) of every step."""
+
+    engine: MaskingEngine
+    steps: list[RawStep]
+    produced: list[int]
+    candidates: list[tuple[list[int], list[float]]]
+    verification: Verification | None
+    effects: list[StepEffects]
+
+
+def make_result(
+    loaded: LoadedModel,
+    prompt: Prepared,
+    pass_: Pass,
+    groups: Sequence[Group] | None,
+    max_rows: int,
+    seconds: float,
+) -> Result:
+    """The Result of one prompt; groups: what was hidden together for the effects; seconds: of the whole pass."""
+    encoded = prompt.encoded
+    texts, kinds = token_texts(loaded.tokenizer, pass_.produced)
+    steps = tuple(
+        _make_step(loaded, index, raw_step, token, text, candidates)
+        for index, (raw_step, token, text, candidates) in enumerate(
+            zip(pass_.steps, pass_.produced, texts, pass_.candidates, strict=True)
+        )
+    )
+    if prompt.settings.effect:
+        steps = tuple(
+            replace(step, effect=_effect_record(loaded, step, groups, effects))
+            for step, effects in zip(steps, pass_.effects, strict=True)
+        )
+    return Result(
+        variants=variant_names(pass_.engine.decoder.n_heads, prompt.settings.variants),
+        n_prompt=encoded.n_tokens,
+        tokens=encoded.tokens.extended(pass_.produced, texts, kinds),
+        steps=steps,
+        generated_text=loaded.tokenizer.decode(pass_.produced, skip_special_tokens=True),
+        sinks=find_sinks(steps[0].attention),
+        images=encoded.images,
+        meta=describe_run(loaded, prompt, pass_.engine.decoder)
+        | {
+            "mask_mode": prompt.settings.mask_mode,
+            "effect": _effect_settings(prompt.settings),
+            "verification": asdict(pass_.verification) if pass_.verification else None,
+            "batch_size": max_rows,
+            "seconds": seconds,
+        },
+    )
+
+
+def _make_step(
+    loaded: LoadedModel, index: int, step: RawStep, token: int, text: str, candidates: tuple[list[int], list[float]]
+) -> StepRecord:
+    ids, probabilities = candidates
+    names, _ = token_texts(loaded.tokenizer, ids)
+    return StepRecord(
+        step=index,
+        token_id=token,
+        token_text=text,
+        candidates=tuple(Candidate(*entry) for entry in zip(ids, names, probabilities, strict=True)),
+        positions=step.positions.numpy(),
+        l2=step.l2.numpy(),
+        cosine=step.cosine.numpy(),
+        attention=step.attention.mean(0).numpy(),
+        baseline_norm=step.baseline_norm.numpy(),
+        self_check=step.self_check.numpy(),
+        noise_floor=step.noise_floor.numpy(),
+        seconds=step.seconds,
+    )
+
+
+def _effect_record(
+    loaded: LoadedModel, step: StepRecord, groups: Sequence[Group] | None, effects: StepEffects
+) -> EffectRecord:
+    n_layers, n_hidden = len(step.l2), len(step.positions if groups is None else groups)
+    ids = np.unique(effects.top1).tolist()
+    texts, _ = token_texts(loaded.tokenizer, ids)
+
+    def of_layers(values: np.ndarray) -> np.ndarray:
+        """[L, hidden]; the only window of all layers is around each of them."""
+        return np.broadcast_to(values.reshape(-1, n_hidden), (n_layers, n_hidden)).copy()
+
+    return EffectRecord(
+        of_layers(effects.logit_change),
+        of_layers(effects.logprob_change),
+        of_layers(effects.kl_divergence),
+        of_layers(effects.top1),
+        dict(zip(ids, texts, strict=True)),
+        effects.floor,
+        None if groups is None else tuple((group.name, group.positions) for group in groups),
+        effects.likeliest,
+        effects.rounding,
+    )
+
+
+def _effect_settings(settings: RunSettings) -> dict[str, Any] | None:
+    if not settings.effect:
+        return None
+    return {"window": settings.window, "queries": settings.queries, "groups": settings.groups}

@@ -1,0 +1,26 @@
+"""What is told of a run while it goes on."""
+
+
+class Observer:
+    """Is told how a run gets on, and does nothing about it; see `commands.narration` for one that draws a bar."""
+
+    def begin(self, n_tokens: int, n_layers: int, n_steps: int) -> None:
+        """A run over a prompt of n_tokens starts (again, after running out of memory)."""
+
+    def layer_done(self, step: int, layer: int) -> None:
+        """A layer of a step is measured."""
+
+    def effects_begin(self, step: int, n_variants: int) -> None:
+        """The effects of n_variants (layer, token) are measured at a step."""
+
+    def effects_done(self, n_variants: int) -> None:
+        """So many more of them are measured."""
+
+    def answers_begin(self, n_answers: int) -> None:
+        """So many answers are generated."""
+
+    def answer_done(self) -> None:
+        """One more of them is there."""
+
+    def note(self, text: str) -> None:
+        """Something the user should know, in one line."""

@@ -1,0 +1,156 @@
+"""What the model would have said with some tokens hidden: the answer generated again, beside the one with nothing hidden.
+
+Tokens are hidden from every query, in the layers that are asked for, while the model's own `generate()` runs; positions stay
+as they are. A query that has nothing left to see (a hidden token at the beginning) attends to nothing: its heads give 0.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from mask_impact.analyses.generation import greedy_config, on_input_device
+from mask_impact.analyses.observer import Observer
+from mask_impact.analyses.prepared import Prepared, describe_run, prepare
+from mask_impact.analyses.settings import RunSettings
+from mask_impact.engine.taps import tapped, up_to_own, visible_keys, windowed_kernel
+from mask_impact.errors import DeviceError, InputError, UsageError, is_out_of_memory
+from mask_impact.models.architectures import locate
+from mask_impact.models.loading import LoadedModel, Reader
+from mask_impact.prompts.encoding import layout_of, token_texts
+from mask_impact.results.answers import Answer, WhatIf
+
+
+def hidden_by(reader: Reader, prepared: Prepared, specs: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """The positions that each spec stands for; works without the model's weights. InputError for one that can't be hidden."""
+    layout = layout_of(reader, prepared.encoded)
+    hidden = {spec: layout.resolve(spec) for spec in specs}
+    for spec, positions in hidden.items():
+        if len(positions) == prepared.encoded.n_tokens:
+            raise InputError(f"'{spec}' is the whole prompt: nothing would be left to answer to; hide less")
+    return hidden
+
+
+def checked_layers(reader: Reader, layers: Sequence[int] | None) -> tuple[int, ...]:
+    """The layers in ascending order (None: all); UsageError for one that the model does not have."""
+    n_layers = reader.config.get_text_config().num_hidden_layers
+    layers = tuple(range(n_layers)) if layers is None else tuple(sorted(set(layers)))
+    if outside := [layer for layer in layers if not 0 <= layer < n_layers]:
+        raise UsageError(f"layer {outside[0]} is not there: the model has layers 0 to {n_layers - 1}")
+    return layers
+
+
+def run(
+    loaded: LoadedModel,
+    prompt: str | Mapping[str, Any],
+    specs: Sequence[str],
+    settings: RunSettings,
+    layers: Sequence[int] | None = None,
+    pictures: Sequence[Any] = (),
+    *,
+    observer: Observer | None = None,
+) -> WhatIf:
+    """The answer with nothing hidden, and without each of the specs; the images are already read."""
+    observer = observer or Observer()
+    prepared = prepare(loaded, prompt, settings, pictures)
+    encoded = prepared.encoded
+    n_layers = loaded.config.get_text_config().num_hidden_layers
+    layers = checked_layers(loaded, layers)
+    hidden = hidden_by(loaded, prepared, specs)
+    observer.answers_begin(1 + len(hidden))
+    own = _generate(loaded, encoded.inputs, (), layers, settings.num_tokens)
+    answers = [_answer(loaded, None, (), own, own)]
+    observer.answer_done()
+    for spec, positions in hidden.items():
+        produced = _generate(loaded, encoded.inputs, positions, layers, settings.num_tokens)
+        answers.append(_answer(loaded, spec, positions, produced, own))
+        observer.answer_done()
+    meta = describe_run(loaded, prepared, locate(loaded.model))
+    meta |= {"images": [image.source for image in encoded.images]}
+    return WhatIf(answers[0], tuple(answers[1:]), layers, encoded.tokens, n_layers, meta)
+
+
+def _generate(
+    loaded: LoadedModel, inputs: dict[str, Any], positions: Sequence[int], layers: Sequence[int], num_tokens: int
+) -> tuple[list[int], torch.Tensor]:
+    """The produced ids, and log-probabilities [n, vocabulary] of what the model gives at each of these steps."""
+    model = loaded.model
+    logits: list[torch.Tensor] = []
+    handle = model.register_forward_hook(lambda module, args, output: logits.append(output.logits[0, -1].double()))
+    try:
+        with torch.no_grad(), hiding(model, positions, layers):
+            ids = model.generate(**on_input_device(model, inputs), generation_config=greedy_config(model, num_tokens))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceError(
+            "out of memory: shorten the prompt, take a smaller model or `dtype` bfloat16, or a device with more memory"
+        ) from error
+    finally:
+        handle.remove()
+    produced = ids[0, inputs["input_ids"].shape[1] :].tolist()
+    return produced, torch.log_softmax(torch.stack(logits[: len(produced)]), dim=-1).cpu()
+
+
+def _answer(loaded, spec, positions, produced, own) -> Answer:
+    (ids, scores), (own_ids, _) = produced, own
+    texts, _ = token_texts(loaded.tokenizer, ids)
+    pairs = list(zip(ids, own_ids, strict=False))
+    differs = next((place for place, (one, other) in enumerate(pairs) if one != other), None)
+    if differs is None and len(ids) != len(own_ids):
+        differs = len(pairs)
+    return Answer(
+        spec=spec,
+        positions=tuple(positions),
+        token_ids=tuple(ids),
+        token_texts=tuple(texts),
+        probabilities=tuple(scores[range(len(ids)), ids].exp().tolist()),
+        text=loaded.tokenizer.decode(ids, skip_special_tokens=True),
+        probability=float(scores[0, own_ids[0]].exp()),
+        differs_at=differs,
+    )
+
+
+@contextmanager
+def hiding(model: PreTrainedModel, positions: Sequence[int], layers: Sequence[int]) -> Iterator[None]:
+    """While the block is open, a `generate()` of a single sequence runs with `positions` hidden from every query in `layers`.
+
+    ModelError for an attention backend that can't be followed.
+    """
+    if not len(positions) or not len(layers):
+        yield
+        return
+    decoder = locate(model)
+    masked = {id(decoder.layers[layer].attention) for layer in layers}
+    hidden = torch.tensor(sorted(positions))
+    n_positions = 0  # of the sequence, so far
+
+    def attend(own: Callable, module, query, key, value, attention_mask, *args, **kwargs):
+        if id(module) not in masked:
+            return own(query, key, value, attention_mask, *args, **kwargs)
+        n_rows, n_keys = query.shape[2], key.shape[2]
+        visible = visible_keys(attention_mask, 0, n_rows, n_keys, windowed_kernel(decoder, kwargs), key.device)
+        visible = up_to_own(n_rows, n_keys, key.device) if visible is None else visible.clone()
+        places = hidden - (n_positions - n_keys)  # a sliding window's cache holds the last positions only
+        visible[:, places[places >= 0].to(key.device)] = False
+        scale = kwargs.get("scaling")
+        output = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=visible[None, None], scale=scale, enable_gqa=True
+        )
+        blind = ~visible.any(dim=-1)
+        return output.masked_fill(blind[:, None], 0.0).transpose(1, 2).contiguous(), None
+
+    first = decoder.layers[0].module
+
+    def count(module, args, kwargs) -> None:
+        nonlocal n_positions
+        n_positions += (args[0] if args else kwargs["hidden_states"]).shape[1]
+
+    handle = first.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        with tapped(decoder, attend):
+            yield
+    finally:
+        handle.remove()

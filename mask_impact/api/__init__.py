@@ -1,0 +1,5 @@
+"""The Python functions (`functions`) and their results with what one does with them (`results`).
+
+In: a model or its name, a prompt, settings as keywords. Out: a Result, Knockouts or WhatIf: plain records with to_frame, save,
+plot and what a notebook shows. It must not know the command line. `results` works without torch.
+"""

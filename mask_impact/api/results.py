@@ -1,0 +1,100 @@
+"""Results with what one does with them: a frame, files, a picture, text, what a notebook shows.
+
+The rooms below know results as plain data; the classes here are these data with their conveniences. No torch.
+"""
+
+from base64 import b64encode
+from collections.abc import Iterable
+from html import escape as escape_html
+from os import PathLike
+from pathlib import Path
+
+from mask_impact.results import answer_files, answers, flow_files, flows, records, store, tables
+
+
+def _in_notebook(picture: bytes, what: str, summary: str) -> str:
+    """What a notebook shows of a result: a picture, which needs no script, and the summary folded under it."""
+    return (
+        f'<img src="data:image/png;base64,{b64encode(picture).decode()}" alt="{what}" style="max-width: 100%">'
+        f"<details><summary>Summary</summary><pre>{escape_html(summary)}</pre></details>"
+    )
+
+
+class Result(records.Result):
+    """A run's maps (see records.Result for its fields and their shapes); print() shows the summary."""
+
+    def to_frame(self):
+        """The result as a pandas DataFrame with the columns and the order of the CSV file."""
+        return tables.to_table(self).to_pandas()
+
+    def save(self, path: str | PathLike, formats: str | Iterable[str] | None = None) -> store.Saved:
+        """Write `path`.csv, .json, .meta.json (and so on), all or none; returns a store.Saved (paths, notes)."""
+        return store.save(self, path, formats=formats)
+
+    def plot(self, *, step: int = 0, variant: str | None = None, metric: str = "l2", sinks: bool = False):
+        """Layers x tokens as an interactive plotly Figure; see `views.figures.layers_figure`."""
+        from mask_impact.views.figures import layers_figure
+
+        return layers_figure(self, step=step, variant=variant, metric=metric, sinks=sinks)
+
+    def __str__(self) -> str:
+        from mask_impact.views.summary import render_summary
+
+        return render_summary(self)
+
+    def _repr_html_(self) -> str:
+        from mask_impact.views.pictures import layers_png
+
+        return _in_notebook(layers_png(self), "Impact of each token in each layer", str(self))
+
+
+class Knockouts(flows.Knockouts):
+    """Cut flows (see flows.Knockouts for its fields and their shapes); print() shows the summary."""
+
+    def to_frame(self):
+        """A pandas DataFrame with a row for each step, flow and layer; its columns are those of the files."""
+        return flow_files.flow_table(self).to_pandas()
+
+    def save(self, path: str | PathLike, formats: str | Iterable[str] | None = None) -> tuple[Path, ...]:
+        """Write `path`.flows.*: the table in these formats, a meta file and the picture; returns their paths."""
+        from mask_impact.views.flows import picture_of
+
+        return flow_files.save_flows(self, path, formats or flow_files.DEFAULT_FORMATS, beside=picture_of(self))
+
+    def __str__(self) -> str:
+        from mask_impact.views.flows import render_flows
+
+        return render_flows(self)
+
+    def _repr_html_(self) -> str:
+        from mask_impact.views.flows import flows_png
+
+        return _in_notebook(flows_png(self), "Change of each produced token's probability", str(self))
+
+
+class WhatIf(answers.WhatIf):
+    """Answers with tokens hidden (see answers.WhatIf for its fields); print() shows them side by side."""
+
+    def to_frame(self):
+        """A pandas DataFrame with a row for each produced token of each answer."""
+        return answer_files.answer_table(self).to_pandas()
+
+    def save(self, path: str | PathLike) -> Path:
+        """Write `path`.whatif.json; returns its path."""
+        return answer_files.save_whatif(self, path)
+
+    def __str__(self) -> str:
+        from mask_impact.views.answers import render_whatif
+
+        return render_whatif(self)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape_html(str(self))}</pre>"
+
+
+def load_result(path: str | PathLike) -> Result:
+    """Reads what `Result.save` or a run wrote; `path` is the name, with or without the suffix of any of its files.
+
+    OutputError where a file is missing, cannot be read, or does not belong to the others.
+    """
+    return Result(**vars(store.load_result(path)))

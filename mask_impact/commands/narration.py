@@ -1,0 +1,230 @@
+"""What a run prints while it goes on: lines on any stream, and bars on a terminal. Knows nothing of models or files."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mask_impact.commands.console import print_line, with_flags
+from mask_impact.views.text import escape, quoted
+
+SECONDS_BETWEEN_LINES = 10.0  # where no bar is drawn
+
+
+def silence(text: str) -> None:
+    """Prints nothing."""
+
+
+class Progress:
+    """A tqdm bar on stderr over the layers of all tokens; on anything but a terminal a line per token.
+
+    Use as a context manager, so that the bar is wiped off whatever happens. Does what an Observer of `analyses` does.
+    """
+
+    def __init__(self, quiet: bool, verbose: bool = False) -> None:
+        self.quiet, self._verbose = quiet, verbose
+        self.on_begin: Callable[[int], None] = lambda n_tokens: None
+        self._bar = self._effects = None
+        self._n_layers = self._n_steps = self._n_effects = self._n_effects_done = 0
+        self._said_at = 0.0
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._close_bar()
+
+    def note(self, text: str) -> None:
+        self.__exit__()  # a bar that is being drawn would run into the line
+        if not self.quiet:
+            print_line(escape(with_flags(text)), sys.stderr)
+
+    def detail(self, text: str) -> None:
+        """A remark that only --verbose shows."""
+        if self._verbose:
+            self.note(text)
+
+    def begin(self, n_tokens: int, n_layers: int, n_steps: int) -> None:
+        self._close_bar()
+        if not self._n_layers:  # not again after running out of memory
+            self.on_begin(n_tokens)
+        self._n_layers, self._n_steps = n_layers, n_steps
+        if not self.quiet and sys.stderr.isatty():
+            self._bar = self._make_bar(desc=self._label(0, 0), total=n_steps * n_layers, unit="layer", leave=False)
+        else:
+            self._say_step(self._label(0, 0))
+
+    def layer_done(self, step: int, layer: int) -> None:
+        last = layer == self._n_layers - 1
+        if self._bar is None:
+            if layer == 0 and step > 0:  # not before: whether there is a next step is known when it begins
+                self._say_step(self._label(step, 0))
+        elif not (last and step == self._n_steps - 1):
+            self._bar.set_description_str(
+                self._label(step + 1, 0) if last else self._label(step, layer + 1), refresh=False
+            )
+            self._bar.update()
+
+    def effects_begin(self, step: int, n_variants: int) -> None:
+        self._n_effects, self._n_effects_done, self._said_at = n_variants, 0, time.monotonic()
+        label = f"Effect on the answer (token {step + 1} of at most {self._n_steps})"
+        if not self.quiet and sys.stderr.isatty():
+            self._effects = self._make_bar(desc=label, total=n_variants, unit="effect", position=1, leave=False)
+        else:
+            self._say_step(f"{label}: {n_variants:,} to measure")
+
+    def effects_done(self, n_variants: int) -> None:
+        self._n_effects_done += n_variants
+        if self._effects is not None:
+            self._effects.update(n_variants)
+            if self._effects.n >= self._effects.total:
+                self._close_effects()
+        elif time.monotonic() - self._said_at >= SECONDS_BETWEEN_LINES:
+            self._said_at = time.monotonic()
+            self._say_step(f"{self._n_effects_done:,} of {self._n_effects:,} are measured")
+
+    def answers_begin(self, n_answers: int) -> None:
+        if not self.quiet and sys.stderr.isatty():
+            self._bar = self._make_bar(desc="Answers", total=n_answers, unit="answer", leave=False)
+        else:
+            self._say_step(f"Generating {n_answers} answers ...")
+
+    def answer_done(self) -> None:
+        if self._bar is not None:
+            self._bar.update()
+
+    def _close_effects(self) -> None:
+        if self._effects is not None:
+            self._effects.close()
+            self._effects = None
+
+    def _say_step(self, label: str) -> None:
+        if not self.quiet:
+            print_line(label, sys.stderr)
+
+    def _close_bar(self) -> None:
+        self._close_effects()
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _make_bar(self, **settings: Any):
+        from tqdm import tqdm
+
+        return tqdm(**settings)
+
+    def _label(self, step: int, layer: int) -> str:
+        return f"Processing layer {layer}/{self._n_layers - 1}... (token {step + 1} of at most {self._n_steps})"
+
+
+def _prompts(n: int | None) -> str:
+    return "1 prompt" if n == 1 else f"{n} prompts"
+
+
+class StudyProgress(Progress):
+    """Two bars, prompts above the layers of those at work; on anything but a terminal a line now and then.
+
+    Does what a StudyObserver of `studies` does. say: prints a line on stdout; each finished prompt gets one. speaks: whether
+    this process is the one that says what failed, even when it is quiet.
+    """
+
+    def __init__(self, quiet: bool, say: Callable[[str], None], speaks: bool = True, verbose: bool = False) -> None:
+        super().__init__(quiet, verbose)
+        self.say, self.speaks = say, speaks
+        self._prompts = None
+        self._n_jobs = self._n_done = 0
+        self._started = self._last_line = time.monotonic()
+
+    def __exit__(self, *exc_info: object) -> None:
+        super().__exit__()
+        if self._prompts is not None:
+            self._prompts.close()
+            self._prompts = None
+
+    def note(self, text: str) -> None:
+        self._write(lambda: print_line(escape(with_flags(text)), sys.stderr) if not self.quiet else None)
+
+    def title(self, title: str) -> None:
+        """The first lines."""
+        self.say(f"{title}\n{'=' * len(title)}")
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether prompts have been run, or found done."""
+        return self._n_done > 0
+
+    def study_begins(self, n_jobs: int | None, n_done: int) -> None:
+        self._n_jobs, self._n_done = n_jobs, n_done
+        self._started = self._last_line = time.monotonic()
+        self.say(
+            f"Analyzing {n_jobs} prompt{'s' * (n_jobs != 1)}"
+            + (f", {n_done} of them are done already" if n_done else "")
+            + "..."
+        )
+        if not self.quiet and sys.stderr.isatty():
+            self._prompts = self._make_bar(
+                desc="Prompts", total=n_jobs, initial=n_done, unit="prompt", position=0, leave=False
+            )
+
+    def job_done(self, job: Any, outcome: Any, saved: Any) -> None:
+        if outcome.error is not None:
+            line = f"{job.name}: FAILED: {escape(str(outcome.error))}"
+        else:
+            line = f"{job.name}: {quoted(outcome.result.generated_text, 60)}"
+            line += f" -> {escape(str(saved.paths[0]))}" if saved else ""
+        self._write(lambda: self.say(f"[{self._n_done + 1}/{self._n_jobs or '?'}] {line}"))
+        for note in saved.notes if saved else ():
+            self.note(note)
+        self.skipped(1)
+
+    def row_failed(self, problem: Any) -> None:
+        name = problem.name or f"row {problem.row}"
+        self._write(
+            lambda: self.say(f"[{self._n_done + 1}/{self._n_jobs or '?'}] {name}: FAILED: {escape(problem.message)}")
+        )
+        self.skipped(1)
+
+    def skipped(self, n_rows: int) -> None:
+        self._n_done += n_rows
+        if self._prompts is not None:
+            self._prompts.update(n_rows)
+        elif not self.quiet and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            print_line(
+                f"{self._n_done} of {self._n_jobs or '?'} prompts after {self._last_line - self._started:.0f} s",
+                sys.stderr,
+            )
+
+    def study_ends(self, tally: Any) -> None:
+        """The last lines: how many of each, and how fast."""
+        counts = [f"{tally.n_written} written"]
+        counts += [f"{tally.n_skipped} were there already"] if tally.n_skipped else []
+        shown = ", ".join(tally.failed[:10]) + (", ..." if len(tally.failed) > 10 else "")
+        counts += [f"{len(tally.failed)} failed: {shown}"] if tally.failed else []
+        self.say(f"\n{_prompts(tally.n_jobs)}: {'; '.join(counts)}")
+        if tally.errors_path is not None:
+            self.say(f"Errors: {escape(str(tally.errors_path))}")
+            if self.quiet and self.speaks:
+                print_line(
+                    f"{len(tally.failed)} of {tally.n_jobs} failed, see {escape(str(tally.errors_path))}", sys.stderr
+                )
+        if tally.n_written:
+            self.say(
+                f"{_prompts(tally.n_written)} in {tally.seconds:.1f} s: {tally.n_written / tally.seconds:.2f} prompts/s, "
+                f"{tally.n_tokens / tally.seconds:.0f} masked tokens/s"
+            )
+
+    def _say_step(self, label: str) -> None:
+        pass
+
+    def _make_bar(self, **settings: Any):
+        return super()._make_bar(**{"position": 1} | settings)
+
+    def _write(self, write: Callable[[], None]) -> None:
+        if self._prompts is None:
+            write()
+            return
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(file=sys.stderr):  # the bars make room
+            write()

@@ -1,0 +1,85 @@
+"""Measure what hiding each token changes in each layer, for one prompt."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from mask_impact.analyses.settings import RUN
+from mask_impact.commands import options, single
+from mask_impact.commands.caller import MASK_IMPACT, Caller
+from mask_impact.errors import UsageError
+from mask_impact.results.records import Result
+from mask_impact.results.store import save
+from mask_impact.views.summary import render_summary
+from mask_impact.views.summary_json import result_entry
+
+EPILOG = """\
+Each token is hidden from one decoder layer's attention at a time (its logit becomes
+-inf), and the change of that layer's update of the residual stream is measured where
+the next token is produced: Full (the whole layer), Attn (its attention branch),
+Head_0, Head_1, ... (each head), as L2 and cosine distance.
+
+examples:
+  mask-impact run "What is 2+2?" -m demo -n 3
+  mask-impact run "What is this?" -i photo.jpg --plots --report
+  mask-impact run "What is 2+2?" -m demo --effect --window 9
+  mask-impact run question.txt -n 5 -o my_question --formats csv,parquet
+"""
+OF_EFFECTS = ("window", "queries", "groups")
+BESIDE = ("layers.png", "patches.png", "html")  # what may lie beside a result's own files
+Writer = Callable[[Result, Path], tuple[Path, ...]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `mask-impact run`."""
+    groups = options.Groups(parser)
+    options.add_prompt(groups)
+    options.add_settings(groups, [RUN])
+    options.add_output_name(groups, MASK_IMPACT.output, MASK_IMPACT.output, "-o")
+    options.add_pages(groups)
+    options.add_talk(groups, loads=True)
+
+
+def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
+    """Measures, writes NAME.* and prints the summary."""
+    if not args.effect and any(getattr(args, name) is not None for name in OF_EFFECTS):
+        raise UsageError("--window, --queries and --groups say how the effect is measured: give --effect too")
+    request = single.prepare(args, caller, command)
+
+    def check(reader) -> None:
+        from mask_impact.analyses.impact import groups_of
+        from mask_impact.analyses.prepared import prepare
+
+        groups_of(reader, prepare(reader, request.prompt, request.settings, request.pictures))
+
+    with single.opened(request, check) as loaded:
+        from mask_impact.analyses import impact
+
+        result = impact.run(loaded, request.prompt, request.settings, request.pictures, observer=request.observer)
+        result = replace(result, meta=result.meta | {"command": command})
+        saved = save(result, request.path, request.place.formats)
+    for note in saved.notes:
+        request.observer.note(note)
+    others = [written for write in beside(args).values() for written in write(result, request.path)]
+    for left in (request.path.with_name(f"{request.path.name}.{suffix}") for suffix in BESIDE):
+        if left.exists() and left not in others:
+            request.observer.note(f"{left} is from an earlier run and was left as it is")
+    paths = [*saved.paths, *others]
+    request.answer(lambda: render_summary(result, paths), lambda: result_entry(result, paths))
+    return 0
+
+
+def beside(args: argparse.Namespace) -> dict[str, Writer]:
+    """What is written of a result beside its own files, by the suffix of a file that is always among it: functions of the
+    result and its path without suffix."""
+    writers: dict[str, Writer] = {}
+    if args.plots:
+        from mask_impact.views.pictures import save_plots
+
+        writers["layers.png"] = save_plots
+    if args.report:
+        from mask_impact.views.report import default_path, write_report
+
+        writers["html"] = lambda result, path: (write_report(result, default_path(path)),)
+    return writers

@@ -1,0 +1,153 @@
+"""What the commands about one prompt do alike: check what was asked for, load the model, say and write what came of it.
+
+Everything that can be refused without a model is refused before one is loaded; what needs its tokenizer, before its weights.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mask_impact.analyses.settings import GROUPS, Place, RunSettings
+from mask_impact.commands.caller import Caller
+from mask_impact.commands.console import did_you_mean, say, with_flags
+from mask_impact.commands.narration import Progress, silence
+from mask_impact.commands.options import given
+from mask_impact.errors import InputError, UsageError
+from mask_impact.prompts.marks import check_image_marks, check_prompt
+from mask_impact.results.files import check_output, read_prompt_file
+from mask_impact.studies.sharing import launched, sole_writer
+from mask_impact.views.summary_json import to_text
+
+DEFAULT_PROMPT_FILE = "prompt.txt"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt's run as asked for. path: of the results, without suffix; command: the whole command line; say: prints a line
+    that is not an answer."""
+
+    caller: Caller
+    settings: RunSettings
+    place: Place
+    prompt: str
+    pictures: tuple[Any, ...]
+    path: Path
+    command: str
+    observer: Progress
+    say: Callable[[str], None]
+    as_json: bool
+
+    def answer(self, text: Callable[[], str], data: Callable[[], Any]) -> None:
+        """What the run found, as text or as JSON."""
+        if self.as_json:
+            say(to_text(data()))
+        else:
+            self.say(f"\n{text()}")
+
+
+def prepare(
+    args: argparse.Namespace, caller: Caller, command: str, title: str | None = None, **defaults: Any
+) -> Request:
+    """The request, with its title printed (None: by its mask mode). defaults: of settings that are not given."""
+    if launched()[1] > 1:
+        raise UsageError("several processes share the prompts of a study; a single prompt takes one")
+    settings = RunSettings(**defaults | given(args, RunSettings))
+    images = getattr(args, "image", None) or []
+    if settings.mask_mode == "vision" and not images:
+        raise UsageError("--mask-mode vision needs an image: give --image FILE")
+    if settings.groups not in GROUPS and not Path(settings.groups).is_file():
+        raise UsageError(
+            f"--groups takes tokens, words or a YAML file of groups, and '{settings.groups}' is none of them"
+            f"{did_you_mean(settings.groups, GROUPS)}"
+        )
+    prompt, place = read_prompt(args.prompt, caller), Place(**given(args, Place))
+    path = check_output(place.output_dir, args.output)
+    pictures = _read_pictures(caller, images, prompt, settings)
+    silent = args.quiet or args.json
+    request = Request(
+        caller, settings, place, prompt, pictures, path, command, Progress(args.quiet, args.verbose),
+        silence if silent else say, args.json,
+    )  # fmt: skip
+    title = caller.titles[title or (settings.mask_mode if pictures else "no image")]
+    request.say(f"{title}\n{'=' * len(title)}")
+    return request
+
+
+@contextmanager
+def opened(request: Request, check: Callable[[Any], object]) -> Iterator[Any]:
+    """The model, while nobody else writes the results. check: refuses, by the tokenizer alone, what can't be done."""
+    with sole_writer(request.path.parent, request.path.name, [request.path.name]):
+        loaded = load_model(request.caller, request.place, request.observer, request.say, check)
+        request.observer.on_begin = lambda n_tokens: request.say(f"Analyzing initial prompt ({n_tokens} tokens)...")
+        started = time.perf_counter()
+        with request.observer:
+            yield loaded
+        request.observer.detail(f"measured and written in {time.perf_counter() - started:.1f} s")
+
+
+def load_model(
+    caller: Caller, place: Place, observer: Progress, say: Callable[[str], None], check: Callable | None = None
+) -> Any:
+    """The model that was asked for, with what is said of it."""
+    from mask_impact.models import loading  # heavy from here on: torch and transformers
+
+    loading.quieten(progress_bars=not observer.quiet and sys.stderr.isatty())
+    observer.note(f"Loading model {place.model or caller.default_model} ...")
+    started = time.perf_counter()
+    loaded = loading.load(
+        place.model, kind=caller.kind, device=place.device, dtype=place.dtype, revision=place.revision,
+        device_map=place.device_map, check=check,
+    )  # fmt: skip
+    if loaded.note:
+        loaded = replace(loaded, note=with_flags(loaded.note))  # so it is stored with a result, too
+        observer.note(f"NOTE: {loaded.note}.")
+    observer.detail(
+        f"{type(loaded.model).__name__}, {loaded.model.dtype}, on {loaded.model.device}, loaded in "
+        f"{time.perf_counter() - started:.1f} s"
+    )
+    say("Model loaded successfully!")
+    say(f"Text model layers: {loaded.config.get_text_config().num_hidden_layers}")
+    return loaded
+
+
+def read_prompt(argument: str | None, caller: Caller) -> str:
+    """The prompt that the argument gives: itself, or the content of the file if it is a path ending in .txt; None stands for
+    prompt.txt, and - for standard input, but not for the scripts. InputError for a file or a prompt that cannot be used."""
+    if argument is None:
+        if not Path(DEFAULT_PROMPT_FILE).is_file():
+            given = '--prompt "..." (or --prompt FILE.txt)' if caller.kind else "one, a path ending in .txt, or -"
+            raise UsageError(f"no prompt: give {given}, or put one into {DEFAULT_PROMPT_FILE}")
+        argument = DEFAULT_PROMPT_FILE
+    if argument == "-" and caller.kind is None:
+        prompt = _read_stdin()
+    else:
+        prompt = read_prompt_file(argument) if argument.endswith(".txt") and "\n" not in argument else argument
+    check_prompt(prompt)
+    return prompt
+
+
+def _read_stdin() -> str:
+    """Read as a prompt file is: UTF-8, any line ends, no line breaks at the ends."""
+    data = getattr(sys.stdin, "buffer", sys.stdin).read()
+    try:
+        text = data if isinstance(data, str) else data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 (byte {error.start}); give it as UTF-8") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n").strip("\n")
+
+
+def _read_pictures(caller: Caller, images: list[str], prompt: str, settings: RunSettings) -> tuple[Any, ...]:
+    if caller.kind == "text":
+        return ()
+    if images or caller.kind == "vl":
+        check_image_marks(prompt, len(images))
+    if not images:
+        return ()
+    from mask_impact.prompts.images import read_pictures
+
+    return read_pictures(images, max_resolution=settings.max_image_resolution, allow_remote=settings.allow_remote)

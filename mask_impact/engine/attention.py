@@ -1,0 +1,176 @@
+"""Closed-form masked attention and distances: pure tensor functions that know no model.
+
+Notation (VL_IMPLEMENTATION.md, Definitions): one query at the last position, H heads in K key/value groups, N keys in the
+cache, head dimension D. What is small ([H, N], [H, D]) is computed in float64 where the device has it; the differences of
+all keys, [N, H, D], are formed in float32, or float64 where the inputs are float64.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+
+@dataclass(frozen=True)
+class QueryAttention:
+    """Attention of one query, with what is needed to remove any single key from it.
+
+    weights: [H, N]; output: [H, D], the attention output o_h; remainder: [H, D], what rounding took from `output`;
+    values: [K, N, D]; dominant: int64 [H], the key with the largest weight of each head; dominant_difference: [H, D],
+    o' - o for that key, recomputed from the logits with -inf (-o where no other key is visible). replacement: [K, D], the
+    value that a removed key has then, its weight being kept; None where its logit becomes -inf.
+    """
+
+    weights: torch.Tensor
+    output: torch.Tensor
+    remainder: torch.Tensor
+    values: torch.Tensor
+    dominant: torch.Tensor
+    dominant_difference: torch.Tensor
+    replacement: torch.Tensor | None = None
+
+    @property
+    def n_keys(self) -> int:
+        """Number of keys (visible or not)."""
+        return self.weights.shape[1]
+
+    def of_keys(self, keys: torch.Tensor) -> "QueryAttention":
+        """The same attention, with only some of its keys to be removed; keys: int64 [n], ascending.
+
+        The output stays that over all keys. A dominant key that is not among them is -1.
+        """
+        place = torch.full((self.n_keys,), -1, device=keys.device)
+        place[keys] = torch.arange(len(keys), device=keys.device)
+        return replace(self, weights=self.weights[:, keys], values=self.values[:, keys], dominant=place[self.dominant])
+
+
+def query_attention(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scaling: float,
+    visible: torch.Tensor | None = None,
+    ablation: str = "mask",
+) -> QueryAttention:
+    """Attention of the query [H, D] over keys and values [K, N, D] of any dtype; visible: bool [N], None for all.
+
+    ablation: what removing a key means, one of settings.ABLATIONS: its logit is -inf, its value is 0, or its value is the
+    mean of the visible keys' values.
+    """
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    wide = dtype if values.device.type == "mps" else torch.float64
+    n_heads, head_dim = query.shape
+    n_groups, n_keys, _ = keys.shape
+    values = values.to(dtype)
+    wide_values = values.to(wide)
+    grouped = query.view(n_groups, n_heads // n_groups, head_dim).to(wide)
+    logits = torch.matmul(grouped, keys.to(wide).transpose(1, 2)) * scaling  # [K, H/K, N]
+    if visible is not None:
+        logits = logits.masked_fill(~visible, float("-inf"))
+    weights = torch.softmax(logits, dim=-1)
+    output = torch.matmul(weights, wide_values)  # [K, H/K, D]
+
+    # o' - o = p (o' - v) with o' from the logits: needs no 1 - p.
+    dominant = weights.argmax(dim=-1, keepdim=True)
+    others = torch.softmax(logits.scatter(-1, dominant, float("-inf")), dim=-1)
+    value = wide_values.gather(1, dominant.expand(-1, -1, head_dim))
+    difference = weights.gather(-1, dominant) * (torch.matmul(others, wide_values) - value)
+    # Where no other key is visible all logits are -inf and softmax gives NaN: nothing is attended to, o' = 0.
+    if n_keys == 1 or visible is not None:
+        difference = torch.where(torch.isfinite(others).all(-1, keepdim=True), difference, -output)
+
+    replacement = None
+    if ablation != "mask":
+        seen = wide_values if visible is None else wide_values[:, visible]
+        replacement = (torch.zeros_like(seen[:, 0]) if ablation == "zero-value" else seen.mean(dim=1)).to(dtype)
+
+    rounded = output.to(dtype)
+    return QueryAttention(
+        weights=weights.to(dtype).view(n_heads, n_keys),
+        output=rounded.view(n_heads, head_dim),
+        remainder=(output - rounded).to(dtype).view(n_heads, head_dim),
+        values=values,
+        dominant=dominant.view(n_heads),
+        dominant_difference=difference.to(dtype).view(n_heads, head_dim),
+        replacement=replacement,
+    )
+
+
+def masking_differences(attention: QueryAttention, start: int, stop: int) -> torch.Tensor:
+    """o' - o of every head for each masked key in start..stop-1: [stop - start, H, D].
+
+    With p the weight of the masked key, o' - o = p / (1 - p) * (o - v): exact, and well conditioned for p <= 1/2. At most
+    one key of a head can have more than that; its difference has been recomputed from the logits. Where the value is
+    replaced by r instead, it is p * (r - v).
+    """
+    n_heads, head_dim = attention.output.shape
+    n_groups = attention.values.shape[0]
+    weights = attention.weights[:, start:stop]  # [H, n]
+    if attention.replacement is not None:
+        changes = (attention.replacement.unsqueeze(1) - attention.values[:, start:stop]).transpose(0, 1)  # [n, K, D]
+        grouped = weights.t().reshape(-1, n_groups, n_heads // n_groups, 1)
+        return (grouped * changes.unsqueeze(2)).view(-1, n_heads, head_dim)
+    # The dominant key is replaced below; clamping keeps its factor finite.
+    factors = (weights / (1 - weights).clamp_min(0.25)).t().reshape(-1, n_groups, n_heads // n_groups, 1)
+    values = attention.values[:, start:stop].transpose(0, 1).unsqueeze(2)  # [n, K, 1, D]
+    differences = values.new_empty(stop - start, n_groups, n_heads // n_groups, head_dim)
+    # Where v is close to o (repeated tokens) their float32 difference is exact, and what rounding took from o counts.
+    torch.sub(attention.output.view(n_groups, -1, head_dim), values, out=differences)
+    differences.add_(attention.remainder.view(n_groups, -1, head_dim)).mul_(factors)
+    differences = differences.view(-1, n_heads, head_dim)
+
+    heads = torch.arange(n_heads, device=differences.device)
+    inside = (attention.dominant >= start) & (attention.dominant < stop)
+    row = (attention.dominant - start).clamp(0, stop - start - 1)
+    recomputed = inside & (weights[heads, row] > 0.5)
+    kept = differences[row, heads]
+    differences[row, heads] = torch.where(recomputed.unsqueeze(-1), attention.dominant_difference, kept)
+    return differences
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What L2 and cosine distance between y and y + d follow from.
+
+    l2: |d|; along: y.d / |y|; across: |e| with e the part of d across y, all three of one shape; norm: |y|, broadcastable
+    to it.
+    """
+
+    l2: torch.Tensor
+    along: torch.Tensor
+    across: torch.Tensor
+    norm: torch.Tensor
+
+
+def lengths(baseline: torch.Tensor, differences: torch.Tensor) -> Lengths:
+    """The lengths over the last dimension: y [..., D] and d [n, ..., D] give l2, along, across [n, ...] and norm [...].
+
+    Where d takes away all of y, to the last bit, along is -|y| and across 0 exactly.
+    """
+    norm = torch.linalg.vector_norm(baseline, dim=-1)
+    direction = baseline / norm.unsqueeze(-1).clamp_min(torch.finfo(norm.dtype).tiny)
+    l2 = torch.linalg.vector_norm(differences, dim=-1)
+    along = (differences * direction).sum(-1)
+    across = torch.linalg.vector_norm(torch.addcmul(differences, along.unsqueeze(-1), direction, value=-1), dim=-1)
+    # On a GPU asking whether it may be so would stall the queue: there all rows are compared.
+    if differences.device.type != "cpu" or (along <= (1e-5 - 1) * norm).any():
+        nothing_left = (differences == -baseline).all(-1)
+        along = torch.where(nothing_left, -norm, along)
+        across = across.masked_fill(nothing_left, 0.0)
+    return Lengths(l2, along, across, norm)
+
+
+def cosine_distance(of: Lengths) -> torch.Tensor:
+    """1 - cos(y, y + d), with its digits however small it is: |y|^2 |e|^2 / (|y||y+d| (|y||y+d| + y.(y+d))).
+
+    Where y.(y+d) < 0 nothing cancels in 1 - cos itself. One vector zero: 1; both: 0.
+    """
+    parallel = of.along + of.norm  # y.(y+d) / |y|
+    masked = torch.hypot(parallel, of.across)  # |y+d|
+    acute = of.across * (of.across / masked) / (masked + parallel)
+    cosine = torch.where(parallel >= 0, acute, 1 - parallel / masked)
+    return torch.where(masked == 0, (of.norm > 0).to(cosine.dtype), cosine)
+
+
+def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which differences and distances are formed: float64 for a float64 model, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,9 @@
+"""What a measurement can be asked for, by name. Light: knows neither torch nor models."""
+
+VARIANT_GROUPS = ("full", "attn", "heads")
+
+
+ABLATIONS = ("mask", "zero-value", "mean-value")
+
+
+QUERIES = ("last", "all")

@@ -1,0 +1,343 @@
+"""The engine: a context manager that measures while the model's own `generate()` runs.
+
+    with MaskingEngine(model) as engine:
+        model.generate(...)
+    engine.steps                # of the only sequence; engine.sequences[b] of sequence b of a batch
+
+Nothing of the model is re-implemented: an attention function registered with transformers sees q, k and v as the model
+uses them, and hooks let the differences of all masked tokens ride through the model's own linear maps as extra rows, those
+of all sequences of a batch together. Before the block ends, by whatever way, everything is as it was. Knows no files and
+prints nothing.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mask_impact.engine.attention import arithmetic_dtype, query_attention
+from mask_impact.engine.choices import VARIANT_GROUPS
+from mask_impact.engine.measurement import (
+    SELF_CHECK_TOLERANCE,
+    LayerMeasurement,
+    LayerRecord,
+)
+from mask_impact.engine.recording import LayerInputs, RawStep, gather
+from mask_impact.engine.riders import Rider, propagate_afterwards
+from mask_impact.engine.states import LayerState
+from mask_impact.engine.taps import tapped, visible_keys, windowed_kernel
+from mask_impact.errors import ExactnessError, UsageError
+from mask_impact.models.architectures import Decoder, DecoderLayer, GatedMlp, locate
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Which positions are masked, one after the other. prompt: bool [prompt length]; produced: those behind it."""
+
+    prompt: torch.Tensor
+    produced: bool
+
+    def positions(self, n_positions: int) -> torch.Tensor:
+        """int64 [P_t], ascending, of a sequence of n_positions."""
+        flags = torch.full((n_positions,), self.produced)
+        flags[: len(self.prompt)] = self.prompt
+        return flags.nonzero().flatten()
+
+
+@dataclass(frozen=True)
+class SequencePlan:
+    """What to do with one sequence of a batch. padding: how many positions of left padding it has, which are neither masked
+    nor counted as positions; masked: which of its positions to mask (None: all); n_steps: for how many forward passes."""
+
+    padding: int = 0
+    masked: Masked | None = None
+    n_steps: int | None = None
+
+
+class MaskingEngine:
+    """Measures every layer at every forward pass of `model` while the `with` block is open.
+
+    groups: which of full, attn, heads to measure. ablation: what hiding means, see attention.query_attention. plans: one for
+    each sequence of the batch that the model will be given. max_rows: how many masked tokens ride at once (None: all);
+    results do not depend on it. on_layer(step, layer) is called when a layer is done. record_layers: layers whose inputs are
+    kept in `layer_inputs`, for a single sequence. keep_states: whether `states` has a LayerState of each layer after a step,
+    for a single sequence: of the `last` position or of `all`. A sequence whose number is put into `finished` is measured no
+    more. Errors: UnsupportedArchitecture, UsageError for a batch of another size, ExactnessError where the model's arithmetic
+    could not be reproduced or is not finite.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        groups: tuple[str, ...] = VARIANT_GROUPS,
+        ablation: str = "mask",
+        plans: Sequence[SequencePlan] = (SequencePlan(),),
+        max_rows: int | None = None,
+        on_layer: Callable[[int, int], None] | None = None,
+        record_layers: frozenset[int] = frozenset(),
+        keep_states: str | None = None,
+    ) -> None:
+        self.model = model
+        self.decoder: Decoder = locate(model)
+        self.groups = tuple(group for group in VARIANT_GROUPS if group in groups)
+        self.ablation = ablation
+        self.plans = tuple(plans)
+        self.max_rows = max_rows
+        self.on_layer = on_layer
+        self.sequences: tuple[list[RawStep], ...] = tuple([] for _ in self.plans)
+        self.finished: set[int] = set()
+        if (record_layers or keep_states) and len(self.plans) > 1:
+            raise UsageError("what layers are given can be kept for a single sequence only")
+        self.states: list[LayerState] = []
+        if keep_states is not None:
+            self.states = [LayerState(all_rows=keep_states == "all") for _ in self.decoder.layers]
+        self._substitute: Callable | None = None
+        self.layer_inputs = {layer: LayerInputs() for layer in record_layers}
+        self._n_positions = 0  # padding included
+        self._step = -1
+        self._positions: dict[int, torch.Tensor] = {}  # by sequence that is measured at this step: those to mask
+        self._records: dict[int, list[LayerRecord]] = {}
+        self._dtype: torch.dtype | None = None
+        self._started = 0.0
+        self._layer: DecoderLayer | None = None
+        self._riders: dict[int, Rider] = {}
+        # Input of the linear maps on the way: as the model gave it, and with what rides along.
+        self._embarked: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._n_mapped = 0
+        self._stack = ExitStack()
+
+    @property
+    def steps(self) -> list[RawStep]:
+        """The measurements of the first sequence, which mostly is the only one."""
+        return self.sequences[0]
+
+    @property
+    def n_positions(self) -> int:
+        """Length of the sequence at the step that was measured last, padding included."""
+        return self._n_positions
+
+    @contextmanager
+    def substituted(self, attention: Callable) -> Iterator[None]:
+        """While the block is open nothing is measured, and whoever runs the model's layers gets `attention` in the place of
+        its own: (module, query [1, H, n, D], key, value [1, K, n, D]) -> [1, n, H, D]."""
+        self._substitute = attention
+        try:
+            yield
+        finally:
+            self._substitute = None
+
+    # --- attaching and restoring -----------------------------------------------------------------------------------------
+
+    def __enter__(self) -> "MaskingEngine":
+        with ExitStack() as stack:
+            stack.enter_context(tapped(self.decoder, self._on_tap))
+            for layer in self.decoder.layers:
+                self._hook_layer(stack, layer)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stack.close()
+        # A generator that is never finished must not keep tensors alive.
+        self._layer, self._embarked, self._n_mapped = None, None, 0
+        self._riders, self._records, self.states = {}, {}, []
+
+    def _on_tap(self, own, module, query, key, value, attention_mask, *args, **kwargs):
+        if self._substitute is not None:
+            return self._substitute(module, query, key, value), None
+        output = own(query, key, value, attention_mask, *args, **kwargs)
+        if self._layer is not None and module is self._layer.attention:
+            window = windowed_kernel(self.decoder, kwargs)
+            self._on_attention(query, key, value, attention_mask, kwargs.get("scaling"), window)
+        return output
+
+    def _hook_layer(self, stack: ExitStack, layer: DecoderLayer) -> None:
+        def before_layer(module, args, kwargs):
+            if self._substitute is None:
+                self._on_layer_input(layer, args[0] if args else kwargs["hidden_states"], kwargs)
+
+        def after_layer(module, args, output):
+            if self._substitute is None:
+                self._on_layer_output(layer, output)
+
+        def add(handle) -> None:
+            stack.callback(handle.remove)
+
+        add(layer.module.register_forward_pre_hook(before_layer, with_kwargs=True))
+        add(layer.module.register_forward_hook(after_layer))
+        mlp = layer.mlp
+        modules = [mlp.gate, mlp.up, mlp.down] if isinstance(mlp, GatedMlp) else [mlp.block]
+        for module in [layer.o_proj, *modules]:
+            if module is not None:
+                add(module.register_forward_pre_hook(self._before_linear))
+                add(module.register_forward_hook(self._after_linear))
+
+    # --- what happens in the model's forward, in this order ----------------------------------------------------------------
+
+    def _on_layer_input(self, layer: DecoderLayer, hidden_states: torch.Tensor, kwargs: dict) -> None:
+        n_sequences, n_new, _ = hidden_states.shape
+        if n_sequences != len(self.plans):
+            expected = "one sequence" if len(self.plans) == 1 else f"{len(self.plans)} sequences"
+            raise UsageError(f"{expected} at a time can be analysed; the model was given {n_sequences}")
+        if layer.index == 0:
+            self._started = time.perf_counter()
+            self._step += 1
+            self._n_positions += n_new
+            self._dtype = hidden_states.dtype
+            self._positions = {
+                number: self._positions_of(plan)
+                for number, plan in enumerate(self.plans)
+                if number not in self.finished and (plan.n_steps is None or self._step < plan.n_steps)
+            }
+            self._records = {number: [] for number in self._positions}
+        if layer.index in self.layer_inputs:
+            inputs = self.layer_inputs[layer.index]
+            inputs.hidden_states.append(hidden_states.detach().cpu())
+            inputs.position_embeddings.append(tuple(part.detach().cpu() for part in kwargs["position_embeddings"]))
+        if self.states:
+            self.states[layer.index].enter(hidden_states[0], kwargs)
+            if layer.index > 0:
+                self.states[layer.index - 1].hand_over(hidden_states[0])
+        rows = hidden_states[:, -1].to(arithmetic_dtype(hidden_states.dtype))
+        self._layer = layer
+        self._riders = {
+            number: Rider(
+                LayerMeasurement(
+                    layer,
+                    rows[number],
+                    hidden_states.dtype,
+                    self._n_positions - self.plans[number].padding,
+                    len(positions),
+                    self.groups,
+                )
+            )
+            for number, positions in self._positions.items()
+        }
+
+    def _positions_of(self, plan: SequencePlan) -> torch.Tensor:
+        n_positions = self._n_positions - plan.padding
+        return torch.arange(n_positions) if plan.masked is None else plan.masked.positions(n_positions)
+
+    def _on_attention(self, query, key, value, mask, scaling, window) -> None:
+        scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
+        if self.states:
+            state = self.states[self._layer.index]
+            n_rows = query.shape[2] if state.all_rows else 1
+            seen = visible_keys(mask, 0, n_rows, key.shape[2], window, key.device)
+            state.attend(key[0], value[0], seen, scaling)
+        for number, rider in self._riders.items():
+            self._attend(
+                number, rider.measurement, query[number, :, -1], key[number], value[number], mask, scaling, window
+            )
+            rider.propagation = rider.measurement.propagate(0, self._chunk(rider.measurement))
+            rider.advance(None)
+
+    def _attend(self, number, measurement, query, key, value, mask, scaling, window) -> None:
+        visible = visible_keys(mask, number, 1, key.shape[1], window, key.device)
+        if visible is not None:
+            visible = visible[0]
+            seen_from = int(visible.int().argmax())
+            key, value, visible = key[:, seen_from:], value[:, seen_from:], visible[seen_from:]
+        attention = query_attention(query, key, value, scaling, visible, ablation=self.ablation)
+        first = (
+            measurement.n_positions - attention.n_keys
+        )  # sliding windows and their caches hold the last positions only
+        keys = None
+        if self.plans[number].masked is not None:
+            positions = self._positions[number]
+            keys = (positions[positions >= first] - first).to(key.device)
+        measurement.observe_attention(attention, keys)
+        if measurement.layer.index in self.layer_inputs:
+            seen = torch.ones(measurement.n_positions, dtype=torch.bool)
+            seen[:first] = False
+            if visible is not None:
+                seen[first:] = visible.cpu()
+            self.layer_inputs[measurement.layer.index].visible.append(seen)
+
+    def _chunk(self, measurement: LayerMeasurement) -> int:
+        """How many masked tokens of one sequence ride at once."""
+        n_keys = measurement.masked.n_keys
+        return n_keys if self.max_rows is None else min(max(1, self.max_rows // len(self._riders)), n_keys)
+
+    def _before_linear(self, module: nn.Module, args: tuple) -> tuple | None:
+        if self._layer is None:
+            return None
+        states = args[0]  # [sequences, n, in]
+        if self._embarked is None or self._embarked[0] is not states:  # gate and up are given the same tensor
+            passengers = []
+            for number, rider in self._riders.items():
+                rider.measurement.observe_input(module, states[number, -1])
+                passengers += rider.board(module, states[number, -1])
+            if not passengers:
+                return None
+            self._embarked = states, torch.cat([states.flatten(0, 1), *passengers]).unsqueeze(0)
+        return (self._embarked[1], *args[1:])
+
+    def _after_linear(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+        if self._layer is None:
+            return None
+        if self._embarked is None:
+            for number, rider in self._riders.items():
+                rider.measurement.observe_output(module, output[number, -1])
+            return None
+        n_sequences, n_new, _ = self._embarked[0].shape
+        own = output[:, : n_sequences * n_new].view(n_sequences, n_new, -1)
+        first = n_sequences * n_new
+        for number, rider in self._riders.items():
+            first = rider.alight(module, output[0], first, own[number, -1])
+        self._n_mapped += 1
+        if self._n_mapped == max(len(rider.modules) for rider in self._riders.values()):
+            self._embarked, self._n_mapped = None, 0
+            for rider in self._riders.values():
+                rider.advance_if_mapped()
+        return own
+
+    def _on_layer_output(self, layer: DecoderLayer, output: torch.Tensor | tuple) -> None:
+        output = output[0] if isinstance(output, tuple) else output
+        if self.states:
+            self.states[layer.index].leave(output[0])
+        for number, rider in self._riders.items():
+            measurement = rider.measurement
+            measurement.observe_layer_output(output[number, -1])
+            n_keys, n_chunk = measurement.masked.n_keys, self._chunk(measurement)
+            for start in range(n_chunk, n_keys, max(1, n_chunk)):
+                propagate_afterwards(measurement, start, min(start + n_chunk, n_keys))
+            self._records[number].append(measurement.finish())
+        self._layer, self._riders = None, {}
+        if self.on_layer is not None:
+            self.on_layer(self._step, layer.index)
+        if layer.index == len(self.decoder.layers) - 1:
+            self._finish_step()
+
+    # --- results ----------------------------------------------------------------------------------------------------------------
+
+    def _finish_step(self) -> None:
+        seconds = time.perf_counter() - self._started
+        for number, records in self._records.items():
+            step = gather(records, self._positions[number], seconds)
+            self._check_step(step)
+            self.sequences[number].append(step)
+        self._records = {}
+
+    def _check_step(self, step: RawStep) -> None:
+        tolerance = SELF_CHECK_TOLERANCE[self._dtype]
+        for layer, error in enumerate(step.self_check.tolist()):
+            if error <= tolerance:
+                continue
+            where = f"layer {layer} of {self.decoder.model_type} at step {self._step}"
+            if error != error or error == float("inf"):
+                raise ExactnessError(
+                    f"activations of {where} are not finite (NaN or inf): no numbers can be given; "
+                    f"the model's weights may be damaged, or {self._dtype} too narrow: try `dtype` float32"
+                )
+            raise ExactnessError(
+                f"self-check failed in {where}: the model's own arithmetic differs from the recomputed one by {error:.1e} "
+                f"(relative, {tolerance:.0e} allowed): no numbers are given; the layer is not built as the table says"
+            )
+        if not bool(torch.isfinite(step.l2).all()):
+            layer = int((~torch.isfinite(step.l2)).flatten(1).any(1).int().argmax())
+            raise ExactnessError(f"distances of layer {layer} at step {self._step} are not finite: try `dtype` float32")

@@ -1,0 +1,56 @@
+"""What is kept of the engine's forward passes: the measurements of a step, and what entered a layer."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from mask_impact.engine.attention import Lengths, cosine_distance
+from mask_impact.engine.measurement import LayerRecord
+
+
+@dataclass(frozen=True)
+class RawStep:
+    """The measurements of one forward pass, on the CPU; see records.StepRecord for the meaning of the fields."""
+
+    positions: torch.Tensor  # int64 [P_t]
+    l2: torch.Tensor  # [L, P_t, V]
+    cosine: torch.Tensor  # [L, P_t, V]
+    attention: torch.Tensor  # [L, S_t]
+    baseline_norm: torch.Tensor  # [L, V]
+    self_check: torch.Tensor  # [L]
+    noise_floor: torch.Tensor  # [L]
+    seconds: float
+
+
+@dataclass
+class LayerInputs:
+    """What entered one decoder layer over all steps, for re-measuring it afterwards.
+
+    hidden_states: one [1, n, hidden] for the prompt and one for each further step; position_embeddings likewise;
+    visible: for each step bool [S_t], the positions that the last query sees.
+    """
+
+    hidden_states: list[torch.Tensor] = field(default_factory=list)
+    position_embeddings: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    visible: list[torch.Tensor] = field(default_factory=list)
+
+
+def gather(records: list[LayerRecord], positions: torch.Tensor, seconds: float) -> RawStep:
+    """The step that the records of its layers make, on the CPU. positions: int64 [P_t]."""
+
+    def stacked(name: str) -> torch.Tensor:
+        values = [getattr(record, name) for record in records]
+        on_one_device = len({value.device for value in values}) == 1
+        return torch.stack(values).cpu() if on_one_device else torch.stack([value.cpu() for value in values])
+
+    l2, baseline_norm = stacked("l2"), stacked("baseline_norm")
+    return RawStep(
+        positions=positions,
+        l2=l2,
+        cosine=cosine_distance(Lengths(l2, stacked("along"), stacked("across"), baseline_norm.unsqueeze(1))),
+        attention=stacked("attention"),
+        baseline_norm=baseline_norm,
+        self_check=stacked("self_check").double(),
+        noise_floor=stacked("noise_floor").double(),
+        seconds=seconds,
+    )

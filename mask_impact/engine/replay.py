@@ -1,0 +1,364 @@
+"""What the model's output would have been with some attention edges hidden: later layers, from the states of a step.
+
+A variant hides keys from queries in some layers. Only what stands behind the first such query can change, so a variant is
+the rows from there to the last position. It enters where its first masked layer begins, goes through the model's own layer
+modules beside the other variants, and attends to the keys and values that the model's own run has left of earlier
+positions, which no variant copies. What is added between layers (features of images) is added to every variant alike.
+
+The first of the variants that go together hides nothing. States are float32, and of every other variant only the difference
+from the first one goes through a linear map in the weights' dtype: in bfloat16 a state has three digits, and the difference
+of two states, which is all that an effect is, would have none.
+
+Dimensions: n variants, V of them at once, S positions, of which the last R are rows; H heads in K key/value groups.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from mask_impact.engine.attention import arithmetic_dtype
+from mask_impact.engine.choices import ABLATIONS
+from mask_impact.engine.masking import MaskingEngine
+from mask_impact.engine.states import LayerState
+from mask_impact.errors import DeviceError, is_out_of_memory
+from mask_impact.models.architectures import OpaqueMlp, parameter
+
+ROWS_OF_LOGITS = 64  # variants whose logits are formed at once
+PROBABLE = 512  # tokens whose differences of logits are not rounded to the weights' dtype
+MOST_ROWS = 512  # at once: enough that reading the weights costs less than multiplying with them
+FEWEST_TOGETHER = 3  # variants, however long: one that hides nothing goes with them each time
+ATTENTION_BYTES = 2**27  # of the logits and weights of all rows' attention at once
+
+
+@dataclass(frozen=True)
+class Masks:
+    """m masks, each of which hides some keys from some queries.
+
+    keys: bool [m, S]. queries: bool [m, S] (None: the last position alone). heads: bool [m, H], in which heads (None: in
+    all). ablation: `mask` (the logit is -inf), `zero-value` (the weight stays, the value is 0) or `mean-value` (the weight
+    stays, the value is the mean over the keys that the query sees).
+    """
+
+    keys: torch.Tensor
+    queries: torch.Tensor | None = None
+    heads: torch.Tensor | None = None
+    ablation: str = "mask"
+
+    def __post_init__(self) -> None:
+        if self.ablation not in ABLATIONS:
+            raise ValueError(f"ablation {self.ablation!r} is not one of {', '.join(ABLATIONS)}")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def n_positions(self) -> int:
+        """S, the length of the sequence."""
+        return self.keys.shape[1]
+
+    @property
+    def starts(self) -> torch.Tensor:
+        """int64 [m], the first position that a mask can change; S where it changes none."""
+        nowhere = self.n_positions
+        if self.queries is None:
+            return torch.where(self.keys.any(dim=1), nowhere - 1, nowhere)
+        reached = self.queries & (self.keys.cumsum(dim=1) > 0)  # some hidden key is not behind the query
+        return torch.where(reached.any(dim=1), reached.int().argmax(dim=1), nowhere)
+
+
+@dataclass(frozen=True)
+class Variants:
+    """n variants of the model: mask `mask` (int64 [n], which of the masks) in the layers `first` to `last` (int64 [n])."""
+
+    masks: Masks
+    mask: torch.Tensor
+    first: torch.Tensor
+    last: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    def __getitem__(self, which: torch.Tensor) -> "Variants":
+        """Those of the variants; which: an index, bool [n] or int64 [k]."""
+        return Variants(self.masks, self.mask[which], self.first[which], self.last[which])
+
+    @property
+    def starts(self) -> torch.Tensor:
+        """int64 [n], the first position that a variant can change; S where it changes none."""
+        return self.masks.starts[self.mask]
+
+    def row_layers(self, n_layers: int) -> int:
+        """How many rows go through how many layers, as a sum over the variants."""
+        return int(((self.masks.n_positions - self.starts) * (n_layers - self.first)).sum())
+
+
+def replay(
+    engine: MaskingEngine, variants: Variants, start: int | None = None, scale: float = 1.0
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(which variants int64 [k], how much their logits differ from those of the variant that hides nothing: [k, vocabulary])
+    at the step that the engine measured last, in float32 (float64 for a float64 model).
+
+    Needs an engine that keeps states (of all positions, where queries are given), whose block is still open, and is to be
+    called when the model's own forward is done. Variants that reach the same rows and layers go together. start: where the
+    rows of all begin (None: where each variant's must). scale: of the differences that go through linear maps, which changes
+    nothing but how they are rounded.
+    """
+    starts = variants.starts.clamp_max(engine.n_positions - 1)
+    if start is not None:
+        starts = torch.full_like(starts, start)
+    order = torch.argsort(starts * len(engine.states) + variants.first, stable=True)
+    n_rows = ATTENTION_BYTES // (8 * engine.decoder.n_heads * engine.n_positions)
+    n_rows = max(ROWS_OF_LOGITS, min(MOST_ROWS, n_rows))
+    fewest = FEWEST_TOGETHER
+    done = 0
+    while done < len(order):
+        begin = int(starts[order[done]])
+        together = order[done : done + max(fewest, n_rows // (engine.n_positions - begin))]
+        try:
+            outputs = _through_layers(engine, variants[together], begin, scale)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(together) == 1:
+                raise DeviceError(
+                    "out of memory with a single variant of the model: shorten the prompt, take `queries` last, a smaller "
+                    "model or `dtype` bfloat16, or a device with more memory"
+                ) from error
+            n_rows, fewest = n_rows // 2, 1
+            continue
+        for first in range(1, len(outputs), ROWS_OF_LOGITS):
+            part = torch.cat([outputs[:1], outputs[first : first + ROWS_OF_LOGITS]])
+            yield together[first - 1 : first - 1 + len(part) - 1], _logit_differences(engine, part, scale)
+        done += len(together)
+
+
+def unmasked_logits(engine: MaskingEngine, start: int | None = None) -> torch.Tensor:
+    """Logits [vocabulary] of what hides nothing, from the first layer on, in rows from `start` (None: the last row alone):
+    the model's own, but for rounding."""
+    none = torch.zeros(0, dtype=torch.int64)
+    nothing = Variants(Masks(torch.zeros(0, engine.n_positions, dtype=torch.bool)), none, none, none)
+    start = engine.n_positions - 1 if start is None else start
+    return logits_of(engine, _through_layers(engine, nothing, start))[0]
+
+
+def _through_layers(engine: MaskingEngine, variants: Variants, start: int, scale: float = 1.0) -> torch.Tensor:
+    """Outputs of the last layer at the last position, [1 + V, hidden]: of what hides nothing, and of each variant."""
+    states = engine.states
+    order = torch.argsort(variants.first, stable=True)
+    ordered = variants[order]
+    begin = int(ordered.first[0]) if len(ordered) else 0
+    n_rows = engine.n_positions - start
+    entered = states[begin].entered[-n_rows:]
+    running = entered.to(arithmetic_dtype(entered.dtype)).unsqueeze(0)
+    n_in = 0
+    for index in range(begin, len(states)):
+        layer, state = engine.decoder.layers[index], states[index]
+        running = running.to(state.entered.device)
+        entering = int((ordered.first == index).sum())
+        running = torch.cat([running, running[:1].expand(entering, -1, -1)])
+        n_in += entering
+        edges = _Edges(ordered[torch.arange(n_in)], index, n_rows)
+
+        def attention(module, query, key, value, state=state, edges=edges):
+            return _attend(query, key, value, state, edges)
+
+        with ExitStack() as stack:
+            stack.enter_context(engine.substituted(attention))
+            stack.enter_context(_ByDifferences(scale))
+            if isinstance(layer.mlp, OpaqueMlp):
+                _in_own_dtype(layer.mlp.block, state.entered.dtype, stack)
+            output = layer.module(running, **_arguments(state, n_rows))
+        running = output[0] if isinstance(output, tuple) else output
+        if state.added is not None:
+            running = running + state.added[-n_rows:].to(running.device, running.dtype)
+    result = torch.empty_like(running[:, -1])
+    result[0] = running[0, -1]
+    result[1 + order.to(running.device)] = running[1:, -1]
+    return result
+
+
+def _arguments(state: LayerState, n_rows: int) -> dict:
+    """What a layer is called with for the last rows, whatever the variant."""
+    arguments = state.arguments | {"attention_mask": None, "past_key_values": None}
+    arguments["position_embeddings"] = tuple(part[:, -n_rows:] for part in arguments["position_embeddings"])
+    if arguments.get("position_ids") is not None:
+        arguments["position_ids"] = arguments["position_ids"][..., -n_rows:]
+    return arguments
+
+
+class _ByDifferences(TorchFunctionMode):
+    """While it is open, a linear map takes the first variant as it is and of the others their difference from it."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is not torch.nn.functional.linear:
+            return function(*args, **(kwargs or {}))
+        rows, weight, bias = _linear_arguments(*args, **(kwargs or {}))
+        if len(rows) == 1:
+            return function(rows.to(weight.dtype), weight, bias).to(rows.dtype)
+        first = rows[:1]
+        differences = rows[1:] - first
+        unit = _unit(differences) * self.scale
+        # Together: the weights are read once.
+        mapped = function(torch.cat([first, differences / unit]).to(weight.dtype), weight).to(rows.dtype)
+        own = mapped[:1] if bias is None else mapped[:1] + bias
+        return torch.cat([own, own + mapped[1:] * unit])
+
+
+def _unit(differences: torch.Tensor) -> torch.Tensor:
+    """[..., 1], what each row is divided by: in float16 small differences would vanish; a power of two changes no digit."""
+    return differences.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(differences.dtype).tiny).log2().ceil().exp2()
+
+
+def _linear_arguments(input, weight, bias=None):
+    return input, weight, bias
+
+
+def _in_own_dtype(block: nn.Module, dtype: torch.dtype, stack: ExitStack) -> None:
+    """An MLP that is not a chain of linear maps (mixture of experts) takes whole states in the model's dtype."""
+
+    def before(module, args):
+        return (args[0].to(dtype), *args[1:])
+
+    def after(module, args, output):
+        wide = arithmetic_dtype(dtype)
+        return (output[0].to(wide), *output[1:]) if isinstance(output, tuple) else output.to(wide)
+
+    stack.callback(block.register_forward_pre_hook(before, prepend=True).remove)
+    stack.callback(block.register_forward_hook(after).remove)
+
+
+class _Edges:
+    """What V variants hide in one layer; before them stands the one that hides nothing."""
+
+    def __init__(self, variants: Variants, layer: int, n_rows: int) -> None:
+        masks = variants.masks
+        self.ablation = masks.ablation
+        open_here = (variants.last >= layer).unsqueeze(1)
+
+        def of_variants(flags: torch.Tensor | None) -> torch.Tensor | None:
+            if flags is None:
+                return None
+            return torch.cat([flags.new_zeros(1, flags.shape[1]), flags[variants.mask] & open_here])
+
+        self.keys = of_variants(masks.keys)  # [1 + V, S]
+        self.heads = of_variants(masks.heads)  # [1 + V, H] or None
+        self.queries = of_variants(masks.queries)  # [1 + V, R] or None
+        if self.queries is not None:
+            self.queries = self.queries[:, masks.n_positions - n_rows :]
+
+    def hidden(self, rows: slice, n_keys: int, n_rows: int, device: torch.device) -> torch.Tensor:
+        """bool [1 + V, r, N], the edges from some of the rows to the last N positions."""
+        keys = self.keys[:, self.keys.shape[1] - n_keys :].to(device).unsqueeze(1)
+        if self.queries is not None:
+            return keys & self.queries[:, rows].to(device).unsqueeze(2)
+        is_last = torch.arange(n_rows, device=device)[rows] == n_rows - 1
+        return keys & is_last.view(1, -1, 1)
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, state: LayerState, edges: _Edges
+) -> torch.Tensor:
+    """[V, R, H, D] for V variants of R rows, over the keys of the positions before the rows and the variant's own.
+
+    query: [V, H, R, D]; key, value: [V, K, R, D].
+    """
+    n_variants, n_heads, n_rows, _ = query.shape
+    n_keys = state.keys.shape[1]
+    at_once = max(1, ATTENTION_BYTES // (8 * n_variants * n_heads * n_keys))
+    visible = state.seen_by(n_rows)
+    wide = torch.promote_types(query.dtype, torch.float32)
+    key, value = key.to(wide), value.to(wide)
+    earlier = tuple(part[:, : n_keys - n_rows].to(wide) for part in (state.keys, state.values))
+    parts = [
+        _attend_rows(
+            query[:, :, first : first + at_once].to(wide), key, value, earlier, visible, first, edges, state.scaling
+        )
+        for first in range(0, n_rows, at_once)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _attend_rows(query, key, value, earlier, visible, first, edges, scaling) -> torch.Tensor:
+    """[V, r, H, D] for the rows from `first` on; earlier: keys and values [K, E, D] of the positions before all rows;
+    visible: bool [R, N] or None for all."""
+    n_variants, n_heads, r, head_dim = query.shape
+    n_groups, n_rows = key.shape[1], key.shape[2]
+    n_earlier = earlier[0].shape[1]
+    rows = slice(first, first + r)
+    shape = (n_variants, n_groups, n_heads // n_groups, r)
+
+    def over_earlier(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """[V, K, H/K, r, a] x [K, a, b]: one product for all variants."""
+        flat = left.transpose(0, 1).flatten(1, 3)
+        return (flat @ right).view(n_groups, n_variants, *shape[2:], right.shape[-1]).transpose(0, 1)
+
+    def over_own(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """[V, K, H/K, r, a] x [V, K, a, b]"""
+        return (left.flatten(2, 3) @ right).view(*shape, right.shape[-1])
+
+    grouped = query.reshape(*shape, head_dim)
+    logits = torch.cat(
+        [over_earlier(grouped, earlier[0].transpose(1, 2)), over_own(grouped, key.transpose(2, 3))], dim=-1
+    )
+    logits *= scaling
+    if visible is not None:
+        logits.masked_fill_(~visible[rows], float("-inf"))
+    hidden = edges.hidden(rows, n_earlier + n_rows, n_rows, query.device)[:, None, None]  # [V, 1, 1, r, N]
+    if edges.heads is not None:
+        hidden = hidden & edges.heads.to(query.device).view(*shape[:3], 1, 1)
+    if edges.ablation == "mask":
+        logits.masked_fill_(hidden, float("-inf"))
+    weights = torch.softmax(logits, dim=-1).nan_to_num_(0.0)  # where nothing is left to see, nothing is attended to
+    kept = weights if edges.ablation == "mask" else weights.masked_fill(hidden, 0.0)
+    output = over_earlier(kept[..., :n_earlier], earlier[1]) + over_own(kept[..., n_earlier:], value)
+    if edges.ablation == "mean-value":
+        seen = (
+            torch.ones(r, n_earlier + n_rows, dtype=query.dtype, device=query.device)
+            if visible is None
+            else visible[rows].to(query.dtype)
+        )
+        total = (seen[:, :n_earlier] @ earlier[1]) + (seen[:, n_earlier:] @ value)  # [V, K, r, D]
+        mean = total / seen.sum(dim=-1, keepdim=True)
+        output = output + (weights - kept).sum(-1, keepdim=True) * mean.unsqueeze(2)
+    return output.reshape(n_variants, n_heads, r, head_dim).transpose(1, 2)
+
+
+def logits_of(engine: MaskingEngine, outputs: torch.Tensor) -> torch.Tensor:
+    """Logits [k, vocabulary] of last layers' outputs [k, hidden], by the model's own norm and head."""
+    model = engine.model
+    with _ByDifferences():
+        logits = model.get_output_embeddings()(engine.decoder.final_norm(outputs).unsqueeze(1))[:, 0]
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def _logit_differences(engine: MaskingEngine, outputs: torch.Tensor, scale: float) -> torch.Tensor:
+    """[k, vocabulary], how far the logits of the outputs behind the first one are from its.
+
+    What leaves a bfloat16 head has three digits, and these differences are what effects are: for the tokens that are
+    probable, which effects hang on, they are formed in the rows' own dtype.
+    """
+    head = engine.model.get_output_embeddings()
+    weight = parameter(head, "weight")
+    plain = type(head) is nn.Linear and head.bias is None and weight.is_floating_point()
+    if not plain or getattr(engine.model.config.get_text_config(), "final_logit_softcapping", None) is not None:
+        logits = logits_of(engine, outputs)
+        return logits[1:] - logits[:1]
+    states = engine.decoder.final_norm(outputs)
+    differences = states[1:] - states[:1]
+    unit = _unit(differences) * scale
+    mapped = head(torch.cat([states[:1], differences / unit]).to(weight.dtype))
+    found = mapped[1:].to(states.dtype).mul_(unit.to(mapped.device))
+    if weight.dtype != states.dtype:
+        probable = mapped[0].topk(min(PROBABLE, mapped.shape[1])).indices
+        rows = weight[probable.to(weight.device)].to(states)
+        found[:, probable] = (differences @ rows.t()).to(found.device)
+    return found

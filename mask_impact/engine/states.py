@@ -1,0 +1,100 @@
+"""What each decoder layer was given and what it made of it, kept for running the later layers again (`replay`).
+
+Dimensions: S positions of the sequence, of which the last R are kept as rows: all of them (R = S), or the
+last one alone (R = 1); N the last positions whose keys and values are kept, N = S where all rows are.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from mask_impact.engine.taps import up_to_own
+
+NOT_KEPT = ("hidden_states", "attention_mask", "past_key_values", "past_key_value", "use_cache", "cache_position")
+
+
+@dataclass
+class LayerState:
+    """One layer, up to the step that was last measured.
+
+    all_rows: whether all positions are kept, or the last one alone. entered: [R, hidden], the layer's input. added: [R,
+    hidden], what the model adds to its output before the next layer, None for nothing. keys, values: [K, N, D]. visible:
+    bool [R, N], which keys a row sees, None for all up to its own. arguments: what else the layer was called with.
+    """
+
+    all_rows: bool = False
+    entered: torch.Tensor | None = None
+    added: torch.Tensor | None = None
+    keys: torch.Tensor | None = None
+    values: torch.Tensor | None = None
+    visible: torch.Tensor | None = None
+    scaling: float = 1.0
+    arguments: dict[str, Any] = field(default_factory=dict)
+    _left: torch.Tensor | None = None  # the layer's output, until the next layer has begun
+
+    def enter(self, hidden_states: torch.Tensor, arguments: dict[str, Any]) -> None:
+        """A step begins. hidden_states: [n, hidden], of n new positions; arguments: of the layer's call."""
+        self.entered = self._extended(self.entered, hidden_states)
+        kept = {name: value for name, value in arguments.items() if name not in NOT_KEPT}
+        before = self.arguments.get("position_embeddings", (None, None))
+        kept["position_embeddings"] = tuple(
+            self._extended(one, new, dim=1) for one, new in zip(before, kept["position_embeddings"], strict=True)
+        )
+        if kept.get("position_ids") is not None:
+            kept["position_ids"] = self._extended(self.arguments.get("position_ids"), kept["position_ids"], dim=-1)
+        self.arguments = kept
+
+    def attend(self, keys: torch.Tensor, values: torch.Tensor, seen: torch.Tensor | None, scaling: float) -> None:
+        """keys, values: [K, N, D], of the last N positions; seen: bool [n, N], what the n new positions see of them, None
+        for all up to their own (of the last one, where only that is kept)."""
+        self.scaling = scaling
+        if not self.all_rows:
+            self.keys, self.values, self.visible = keys, values, seen
+            return
+        n_positions = len(self.entered)
+        n_before = 0 if self.keys is None else self.keys.shape[1]
+        n_new, n_keys = n_positions - n_before, keys.shape[1]
+        if n_keys < n_positions:  # the cache of a sliding window has dropped the others
+            self.keys = torch.cat([self.keys, keys[:, -n_new:]], dim=1)
+            self.values = torch.cat([self.values, values[:, -n_new:]], dim=1)
+        else:
+            self.keys, self.values = keys, values
+        if seen is None and n_keys == n_positions and self.visible is None:
+            return
+        device = keys.device
+        visible = torch.zeros(n_positions, n_positions, dtype=torch.bool, device=device)
+        visible[:n_before, :n_before] = up_to_own(n_before, n_before, device) if self.visible is None else self.visible
+        visible[n_before:, n_positions - n_keys :] = up_to_own(n_new, n_keys, device) if seen is None else seen
+        self.visible = visible
+
+    def leave(self, output: torch.Tensor) -> None:
+        """output: [n, hidden], of the new positions."""
+        self._left = output if self.all_rows else output[-1:]
+
+    def hand_over(self, following: torch.Tensor) -> None:
+        """following: [n, hidden], what enters the next layer."""
+        rows = (following if self.all_rows else following[-1:]).to(self._left.device)
+        added = None
+        if not torch.equal(rows, self._left):
+            added = rows.to(torch.promote_types(rows.dtype, torch.float32)) - self._left
+        if self.all_rows and (self.added is not None or added is not None):
+            n_before = len(self.entered) - len(rows)
+            whole = self.entered.new_zeros(self.entered.shape, dtype=torch.promote_types(rows.dtype, torch.float32))
+            if self.added is not None:
+                whole[:n_before] = self.added
+            if added is not None:
+                whole[n_before:] = added
+            added = whole
+        self.added, self._left = added, None
+
+    def seen_by(self, n_rows: int) -> torch.Tensor | None:
+        """bool [n_rows, N], which keys the last rows see; None for all."""
+        if self.visible is not None:
+            return self.visible[-n_rows:]
+        return None if n_rows == 1 else up_to_own(n_rows, self.keys.shape[1], self.keys.device)
+
+    def _extended(self, before: torch.Tensor | None, new: torch.Tensor, dim: int = 0) -> torch.Tensor:
+        if not self.all_rows:
+            return new.narrow(dim, new.shape[dim] - 1, 1)
+        return new if before is None else torch.cat([before, new], dim=dim)

@@ -1,0 +1,295 @@
+"""From a prompt to model inputs and the token table. Knows nothing of what is measured.
+
+A prompt is taken as a user's turn in the model's chat template, or, written in ChatML, as the conversation it spells, or as
+it is (`raw`). Pictures go where the prompt marks them, or before its text. Ready model inputs are taken as they are.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+import numpy as np
+import torch
+
+from mask_impact.errors import InputError
+from mask_impact.models.loading import Reader
+from mask_impact.prompts.groups import Layout
+from mask_impact.prompts.images import Picture, preview
+from mask_impact.prompts.marks import IMAGE_MARK, IMAGE_TEXT, check_image_marks, check_prompt
+from mask_impact.results.records import IMAGE_PAD, ImageRecord, TokenTable
+
+_CHATML_TURN = re.compile(r"<\|im_start\|>(\w+)\n?(.*?)(?:<\|im_end\|>\n?|(?=<\|im_start\|>)|\Z)", re.DOTALL)
+PADDED = ("input_ids", "attention_mask", "mm_token_type_ids")  # [1, n]; other inputs have a row for each image or patch
+_USER_TURN = re.compile(r"<\|im_start\|>user\n?")
+_FIRST_TURN = re.compile(r"\s*<\|im_start\|>\w+\n?")
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """inputs: keyword arguments for `generate`, batch of one; text: the prompt as templated (None for ready inputs)."""
+
+    inputs: dict[str, torch.Tensor]
+    tokens: TokenTable
+    text: str | None
+    images: tuple[ImageRecord, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        """Length of the prompt in tokens."""
+        return len(self.tokens)
+
+
+def layout_of(loaded: Reader, encoded: EncodedPrompt) -> Layout:
+    """Where everything stands in the prompt."""
+
+    def decode(ids: list[int]) -> str:
+        return loaded.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    return Layout(encoded.tokens, encoded.images, encoded.n_tokens, decode)
+
+
+def parse_chatml(prompt: str) -> list[dict[str, str]] | None:
+    """The conversation that a ChatML prompt spells, as [{role, content}, ...]; None where the prompt is not ChatML.
+
+    InputError where something stands outside of its turns: it would be lost.
+    """
+    if not prompt.lstrip().startswith("<|im_start|>"):
+        return None
+    outside = _CHATML_TURN.sub("", prompt).strip()
+    if outside:
+        raise InputError(
+            f"the ChatML prompt has text outside of its turns: {outside[:40]!r}; write each turn as "
+            f"<|im_start|>role, a line break, text, <|im_end|>, or use the prompt as it is (`raw`)"
+        )
+    return [{"role": role, "content": content} for role, content in _CHATML_TURN.findall(prompt)]
+
+
+def encode(loaded: Reader, prompt: str, pictures: Sequence[Picture] = (), *, raw: bool | None = None) -> EncodedPrompt:
+    """Model inputs and token table of a prompt with pictures; raw None means: as it is where the model has no chat template.
+
+    Each `<image>` in the prompt marks where a picture goes; without a mark all of them go before the (first user's) text.
+    """
+    check_prompt(prompt)
+    templater = loaded.processor or loaded.tokenizer
+    if raw is None:
+        raw = not templater.chat_template
+    if loaded.kind == "vl":
+        prompt = _mark_images(prompt, len(pictures))
+    elif pictures:
+        raise InputError(
+            f"model '{loaded.name}' is a text model and takes no images; leave them out or use another model"
+        )
+    if raw:
+        text = prompt.replace(IMAGE_MARK, IMAGE_TEXT) if pictures else prompt
+    elif not templater.chat_template:
+        raise InputError(f"model '{loaded.name}' has no chat template; use the prompt as it is (`raw`)")
+    else:
+        text = _apply_template(templater, prompt, marked=bool(pictures))
+    if pictures:
+        if text.count(IMAGE_PAD) != len(pictures):
+            raise InputError(
+                f"the model's chat template leaves out images: it keeps {text.count(IMAGE_PAD)} of {len(pictures)}; "
+                f"put {IMAGE_MARK} into a user's turn"
+            )
+        encoded = _process(loaded, text, pictures)
+    else:
+        # A template writes the special tokens itself, a beginning-of-sequence token too.
+        ids = loaded.tokenizer(text, add_special_tokens=raw, return_tensors="pt")["input_ids"]
+        if ids.shape[1] == 0:
+            raise InputError("the prompt has no tokens; give some text")
+        encoded = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if loaded.kind == "vl":
+            encoded["mm_token_type_ids"] = torch.zeros_like(ids)
+    return _with_tables(loaded, encoded, text, pictures)
+
+
+def _mark_images(prompt: str, n_pictures: int) -> str:
+    """The prompt with an image mark for each picture."""
+    check_image_marks(prompt, n_pictures)
+    prompt = prompt.replace(IMAGE_TEXT, IMAGE_MARK)
+    if IMAGE_MARK in prompt:
+        return prompt
+    # Before the text of the first user's turn; before everything where the prompt spells no turns.
+    turn = _USER_TURN.search(prompt) or _FIRST_TURN.match(prompt)
+    start = turn.end() if turn else 0
+    return prompt[:start] + n_pictures * IMAGE_MARK + prompt[start:]
+
+
+def _process(loaded: Reader, text: str, pictures: Sequence[Picture]) -> dict[str, torch.Tensor]:
+    """The processor's inputs for the text, whose image tokens it repeats as often as each picture has cells."""
+    if loaded.processor is None:
+        raise InputError(f"images need the processor of model '{loaded.name}', and it was given a tokenizer only")
+    try:
+        encoded = loaded.processor(text=[text], images=[picture.image for picture in pictures], return_tensors="pt")
+    except ValueError as error:
+        for number, picture in enumerate(pictures):
+            try:
+                loaded.processor.image_processor(images=[picture.image], return_tensors="pt")
+            except ValueError as reason:
+                width, height = picture.image.size
+                raise InputError(
+                    f"image {number} ('{picture.source}', {width} x {height} pixels) is beyond what the model's processor "
+                    f"takes: {reason}; crop it, or make it smaller with `max_image_resolution`"
+                ) from error
+        raise
+    return dict(encoded)
+
+
+def encode_inputs(loaded: Reader, inputs: dict[str, Any]) -> EncodedPrompt:
+    """The same for ready model inputs (`input_ids` [1, n] and whatever else the model takes)."""
+    if "input_ids" not in inputs:
+        raise InputError("ready model inputs need input_ids")
+    ids = torch.as_tensor(inputs["input_ids"])
+    if ids.dim() != 2 or ids.shape[0] != 1 or ids.shape[1] == 0:
+        raise InputError(f"input_ids must have shape [1, n] with n >= 1, not {list(ids.shape)}")
+    encoded = {"attention_mask": torch.ones_like(ids), **inputs, "input_ids": ids}
+    if not bool(torch.as_tensor(encoded["attention_mask"]).bool().all()):
+        raise InputError("attention_mask hides tokens; analyse the sequence without padding")
+    return _with_tables(loaded, encoded, None)
+
+
+def join(prompts: Sequence[EncodedPrompt], pad_id: int) -> tuple[dict[str, Any], list[int]]:
+    """Inputs for one `generate` of several prompts, padded on the left, and how many positions of padding each has.
+
+    Images follow one another in the order of the prompts. A single prompt's inputs stay as they are.
+    """
+    if len(prompts) == 1:
+        return prompts[0].inputs, [0]
+    n_positions = max(prompt.n_tokens for prompt in prompts)
+    paddings = [n_positions - prompt.n_tokens for prompt in prompts]
+    joined: dict[str, Any] = {}
+    for name in dict.fromkeys(name for prompt in prompts for name in prompt.inputs):
+        parts = [prompt.inputs.get(name) for prompt in prompts]
+        if name in PADDED:
+            value = pad_id if name == "input_ids" else 0
+            joined[name] = torch.cat(
+                [torch.nn.functional.pad(part, (n, 0), value=value) for part, n in zip(parts, paddings, strict=True)]
+            )
+        else:
+            joined[name] = torch.cat([part for part in parts if part is not None])
+    return joined, paddings
+
+
+def _apply_template(templater: Any, prompt: str, marked: bool) -> str:
+    """The templated prompt; marked: whether image marks in it stand for images."""
+    messages = parse_chatml(prompt) or [{"role": "user", "content": prompt}]
+    # A last turn of the assistant is a beginning to be continued; an empty one only asks for the answer.
+    opened = messages[-1]["role"] == "assistant"
+    if opened and not messages[-1]["content"].strip():
+        messages, opened = messages[:-1], False
+    if not messages:
+        raise InputError("the conversation has no turn with text")
+    if marked:
+        messages = [turn | {"content": _content_parts(turn["content"])} for turn in messages]
+    # Qwen3's text models would otherwise think before every answer. Text models' templates that don't know the switch
+    # ignore it; a processor (vision-language models) warns of it, and has no use for it.
+    switches = {} if hasattr(templater, "tokenizer") else {"enable_thinking": False}
+    try:
+        return templater.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=not opened,
+            continue_final_message=opened,
+            **switches,
+        )
+    except (jinja2.TemplateError, ValueError) as error:  # a role that the template refuses, for one
+        raise InputError(
+            f"the model's chat template refuses the prompt: {error}; change its turns, or use it as it is (`raw`)"
+        ) from error
+
+
+def _content_parts(content: str) -> str | list[dict[str, str]]:
+    """A turn's content as the text and image parts that a template knows; a turn without images stays a text."""
+    if IMAGE_MARK not in content:
+        return content
+    parts: list[dict[str, str]] = []
+    for index, text in enumerate(content.split(IMAGE_MARK)):
+        parts += [{"type": "image"}] if index else []
+        parts += [{"type": "text", "text": text}] if text else []
+    return parts
+
+
+def _with_tables(
+    loaded: Reader, inputs: dict[str, Any], text: str | None, pictures: Sequence[Picture] = ()
+) -> EncodedPrompt:
+    """The inputs with their table of tokens and records of images, which are held against each other.
+
+    pictures: in the order of the images; none for ready inputs, whose images are known as the vision tower sees them.
+    """
+    ids = torch.as_tensor(inputs["input_ids"])[0].tolist()
+    texts, kinds = token_texts(loaded.tokenizer, ids)
+    image, row, column = (np.full(len(ids), -1, dtype=np.int32) for _ in range(3))
+    images: list[ImageRecord] = []
+    if inputs.get("image_grid_thw") is not None:
+        images = _image_records(loaded, inputs, pictures)
+        positions = [position for position, token in enumerate(ids) if token == loaded.config.image_token_id]
+        if sum(one.n_tokens for one in images) != len(positions):
+            raise InputError(
+                f"the images have {sum(one.n_tokens for one in images)} cells but the prompt has {len(positions)} image tokens; "
+                f"prepare text and images together with the model's processor, without truncation"
+            )
+        first = 0
+        for number, one in enumerate(images):
+            own = np.asarray(positions[first : first + one.n_tokens])
+            if own[-1] - own[0] != one.n_tokens - 1:
+                raise InputError(
+                    f"the {one.n_tokens} tokens of image {number} do not stand in one piece; give the grids in the order "
+                    f"of the images in the prompt"
+                )
+            image[own] = number
+            row[own], column[own] = np.divmod(np.arange(one.n_tokens), one.grid[1])
+            first += one.n_tokens
+        for position in positions:
+            kinds[position] = "image"
+    tokens = TokenTable(np.asarray(ids, dtype=np.int64), tuple(texts), tuple(kinds), image, row, column)
+    return EncodedPrompt(inputs, tokens, text, tuple(images))
+
+
+def _image_records(loaded: Reader, inputs: dict[str, Any], pictures: Sequence[Picture]) -> list[ImageRecord]:
+    vision = loaded.config.vision_config
+    grids = torch.as_tensor(inputs["image_grid_thw"]).tolist()  # [n_images, 3]: time, height, width in patches
+    if any(
+        time != 1 or height % vision.spatial_merge_size or width % vision.spatial_merge_size
+        for time, height, width in grids
+    ):
+        raise InputError(f"image_grid_thw must be [1, height, width] with even sides for each image, not {grids}")
+    n_patches = sum(time * height * width for time, height, width in grids)
+    pixel_values = inputs.get("pixel_values")
+    if pixel_values is None or len(pixel_values) != n_patches:
+        raise InputError(
+            f"image_grid_thw has {n_patches} patches and pixel_values {0 if pixel_values is None else len(pixel_values)}; "
+            f"give both as the model's processor made them"
+        )
+    if pictures and len(pictures) != len(grids):
+        raise InputError(
+            f"{len(pictures)} images became {len(grids)} in the model's processor, which needs to be another one"
+        )
+    records = []
+    for number, (_, height, width) in enumerate(grids):
+        resized = (width * vision.patch_size, height * vision.patch_size)
+        records.append(
+            ImageRecord(
+                source=pictures[number].source if pictures else "model inputs",
+                size=pictures[number].size if pictures else resized,
+                resized=resized,
+                grid=(height // vision.spatial_merge_size, width // vision.spatial_merge_size),
+                preview=preview(pictures[number].image) if pictures else b"",
+            )
+        )
+    return records
+
+
+def token_texts(tokenizer: Any, ids: list[int]) -> tuple[list[str], list[str]]:
+    """Each token decoded on its own, and its kind (`text` or `special`)."""
+    special = set(tokenizer.all_special_ids)
+    special.update(id for id, token in tokenizer.added_tokens_decoder.items() if token.special)
+    texts = []
+    for id in ids:
+        text = tokenizer.decode([id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        # SentencePiece tokenizers drop the space before a word that is decoded alone.
+        if str(tokenizer.convert_ids_to_tokens(id)).startswith("▁") and not text.startswith(" "):
+            text = " " + text
+        texts.append(text)
+    return texts, ["special" if id in special else "text" for id in ids]

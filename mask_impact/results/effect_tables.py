@@ -1,0 +1,61 @@
+"""The second table of a result, `NAME.effect.*`: the effect of each hidden token on the produced one, there and back.
+
+Knows records; no files. pyarrow is imported only where it is used.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mask_impact.results.records import EffectRecord, Result, StepRecord
+
+EFFECT_COLUMNS = (
+    "generation_step", "layer", "token_masked", "token_position", "n_tokens", "variant",
+    "logit_change", "logprob_change", "kl_divergence", "below_floor", "top1_changed", "top1_id", "top1_token",
+)  # fmt: skip
+NUMBERS = ("logit_change", "logprob_change", "kl_divergence")
+
+
+def effect_table(result: Result, texts: Sequence[str]):
+    """A pyarrow.Table with EFFECT_COLUMNS: a row for each step, layer and masked position, or group of positions, which is
+    called by its name and stands at its first position. texts: of each position, UTF-8."""
+    import pyarrow as pa
+
+    return pa.concat_tables([_of_step(record, texts) for record in result.steps]).unify_dictionaries()
+
+
+def _of_step(record: StepRecord, texts: Sequence[str]):
+    import pyarrow as pa
+
+    effect = record.effect
+    n_layers, n_hidden = effect.top1.shape
+    groups = effect.groups or [(texts[position], (position,)) for position in record.positions.tolist()]
+    top1 = effect.top1.reshape(-1)
+    columns = (
+        np.full(top1.size, record.step, dtype=np.int32),
+        np.repeat(np.arange(n_layers, dtype=np.int32), n_hidden),
+        pa.array([name for name, _ in groups] * n_layers, pa.string()).dictionary_encode(),
+        np.tile(np.array([positions[0] for _, positions in groups], dtype=np.int32), n_layers),
+        np.tile(np.array([len(positions) for _, positions in groups], dtype=np.int32), n_layers),
+        pa.array(["Full"] * top1.size, pa.string()).dictionary_encode(),
+        *(getattr(effect, name).reshape(-1) + np.float32(0) for name in NUMBERS),  # -0.0 becomes 0.0
+        pa.array(effect.below_floor.reshape(-1)),
+        pa.array(effect.top1_changed(record.token_id).reshape(-1)),
+        top1,
+        pa.array([effect.top1_texts[int(token)] for token in top1], pa.string()).dictionary_encode(),
+    )
+    return pa.table(dict(zip(EFFECT_COLUMNS, columns, strict=True)))
+
+
+def make_record(columns: dict[str, np.ndarray], first: int, shape: tuple[int, int], about: dict) -> EffectRecord:
+    """The record of one step out of what `read_effects` read; first: its first row; about: its entry in the meta file."""
+    part = {name: values[first : first + shape[0] * shape[1]].reshape(shape) for name, values in columns.items()}
+    return EffectRecord(
+        **{name: part[name] for name in NUMBERS},
+        top1=part["top1_id"],
+        top1_texts={int(token): text for token, text in about["top1_texts"].items()},
+        floor=tuple(about["floor"]),
+        groups=about.get("groups") and tuple((name, tuple(positions)) for name, positions in about["groups"]),
+        likeliest=about.get("likeliest"),
+        rounding=about.get("rounding") and tuple(about["rounding"]),
+    )

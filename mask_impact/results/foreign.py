@@ -1,0 +1,225 @@
+"""Results from files, whoever made them: this program's own with their meta file, or a table of the seven columns alone.
+
+A bare table has distances, positions and token texts and nothing else; `foreign_tables` makes a Result of it, and every guess
+is a line in `meta["notices"]`.
+"""
+
+import csv
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mask_impact.errors import OutputError, UsageError
+from mask_impact.results.files import without_suffix
+from mask_impact.results.foreign_tables import GENERATED_TEXT, PROMPT_NAME, Grid, make_result
+from mask_impact.results.records import Result
+from mask_impact.results.store import load_result
+from mask_impact.results.table_files import READ_ORDER
+from mask_impact.results.tables import COLUMNS
+
+
+class Results(Mapping[str, Result]):
+    """The results of one source by prompt name, in the file's order; each is made when it is asked for.
+
+    source: how it was named.
+    """
+
+    def __init__(self, source: str, makers: dict[str, Callable[[], Result]]) -> None:
+        self.source = source
+        self._makers = makers
+
+    def __getitem__(self, name: str) -> Result:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+def read_results(
+    path: str | os.PathLike, grids: Sequence[Grid] | None = None, prompt_name: str | None = None
+) -> Results:
+    """What `path` holds: one result, or several where it has a column `prompt_name`.
+
+    path: the name of a stored result (with or without the suffix of one of its files), a .csv, .json or .parquet table
+    of others, or a folder of part-*.parquet. A table beside its own meta file is read with it. grids: (rows, columns) of
+    the images in a table that has no meta file, one for each image or one for all; None guesses. prompt_name: only this
+    prompt. Raises OutputError for what cannot be read, UsageError for a grid or prompt name that the file does not have.
+    """
+    path = Path(path)
+    if found := re.search(r"\.(flows|whatif)(\.(csv|json|parquet|png|meta\.json))?\Z", path.name, re.IGNORECASE):
+        what = {"flows": "knockouts", "whatif": "answers without some tokens"}[found[1].lower()]
+        raise OutputError(f"{path} has {what}, not a result of distances: the run has printed what it says")
+    results = _open(path, grids)
+    if prompt_name is None:
+        return results
+    if prompt_name not in results:
+        some = ", ".join(repr(name) for name in list(results)[:5]) + (", ..." if len(results) > 5 else "")
+        raise UsageError(f"{path} has no prompt {prompt_name!r}; it has {some}")
+    return Results(results.source, {prompt_name: lambda: results[prompt_name]})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which files
+
+
+def _open(path: Path, grids: Sequence[Grid] | None) -> Results:
+    stem = path.parent / without_suffix(path.name) if path.name else path
+    suffix = path.name[len(stem.name) :].lower().removeprefix(".effect") if path.name else ""  # which a result also has
+    meta = stem.with_name(f"{stem.name}.meta.json") if path.name else path
+    if meta.is_file() and (suffix in ("", ".meta", ".meta.json") or _names_format(meta, suffix[1:])):
+        if grids:
+            raise UsageError(f"{meta} has the grids of the images; `grid` is for tables that have no meta file")
+        return Results(str(path), {stem.name: lambda: load_result(stem)})
+    if path.is_dir():
+        return _dataset(path, grids)
+    if not suffix and not path.exists():
+        found = [stem.with_name(f"{stem.name}.{form}") for form in READ_ORDER]
+        path = next((one for one in found if one.is_file()), path)
+        suffix = path.suffix.lower()
+    if not path.exists():
+        raise OutputError(f"no result there: {path} does not exist")
+    if suffix[1:] not in TABLE_READERS:
+        raise OutputError(f"{path} is not a table that can be read; accepted are .csv, .json and .parquet")
+    return _from_table(str(path), stem.name, _read(path, TABLE_READERS[suffix[1:]]), grids)
+
+
+def _names_format(meta: Path, form: str) -> bool:
+    """Whether the table is one of those that were written with the meta file (else it is from elsewhere). What is wrong
+    with a meta file is found when the result is loaded."""
+    try:
+        formats = json.loads(meta.read_bytes()).get("formats", [form])
+    except (OSError, ValueError, AttributeError):
+        return True
+    return form in formats
+
+
+def _read(path: Path, reader: Callable[[Path], Any]):
+    import pyarrow as pa
+
+    try:
+        return reader(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, pa.ArrowException) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
+        raise OutputError(f"{path} cannot be read as {path.suffix[1:].upper()}: {reason}") from error
+
+
+def _dataset(folder: Path, grids: Sequence[Grid] | None) -> Results:
+    """The parts of a Parquet dataset; the rows of a prompt are read when it is asked for."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.dataset as ds
+
+    parts = sorted(folder.glob("part-*.parquet"))
+    if not parts:
+        raise OutputError(f"{folder} is a folder without part-*.parquet; give a result's name or a table")
+    try:
+        dataset = ds.dataset([str(part) for part in parts], format="parquet")
+        wanted = _present(dataset.schema.names, str(folder))
+        if PROMPT_NAME not in wanted:
+            return _from_table(str(folder), folder.name, dataset.to_table(columns=wanted), grids)
+        column = dataset.to_table(columns=[PROMPT_NAME])[PROMPT_NAME]
+        names = pc.unique(pc.drop_null(column.cast(pa.string()))).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise OutputError(f"{folder} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    if not names:
+        raise OutputError(f"{folder} has no rows")
+
+    def read(name: str) -> Result:
+        text = pc.field(PROMPT_NAME).cast(pa.string())
+        return make_result(dataset.to_table(columns=wanted, filter=text == name), f"{folder}, prompt {name!r}", grids)
+
+    return Results(str(folder), {name: lambda name=name: read(name) for name in names})
+
+
+def _from_table(source: str, name: str, table, grids: Sequence[Grid] | None) -> Results:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    wanted = _present(table.schema.names, source)
+    if not len(table):
+        raise OutputError(f"{source} has no rows")
+    if PROMPT_NAME not in wanted:
+        return Results(source, {name: lambda: make_result(table, source, grids)})
+    column = table[PROMPT_NAME].cast(pa.string()).fill_null("")
+
+    def read(prompt: str) -> Result:
+        return make_result(table.filter(pc.equal(column, prompt)), f"{source}, prompt {prompt!r}", grids)
+
+    return Results(source, {prompt: lambda prompt=prompt: read(prompt) for prompt in pc.unique(column).to_pylist()})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading tables
+
+
+def _present(names: Sequence[str], source: str) -> list[str]:
+    """Those columns that are used; OutputError where one that is needed is missing."""
+    missing = [name for name in COLUMNS if name not in names]
+    if missing:
+        raise OutputError(
+            f"{source} has no column{'s' * (len(missing) > 1)} {', '.join(missing)}; needed are {', '.join(COLUMNS)}"
+        )
+    return [*COLUMNS, *(name for name in (PROMPT_NAME, GENERATED_TEXT) if name in names)]
+
+
+def _types() -> dict[str, Any]:
+    import pyarrow as pa
+
+    text = pa.string()
+    kinds = (pa.int64(), pa.int64(), text, pa.int64(), text, pa.float32(), pa.float32(), text, text)
+    return dict(zip((*COLUMNS, PROMPT_NAME, GENERATED_TEXT), kinds, strict=True))
+
+
+def _read_csv(path: Path):
+    import pyarrow.csv as pa_csv
+
+    csv.field_size_limit(2**27)
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        header = next(csv.reader(file), [])
+    if not header:
+        raise OutputError(f"{path} is empty")
+    wanted = _present(header, str(path))
+    types = {name: kind for name, kind in _types().items() if name in wanted}
+    return pa_csv.read_csv(
+        path,
+        parse_options=pa_csv.ParseOptions(newlines_in_values=True),
+        convert_options=pa_csv.ConvertOptions(
+            include_columns=wanted, column_types=types, strings_can_be_null=False, auto_dict_encode=False
+        ),
+    )
+
+
+def _read_json(path: Path):
+    import orjson
+    import pyarrow as pa
+
+    content = path.read_bytes()
+    try:
+        records = orjson.loads(content)
+    except ValueError:
+        records = json.loads(content)  # takes NaN, which others write
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise OutputError(f"{path} is not a list of records, one object for each row")
+    if not records:
+        raise OutputError(f"{path} has no rows")
+    wanted = _present(list(records[0]), str(path))
+    for number, record in enumerate(records, start=1):
+        missing = [name for name in wanted if name not in record]
+        if missing:
+            raise OutputError(f"record {number} of {path} has no {', '.join(missing)}")
+    return pa.table({name: pa.array([record[name] for record in records], _types()[name]) for name in wanted})
+
+
+def _read_parquet(path: Path):
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path, columns=_present(pq.read_schema(path).names, str(path)))
+
+
+TABLE_READERS: dict[str, Callable[[Path], Any]] = {"csv": _read_csv, "json": _read_json, "parquet": _read_parquet}

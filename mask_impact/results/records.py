@@ -1,0 +1,254 @@
+"""What a run produces, as frozen dataclasses with shapes and units, checked when they are made.
+
+Knows numpy only: no models, no files. Dimensions: L layers, S_t sequence length at step t (prompt length + t), V
+variants in the order of `Result.variants` (`Full`, `Attn`, `Head_0` ..), T steps, P_t positions that were masked at step t.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+TOKEN_KINDS = ("text", "special", "image")
+MASK_MODES = ("text", "vision", "both")
+IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"  # what stands for a cell of an image, or of a video
+
+
+def _check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
+
+
+def variant_names(n_heads: int, groups: tuple[str, ...] = ("full", "attn", "heads")) -> tuple[str, ...]:
+    """The measured quantities in file order; `groups` is any non-empty choice of full, attn, heads."""
+    names: list[str] = []
+    if "full" in groups:
+        names.append("Full")
+    if "attn" in groups:
+        names.append("Attn")
+    if "heads" in groups:
+        names.extend(f"Head_{head}" for head in range(n_heads))
+    return tuple(names)
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """One entry for each position of the sequence, prompt first, then the produced tokens.
+
+    ids: int64 [n]; texts: each token decoded on its own; kinds: each one of TOKEN_KINDS; image, row, column: int32 [n],
+    the number of the image (from 0) and the cell of the decoder's grid, -1 where the token is not part of an image.
+    """
+
+    ids: np.ndarray
+    texts: tuple[str, ...]
+    kinds: tuple[str, ...]
+    image: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+
+    def __post_init__(self) -> None:
+        n = len(self.texts)
+        for name in ("ids", "image", "row", "column"):
+            _check_shape(name, getattr(self, name), (n,))
+        if len(self.kinds) != n:
+            raise ValueError(f"kinds has {len(self.kinds)} entries, expected {n}")
+        unknown = set(self.kinds) - set(TOKEN_KINDS)
+        if unknown:
+            raise ValueError(f"unknown token kinds {sorted(unknown)}; known are {TOKEN_KINDS}")
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def masked(self, mask_mode: str) -> np.ndarray:
+        """bool [n], which positions a mask mode hides: `vision` the images' tokens, `text` all others, `both` all."""
+        is_image = np.array([kind == "image" for kind in self.kinds], dtype=bool)
+        return {"text": ~is_image, "vision": is_image, "both": np.ones_like(is_image)}[mask_mode]
+
+    def extended(self, ids: list[int], texts: list[str], kinds: list[str]) -> "TokenTable":
+        """A new table with produced tokens (never part of an image) behind the present ones."""
+        outside = np.full(len(ids), -1, dtype=np.int32)
+        return TokenTable(
+            ids=np.concatenate([self.ids, np.asarray(ids, dtype=np.int64)]),
+            texts=(*self.texts, *texts),
+            kinds=(*self.kinds, *kinds),
+            image=np.concatenate([self.image, outside]),
+            row=np.concatenate([self.row, outside]),
+            column=np.concatenate([self.column, outside]),
+        )
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image of the prompt.
+
+    source: how it was named. size: (width, height) of the original in pixels. resized: the same as the vision tower saw it.
+    grid: (rows, columns) of its decoder tokens. preview: a JPEG of it to look at, empty where there is none.
+    """
+
+    source: str
+    size: tuple[int, int]
+    resized: tuple[int, int]
+    grid: tuple[int, int]
+    preview: bytes = field(default=b"", repr=False)
+
+    @property
+    def n_tokens(self) -> int:
+        """How many decoder tokens the image has."""
+        return self.grid[0] * self.grid[1]
+
+    def box(self, row: int, column: int) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) of a cell in pixels of the original image: the resizing stretched it as a whole."""
+        (width, height), (rows, columns) = self.size, self.grid
+        return column * width / columns, row * height / rows, (column + 1) * width / columns, (row + 1) * height / rows
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One candidate for the next token; probability is over the whole vocabulary, temperature 1."""
+
+    id: int
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class EffectRecord:
+    """What hiding a position in the layers around a layer does to the produced token, for the positions of its step or for
+    groups of positions, G in number (P_t without groups).
+
+    logit_change, logprob_change (nats, negative: less likely), kl_divergence (nats, KL(unmasked || masked) over the whole
+    vocabulary): float32 [L, G]. top1: int64 [L, G], the most probable token then; top1_texts: their texts by id.
+    floor: the largest logit_change, logprob_change and kl_divergence, as absolute values, where nothing was hidden.
+    groups: the (name, positions) that were hidden together; None for each position of the step by itself. likeliest: the
+    most probable token with nothing hidden (None: the produced one, which generation need not have taken for that).
+    rounding: how far logprob_change is from itself in other rounding, in a sample: the median, relative to it, and the
+    largest difference, in nats (None: not known).
+    """
+
+    logit_change: np.ndarray
+    logprob_change: np.ndarray
+    kl_divergence: np.ndarray
+    top1: np.ndarray
+    top1_texts: dict[int, str]
+    floor: tuple[float, float, float]
+    groups: tuple[tuple[str, tuple[int, ...]], ...] | None = None
+    likeliest: int | None = None
+    rounding: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("logprob_change", "kl_divergence", "top1"):
+            _check_shape(name, getattr(self, name), self.logit_change.shape)
+
+    @property
+    def below_floor(self) -> np.ndarray:
+        """bool [L, G], where the log-probability changes by no more than it does where nothing is hidden."""
+        return np.abs(self.logprob_change) <= self.floor[1]
+
+    def top1_changed(self, produced: int) -> np.ndarray:
+        """bool [L, G], where another token than with nothing hidden is the most probable one."""
+        return self.top1 != (produced if self.likeliest is None else self.likeliest)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """All measurements of one generation step, that is, of one produced token.
+
+    positions: int64 [P_t], those that were masked, ascending; l2, cosine: float32 [L, P_t, V] (float64 from a float64
+    model), distance between the quantity with and without the mask; attention: float32 [S_t], the weight each token gets
+    from the query, mean over all layers and heads (kept to tell attention sinks, not a measure of impact); baseline_norm:
+    float32 [L, V], the L2 norm of the unmasked quantity; self_check: float64 [L], largest relative difference between the
+    model's own row and its recomputation; noise_floor: float64 [L], the Full L2 distance that rounding alone makes where
+    full states had to ride (mixture of experts), NaN elsewhere. effect: None where it was not measured.
+    """
+
+    step: int
+    token_id: int
+    token_text: str
+    candidates: tuple[Candidate, ...]
+    positions: np.ndarray
+    l2: np.ndarray
+    cosine: np.ndarray
+    attention: np.ndarray
+    baseline_norm: np.ndarray
+    self_check: np.ndarray
+    noise_floor: np.ndarray
+    seconds: float
+    effect: EffectRecord | None = None
+
+    def __post_init__(self) -> None:
+        if self.l2.ndim != 3:
+            raise ValueError(f"l2 has shape {self.l2.shape}, expected [layers, positions, variants]")
+        n_layers, n_masked, n_variants = self.l2.shape
+        _check_shape("cosine", self.cosine, self.l2.shape)
+        _check_shape("positions", self.positions, (n_masked,))
+        if n_masked and (self.positions[0] < 0 or self.positions[-1] >= self.n_positions):
+            raise ValueError(f"positions {self.positions} are not within the sequence's {self.n_positions}")
+        if not (np.diff(self.positions) > 0).all():
+            raise ValueError(f"positions {self.positions} are not ascending")
+        _check_shape("baseline_norm", self.baseline_norm, (n_layers, n_variants))
+        _check_shape("self_check", self.self_check, (n_layers,))
+        _check_shape("noise_floor", self.noise_floor, (n_layers,))
+        if self.effect is not None:
+            groups = self.effect.groups
+            _check_shape("effect", self.effect.logit_change, (n_layers, n_masked if groups is None else len(groups)))
+
+    @property
+    def n_positions(self) -> int:
+        """S_t, the length of the sequence at this step."""
+        return len(self.attention)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A whole run: one StepRecord for each produced token.
+
+    tokens covers the prompt and every produced token (n_prompt + T entries; the last produced one was never masked).
+    images are those of the prompt, in its order; TokenTable.image numbers them. sinks are positions that most attention
+    collapses onto, excluded from rankings and named in summaries. meta is what
+    goes into `NAME.meta.json` beside the records (model, dtype, versions, prompt, timings): JSON types only.
+    """
+
+    variants: tuple[str, ...]
+    n_prompt: int
+    tokens: TokenTable
+    steps: tuple[StepRecord, ...]
+    generated_text: str
+    sinks: tuple[int, ...] = ()
+    images: tuple[ImageRecord, ...] = ()
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.steps:
+            raise ValueError("a result needs at least one step")
+        if len(self.tokens) != self.n_prompt + len(self.steps):
+            raise ValueError(f"{len(self.tokens)} tokens, expected {self.n_prompt} + {len(self.steps)}")
+        n_layers = self.steps[0].l2.shape[0]
+        for index, step in enumerate(self.steps):
+            if step.step != index:
+                raise ValueError(f"step {step.step} stands at place {index}")
+            _check_shape(f"l2 of step {index}", step.l2, (n_layers, len(step.positions), len(self.variants)))
+            _check_shape(f"attention of step {index}", step.attention, (self.n_prompt + index,))
+        n_cells, n_tokens = sum(image.n_tokens for image in self.images), int((self.tokens.image >= 0).sum())
+        if n_cells != n_tokens:
+            raise ValueError(f"the images have {n_cells} cells, the token table has {n_tokens} image tokens")
+
+    @property
+    def n_layers(self) -> int:
+        """L, the number of decoder layers."""
+        return self.steps[0].l2.shape[0]
+
+    @property
+    def has_effects(self) -> bool:
+        """Whether the effect on the produced tokens was measured."""
+        return all(step.effect is not None for step in self.steps)
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows of the result's table: one for each step, layer, position and variant."""
+        return sum(step.l2.size for step in self.steps)
+
+    def __repr__(self) -> str:
+        return (
+            f"Result({self.generated_text!r}: {len(self.steps)} steps x {self.n_layers} layers x "
+            f"{self.n_prompt}+ tokens x {len(self.variants)} variants = {self.n_rows:,} rows)"
+        )

@@ -1,0 +1,153 @@
+"""A result's meta file: everything of a Result but its distances, there and back. Knows records; reads no tables."""
+
+import base64
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes
+from mask_impact.results.records import Candidate, EffectRecord, ImageRecord, Result, StepRecord, TokenTable
+from mask_impact.results.table_files import checksum, clean_text
+
+
+def result_meta(result: Result, formats: tuple[str, ...]) -> bytes:
+    """The meta file: strict JSON (what is not finite is null), indented, but a token or an array on one line."""
+    steps = [
+        {
+            "step": step.step,
+            "token_id": int(step.token_id),
+            "token_text": step.token_text,
+            "candidates": [
+                line({"id": int(one.id), "text": clean_text(one.text), "probability": float(one.probability)})
+                for one in step.candidates
+            ],
+            "seconds": float(step.seconds),
+            "self_check_max": _largest(step.self_check),
+            "noise_floor_max": _largest(step.noise_floor),
+            "self_check": line(step.self_check),
+            "noise_floor": line(step.noise_floor),
+            "positions": line(step.positions) if len(step.positions) < step.n_positions else None,
+            "attention": line(step.attention),
+            "baseline_norm": [line(layer) for layer in step.baseline_norm],
+            "distances_crc32": checksum(step.l2, step.cosine),
+            "effect": step.effect and _effect_entry(step.effect),
+        }
+        for step in result.steps
+    ]
+    meta = {
+        "schema_version": SCHEMA_VERSION,
+        "run": result.meta,
+        "generated_text": result.generated_text,
+        "n_prompt": result.n_prompt,
+        "n_layers": result.n_layers,
+        "n_rows": result.n_rows,
+        "variants": list(result.variants),
+        "formats": list(formats),
+        "distance_dtype": str(result.steps[0].l2.dtype),
+        "sinks": [int(position) for position in result.sinks],
+        "steps": steps,
+        "images": [_image_entry(image) for image in result.images],
+        "tokens": [line(entry) for entry in _token_entries(result)],
+    }
+    return meta_bytes(meta)
+
+
+def _effect_entry(effect: EffectRecord) -> dict[str, Any]:
+    """What the meta file says of a step's effects besides their table."""
+    return {
+        "floor": line(effect.floor),
+        "top1_texts": line({str(token): clean_text(text) for token, text in effect.top1_texts.items()}),
+        "groups": effect.groups and [line([clean_text(name), list(positions)]) for name, positions in effect.groups],
+        "likeliest": effect.likeliest,
+        "rounding": effect.rounding and line(effect.rounding),
+        "crc32": checksum(*(getattr(effect, name) for name in ("logit_change", "logprob_change", "kl_divergence"))),
+    }
+
+
+def _largest(values: np.ndarray) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(finite.max()) if finite.size else None
+
+
+def _image_entry(image: ImageRecord) -> dict[str, Any]:
+    return asdict(image) | {"preview": base64.b64encode(image.preview).decode()}
+
+
+def _token_entries(result: Result) -> Iterator[dict[str, Any]]:
+    """A dictionary for each position; image, row, column and box (left, top, right, bottom in pixels of the original image)
+    are null where the token is not part of an image."""
+    tokens = result.tokens
+    cells = zip(tokens.image.tolist(), tokens.row.tolist(), tokens.column.tolist(), strict=True)
+    for position, (token_id, text, kind, cell) in enumerate(
+        zip(tokens.ids.tolist(), tokens.texts, tokens.kinds, cells, strict=True)
+    ):
+        image, row, column = (None if number < 0 else number for number in cell)
+        yield {
+            "position": position,
+            "id": token_id,
+            "text": clean_text(text),
+            "kind": kind,
+            "image": image,
+            "row": row,
+            "column": column,
+            "box": None if image is None else [round(edge, 2) for edge in result.images[image].box(row, column)],
+        }
+
+
+def result_from(meta: dict[str, Any], l2: np.ndarray, cosine: np.ndarray) -> Result:
+    """The Result that a meta file describes; l2, cosine: its distances, [rows], as the table has them."""
+    n_layers, n_variants = meta["n_layers"], len(meta["variants"])
+    steps, first = [], 0
+    for index, stored in enumerate(meta["steps"]):
+        positions = stored["positions"]
+        positions = np.arange(meta["n_prompt"] + index) if positions is None else np.array(positions, dtype=np.int64)
+        shape = (n_layers, len(positions), n_variants)
+        rows = slice(first, first + int(np.prod(shape)))
+        first = rows.stop
+        steps.append(
+            StepRecord(
+                step=stored["step"],
+                token_id=stored["token_id"],
+                token_text=stored["token_text"],
+                candidates=tuple(Candidate(**candidate) for candidate in stored["candidates"]),
+                positions=positions,
+                l2=l2[rows].reshape(shape),
+                cosine=cosine[rows].reshape(shape),
+                attention=np.array(stored["attention"], dtype=l2.dtype),
+                baseline_norm=np.array(stored["baseline_norm"], dtype=l2.dtype),
+                self_check=np.array(stored["self_check"], dtype=np.float64),
+                noise_floor=np.array(stored["noise_floor"], dtype=np.float64),
+                seconds=stored["seconds"],
+            )
+        )
+    return Result(
+        variants=tuple(meta["variants"]),
+        n_prompt=meta["n_prompt"],
+        tokens=_token_table(meta["tokens"]),
+        steps=tuple(steps),
+        generated_text=meta["generated_text"],
+        sinks=tuple(meta["sinks"]),
+        images=tuple(_image_from(entry) for entry in meta["images"]),
+        meta=meta["run"],
+    )
+
+
+def _image_from(entry: dict[str, Any]) -> ImageRecord:
+    pairs = {name: tuple(entry[name]) for name in ("size", "resized", "grid")}
+    return ImageRecord(source=entry["source"], **pairs, preview=base64.b64decode(entry["preview"]))
+
+
+def _token_table(entries: list[dict[str, Any]]) -> TokenTable:
+    def cells(name: str) -> np.ndarray:
+        return np.array([-1 if entry[name] is None else entry[name] for entry in entries], dtype=np.int32)
+
+    return TokenTable(
+        ids=np.array([entry["id"] for entry in entries], dtype=np.int64),
+        texts=tuple(entry["text"] for entry in entries),
+        kinds=tuple(entry["kind"] for entry in entries),
+        image=cells("image"),
+        row=cells("row"),
+        column=cells("column"),
+    )

@@ -1,0 +1,159 @@
+"""A Result as files (`NAME.csv`, `.json`, `.parquet`, `.effect.*`, `.meta.json`): written whole or not at all, and read again.
+
+Knows records and the files' modules beside this one; not how anything was measured. The tables hold the numbers, the meta file
+everything else, so that `load_result(save(result))` gives the same Result again; checksums in it prove that they belong together.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from mask_impact.errors import OutputError
+from mask_impact.results.distance_files import WRITERS
+from mask_impact.results.effect_tables import NUMBERS, effect_table, make_record
+from mask_impact.results.files import check_output, without_suffix, write_files
+from mask_impact.results.meta import read_meta
+from mask_impact.results.records import Result
+from mask_impact.results.result_meta import result_from, result_meta
+from mask_impact.results.table_files import (
+    FORMATS,
+    beside,
+    checksum,
+    clean_text,
+    find_table,
+    one_line,
+    parse_formats,
+    read_numbers,
+    write_table,
+)  # fmt: skip
+from mask_impact.results.tables import COLUMNS
+
+MANY_ROWS = 2_000_000  # above this the default is CSV and Parquet
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What `save` wrote: the paths (csv, json, parquet as asked for, then meta) and remarks for whoever asked, one line each."""
+
+    paths: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
+
+
+def save(result: Result, path: str | os.PathLike, formats: str | Iterable[str] | None = None) -> Saved:
+    """Writes `path`.csv, .json and/or .parquet and always `path`.meta.json, all or none (see `write_files`).
+
+    formats: any of FORMATS; default csv and json, above MANY_ROWS csv and parquet, which a note then says. Raises UsageError for
+    a name or format that cannot be right, OutputError for a place that cannot be written or a distance that is not finite.
+    """
+    notes = []
+    if formats is None:
+        formats = ("csv", "json") if result.n_rows <= MANY_ROWS else ("csv", "parquet")
+        if result.n_rows > MANY_ROWS:
+            notes.append(
+                f"{result.n_rows:,} rows: CSV and Parquet in place of CSV and JSON (or ask for formats csv,json)"
+            )
+    formats = parse_formats(formats)
+    _check_finite(result)
+    path = Path(path)
+    stem = check_output(path.parent, path.name)
+    paths = {form: beside(stem, form) for form in (*formats, "meta.json")}
+    meta = result_meta(result, formats)  # before the large files: what fails should fail early
+    writers: dict[Path, Callable[[BinaryIO], None]] = {
+        paths[form]: lambda file, write=WRITERS[form]: write(result, file) for form in formats
+    }
+    if result.has_effects:
+        effects = effect_table(result, [clean_text(text) for text in result.tokens.texts])
+        for form in formats:
+            paths[f"effect.{form}"] = beside(stem, f"effect.{form}")
+            writers[paths[f"effect.{form}"]] = lambda file, form=form: write_table(effects, form, file)
+    write_files({**writers, paths["meta.json"]: lambda file: file.write(meta)})
+    for form in (*FORMATS, *(f"effect.{form}" for form in FORMATS)):
+        if form not in paths and beside(stem, form).exists():
+            notes.append(f"{beside(stem, form)} is from an earlier run and was left as it is")
+    return Saved(tuple(paths.values()), tuple(notes))
+
+
+def _check_finite(result: Result) -> None:
+    for step in result.steps:
+        finite = np.isfinite(step.l2) & np.isfinite(step.cosine)
+        if not finite.all():
+            layer = int(np.argmin(finite.all(axis=(1, 2))))
+            raise OutputError(f"step {step.step}, layer {layer} has distances that are not finite; nothing was written")
+
+
+def load_result(path: str | os.PathLike) -> Result:
+    """Reads what `save` wrote; `path` is the name, with or without the suffix of any of its files.
+
+    The table that is read fastest is taken among those that the meta file names. Raises OutputError where a file is missing,
+    cannot be read, or holds other numbers than the run that the meta file describes.
+    """
+    path = Path(path)
+    stem = path.parent / without_suffix(path.name)
+    meta_path = beside(stem, "meta.json") if path.name else path / ".meta.json"
+    meta = read_meta(meta_path)
+    try:
+        table, l2, cosine = _read_distances(stem, meta)
+        result = result_from(meta, l2, cosine)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise OutputError(f"{meta_path} is not the meta file of a result: {one_line(error)}") from error
+    if any(step.get("effect") for step in meta["steps"]):
+        result = _with_effects(result, stem, meta)
+    for step, about in zip(result.steps, meta["steps"], strict=True):
+        if checksum(step.l2, step.cosine) != about["distances_crc32"]:
+            raise OutputError(
+                f"{table} does not hold the distances of the run in {meta_path}: step {step.step} differs"
+            )
+    return result
+
+
+def _read_distances(stem: Path, meta: dict[str, Any]) -> tuple[Path, np.ndarray, np.ndarray]:
+    found = find_table(stem, meta["formats"])
+    if found is None:
+        wanted = " or ".join(f"{stem.name}.{form}" for form in meta["formats"])
+        raise OutputError(f"{beside(stem, 'meta.json')} is there, but its table is not: expected {wanted} beside it")
+    path, form = found
+    l2, cosine = read_numbers(path, form, dict.fromkeys(COLUMNS[-2:], np.dtype(meta["distance_dtype"]))).values()
+    if len(l2) != meta["n_rows"]:
+        raise OutputError(f"{path} is not complete: {len(l2):,} rows, expected {meta['n_rows']:,}")
+    return path, l2, cosine
+
+
+def _with_effects(result: Result, stem: Path, meta: dict[str, Any]) -> Result:
+    found = find_table(stem, meta["formats"], "effect.")
+    if found is None:
+        raise OutputError(
+            f"{stem.name}.effect.* is missing: {beside(stem, 'meta.json')} says that effects were measured"
+        )
+    path, form = found
+    columns, first, steps = read_numbers(path, form, dict.fromkeys(NUMBERS, np.float32) | {"top1_id": np.int64}), 0, []
+    try:
+        for step, about in zip(result.steps, meta["steps"], strict=True):
+            groups = about["effect"].get("groups")
+            shape = (step.l2.shape[0], len(groups or step.positions))
+            effect = make_record(columns, first, shape, about["effect"])
+            crc32 = checksum(*(getattr(effect, name) for name in NUMBERS))
+            if about["effect"].get("crc32", crc32) != crc32:
+                raise ValueError(
+                    f"it does not hold the effects of the run in {stem.name}.meta.json: step {step.step} differs"
+                )
+            steps.append(replace(step, effect=effect))
+            first += shape[0] * shape[1]
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{path} cannot be read: {one_line(error)}") from error
+    return replace(result, steps=tuple(steps))
+
+
+def stored_digest(path: str | os.PathLike, formats: Iterable[str] | None = None) -> str | None:
+    """The digest that a complete result's meta file has of what was run, None where it has none.
+
+    formats: which tables have to be there (None: those that the meta file names). Raises OutputError where a file is missing.
+    """
+    meta = read_meta(beside(Path(path), "meta.json"))
+    for form in meta["formats"] if formats is None else parse_formats(formats):
+        if form not in meta["formats"] or not beside(Path(path), form).is_file():
+            raise OutputError(f"{beside(Path(path), form)} is not there")
+    return meta["run"].get("digest")

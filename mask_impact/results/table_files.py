@@ -1,0 +1,128 @@
+"""Tables as files, whatever is in them: written as CSV, JSON or Parquet, found again, and their numbers read.
+
+Knows file formats; not what a table means. pyarrow and orjson are imported only where they are used.
+"""
+
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from mask_impact.errors import OutputError, UsageError
+
+FORMATS = ("csv", "json", "parquet")
+
+
+READ_ORDER = ("parquet", "csv", "json")  # fastest first; all hold the same numbers
+
+
+def parse_formats(formats: str | Iterable[str]) -> tuple[str, ...]:
+    """`"csv,parquet"` or a sequence of names -> formats in the order of FORMATS, each once; UsageError for others."""
+    names = [part.strip().lower() for part in (formats.split(",") if isinstance(formats, str) else formats)]
+    unknown = sorted(set(names) - set(FORMATS))
+    if unknown or not names:
+        problem = f"unknown output format {unknown[0]!r}" if unknown else "no output format was given"
+        raise UsageError(f"{problem}; accepted are {', '.join(FORMATS)}")
+    return tuple(known for known in FORMATS if known in names)
+
+
+def clean_text(text: str) -> str:
+    """The text with lone surrogates (bytes of the command line that are not UTF-8) as U+FFFD: files are UTF-8."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def beside(stem: Path, suffix: str) -> Path:
+    """The file of a result called stem."""
+    return stem.with_name(f"{stem.name}.{suffix}")  # not with_suffix: a name may contain dots
+
+
+def checksum(*arrays: np.ndarray) -> int:
+    """CRC-32 of the arrays' values in little-endian bytes: tells whether a table belongs to its meta file."""
+    checksum = 0
+    for array in arrays:
+        checksum = zlib.crc32(flat(array).astype(array.dtype.newbyteorder("<"), copy=False), checksum)
+    return checksum
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, short enough for a message."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def write_table(table, form: str, file: BinaryIO) -> None:
+    """The table as csv, json (a list of records, one on each line) or parquet."""
+    import pyarrow as pa
+
+    if form == "parquet":
+        import pyarrow.parquet as pq
+
+        pq.write_table(table, file, compression="zstd")
+    elif form == "csv":
+        import pyarrow.csv as pa_csv
+
+        plain = pa.schema(
+            [(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in table.schema]
+        )
+        pa_csv.write_csv(table.cast(plain), file)
+    else:
+        import orjson
+
+        # float32 as numpy's, which orjson writes with the digits that float32 has.
+        columns = {
+            name: list(column.to_numpy()) if column.type == pa.float32() else column.to_pylist()
+            for name, column in zip(table.column_names, table.columns, strict=True)
+        }
+        rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+        lines = (orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) for row in rows)
+        file.write(b"[\n" + b",\n".join(lines) + b"\n]\n")
+
+
+def find_table(stem: Path, formats: Iterable[str], prefix: str = "") -> tuple[Path, str] | None:
+    """The table of a result that is read fastest, among those of the formats that are there, and its format."""
+    present = [form for form in READ_ORDER if form in formats and beside(stem, prefix + form).is_file()]
+    return (beside(stem, prefix + present[0]), present[0]) if present else None
+
+
+def read_numbers(path: Path, form: str, dtypes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The columns of a table by name, each [rows] of its dtype; the other columns are not read. OutputError."""
+    import pyarrow as pa
+
+    try:
+        columns = {"csv": _read_csv, "json": _read_json, "parquet": _read_parquet}[form](path, dtypes)
+        return {name: np.asarray(columns[name]).astype(dtype) for name, dtype in dtypes.items()}
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise OutputError(f"{path} cannot be read: {one_line(error)}") from error
+
+
+def _read_parquet(path: Path, dtypes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path, columns=list(dtypes))
+    return {name: table[name].to_numpy() for name in dtypes}
+
+
+def _read_csv(path: Path, dtypes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    import pyarrow as pa
+    import pyarrow.csv as pa_csv
+
+    types = {name: pa.from_numpy_dtype(np.dtype(dtype)) for name, dtype in dtypes.items()}
+    table = pa_csv.read_csv(
+        path,
+        parse_options=pa_csv.ParseOptions(newlines_in_values=True),
+        convert_options=pa_csv.ConvertOptions(include_columns=list(dtypes), column_types=types),
+    )
+    return {name: table[name].to_numpy() for name in dtypes}
+
+
+def _read_json(path: Path, dtypes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    import orjson
+
+    records = orjson.loads(path.read_bytes())
+    return {name: np.array([record[name] for record in records], dtype=dtype) for name, dtype in dtypes.items()}
+
+
+def flat(distances: np.ndarray) -> np.ndarray:
+    """The values one behind the other, as every file has them."""
+    return distances.reshape(-1) + 0.0  # -0.0 becomes 0.0, which every reader of every format gives back

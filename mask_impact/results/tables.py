@@ -1,0 +1,92 @@
+"""A result's distances as a table of seven columns, a row for each step, layer, hidden position and variant.
+
+Knows records and pyarrow; no files.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from mask_impact.results.records import Result
+from mask_impact.results.table_files import clean_text, flat
+
+COLUMNS = ("generation_step", "layer", "token_masked", "token_position", "variant", "l2_distance", "cosine_distance")
+
+
+def to_table(result: Result):
+    """The result as a pyarrow.Table: COLUMNS, a row for each step, layer, masked position and variant, in that order."""
+    import pyarrow as pa
+
+    return pa.concat_tables(step_tables(result))
+
+
+def step_tables(result: Result) -> Iterator:
+    """One pyarrow.Table for each step; tokens and variants are codes into dictionaries that all steps share."""
+    import pyarrow as pa
+
+    texts = [clean_text(text) for text in result.tokens.texts]
+    distinct = list(dict.fromkeys(texts))
+    code_of = {text: code for code, text in enumerate(distinct)}
+    token_codes = np.array([code_of[text] for text in texts], dtype=np.int32)
+    tokens, variants = pa.array(distinct, pa.string()), pa.array(result.variants, pa.string())
+    for step in result.steps:
+        n_layers, n_masked, n_variants = step.l2.shape
+        positions = np.tile(np.repeat(step.positions.astype(np.int32), n_variants), n_layers)
+        variant_codes = np.tile(np.arange(n_variants, dtype=np.int32), n_layers * n_masked)
+        columns = (
+            np.full(step.l2.size, step.step, dtype=np.int32),
+            np.repeat(np.arange(n_layers, dtype=np.int32), n_masked * n_variants),
+            pa.DictionaryArray.from_arrays(token_codes[positions], tokens),
+            positions,
+            pa.DictionaryArray.from_arrays(variant_codes, variants),
+            flat(step.l2),
+            flat(step.cosine),
+        )
+        yield pa.table(dict(zip(COLUMNS, columns, strict=True)))
+
+
+def to_dataset_table(result: Result, name: str, carried: str, reduce: str):
+    """The rows of one prompt of a dataset: `prompt_name`, COLUMNS, `generated_text`, `carried`.
+
+    reduce: `none` for all variants; `summary` for Full, Attn and, for each token and layer, the head with the largest L2.
+    """
+    import pyarrow as pa
+
+    table = pa.concat_tables(step_tables(result)) if reduce == "none" else _summary_table(result)
+
+    def constant(text: str):
+        codes = pa.array(np.zeros(len(table), dtype=np.int32))
+        return pa.DictionaryArray.from_arrays(codes, pa.array([clean_text(text)], pa.string()))
+
+    table = table.unify_dictionaries().add_column(0, "prompt_name", constant(name))
+    table = table.append_column("generated_text", constant(result.generated_text))
+    return table.append_column("carried", constant(carried))
+
+
+def _summary_table(result: Result):
+    import pyarrow as pa
+
+    first_head = sum(name in result.variants for name in ("Full", "Attn"))
+    texts = pa.array([clean_text(text) for text in result.tokens.texts], pa.string()).dictionary_encode()
+    tables = []
+    for step in result.steps:
+        n_layers, n_masked, n_variants = step.l2.shape
+        kept = [np.full((n_layers, n_masked), variant) for variant in range(first_head)]
+        if first_head < n_variants:
+            kept.append(first_head + step.l2[:, :, first_head:].argmax(axis=2))
+        variants = np.stack(kept, axis=2)  # [L, P, kept]
+        n_kept = variants.shape[2]
+        positions = np.tile(np.repeat(step.positions.astype(np.int32), n_kept), n_layers)
+        columns = (
+            np.full(variants.size, step.step, dtype=np.int32),
+            np.repeat(np.arange(n_layers, dtype=np.int32), n_masked * n_kept),
+            texts.take(pa.array(positions)),
+            positions,
+            pa.DictionaryArray.from_arrays(
+                variants.reshape(-1).astype(np.int32), pa.array(result.variants, pa.string())
+            ),
+            flat(np.take_along_axis(step.l2, variants, axis=2)),
+            flat(np.take_along_axis(step.cosine, variants, axis=2)),
+        )
+        tables.append(pa.table(dict(zip(COLUMNS, columns, strict=True))))
+    return pa.concat_tables(tables)

@@ -1,0 +1,5 @@
+"""Many prompts: configuration files and datasets, shared forwards, resuming, several processes.
+
+In: a YAML file or a dataset, a model. Out: results as files, and a tally of what became of each prompt. It must not know how
+anything is shown; who wants to show progress passes an observer.
+"""

@@ -1,0 +1,117 @@
+"""Many prompts with one model: which of them share forward passes, and what becomes of each.
+
+Sharing pays where a forward pass is bound by reading the weights, and as long as little of it is padding: so prompts of
+similar length go together, up to a number of tokens. What goes together follows from the prompts and the model alone.
+Knows no files.
+"""
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from mask_impact.analyses.generation import greedy_config
+from mask_impact.analyses.impact import run_together
+from mask_impact.analyses.observer import Observer
+from mask_impact.analyses.prepared import Prepared, prepare
+from mask_impact.analyses.settings import RunSettings
+from mask_impact.errors import MaskImpactError
+from mask_impact.models.loading import LoadedModel
+from mask_impact.prompts.images import read_pictures
+from mask_impact.results.records import Result
+
+# Tokens of one shared forward pass, padding included. `benchmarks/bench_batch.py` shows what they make of it.
+TOKENS_TOGETHER = {"cpu": 512}
+TOKENS_TOGETHER_ELSEWHERE = 8192
+PROMPTS_AHEAD = 64  # how many prompts are looked at to find those that go together
+
+
+@dataclass(frozen=True)
+class Task:
+    """One prompt of many. key: what the caller calls it. prompt, images, settings: as for `analyze`."""
+
+    key: Hashable
+    prompt: str | Mapping[str, Any]
+    settings: RunSettings
+    images: Sequence[Any] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task: a result, or the error that kept it from one."""
+
+    task: Task
+    result: Result | None
+    error: MaskImpactError | None = None
+
+
+def run_tasks(loaded: LoadedModel, tasks: Sequence[Task], observer: Observer | None = None) -> Iterator[Outcome]:
+    """The outcomes of `tasks`, as they come: those that cannot be run first, then group by group."""
+    ready: list[tuple[Task, Prepared]] = []
+    for task in tasks:
+        try:
+            pictures = read_pictures(
+                task.images,
+                max_resolution=task.settings.max_image_resolution,
+                allow_remote=task.settings.allow_remote,
+            )
+            ready.append((task, prepare(loaded, task.prompt, task.settings, pictures)))
+        except MaskImpactError as error:
+            yield Outcome(task, None, error)
+    for group in group_prompts(loaded.model, [prepared for _, prepared in ready]):
+        yield from _run_group(loaded, [ready[index] for index in group], observer)
+
+
+def _run_group(
+    loaded: LoadedModel, group: Sequence[tuple[Task, Prepared]], observer: Observer | None
+) -> Iterator[Outcome]:
+    try:
+        results = run_together(loaded, [prepared for _, prepared in group], observer=observer)
+    except MaskImpactError as error:
+        if len(group) == 1:
+            yield Outcome(group[0][0], None, error)
+            return
+    else:
+        for (task, _), result in zip(group, results, strict=True):
+            yield Outcome(task, result)
+        return
+    for one in group:  # one of them fails, and the others need not
+        yield from _run_group(loaded, [one], observer)
+
+
+def group_prompts(model: PreTrainedModel, prompts: Sequence[Prepared]) -> list[list[int]]:
+    """Numbers of the prompts that run together, shortest first."""
+    budget = TOKENS_TOGETHER.get(model.device.type, TOKENS_TOGETHER_ELSEWHERE) if _may_share(model) else 0
+    groups: list[list[int]] = []
+    for index in sorted(range(len(prompts)), key=lambda index: prompts[index].encoded.n_tokens):
+        prompt, group = prompts[index], groups[-1] if groups else []
+        fits = (len(group) + 1) * prompt.encoded.n_tokens <= budget
+        if group and fits and _go_together(prompts[group[0]].settings, prompt.settings):
+            group.append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def _go_together(one: RunSettings, other: RunSettings) -> bool:
+    same = one.variants == other.variants and one.batch_size == other.batch_size
+    return same and not any(settings.verify or settings.effect for settings in (one, other))
+
+
+def _may_share(model: PreTrainedModel) -> bool:
+    """Whether generation looks at nothing but the logits: some of its rules would take padding for text."""
+    config = greedy_config(model, 1)
+    neutral = {
+        "repetition_penalty": (None, 1.0),
+        "encoder_repetition_penalty": (None, 1.0),
+        "no_repeat_ngram_size": (None, 0),
+        "encoder_no_repeat_ngram_size": (None, 0),
+        "min_length": (None, 0),
+        "exponential_decay_length_penalty": (None,),
+        "bad_words_ids": (None,),
+        "sequence_bias": (None,),
+        "guidance_scale": (None, 1, 1.0),
+        "watermarking_config": (None,),
+    }
+    return all(getattr(config, name, None) in values for name, values in neutral.items())

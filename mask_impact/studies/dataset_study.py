@@ -1,0 +1,142 @@
+"""A dataset to parts of Parquet, each written as soon as it is done and known again by its digest."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mask_impact.errors import InputError
+from mask_impact.models.loading import LoadedModel
+from mask_impact.results.distance_files import write_tables
+from mask_impact.results.files import check_output, write_files
+from mask_impact.results.tables import to_dataset_table
+from mask_impact.studies.batching import run_tasks
+from mask_impact.studies.digest import digest
+from mask_impact.studies.jobs import Job, Problem
+from mask_impact.studies.progress import MAX_TOGETHER, ErrorLog, StudyObserver, Tally, run_blocks, task_of
+from mask_impact.studies.sharing import Team
+
+
+def run_dataset(
+    loaded: LoadedModel,
+    rows: Iterable[Job | Problem],
+    team: Team,
+    *,
+    n_rows: int | None = None,
+    reduce: str = "summary",
+    resume: bool = False,
+    observer: StudyObserver | None = None,
+) -> Tally:
+    """Run the jobs of a dataset, read as they are needed, and write part-*.parquet of MAX_TOGETHER rows each into a folder.
+
+    The folder is called as the team is, in the team's folder. Rows that are no jobs, and jobs that fail, go to
+    {team name}.errors.jsonl. reduce: see `store.to_dataset_table`. n_rows: about how many rows there are. resume: leave out
+    parts that are complete. Ctrl-C as in `run_study`.
+    """
+    observer = observer or StudyObserver()
+    errors = ErrorLog(team.errors_path)
+    folder = check_output(team.folder, team.name)
+    folder.mkdir(exist_ok=True)
+    n_parts = 0
+
+    def parts() -> Iterator[_Part]:
+        nonlocal n_parts
+        remaining = iter(rows)
+        while block := list(islice(remaining, MAX_TOGETHER)):
+            n_parts += 1
+            yield _Part(folder / f"part-{n_parts - 1:06d}.parquet", block, reduce)
+
+    def run(part: _Part) -> Tally:
+        for problem in part.problems:
+            errors.add_problem(problem)
+            observer.row_failed(problem)
+        part_digest = part.digest(loaded)
+        failures = part.failures_there(part_digest) if resume else None
+        if failures is None:
+            tally = _run_part(loaded, part, part_digest, errors, observer)
+        else:
+            for failure in failures:
+                errors.repeat(failure)
+            names = [failure["name"] for failure in failures]
+            tally = Tally(len(part.jobs), n_skipped=len(part.jobs) - len(names), failed=names)
+        tally.n_jobs += len(part.problems)
+        tally.failed = [*(problem.name or f"row {problem.row}" for problem in part.problems), *tally.failed]
+        return tally
+
+    observer.study_begins(n_rows, 0)
+    tally = run_blocks(team, parts(), run, observer, counted_at_once=False)
+    if team.leads and team.complete:
+        _remove_parts_from(folder, n_parts)
+    return tally
+
+
+class _Part:
+    """A file of a dataset's results: rows that run together, and how the file is known again."""
+
+    def __init__(self, path: Path, rows: Sequence[Job | Problem], reduce: str) -> None:
+        self.path, self.reduce = path, reduce
+        self.jobs = [row for row in rows if isinstance(row, Job)]
+        self.problems = [row for row in rows if isinstance(row, Problem)]
+
+    def __len__(self) -> int:
+        return len(self.jobs) + len(self.problems)
+
+    def digest(self, loaded: LoadedModel) -> str:
+        """SHA-256 of all that the file depends on."""
+        ingredients = [[job.name, digest(loaded, job), _as_json(job.carried)] for job in self.jobs]
+        return hashlib.sha256(json.dumps([ingredients, self.reduce]).encode()).hexdigest()
+
+    def failures_there(self, expected: str) -> list[dict[str, Any]] | None:
+        """What is recorded of the jobs that failed, where a file with this digest is there; None where the part is to be run.
+
+        A job that failed for what it is fails again, as long as its digest is the same; for another reason it may not.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            found = pq.read_schema(self.path).metadata or {}
+            if found.get(b"mask_impact_digest") != expected.encode():
+                return None
+            failures = json.loads(found.get(b"mask_impact_failures", b"[]"))
+        except (OSError, ValueError, pa.ArrowException):
+            return None
+        return failures if all(failure["error"] == InputError.__name__ for failure in failures) else None
+
+    def write(self, tables: Sequence[Any], part_digest: str, failures: Sequence[dict[str, Any]]) -> None:
+        """The tables of the jobs that did not fail, in their order; all or nothing."""
+        if not tables:
+            self.path.unlink(missing_ok=True)
+            return
+        metadata = {"mask_impact_digest": part_digest, "mask_impact_failures": json.dumps(failures)}
+        write_files(
+            {self.path: lambda file: write_tables((one.replace_schema_metadata(metadata) for one in tables), file)}
+        )
+
+
+def _run_part(loaded: LoadedModel, part: _Part, part_digest: str, errors: ErrorLog, observer: StudyObserver) -> Tally:
+    tally, failures = Tally(len(part.jobs)), []
+    tables: dict[str, Any] = {}
+    for outcome in run_tasks(loaded, [task_of(job) for job in part.jobs], observer):
+        job = outcome.task.key
+        if outcome.error is None:
+            tables[job.name] = to_dataset_table(outcome.result, job.name, _as_json(job.carried), part.reduce)
+        else:
+            failures.append(errors.add(job, outcome.error))
+        tally.count(outcome)
+        observer.job_done(job, outcome, None)
+    part.write([tables[job.name] for job in part.jobs if job.name in tables], part_digest, failures)
+    return tally
+
+
+def _as_json(carried: dict[str, Any]) -> str:
+    return json.dumps(carried, ensure_ascii=False, sort_keys=True, default=str) if carried else ""
+
+
+def _remove_parts_from(folder: Path, number: int) -> None:
+    """Parts of an earlier and longer dataset of that name."""
+    for path in folder.glob("part-*.parquet"):
+        if path.stem.removeprefix("part-").isdigit() and int(path.stem.removeprefix("part-")) >= number:
+            path.unlink()

@@ -1,0 +1,50 @@
+"""What a result's numbers depend on, as one digest: how `--resume` knows a result again."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mask_impact.analyses.settings import GROUPS, OF_EFFECTS
+from mask_impact.models.loading import LoadedModel
+from mask_impact.results.meta import SCHEMA_VERSION
+from mask_impact.studies.jobs import Job
+
+
+def digest(loaded: LoadedModel, job: Job) -> str:
+    """SHA-256 of all that a result's numbers depend on: prompt, images, model, dtype, settings and the files' schema."""
+    settings = asdict(job.settings)
+    settings["n_verify"] = settings.pop("verify")  # as it was called when the first digests were written
+    for name in ("allow_remote", "max_cost"):
+        settings.pop(name)
+    if not settings["effect"]:
+        settings = {name: value for name, value in settings.items() if name not in OF_EFFECTS}
+    elif settings["groups"] not in GROUPS:
+        settings["groups"] = _file_digest(settings["groups"])
+    ingredients = {
+        "prompt": job.prompt,
+        "images": [_file_digest(image) for image in job.images],
+        "model": [loaded.name, loaded.revision, _weights_digest(loaded)],
+        "dtype": str(loaded.model.dtype),
+        "settings": settings,
+        "schema": SCHEMA_VERSION,
+    }
+    return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
+
+
+def _file_digest(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:  # a URL, or missing: the run will say so
+        return path
+
+
+def _weights_digest(loaded: LoadedModel) -> list[list[Any]]:
+    """Name, size and time of the weight files of a model in a folder; a model of the hub is known by its commit."""
+    folder = Path(loaded.model.config.name_or_path or ".")
+    if loaded.revision is not None or not folder.is_dir():
+        return []
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".gguf"))
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]

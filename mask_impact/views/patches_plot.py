@@ -1,0 +1,146 @@
+"""`NAME.patches.png`: each image under its patches' impact, in bands of layers."""
+
+import io
+
+import numpy as np
+
+from mask_impact.results.records import ImageRecord, Result
+from mask_impact.views.plots import (
+    DPI,
+    GAP,
+    GREY,
+    HEAD,
+    INK,
+    MARGIN,
+    MAX_IMAGES,
+    MAX_PANEL_HEIGHT,
+    MIN_PANEL,
+    PANEL,
+    ROW_HEAD,
+    SINK_GREY,
+    SMALL,
+    Page,
+    ShownImpact,
+    colour_map,
+    fitted,
+    impact_of,
+    norm,
+)
+from mask_impact.views.text import percent
+
+
+def patches_figure(result: Result, step: int | None = None):
+    """Each image under the impact of its patches, a matplotlib Figure: all layers, and the thirds of their depth; the mean
+    over these layers of the share of the layer's impact on the token produced at `step`, or with None on the answer.
+
+    One colour scale for all; sinks are crossed out and not part of it. The first MAX_IMAGES images are shown.
+    """
+    from matplotlib.cm import ScalarMappable
+
+    impact, bands, images = impact_of(result, step), layer_bands(result.n_layers), result.images[:MAX_IMAGES]
+    grids = [[_grid(result, impact, number, band) for band in bands.values()] for number in range(len(images))]
+    drawn = np.concatenate([np.zeros(0), *(grid.compressed() for row in grids for grid in row)])
+    colours = ScalarMappable(norm(drawn), colour_map((0, 0.8)))
+    more = f"The first {len(images)} of {len(result.images)} images." if len(images) < len(result.images) else ""
+    sizes, lefts = [_panel(image) for image in images], MARGIN + np.arange(1 + len(bands)) * (PANEL + GAP)
+    height = HEAD + 0.2 + sum(high + ROW_HEAD for _, high in sizes) + 0.2 * bool(more) + 0.8
+    page = Page(max(lefts[-1] + PANEL + MARGIN, 6), height, result, step, impact)
+    y, has_sinks = HEAD - 0.1, False
+    for number, (image, (wide, high), row) in enumerate(zip(images, sizes, grids, strict=True)):
+        page.text(MARGIN, y + 0.17, _image_title(number, image, row[0], wide / high, page.width), SMALL, color=GREY)
+        y += ROW_HEAD
+        if number == 0:
+            for left, title in zip(lefts, ["picture", *bands], strict=True):
+                page.text(left + PANEL / 2, y, title, ha="center")
+            y += 0.2
+        picture, (_, *sinks) = _picture(image, wide, high), _cells(result, impact.sink, number)
+        has_sinks |= len(sinks[0]) > 0
+        for left, grid in zip(lefts, [None, *row], strict=True):
+            _draw_panel(page.axes(left + (PANEL - wide) / 2, y, wide, high), image, picture, grid, sinks, colours)
+        y += high
+    page.text(MARGIN, y + 0.1, more)
+    y += 0.2 + 0.2 * bool(more)
+    bar = page.axes(MARGIN, y, 2.3, 0.11)
+    bar.set_facecolor("0.8")  # the middle of a faded picture
+    page.colour_bar(bar, colours, impact.measure, "horizontal")
+    if has_sinks:
+        page.sink_note(MARGIN + 2.6, y - 0.03)
+    return page.finished()
+
+
+def layer_bands(n_layers: int) -> dict[str, slice]:
+    """Title and layers of each panel: all, and those thirds of the depth that are neither empty nor all."""
+    edges = [round(third * n_layers / 3) for third in range(4)]
+    bands = {}
+    for name, first, end in (("all", 0, n_layers), *zip(("early", "middle", "late"), edges, edges[1:], strict=False)):
+        if name == "all" or 0 < end - first < n_layers:
+            layers = f"layer {first}" if end - first == 1 else f"layers {first}-{end - 1}"
+            bands[f"{name} ({layers})"] = slice(first, end)
+    return bands
+
+
+def _cells(result: Result, wanted: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Those positions of an image that are wanted (bool [S]), with their rows and columns."""
+    positions = np.flatnonzero((result.tokens.image[: len(wanted)] == number) & wanted)
+    return positions, result.tokens.row[positions], result.tokens.column[positions]
+
+
+def _grid(result: Result, impact: ShownImpact, number: int, band: slice) -> np.ma.MaskedArray:
+    """float64 [rows, columns], percent; masked where there is no value."""
+    positions, rows, columns = _cells(result, impact.masked & ~impact.sink, number)
+    grid = np.ma.masked_all(result.images[number].grid)
+    grid[rows, columns] = impact.percent[band, positions].mean(axis=0)
+    return grid
+
+
+def _panel(image: ImageRecord) -> tuple[float, float]:
+    """Width and height of a panel in inches: the image's aspect, as far as that can be looked at."""
+    aspect = image.size[0] / image.size[1]
+    high = min(PANEL / aspect, MAX_PANEL_HEIGHT)
+    return max(high * aspect, MIN_PANEL), max(high, MIN_PANEL)
+
+
+def _image_title(number: int, image: ImageRecord, grid: np.ma.MaskedArray, aspect: float, width: float) -> str:
+    (wide, high), (rows, columns) = image.size, image.grid
+    scale = "" if np.isclose(aspect, wide / high) else ", not to scale"
+    share = percent(float(grid.sum() or 0) / 100)
+    about = f" · {wide} x {high} pixels{scale} · {rows} x {columns} patches (rows x columns), together {share} of the impact"
+    return fitted(f"image {number}: ", image.source, about, SMALL, width - 2 * MARGIN)
+
+
+def _picture(image: ImageRecord, wide: float, high: float) -> np.ndarray:
+    """float64 [height, width, 3] with as many pixels as the panel has; one grey pixel where there is no preview."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(image.preview)) as preview:
+            pixels = preview.convert("RGB").resize((round(wide * DPI), round(high * DPI)), Image.Resampling.LANCZOS)
+    except OSError:
+        pixels = Image.new("RGB", (1, 1), (200, 200, 200))
+    return np.asarray(pixels) / 255
+
+
+def _draw_panel(axes, image: ImageRecord, picture, grid, sinks, colours) -> None:
+    """The picture, or with a grid its faded luminance under the grid, in pixels of the original image."""
+    left, top, _, _ = image.box(0, 0)
+    _, _, right, bottom = image.box(image.grid[0] - 1, image.grid[1] - 1)
+    place = {"extent": (left, right, bottom, top), "aspect": "auto", "interpolation": "nearest", "origin": "upper"}
+    axes.set(xticks=[], yticks=[])
+    if grid is None:
+        axes.imshow(picture, **place)
+        return
+    axes.imshow(0.65 + 0.35 * picture @ [0.299, 0.587, 0.114], cmap="gray", vmin=0, vmax=1, **place)
+    axes.imshow(_pooled(grid, axes.get_window_extent()), cmap=colours.cmap, norm=colours.norm, **place)
+    for x0, y0, x1, y1 in (image.box(int(row), int(column)) for row, column in zip(*sinks, strict=True)):
+        axes.fill([x0, x1, x1, x0], [y0, y0, y1, y1], color=SINK_GREY, linewidth=0)
+        axes.plot((x0 + x1) / 2, (y0 + y1) / 2, "x", color=INK, markersize=5, mew=0.8)
+    axes.set(xlim=(left, right), ylim=(bottom, top))
+
+
+def _pooled(grid: np.ma.MaskedArray, frame) -> np.ma.MaskedArray:
+    """The grid, or where it has more cells than the frame has pixels, the largest of those that share one: none is lost."""
+    for axis, n_pixels in enumerate((int(frame.height) - 1, int(frame.width) - 1)):
+        if grid.shape[axis] > n_pixels:
+            starts = np.arange(n_pixels) * grid.shape[axis] // n_pixels
+            grid = np.ma.masked_invalid(np.fmax.reduceat(grid.filled(np.nan), starts, axis=axis))
+    return grid

@@ -1,0 +1,117 @@
+"""An interactive page of a result: one HTML file that opens from disk, with all of its numbers and no network.
+
+Knows results, and how large a page may become; not how anything was measured, how the page is put together (`page`), nor what
+its script gets (`report_data`, `report_blocks`). Where a file would become larger than `max_megabytes`, the distances of heads
+are rounded, and the page says so.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mask_impact.errors import UsageError
+from mask_impact.results.files import without_suffix, write_files
+from mask_impact.results.foreign import Results, read_results
+from mask_impact.results.foreign_tables import Grid
+from mask_impact.results.records import Result
+from mask_impact.views.blocks import EXACT, encode
+from mask_impact.views.page import render_page
+from mask_impact.views.report_blocks import effect_values, fitting_blocks
+from mask_impact.views.report_data import notices_of, prompt_entry
+
+MAX_MEGABYTES = 15.0
+MAX_PROMPTS = 64  # in one page
+SPARE = 500  # bytes that are left for the remark that heads are rounded
+
+
+@dataclass(frozen=True)
+class Report:
+    """html: the page, UTF-8. digits: how many binary digits the heads have (EXACT: all of them). notes: remarks for
+    whoever asked for the page, one line each."""
+
+    html: bytes
+    digits: int
+    notes: tuple[str, ...]
+
+
+def write_report(
+    source: Result | Mapping[str, Result] | str | os.PathLike,
+    path: str | os.PathLike | None = None,
+    *,
+    grids: Sequence[Grid] | None = None,
+    prompt_name: str | None = None,
+    max_megabytes: float = MAX_MEGABYTES,
+) -> Path:
+    """Writes the page of a result, of several by name, or of what `read_results` finds at a path; returns its path.
+
+    path: the HTML file (None: beside the source, which must be a path then); grids, prompt_name: see `read_results`.
+    max_megabytes: heads are rounded where the file would be larger. Raises OutputError for what cannot be read or written,
+    UsageError for a grid or prompt name that does not fit.
+    """
+    if isinstance(source, str | os.PathLike):
+        path = default_path(source) if path is None else path
+        source = read_results(source, grids, prompt_name)
+    if path is None:
+        raise UsageError("a report of a result in memory needs a path to be written to")
+    return save_report(build_report(source, max_megabytes), Path(path))
+
+
+def default_path(source: str | os.PathLike) -> Path:
+    """Where the page of a source goes: NAME.html for all files of NAME, or its folder."""
+    source = Path(source)
+    return source.parent / f"{without_suffix(source.name) or 'report'}.html"
+
+
+def save_report(report: Report, path: Path) -> Path:
+    """Writes the page, whole or not at all; returns its path."""
+    write_files({path: lambda file: file.write(report.html)})
+    return path
+
+
+def build_report(source: Result | Mapping[str, Result], max_megabytes: float = MAX_MEGABYTES) -> Report:
+    """The page of a result, or of several by name; see `write_report`."""
+    named = {_name_of(source): source} if isinstance(source, Result) else source
+    results = {name: named[name] for name in islice(named, MAX_PROMPTS)}
+    notes = [
+        f"{name}: {note}" if len(results) > 1 else note for name, one in results.items() for note in notices_of(one)
+    ]
+    page_notes = []
+    if len(named) > len(results):
+        page_notes.append(f"The first {len(results)} of {len(named):,} prompts; --prompt-name chooses another one")
+    prompts = [prompt_entry(name, result) for name, result in results.items()]
+    page = {"title": _title(results, source), "prompts": prompts}
+    effects = [(name, encode(values)) for name, values in effect_values(list(results.values()))]
+    without_distances = _render(page | {"blocks": effects, "notes": page_notes, "digits": EXACT})
+    room = max_megabytes * 1e6 - len(without_distances) - SPARE
+    digits, blocks = fitting_blocks(list(results.values()), room)
+    if digits < EXACT:
+        page_notes.append(
+            f"To keep this file below {max_megabytes:g} MB, the distances of the heads are rounded to {digits + 1} binary "
+            f"digits (relative error at most {_error(digits)}); Full and Attn are exact. --max-megabytes 1000 keeps all, as do "
+            "the result's own files"
+        )
+    html = _render(page | {"blocks": blocks + effects, "notes": page_notes, "digits": digits})
+    if len(html) > max_megabytes * 1e6:
+        page_notes.append(f"The page has {len(html) / 1e6:.1f} MB; fewer do not hold this result")
+    return Report(html, digits, (*page_notes, *notes))
+
+
+def _name_of(result: Result) -> str:
+    return str(result.meta.get("name") or "result")
+
+
+def _title(results: Mapping[str, Result], source: Any) -> str:
+    if isinstance(source, Results):
+        return without_suffix(Path(source.source).name) or source.source
+    return next(iter(results), "result")
+
+
+def _error(digits: int) -> str:
+    return f"{100 * 2.0 ** -(digits + 1):.1g} %"
+
+
+def _render(values: dict[str, Any]) -> bytes:
+    return render_page("report", values, ["report.css"])

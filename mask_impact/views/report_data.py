@@ -1,0 +1,116 @@
+"""What a report's script gets as JSON: of each prompt its tokens, images, steps and candidates, and what is said of effects.
+
+Knows records and what is counted from them; not the page, nor distances, which are blocks (see `report_blocks`). What is
+counted from effects beside the distances is computed in `agreement`, not on the page.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from mask_impact.findings.agreement import MEASURES, Apart, apart, how_measured, step_effect, window_of
+from mask_impact.findings.impact import METRICS, step_impact
+from mask_impact.results.records import Result, StepRecord
+from mask_impact.views.page import clean, image_entry
+from mask_impact.views.summary import N_CANDIDATES
+
+
+def prompt_entry(name: str, result: Result) -> dict[str, Any]:
+    """All that the script gets of a result, under this name, beside its blocks."""
+    tokens = result.tokens
+    return {
+        "name": clean(name),
+        "about": [[label, clean(value)] for label, value in _about(result)],
+        "notices": [clean(notice) for notice in notices_of(result)],
+        "generated": clean(result.generated_text),
+        "n_prompt": result.n_prompt,
+        "n_layers": result.n_layers,
+        "variants": list(result.variants),
+        "texts": [clean(text) for text in tokens.texts],
+        "special": [position for position, kind in enumerate(tokens.kinds) if kind == "special"],
+        # [position, image, row, column] of each image token
+        "cells": [
+            [int(position), *(int(cells[position]) for cells in (tokens.image, tokens.row, tokens.column))]
+            for position in np.flatnonzero(tokens.image >= 0)
+        ],
+        "images": [image_entry(image) for image in result.images],
+        "sinks": [_sink_entry(result, position) for position in result.sinks],
+        "effect": {"about": clean(how_measured(result)), "window": window_of(result)} if result.has_effects else None,
+        "steps": [_step_entry(result, step) for step in result.steps],
+    }
+
+
+def _about(result: Result) -> Iterator[tuple[str, str]]:
+    meta, n_steps = result.meta, len(result.steps)
+    for key in ("model", "dtype", "device", "mask_mode", "date"):
+        if isinstance(meta.get(key), str):
+            yield key.replace("_", " "), meta[key]
+    yield (
+        "size",
+        f"{result.n_layers} layers, {result.n_prompt} prompt tokens, {n_steps} produced, {result.n_rows:,} rows",
+    )
+
+
+def _sink_entry(result: Result, position: int) -> dict[str, Any]:
+    """share: of the attention at the first step that has the position, null where there are no weights."""
+    attention = next((step.attention for step in result.steps if position < step.n_positions), np.zeros(1))
+    total = float(attention.sum())
+    return {"position": int(position), "share": float(attention[position]) / total if total > 0 else None}
+
+
+def _step_entry(result: Result, step: StepRecord) -> dict[str, Any]:
+    """positions: null where all of the sequence's were masked."""
+    effect = {"effect": _effect_entry(result, step.step)} if result.has_effects else {}
+    return effect | {
+        "text": clean(step.token_text),
+        "id": int(step.token_id),
+        "n_positions": step.n_positions,
+        "positions": step.positions.tolist() if len(step.positions) < step.n_positions else None,
+        "candidates": [
+            {"id": int(one.id), "text": clean(one.text), "probability": float(one.probability)}
+            for one in step.candidates[:N_CANDIDATES]
+        ],
+    }
+
+
+def _effect_entry(result: Result, step: int) -> dict[str, Any]:
+    """groups: [name, positions] of each, null where each position was hidden by itself. floors: by measure. top1_texts: by
+    id. apart: by measure, metric and variant the two lists of `agreement.apart`, null for groups."""
+    effect = step_effect(result, step)
+    entry: dict[str, Any] = {
+        "groups": None,
+        "floors": dict(effect.floors),
+        "likeliest": effect.likeliest,
+        "top1_texts": {str(token): clean(text) for token, text in effect.top1_texts.items()},
+        "apart": None,
+    }
+    if not effect.by_position:
+        pairs = zip(effect.names, effect.hidden, strict=True)
+        return entry | {"groups": [[clean(name), list(positions)] for name, positions in pairs]}
+    sizes = {measure: effect.sizes(measure) for measure in MEASURES}
+
+    def lists(metric: str, variant: str, measure: str) -> list[list[list[float]]]:
+        impact = step_impact(result, step, variant, metric)
+        return [[_apart_entry(one, impact.positions) for one in tokens] for tokens in apart(impact, sizes[measure])]
+
+    return entry | {
+        "apart": {
+            measure: {metric: {name: lists(metric, name, measure) for name in result.variants} for metric in METRICS}
+            for measure in MEASURES
+        }
+    }
+
+
+def _apart_entry(one: Apart, positions: np.ndarray) -> list[float]:
+    """[position, share, its rank, size, its rank], numbers with as many digits as are shown and some more."""
+    share, size = (float(f"{number:.7g}") for number in (one.share, one.size))
+    return [int(positions[one.place]), share, one.share_rank, size, one.size_rank]
+
+
+def notices_of(result: Result) -> list[str]:
+    """What a reader should know of how the result was made."""
+    notices = [str(notice) for notice in result.meta.get("notices") or ()]
+    if any(step.l2.dtype != np.float32 for step in result.steps):
+        notices.append("The distances were measured in float64; here they are rounded to float32")
+    return notices

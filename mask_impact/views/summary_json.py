@@ -1,0 +1,183 @@
+"""What each command prints with --json: the summary as data, with the same words as the files. Writes nothing itself."""
+
+import json
+from collections.abc import Iterable
+from os import PathLike, fspath
+from typing import Any
+
+import numpy as np
+
+from mask_impact.findings.agreement import step_effect
+from mask_impact.findings.ranking import token_importance
+from mask_impact.results.answers import Answer, WhatIf
+from mask_impact.results.flows import FlowStep, Knockouts
+from mask_impact.results.meta import jsonable
+from mask_impact.results.records import Result, StepRecord
+from mask_impact.results.table_files import clean_text
+
+TOP = 20  # tokens of a ranking
+
+
+def to_text(entry: Any) -> str:
+    """JSON in one line: strict, ASCII, so that no terminal acts on it."""
+    return json.dumps(jsonable(entry), allow_nan=False)
+
+
+def result_entry(result: Result, paths: Iterable[str | PathLike] = (), top: int = TOP) -> dict[str, Any]:
+    """The answer, its candidates, the tokens that matter, the effects where they were measured, and how exact it all is."""
+    meta = result.meta
+    return {
+        "model": meta.get("model"),
+        "prompt": meta.get("prompt"),
+        "generated_text": result.generated_text,
+        "steps": [_step_entry(result, step, top) for step in result.steps],
+        "sinks": [_token_entry(result, position) for position in result.sinks],
+        "self_check": _largest(step.self_check for step in result.steps),
+        "noise_floor": _largest(step.noise_floor for step in result.steps),
+        "verification": meta.get("verification"),
+        "notices": list(meta.get("notices") or ()),
+        "files": [fspath(path) for path in paths],
+    }
+
+
+def _step_entry(result: Result, step: StepRecord, top: int) -> dict[str, Any]:
+    importance = token_importance(result, step.step)
+    entry = {
+        "step": step.step,
+        "token_id": int(step.token_id),
+        "token": step.token_text,
+        "candidates": [
+            {"id": int(one.id), "token": one.text, "probability": float(one.probability)} for one in step.candidates
+        ],
+        "measure": importance.measure,
+        "tokens": [
+            _token_entry(result, position)
+            | {"share": float(importance.scores[position]), "layers": importance.top_layers(position)}
+            for position in importance.ranked(top)
+        ],
+    }
+    effect = step_effect(result, step.step)
+    if effect is not None:
+        changes, kl = effect.values["logprob"], effect.values["kl"]
+        sizes = np.abs(np.nan_to_num(changes))
+        layers = sizes.argmax(axis=0)
+        order = np.argsort(-sizes.max(axis=0), kind="stable")[:top]
+        entry["effects"] = [
+            {
+                "name": effect.names[place] if effect.names else result.tokens.texts[effect.hidden[place][0]],
+                "positions": [int(position) for position in effect.hidden[place]],
+                "layer": int(layers[place]),
+                "logprob_change": float(changes[layers[place], place]),
+                "kl_divergence": float(kl[layers[place], place]),
+                "becomes": effect.top1_texts[int(effect.top1[layers[place], place])],
+            }
+            for place in order.tolist()
+        ]
+    return entry
+
+
+def _token_entry(result: Result, position: int) -> dict[str, Any]:
+    tokens = result.tokens
+    entry: dict[str, Any] = {"position": int(position), "token": tokens.texts[position]}
+    if tokens.image[position] >= 0:
+        image, row, column = (int(cells[position]) for cells in (tokens.image, tokens.row, tokens.column))
+        entry |= {"image": image, "row": row, "column": column, "box": list(result.images[image].box(row, column))}
+    return entry
+
+
+def _largest(values: Iterable[np.ndarray]) -> float | None:
+    found = np.concatenate(list(values))
+    found = found[np.isfinite(found)]
+    return float(found.max()) if found.size else None
+
+
+def knockouts_entry(found: Knockouts, paths: Iterable[str | PathLike] = ()) -> dict[str, Any]:
+    """Of each produced token and flow the layer around which cutting it costs most."""
+    return {
+        "model": found.meta.get("model"),
+        "prompt": found.meta.get("prompt"),
+        "generated_text": found.generated_text,
+        "window": found.meta["window"],
+        "ablation": found.meta["ablation"],
+        "steps": [
+            {
+                "step": step.step,
+                "token_id": int(step.token_id),
+                "token": step.token_text,
+                "probability": float(step.probability),
+                "flows": [_flow_entry(found, step, number) for number in range(len(found.flows))],
+            }
+            for step in found.steps
+        ],
+        "files": [fspath(path) for path in paths],
+    }
+
+
+def _flow_entry(found: Knockouts, step: FlowStep, number: int) -> dict[str, Any]:
+    one, layer = found.flows[number], int(step.logprob_change[number].argmin())
+    return {
+        "flow": one.flow.name,
+        "source": one.flow.source,
+        "target": one.flow.target,
+        "n_tokens": len(one.source),
+        "layer": layer,
+        "relative_change": float(step.relative_change[number, layer]),
+        "logprob_change": float(step.logprob_change[number, layer]),
+        "kl_divergence": float(step.kl_divergence[number, layer]),
+        "becomes": step.top1_texts[int(step.top1[number, layer])],
+    }
+
+
+def whatif_entry(found: WhatIf, path: str | PathLike | None = None) -> dict[str, Any]:
+    """The answer with nothing hidden, and the others."""
+    return {
+        "model": found.meta.get("model"),
+        "prompt": found.meta.get("prompt"),
+        "layers": list(found.layers),
+        "answer": _answer_entry(found.answer),
+        "others": [_answer_entry(one) for one in found.others],
+        "files": [] if path is None else [fspath(path)],
+    }
+
+
+def _answer_entry(one: Answer) -> dict[str, Any]:
+    return {
+        "without": one.spec,
+        "positions": [int(position) for position in one.positions],
+        "text": one.text,
+        "probability_of_first_token": one.probability,
+        "differs_at": one.differs_at,
+    }
+
+
+def tally_entry(tally: Any) -> dict[str, Any]:
+    """What became of the prompts of a study."""
+    return {
+        "prompts": tally.n_jobs,
+        "written": tally.n_written,
+        "were_there": tally.n_skipped,
+        "failed": list(tally.failed),
+        "stopped": tally.stopped,
+        "errors": None if tally.errors_path is None else str(tally.errors_path),
+        "seconds": tally.seconds,
+    }
+
+
+def table_entry(
+    title: str, names: Iterable[str], rows: Iterable[Iterable[Any]], notes: Iterable[str]
+) -> dict[str, Any]:
+    """A table as a list of rows."""
+    names = list(names)
+    return {
+        "title": title,
+        "rows": [dict(zip(names, map(_plain, row), strict=True)) for row in rows],
+        "notes": list(notes),
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return clean_text(value) if isinstance(value, str) else value

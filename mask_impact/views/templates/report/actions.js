@@ -1,0 +1,62 @@
+// What keys do, and what else of the page as a whole is listened to: buttons, its address, and the window.
+
+import { copyLink } from "../shared/address.js";
+import { $ } from "../shared/elements.js";
+import { connectKeys } from "../shared/keys.js";
+import { makeRoving } from "../shared/roving.js";
+import { scaleAfter } from "../shared/scales.js";
+import { nextTheme } from "../shared/theme.js";
+import { hideTip } from "../shared/tip.js";
+import { relabelColumns } from "./column_chart.js";
+import { connectControls } from "./controls.js";
+import { makeReportExports } from "./exports.js";
+import { drawImages } from "./images.js";
+import { togglePlay } from "./play.js";
+import { prompt, set, state, takeFromAddress } from "./state.js";
+import { connectText } from "./text.js";
+import { view } from "./view.js";
+
+const RESIZE_MS = 150; // after the last change of the window's size
+
+const KEYS = {
+  ArrowLeft: () => set({ layer: state.layer - 1, range: "layer" }),
+  ArrowRight: () => set({ layer: state.layer + 1, range: "layer" }),
+  ArrowUp: () => set({ step: state.step + 1 }),
+  ArrowDown: () => set({ step: state.step - 1 }),
+  m: () => set({ metric: state.metric === "l2" ? "cosine" : "l2" }),
+  s: () => set({ scale: scaleAfter(state.scale) }),
+  p: togglePlay,
+  e: () => { if (prompt().effect) set({ measure: state.measure === "logprob" ? "kl" : "logprob" }); },
+};
+
+// With one step, the page scrolls.
+const applies = (name) => !(name === "ArrowUp" || name === "ArrowDown") || prompt().steps.length > 1;
+
+function fitWindow() {
+  if (view) drawImages();
+  relabelColumns();
+}
+
+function connectWindow() {
+  const redraw = () => set({});
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  addEventListener("hashchange", () => { takeFromAddress(); set({}); });
+  let timer = 0;
+  addEventListener("resize", () => {
+    clearTimeout(timer);
+    timer = setTimeout(fitWindow, RESIZE_MS);
+  });
+  addEventListener("scroll", hideTip, { passive: true });
+}
+
+export function connect() {
+  connectControls();
+  $("play").addEventListener("click", togglePlay);
+  $("theme").addEventListener("click", () => set({ theme: nextTheme(state.theme) }));
+  $("copy-link").addEventListener("click", copyLink);
+  connectKeys(KEYS, applies);
+  connectWindow();
+  makeRoving($("steps"));
+  connectText();
+  makeReportExports();
+}

@@ -1,0 +1,109 @@
+// Charts of layers by columns: their cells, the marks of chosen tokens above them, and the texts below that there is
+// room for. What a column's text says is the chart's own business.
+
+import { baseLayout } from "../shared/charts.js";
+import { cssColour } from "../shared/colours.js";
+import { $ } from "../shared/elements.js";
+import { axisOfLayers, bandShapes, chartHeight, drawChart, isDrawn, layerTitle } from "./chart.js";
+import { changed } from "./drawn.js";
+import { adopt, prompt, set } from "./state.js";
+import { chosenColour, chosenTokens, layersShown, toggleToken } from "./view.js";
+
+// By chart its { columns, edges, labelOf }: edges in columns of one token, labelOf(column) the text below it.
+const laidOut = {};
+export const columnsOf = (id) => laidOut[id].columns;
+export const edgesOf = (id) => laidOut[id].edges;
+
+export function layOut(id, columns, labelOf) {
+  const block = Math.max(2, Math.round(columns.length / 14)); // the width of a folded image
+  const edges = [0];
+  for (const column of columns) edges.push(edges.at(-1) + (column.image === null ? 1 : block));
+  laidOut[id] = { columns, edges, labelOf };
+}
+
+// Draws a chart where it was drawn for something else, else its marks where these have changed.
+export async function drawOrMark(id, what, draw, shapes = () => []) {
+  if (changed(id, ...what)) await draw();
+  else if (changed(`${id}-marks`, what, layersShown(), chosenTokens())) {
+    await Plotly.update(id, markers(id), { shapes: [...bandShapes(), ...shapes()] }, [1]);
+  }
+  changed(`${id}-marks`, what, layersShown(), chosenTokens());
+}
+
+// `tip(column, layer)` is the text for a cell, `shapes` lie over the cells.
+export async function drawByColumns(id, heat, tip, shapes = []) {
+  const { columns, edges } = laidOut[id];
+  const gap = edges.at(-1) < 120 ? 1 : 0;
+  const y = heat.z.map((_, layer) => layer);
+  const cells = { type: "heatmap", x: edges, y, xgap: gap, ygap: gap, hoverinfo: "none", hoverongaps: true, ...heat };
+  const across = { showgrid: false, tickangle: -90, tickfont: { size: 11 }, automargin: false };
+  const layout = baseLayout(chartHeight(240) + 130, {
+    plot_bgcolor: cssColour("--none"), margin: { l: 44, r: 10, t: 18, b: 130 }, shapes: [...bandShapes(), ...shapes],
+    xaxis: { range: [0, edges.at(-1)], ...across },
+    yaxis: { ...axisOfLayers(), showgrid: false, title: layerTitle(4), fixedrange: true },
+  });
+  const marks = { type: "scatter", mode: "markers", hoverinfo: "skip", cliponaxis: false, ...only(markers(id)) };
+  const tipOf = ({ pointNumber: [layer, index] }) => tip(columns[index], layer);
+  const choose = ({ pointNumber: [layer, index] }) => chooseCell(columns[index], layer);
+  const isNew = await drawChart(id, [cells, marks], layout, tipOf, choose);
+  if (isNew) $(id).on("plotly_relayout", (what) => onRelayout(id, what));
+  await labelColumns(id);
+}
+
+function chooseCell({ image, positions }, layer) {
+  if (image === null && positions.length === 1) {
+    adopt({ layer, range: "layer" });
+    toggleToken(positions[0]);
+  } else if (image === null) set({ layer, range: "layer", tokens: positions, focus: -1 });
+  else set({ layer, range: "layer" });
+}
+
+// ---- marks above the columns ----
+
+// Of the chosen tokens, as plotly takes changes of one trace: a list for each value.
+function markers(id) {
+  const { columns, edges } = laidOut[id];
+  const [x, color] = [[], []];
+  for (const position of chosenTokens()) {
+    columns.forEach((column, index) => {
+      if (!column.positions.includes(position)) return;
+      x.push((edges[index] + edges[index + 1]) / 2);
+      color.push(chosenColour(position));
+    });
+  }
+  const marker = { symbol: "triangle-down", size: 11, color, line: { width: 1, color: cssColour("--card") } };
+  return { x: [x], y: [x.map(() => prompt().n_layers - 0.5)], marker: [marker] };
+}
+
+const only = (changes) => Object.fromEntries(Object.entries(changes).map(([name, [value]]) => [name, value]));
+
+// ---- texts below them ----
+
+// Of the columns that are in sight: all, or as many as there is room for.
+async function labelColumns(id) {
+  const chart = $(id);
+  const { columns, edges, labelOf } = laidOut[id];
+  const [from, to] = chart.layout.xaxis.range ?? [0, edges.at(-1)];
+  const indices = columns.map((_, index) => index);
+  const inSight = indices.filter((index) => edges[index + 1] > from && edges[index] < to);
+  const room = Math.max(Math.floor((chart.getBoundingClientRect().width - 130) / 13), 4);
+  const every = Math.ceil(inSight.length / room);
+  const labelled = inSight.filter((index, nth) => nth % every === 0 || columns[index].image !== null);
+  const ticktext = labelled.map((index) => labelOf(columns[index]));
+  const longest = Math.max(...ticktext.map((text) => [...text].length), 8);
+  await Plotly.relayout(chart, {
+    "margin.b": Math.min(22 + 6.4 * longest, 150),
+    "xaxis.tickvals": labelled.map((index) => (edges[index] + edges[index + 1]) / 2),
+    "xaxis.ticktext": ticktext,
+  });
+}
+
+function onRelayout(id, what) {
+  const isZoom = (name) => name.startsWith("xaxis.range") || name === "xaxis.autorange";
+  if (Object.keys(what).some(isZoom)) labelColumns(id);
+}
+
+// For a window of another width.
+export function relabelColumns() {
+  for (const id of Object.keys(laidOut)) if (isDrawn(id) && $(id).clientWidth) labelColumns(id);
+}

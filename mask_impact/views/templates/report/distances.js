@@ -1,0 +1,30 @@
+// The file's distances and effects, unpacked when they are first asked for. Knows how their blocks are called.
+
+import { distancesOf } from "../shared/blocks.js";
+import { $ } from "../shared/elements.js";
+import { MEASURES } from "./file.js";
+import { prompt, state, step } from "./state.js";
+
+const MOST_BLOCKS = 600; // that are kept unpacked
+const blocks = new Map();
+
+function blockNamed(name) {
+  if (!blocks.has(name)) {
+    if (blocks.size > MOST_BLOCKS) blocks.clear();
+    blocks.set(name, distancesOf($(name).textContent));
+  }
+  return blocks.get(name);
+}
+
+// A promise of the current step's distances, [layer, position].
+export const block = (metric, variantIndex) => blockNamed(`b-${state.prompt}-${state.step}-${metric}-${variantIndex}`);
+
+// The step's effects, null where there are none: of each measure and the most probable token's id, [layer, group]; and
+// where each position was hidden by itself norms, [layer, variant], rank correlations and the number of tokens that
+// they are of, [measure, metric, variant, layer].
+export async function effectBlocks() {
+  if (!prompt().effect) return null;
+  const names = [...Object.keys(MEASURES), "top1", ...(step().effect.groups ? [] : ["norm", "rho", "n"])];
+  const values = await Promise.all(names.map((name) => blockNamed(`e-${state.prompt}-${state.step}-${name}`)));
+  return Object.fromEntries(names.map((name, nth) => [name, values[nth]]));
+}

@@ -1,0 +1,64 @@
+// What the tip says of an effect, and how its numbers are written.
+
+import { float32Text, shortText } from "../shared/numbers.js";
+import { quoted } from "../shared/texts.js";
+import {
+  effectAt, effectFloor, effectPlace, groups, hiddenIn, isChanged, isNone, isSink, strongestOf,
+} from "./effect.js";
+import { distanceText, tokenName } from "./names.js";
+import { prompt, step } from "./state.js";
+import { view } from "./view.js";
+
+// Sizes of effects go over many decades.
+export function natsText(size) {
+  if (!(size > 0 && size < 0.001)) return shortText(size);
+  return size.toExponential(2).replace(/\.?0*e/, "e").replace("-", "−");
+}
+
+function signedText(value) {
+  if (!Number.isFinite(value)) return "no value";
+  return `${value < 0 ? "−" : value > 0 ? "+" : ""}${float32Text(Math.abs(value))}`;
+}
+
+function groupName(group) {
+  if (!groups()) return `position ${view.positions[group]} · ${tokenName(view.positions[group])}`;
+  const [name, positions] = groups()[group];
+  const [first, last] = [Math.min(...positions), Math.max(...positions)];
+  const where = first === last ? `position ${first}` : `${positions.length} tokens within ${first}–${last}`;
+  return `${quoted(name)} · ${where}`;
+}
+
+// The layers around this one that hid it as well.
+function windowText(layer) {
+  const { window: width } = prompt().effect;
+  if (width === null || width === 1) return "";
+  if (width === "all") return " (hidden in all)";
+  const [first, last] = [layer - ((width - 1) >> 1), layer + (width >> 1)];
+  return ` (hidden in ${Math.max(first, 0)}–${Math.min(last, view.nLayers - 1)})`;
+}
+
+export function effectTip(group, layer) {
+  const place = effectPlace(group, layer);
+  const { logprob, kl, top1 } = view.effect;
+  const lines = [`layer ${layer}${windowText(layer)} · ${groupName(group)}`];
+  if (Number.isNaN(logprob[place]) && Number.isNaN(kl[place])) return [...lines, "no value"].join("\n");
+  lines.push(`log-probability ${signedText(logprob[place])} nats, KL ${distanceText(kl[place], false)} nats`);
+  const most = quoted(step().effect.top1_texts[top1[place]] ?? "", 40);
+  const becomes = `the most probable token becomes ${most}`;
+  lines.push(isChanged(group, layer) ? becomes : `${most} stays the most probable token`);
+  if (isNone(effectAt(group, layer))) lines.push(`no more than the noise floor, ${natsText(effectFloor())} nats`);
+  if (hiddenIn(group).some(isSink)) lines.push(groups() ? "with an attention sink" : "attention sink");
+  return lines.join("\n");
+}
+
+export function effectColumnTip(column, layer) {
+  if (column.image === null) return effectTip(column.groups[0], layer);
+  const { image } = column;
+  const [rows, columns] = prompt().images[image].grid;
+  const best = strongestOf(column, layer);
+  const lines = [`image ${image}, ${rows} × ${columns} patches`];
+  if (best < 0) return [...lines, "no value"].join("\n");
+  const nChanged = column.groups.filter((group) => isChanged(group, layer)).length;
+  const changes = `of ${nChanged} the most probable token changes`;
+  return [...lines, changes, "the patch with the largest effect:", effectTip(best, layer)].join("\n");
+}

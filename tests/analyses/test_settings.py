@@ -1,0 +1,111 @@
+"""What each setting takes: said once, checked when the settings are made, and refused in one sentence."""
+
+import re
+from dataclasses import FrozenInstanceError, fields
+
+import numpy as np
+import pytest
+
+from mask_impact.analyses.settings import SETTINGS, Place, RunSettings, SettingError, UnknownSetting, make_settings
+from mask_impact.errors import UsageError
+
+# Setting: values as they are given and kept; and values that can't be, with what is said to be accepted.
+TAKEN = {
+    "num_tokens": [(1, 1), (np.int64(7), 7)],
+    "variants": [("full", ("full",)), ("heads,full", ("full", "heads")), (["ATTN", " heads"], ("attn", "heads"))],
+    "mask_mode": [("text", "text"), ("Vision", "vision"), ("both", "both"), ("all", "both")],
+    "ablation": [("mask", "mask"), ("zero-value", "zero-value"), ("mean-value", "mean-value")],
+    "raw": [(None, None), (True, True), (False, False)],
+    "max_image_resolution": [(None, None), (1, 1)],
+    "allow_remote": [(True, True)],
+    "verify": [(0, 0), (3, 3)],
+    "effect": [(True, True)],
+    "window": [(1, 1), (9, 9), ("all", "all"), ("ALL", "all")],
+    "queries": [("last", "last"), ("all", "all")],
+    "groups": [("tokens", "tokens"), ("words", "words"), ("groups.yaml", "groups.yaml")],
+    "max_cost": [(1, 1)],
+    "batch_size": [(None, None), (64, 64)],
+}
+AT_LEAST_1 = "a whole number, at least 1"
+LAYERS = "a whole number of layers, at least 1, or all"
+REFUSED = {
+    "num_tokens": (AT_LEAST_1, [0, -1, 1.0, "3", True, None, [1]]),
+    "variants": ("some of full, attn, heads", ["tail", [], "", "full,tail", "ful", None, 3, [["full"]]]),
+    "mask_mode": ("text, vision, both or all", ["images", "", None, 1]),
+    "ablation": ("mask, zero-value or mean-value", ["blur", "Mask", "zero_value", None]),
+    "raw": ("true or false", [1, "yes"]),
+    "max_image_resolution": ("a whole number of pixels, at least 1", [0, 2.5, "100"]),
+    "allow_remote": ("true or false", [1, None]),
+    "verify": ("a whole number, at least 0", [-1, None]),
+    "effect": ("true or false", [1, None, "true"]),
+    "window": (LAYERS, [0, 1.5, "some", None, True]),
+    "queries": ("last or all", ["first", None]),
+    "groups": ("text: tokens, words, or a path of a YAML file of groups", ["", None, 3]),
+    "max_cost": ("a whole number of row-layers, at least 1", [0, None]),
+    "batch_size": (AT_LEAST_1, [0, "all"]),
+}
+MEANT = {"Mask": "mask", "zero_value": "zero-value", "ful": "full"}
+
+
+def test_every_setting_of_a_run_is_tried_here():
+    assert list(TAKEN) == list(REFUSED) == [field.name for field in fields(RunSettings)]
+
+
+def test_what_is_taken_is_kept_in_one_form():
+    for name, pairs in TAKEN.items():
+        found = [getattr(RunSettings(**{name: given}), name) for given, _ in pairs]
+        assert found == [kept for _, kept in pairs], name
+        assert [type(one) for one in found] == [type(kept) for _, kept in pairs], name
+
+
+def test_what_can_t_be_is_said_in_a_sentence_without_dashes():
+    for name, (accepted, values) in REFUSED.items():
+        for value in values:
+            with pytest.raises(SettingError) as caught:
+                RunSettings(**{name: value})
+            culprit = "tail" if value == "full,tail" else ["full"] if value == [["full"]] else value
+            hint = f"; did you mean {MEANT[value]}?" if isinstance(value, str) and value in MEANT else ""
+            assert str(caught.value) == f"{name} must be {accepted}, not {culprit!r}{hint}"
+            assert caught.value.name == name
+            assert isinstance(caught.value, UsageError)
+
+
+def test_settings_are_given_by_name_and_stay_as_they_are():
+    with pytest.raises(TypeError, match="positional"):
+        RunSettings(3)
+    with pytest.raises(FrozenInstanceError):
+        RunSettings().num_tokens = 3
+    assert RunSettings(num_tokens=2) == RunSettings(num_tokens=2) != RunSettings()
+
+
+def test_places_are_checked_too():
+    assert Place(formats="parquet,csv").formats == ("csv", "parquet")
+    for device in ("auto", "cpu", "mps", "cuda", "cuda:3"):
+        assert Place(device=device).device == device
+    for wrong, said in (
+        ({"device": "gpu"}, "device must be auto, cpu, cuda, cuda:N or mps, not 'gpu'"),
+        ({"dtype": "int8"}, "dtype must be auto, float32, bfloat16 or float16, not 'int8'"),
+        ({"formats": "csv,xls"}, "not 'xls'"),
+        ({"output_dir": ""}, "output_dir must be text: a folder, not ''"),
+        ({"device_map": "all"}, "device_map must be auto, balanced, balanced_low_0 or sequential, not 'all'"),
+    ):
+        with pytest.raises(SettingError, match=re.escape(said)):
+            Place(**wrong)
+
+
+def test_each_setting_has_a_flag_and_a_line_of_help():
+    for name, one in SETTINGS.items():
+        assert one.flag == "--" + name.replace("_", "-")
+        assert one.help
+        assert "\n" not in one.help
+        assert one.checked(one.default) == one.default
+
+
+def test_keywords_that_are_no_settings_are_asked_about():
+    with pytest.raises(
+        UnknownSetting, match=r"^unknown setting 'ablations'; did you mean ablation\? known are num_tokens, "
+    ):
+        make_settings("run", {"ablations": "mask"})
+    with pytest.raises(UnknownSetting, match=r"^unknown setting 'ablation'; known are "):
+        make_settings("without", {"ablation": "mask"})
+    assert make_settings("knockout", {"ablation": "zero-value"}) == RunSettings(ablation="zero-value")

@@ -1,0 +1,62 @@
+"""What the table of architectures says of itself, and what a checkpoint is said to be before its weights are read."""
+
+import json
+import shutil
+
+import pytest
+from tiny_models import ARCHITECTURES
+from transformers import GPT2Config
+
+from mask_impact.errors import ModelError
+from mask_impact.models import loading
+from mask_impact.models.architectures import LAYOUTS
+from mask_impact.models.families import describe_model, families
+
+
+def test_the_families_are_those_of_the_table_each_with_examples():
+    found = families()
+    assert [one.model_type for one in found] == list(LAYOUTS)
+    assert {one.model_type for one in found} == set(ARCHITECTURES)
+    assert {one.model_type for one in found if one.kind == "vl"} == {"qwen3_vl", "qwen3_vl_moe"}
+    assert all(one.examples for one in found)
+
+
+def test_a_description_says_what_the_loaded_model_is(text_checkpoint, vl_checkpoint):
+    for folder in (text_checkpoint, vl_checkpoint):
+        found, loaded = describe_model(str(folder)), loading.load(str(folder))
+        text = loaded.config.get_text_config()
+        assert (found.name, found.kind, found.model_type) == (str(folder), loaded.kind, loaded.config.model_type)
+        assert (found.n_layers, found.n_heads, found.hidden_size, found.context) == (
+            text.num_hidden_layers, text.num_attention_heads, text.hidden_size, text.max_position_embeddings,
+        )  # fmt: skip
+        assert found.dtype == str(loaded.model.dtype).removeprefix("torch.")
+        assert found.problem is None
+
+
+@pytest.fixture
+def without_weights(tmp_path, text_checkpoint):
+    """A copy of the tiny checkpoint, its weights left out."""
+    ignored = shutil.ignore_patterns("*.safetensors")
+    return shutil.copytree(text_checkpoint, tmp_path / "model", ignore=ignored)
+
+
+def test_no_weight_is_needed(without_weights):
+    assert describe_model(str(without_weights)).problem is None
+
+
+def test_what_is_not_supported_is_described_with_its_own_type_and_the_reason(tmp_path, without_weights):
+    GPT2Config().save_pretrained(tmp_path / "gpt2")
+    found = describe_model(str(tmp_path / "gpt2"))
+    assert (found.model_type, found.kind) == ("gpt2", None)
+    assert "architecture 'gpt2' is not supported" in found.problem
+
+    config = without_weights / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_act": "relu"}))
+    found = describe_model(str(without_weights))
+    assert (found.model_type, found.kind, found.n_layers) == ("qwen3", "text", 3)
+    assert "activation 'relu' of qwen3 is not supported" in found.problem
+
+
+def test_a_model_that_is_nowhere_is_an_error():
+    with pytest.raises(ModelError, match="no such folder"):
+        describe_model("./nowhere")
