@@ -21,7 +21,19 @@ update_docs = importlib.import_module("update_docs")
 doc_parts = importlib.import_module("doc_parts")
 
 LANGUAGES = {"bash", "python", "text", "yaml"}
-COMMANDS = ("run", "knockout", "without", "study", "report", "compare", "top", "models", "verify", "completion")
+COMMANDS = (
+    "explain",
+    "run",
+    "knockout",
+    "without",
+    "study",
+    "report",
+    "compare",
+    "top",
+    "models",
+    "verify",
+    "completion",
+)
 
 
 class Block(NamedTuple):

@@ -352,6 +352,7 @@ def written(tmp_path_factory):
     question = "What color is the star?"
     for words in (
         ["run", question, *image, "--effect", "--window", "all", "--variants", "full", "--formats", "csv", *common],
+        ["explain", question, *image, *common],
         ["knockout", question, *image, *common],
         ["without", question, "star", *image, *common],
         ["study", str(folder / "data.jsonl"), *common],
@@ -363,7 +364,7 @@ def written(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["csv", "effect.csv", "flows.csv"])
+@pytest.mark.parametrize("name", ["csv", "effect.csv", "flows.csv", "answer.csv"])
 def test_the_columns_of_tables_are_those_that_are_documented(written, name):
     (head, *_) = (written / f"result.{name}").read_text(encoding="utf-8").splitlines()
     assert columns_below(f"NAME.{name}") == head.replace('"', "").split(",")
@@ -393,6 +394,8 @@ def test_the_keys_of_json_files_are_those_that_are_documented(written):
     assert [cells[0].strip("`") for cells in table_rows(section(text, "NAME.whatif.json"), ["key"])] == list(answers)
     said = set(re.findall(r"`(\w+)`", section(text, "NAME.whatif.json")))
     assert {*answers["others"][0], *answers["others"][0]["tokens"][0]} <= said
+    explained = json.loads((written / "result.answer.meta.json").read_text(encoding="utf-8"))
+    assert set(explained) <= set(re.findall(r"`(\w+)`", section(text, "NAME.answer.csv")))
     flows = json.loads((written / "result.flows.meta.json").read_text(encoding="utf-8"))
     assert set(flows) <= set(re.findall(r"`(\w+)`", section(text, "NAME.flows.csv")))
     (error,) = map(json.loads, (written / "data.errors.jsonl").read_text(encoding="utf-8").splitlines())
@@ -409,6 +412,7 @@ def test_the_keys_that_json_on_stdout_has_are_those_that_are_documented(written)
     common = ["-m", "demo", "--output-dir", str(written), "-o", "as_json"]
     commands = {
         "run": ["run", "What is 2+2?", "--effect", "--window", "all", *common],
+        "explain": ["explain", "What is 2+2?", *common],
         "knockout": ["knockout", "What color is the star?", "-i", picture, *common],
         "without": ["without", "What is 2+2?", "+", *common],
         "study": ["study", str(written / "data.jsonl"), *common],

@@ -138,10 +138,13 @@ def _masked(prompt: Prepared) -> Masked | None:
     return Masked(torch.from_numpy(prompt.encoded.tokens.masked(mode)), produced=mode == "text")
 
 
-def groups_of(loaded: Reader, prompt: Prepared) -> tuple[Group, ...] | None:
-    """What is hidden together for the effect; works without the model's weights. None for each masked position by itself."""
+def groups_of(loaded: Reader, prompt: Prepared, always: bool = False) -> tuple[Group, ...] | None:
+    """What is hidden together for the effect; works without the model's weights. None for each masked position by itself.
+
+    always: where no effect is asked for, too.
+    """
     encoded, settings = prompt.encoded, prompt.settings
-    if not settings.effect or settings.groups == "tokens":
+    if not (settings.effect or always) or settings.groups == "tokens":
         return None
     layout = layout_of(loaded, encoded)
     if settings.groups != "words":

@@ -146,8 +146,8 @@ WINDOW = Kind("a whole number of layers, at least 1, or all", _window, _number, 
 
 # --- the settings ---------------------------------------------------------------------------------------------------------
 
-RUN, STUDY, KNOCKOUT, WITHOUT = "run", "study", "knockout", "without"
-ALL = (RUN, STUDY, KNOCKOUT, WITHOUT)
+RUN, STUDY, EXPLAIN, KNOCKOUT, WITHOUT = "run", "study", "explain", "knockout", "without"
+ALL = (RUN, STUDY, EXPLAIN, KNOCKOUT, WITHOUT)
 
 
 @dataclass(frozen=True)
@@ -264,11 +264,15 @@ class RunSettings(_Checked):
         "tokens", text("text: tokens, words, or a path of a YAML file of groups"),
         'hide single tokens, whole words, or the groups of a YAML file, which gives each name what it stands for: system, '
         'question, image 0 rows 1-2, tokens 5-9, "a phrase"',
-        heading=EFFECT, metavar="WHAT",
+        heading=EFFECT, metavar="WHAT", commands=(RUN, STUDY, EXPLAIN),
     )  # fmt: skip
     max_cost: int = setting(
         MAX_COST, whole(1, " of row-layers"), "refuse what takes more rows through layers than this, and say how many it takes",
         heading=EFFECT, metavar="N", commands=(RUN, STUDY, KNOCKOUT),
+    )  # fmt: skip
+    budget: int = setting(
+        12, whole(1, " of forward passes"), "what measuring may take, in forward passes of the prompt; the rest is estimated",
+        heading=EFFECT, metavar="N", commands=(EXPLAIN,), file=None,
     )  # fmt: skip
     batch_size: int | None = setting(
         None, whole(1, null="by free memory"),
@@ -315,7 +319,8 @@ class Place(_Checked):
             some_of(FORMATS).accepted, some_of(FORMATS).check, choices=FORMATS,
             null="csv and json; csv and parquet above two million rows",
         ),
-        "files to write: some of csv, json, parquet", heading=OUTPUT, metavar="LIST", commands=(RUN, STUDY, KNOCKOUT), file="top",
+        "files to write: some of csv, json, parquet", heading=OUTPUT, metavar="LIST",
+        commands=(RUN, STUDY, EXPLAIN, KNOCKOUT), file="top",
     )  # fmt: skip
     output_dir: str = setting(
         "output", text("text: a folder"), "folder of the results, made if it is not there",

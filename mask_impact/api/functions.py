@@ -6,12 +6,13 @@ from itertools import islice
 from os import PathLike
 from typing import Any
 
+from mask_impact.analyses import explain as explanations
 from mask_impact.analyses import impact, settings
 from mask_impact.analyses import knockout as knockouts
 from mask_impact.analyses import without as answers
 from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.settings import SETTINGS, SettingError, UnknownSetting, make_settings
-from mask_impact.api.results import Knockouts, Result, WhatIf
+from mask_impact.api.results import Explanation, Knockouts, Result, WhatIf
 from mask_impact.errors import MaskImpactError, UsageError
 from mask_impact.models import loading
 from mask_impact.models.loading import LoadedModel
@@ -74,6 +75,26 @@ def analyze(
     chosen = make_settings("run", given)
     pictures = _pictures(images, chosen)
     return Result(**vars(impact.run(_model(model), prompt, chosen, pictures, observer=observer)))
+
+
+@_takes_settings("explain")
+def explain(
+    model: LoadedModel | str | PathLike,
+    prompt: str | Mapping[str, Any],
+    *,
+    images: Any = (),
+    seed: int = 0,
+    observer: Observer | None = None,
+    **given: Any,
+) -> Explanation:
+    """What the answer used: each token's contribution estimated, and the strongest ones really hidden, in all layers.
+
+    model, prompt, images: as in `analyze`. seed: of the tokens that are drawn at random to hold the estimates against.
+    Errors: as in `analyze`.
+    """
+    chosen = make_settings("explain", given)
+    pictures = _pictures(images, chosen)
+    return Explanation(**vars(explanations.run(_model(model), prompt, chosen, pictures, seed=seed, observer=observer)))
 
 
 @_takes_settings("knockout", window=None)

@@ -9,7 +9,17 @@ from html import escape as escape_html
 from os import PathLike
 from pathlib import Path
 
-from mask_impact.results import answer_files, answers, flow_files, flows, records, store, tables
+from mask_impact.results import (
+    answer_files,
+    answers,
+    explanation_files,
+    explanations,
+    flow_files,
+    flows,
+    records,
+    store,
+    tables,
+)
 
 
 def _in_notebook(picture: bytes, what: str, summary: str) -> str:
@@ -70,6 +80,30 @@ class Knockouts(flows.Knockouts):
         from mask_impact.views.flows import flows_png
 
         return _in_notebook(flows_png(self), "Change of each produced token's probability", str(self))
+
+
+class Explanation(explanations.Explanation):
+    """What an answer used (see explanations.Explanation for its fields); print() shows the strongest tokens."""
+
+    def to_frame(self):
+        """A pandas DataFrame with a row for each produced token and token of the prompt; its columns are those of the files."""
+        return explanation_files.explanation_table(self).to_pandas()
+
+    def top(self, k: int = 5, step: int = 0) -> list[str]:
+        """The names of the k tokens (or groups) that the token produced at `step` used most."""
+        return [self.steps[step].names[place] for place in self.steps[step].ranked(k)]
+
+    def save(self, path: str | PathLike, formats: str | Iterable[str] | None = None) -> tuple[Path, ...]:
+        """Write `path`.answer.csv, .json and a meta file; returns their paths."""
+        return explanation_files.save_explanation(self, path, formats or explanation_files.DEFAULT_FORMATS)
+
+    def __str__(self) -> str:
+        from mask_impact.views.explanation import render_explanation
+
+        return render_explanation(self)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape_html(str(self))}</pre>"
 
 
 class WhatIf(answers.WhatIf):

@@ -31,6 +31,7 @@ MASK_IMPACT = Caller(
         "vision": "Impact of each image token in each layer",
         "both": "Impact of each token in each layer",
         "many": "Impact of each token, many prompts",
+        "explain": "What the answer used",
         "knockout": "Attention knockouts",
         "without": "Answers without some tokens",
     },

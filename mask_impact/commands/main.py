@@ -18,6 +18,7 @@ PROGRAM = MASK_IMPACT.program
 # By question: what each command answers, in one line.
 COMMANDS = {
     "ask a model": {
+        "explain": "what the answer used: which words, which cells of the image",
         "run": "what hiding each token changes, in each layer",
         "knockout": "what cutting a flow does to the answer, such as image -> last",
         "without": "the answer again, with some tokens hidden",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import mask_impact
-from mask_impact.analyses.settings import ALL, KNOCKOUT, RUN, SETTINGS, STUDY, WITHOUT
+from mask_impact.analyses.settings import KNOCKOUT, RUN, SETTINGS, STUDY, WITHOUT
 from mask_impact.commands import knockout, options, run, study, without
 from mask_impact.commands.caller import TEXT, VL, Caller
 from mask_impact.commands.console import Parser, guarded
@@ -91,7 +91,7 @@ def build_parser(caller: Caller) -> argparse.ArgumentParser:
     else:
         add("--image", action=_NoImages, help=argparse.SUPPRESS)
     options.add_settings(
-        groups, ALL, short=False, images=is_vl, num_tokens="1; 16 with --without", window="1; 9 with --knockout",
+        groups, COMMANDS, short=False, images=is_vl, num_tokens="1; 16 with --without", window="1; 9 with --knockout",
         model=f"{caller.default_model}, or the demo if that is not available",
     )  # fmt: skip
     _add_other_answers(groups)

@@ -16,7 +16,7 @@ def digest(loaded: LoadedModel, job: Job) -> str:
     """SHA-256 of all that a result's numbers depend on: prompt, images, model, dtype, settings and the files' schema."""
     settings = asdict(job.settings)
     settings["n_verify"] = settings.pop("verify")  # as it was called when the first digests were written
-    for name in ("allow_remote", "max_cost"):
+    for name in ("allow_remote", "max_cost", "budget"):
         settings.pop(name)
     if not settings["effect"]:
         settings = {name: value for name, value in settings.items() if name not in OF_EFFECTS}

@@ -10,6 +10,7 @@ import numpy as np
 from mask_impact.findings.agreement import step_effect
 from mask_impact.findings.ranking import token_importance
 from mask_impact.results.answers import Answer, WhatIf
+from mask_impact.results.explanations import Explanation
 from mask_impact.results.flows import FlowStep, Knockouts
 from mask_impact.results.meta import jsonable
 from mask_impact.results.records import Result, StepRecord
@@ -147,6 +148,41 @@ def _answer_entry(one: Answer) -> dict[str, Any]:
         "text": one.text,
         "probability_of_first_token": one.probability,
         "differs_at": one.differs_at,
+    }
+
+
+def explanation_entry(found: Explanation, paths: Iterable[str | PathLike] = (), top: int = TOP) -> dict[str, Any]:
+    """Of each produced token what it used, the strongest first, and how far the estimates agree with what was measured."""
+    return {
+        "model": found.meta.get("model"),
+        "prompt": found.meta.get("prompt"),
+        "generated_text": found.generated_text,
+        "steps": [
+            {
+                "step": step.step,
+                "token_id": step.token_id,
+                "token": step.token_text,
+                "probability": step.probability,
+                "used": [
+                    {
+                        "token": step.names[place],
+                        "positions": list(step.positions[place]),
+                        "contribution": _plain(step.contribution[place]),
+                        "estimate_local": _plain(step.estimate_local[place]),
+                        "logprob_change": _plain(step.logprob_change[place]),
+                        "becomes": step.top1_texts.get(int(step.top1[place])),
+                    }
+                    for place in step.ranked(top)
+                ],
+                "measured": int(step.measured.sum()),
+                "groups": len(step.names),
+                "forwards": step.forwards,
+                "rank_correlation": _plain(step.agreement.rho),
+                "reliable": step.reliable,
+            }
+            for step in found.steps
+        ],
+        "files": [fspath(path) for path in paths],
     }
 
 

@@ -24,6 +24,7 @@ TAKEN = {
     "queries": [("last", "last"), ("all", "all")],
     "groups": [("tokens", "tokens"), ("words", "words"), ("groups.yaml", "groups.yaml")],
     "max_cost": [(1, 1)],
+    "budget": [(12, 12)],
     "batch_size": [(None, None), (64, 64)],
 }
 AT_LEAST_1 = "a whole number, at least 1"
@@ -42,6 +43,7 @@ REFUSED = {
     "queries": ("last or all", ["first", None]),
     "groups": ("text: tokens, words, or a path of a YAML file of groups", ["", None, 3]),
     "max_cost": ("a whole number of row-layers, at least 1", [0, None]),
+    "budget": ("a whole number of forward passes, at least 1", [0, None]),
     "batch_size": (AT_LEAST_1, [0, "all"]),
 }
 MEANT = {"Mask": "mask", "zero_value": "zero-value", "ful": "full"}

@@ -314,6 +314,7 @@ def calls(text_checkpoint, vl_checkpoint, stored, tmp_path, picture):
             "-o",
             "seen",
         ],
+        "explain": ["explain", PROMPT, *model, "-n", "2", "--groups", "words"],
         "knockout": ["knockout", PROMPT, "cat -> last", *model],
         "without": ["without", PROMPT, "cat", *model, "-n", "2"],
         "study": ["study", "study.yaml", *model],
@@ -330,6 +331,7 @@ def calls(text_checkpoint, vl_checkpoint, stored, tmp_path, picture):
 CODES = {"study of a dataset": 3}
 KEYS = {  # some of what the JSON of a command says
     "run": {"model", "prompt", "steps", "files"},
+    "explain": {"steps", "files"},
     "knockout": {"window", "steps", "files"},
     "without": {"answer", "files"},
     "study": {"written", "failed"},
@@ -364,19 +366,19 @@ def test_quiet_prints_nothing_but_errors_and_the_table_of_top(run, calls):
 
 
 def test_verbose_says_what_the_model_is_and_where_the_time_went(run, calls):
-    for name in ("run", "knockout", "without", "study", "study of a dataset", "verify"):
+    for name in ("run", "explain", "knockout", "without", "study", "study of a dataset", "verify"):
         plain, verbose = run(*calls[name]), run(*calls[name], "-v")
         assert "Qwen3ForCausalLM, torch.float32, on cpu, loaded in " in verbose.err
         assert "loaded in" not in plain.err
         if not name.startswith("study"):
             assert "Qwen3ForCausalLM" not in verbose.out or name == "verify"
             assert verbose.out == plain.out
-        if name in ("run", "knockout", "without"):
+        if name in ("run", "explain", "knockout", "without"):
             assert "measured and written in " in verbose.err
 
 
 def test_the_files_that_are_named_are_there(run, calls):
-    for name in ("run", "run with an image", "knockout", "without"):
+    for name in ("run", "run with an image", "explain", "knockout", "without"):
         named = json.loads(run(*calls[name], "--json").out)["files"]
         assert named
         assert all(Path(path).is_file() for path in named)

@@ -1,0 +1,262 @@
+"""Estimates of the effects of hiding keys from attention: one forward and one backward pass for all layers, heads, queries, keys.
+
+With g the gradient of a target at head h's output of query i in layer l, and p, o, v the attention's weights, output and values,
+
+    E[l, h, i, j] = p_j / (1 - p_j) (o - v_j) . g
+
+is what hiding key j does to the target: exact in the attention, renormalised as hiding is, and of first order behind it. Rules:
+
+    gradient   the true gradient: what hiding in a single layer does (estimate)
+    frozen     norms' 1/rms, act(x)/x and softmax weights are constants in the backward pass: what the answer used (contribution)
+
+Layer by layer: a forward pass keeps the layers' inputs, then each layer runs once more with a graph of its own, from the last to
+the first. So memory holds the inputs and one layer's graph. Knows no prompts. Shapes: L layers, H heads in K groups, n queries =
+N keys (no cache), D head dimension; one sequence.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from mask_impact.engine.attention import arithmetic_dtype
+from mask_impact.engine.states import NOT_KEPT
+from mask_impact.engine.taps import tapped, up_to_own, visible_keys, windowed_kernel
+from mask_impact.errors import UsageError
+from mask_impact.models.architectures import Decoder, locate
+
+RULES = ("gradient", "frozen")
+BYTES_AT_ONCE = 2**27  # of the weights of some queries, all heads and keys
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What is summed beside the sums by key. source: bool [N] keys; target: bool [n] queries."""
+
+    source: torch.Tensor
+    target: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """What hiding each key does to the target, to first order; negative: hiding it takes from the target.
+
+    target: its value, log-odds. last: float32 [L, H, N], hidden from the last query; every: float32 [L, H, N], hidden from every
+    query, each by itself, summed. flows: float32 [F, L, H], the sums over each flow's keys and queries. attention: float32
+    [L, N], the weights of the last query, mean over heads.
+    """
+
+    target: float
+    last: torch.Tensor
+    every: torch.Tensor
+    flows: torch.Tensor
+    attention: torch.Tensor
+
+
+@dataclass
+class Forward:
+    """A forward pass that is kept: what each layer was called with, and the last row before the final norm.
+
+    logits: [vocabulary], of the last position.
+    """
+
+    model: nn.Module
+    decoder: Decoder
+    entered: list[torch.Tensor]
+    arguments: list[dict[str, Any]]
+    final: torch.Tensor
+    logits: torch.Tensor
+
+    @property
+    def n_positions(self) -> int:
+        """N, the length of the sequence."""
+        return self.entered[0].shape[1]
+
+
+@torch.no_grad()
+def keep_forward(model: nn.Module, inputs: Mapping[str, Any]) -> Forward:
+    """Run the model on one whole sequence (prompt and what was produced so far) and keep what the backward passes need."""
+    decoder = locate(model)
+    if inputs["input_ids"].shape[0] != 1:
+        raise UsageError(f"one sequence at a time can be estimated; {inputs['input_ids'].shape[0]} were given")
+    entered: list[torch.Tensor] = []
+    arguments: list[dict[str, Any]] = []
+    final: list[torch.Tensor] = []
+
+    def before(module, args, kwargs) -> None:
+        entered.append((args[0] if args else kwargs["hidden_states"]).detach())
+        kept = {name: value for name, value in kwargs.items() if name not in NOT_KEPT}
+        arguments.append(kept | {"attention_mask": kwargs.get("attention_mask"), "past_key_values": None})
+
+    with ExitStack() as stack:
+        for layer in decoder.layers:
+            stack.callback(layer.module.register_forward_pre_hook(before, with_kwargs=True).remove)
+        keep = decoder.final_norm.register_forward_pre_hook(lambda module, args: final.append(args[0][:, -1:].detach()))
+        stack.callback(keep.remove)
+        logits = model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1]
+    return Forward(model, decoder, entered, arguments, final[0], logits)
+
+
+def log_odds(logits: torch.Tensor, token: int) -> torch.Tensor:
+    """ln p / (1 - p) of a token, of logits [vocabulary]."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    others = wide.index_fill(0, torch.tensor([token], device=wide.device), float("-inf"))
+    return wide[token] - torch.logsumexp(others, dim=0)
+
+
+def estimate(forward: Forward, token: int, rule: str = "frozen", flows: Sequence[Flow] = ()) -> Estimates:
+    """Estimates for the log-odds of a token at the last position. rule: one of RULES. The model is as it was afterwards."""
+    if rule not in RULES:
+        raise UsageError(f"a rule is one of {', '.join(RULES)}, not {rule!r}")
+    decoder, frozen = forward.decoder, rule == "frozen"
+    n_layers, n_heads, n_positions = len(decoder.layers), decoder.n_heads, forward.n_positions
+    last, every = (torch.zeros(n_layers, n_heads, n_positions) for _ in range(2))
+    of_flows, attention = torch.zeros(len(flows), n_layers, n_heads), torch.zeros(n_layers, n_positions)
+    held: list[_Attention] = []
+
+    def attend(own, module, query, key, value, mask, *args, **kwargs):
+        held.append(_Attention.of(decoder, query, key, value, mask, kwargs))
+        output = held[-1].frozen_output(value) if frozen else own(query, key, value, mask, *args, **kwargs)[0]
+        output.retain_grad()
+        held[-1].output = output
+        return output, None
+
+    with _differentiable(forward.model, frozen), tapped(decoder, attend):
+        rows = forward.final.clone().requires_grad_(True)
+        target = log_odds(forward.model.get_output_embeddings()(decoder.final_norm(rows))[0, -1], token)
+        target.backward()
+        gradient = torch.zeros_like(forward.entered[-1])
+        gradient[:, -1:] = rows.grad
+        for index in reversed(range(n_layers)):
+            gradient = _through_layer(forward, index, gradient)
+            found = held.pop()
+            sums = found.sums([(flow.source, flow.target) for flow in flows])
+            last[index], every[index], of_flows[:, index], attention[index] = (part.float().cpu() for part in sums)
+    return Estimates(float(target.detach()), last, every, of_flows, attention)
+
+
+def _through_layer(forward: Forward, index: int, gradient: torch.Tensor) -> torch.Tensor:
+    """From the gradient at a layer's output to that at its input."""
+    layer = forward.decoder.layers[index]
+    states = forward.entered[index].clone().requires_grad_(True)
+    output = layer.module(states, **forward.arguments[index])
+    output = output[0] if isinstance(output, tuple) else output
+    output.backward(gradient.to(output.device, output.dtype))
+    return states.grad
+
+
+@dataclass
+class _Attention:
+    """One layer's attention of one sequence. query: [H, n, D]; keys, values: [K, N, D]; visible: bool [n, N]; output: what the
+    layer got, [1, n, H, D], whose gradient is wanted."""
+
+    query: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    visible: torch.Tensor
+    scaling: float
+    output: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, decoder: Decoder, query, key, value, mask, kwargs: Mapping[str, Any]) -> "_Attention":
+        n_rows, n_keys = query.shape[2], key.shape[2]
+        seen = visible_keys(mask, 0, n_rows, n_keys, windowed_kernel(decoder, kwargs), key.device)
+        seen = up_to_own(n_rows, n_keys, key.device) if seen is None else seen
+        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        return cls(query.detach()[0], key.detach()[0], value.detach()[0], seen, scaling)
+
+    def chunks(self) -> Iterator[slice]:
+        """Queries that are looked at together."""
+        n_heads, n_rows, _ = self.query.shape
+        n = max(1, BYTES_AT_ONCE // (8 * n_heads * self.keys.shape[1]))
+        return (slice(first, min(first + n, n_rows)) for first in range(0, n_rows, n))
+
+    def weights(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
+        """[H, r, N], 0 for a query that sees nothing."""
+        n_groups, n_keys, head_dim = self.keys.shape
+        grouped = self.query[:, rows].reshape(n_groups, -1, head_dim).to(dtype)
+        logits = grouped @ self.keys.to(dtype).transpose(1, 2) * self.scaling
+        logits = logits.view(len(self.query), -1, n_keys).masked_fill(~self.visible[rows], float("-inf"))
+        return torch.softmax(logits, dim=-1).nan_to_num(0.0)
+
+    def frozen_output(self, value: torch.Tensor) -> torch.Tensor:
+        """[1, n, H, D]: the attention with its weights as constants."""
+        n_heads, n_groups = len(self.query), len(self.keys)
+        dtype = arithmetic_dtype(value.dtype)
+        wide = value[0].to(dtype)
+        parts = []
+        for rows in self.chunks():
+            weights = self.weights(rows, dtype).view(n_groups, -1, self.keys.shape[1])
+            parts.append((weights @ wide).view(n_heads, -1, value.shape[-1]))
+        return torch.cat(parts, dim=1).transpose(0, 1).unsqueeze(0).to(value.dtype)
+
+    def sums(self, flows: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, ...]:
+        """The sums of Estimates of this layer: [H, N], [H, N], [F, H], [N]."""
+        dtype = arithmetic_dtype(self.values.dtype)
+        n_heads, n_groups, n_keys = len(self.query), *self.keys.shape[:2]
+        gradient = self.output.grad[0].transpose(0, 1).to(dtype)  # [H, n, D]
+        values = self.values.to(dtype)
+        every = gradient.new_zeros(n_heads, n_keys)
+        of_flows = gradient.new_zeros(len(flows), n_heads)
+        for rows in self.chunks():
+            weights = self.weights(rows, dtype)
+            grouped = gradient[:, rows].reshape(n_groups, -1, gradient.shape[-1])
+            along = (grouped @ values.transpose(1, 2)).view(n_heads, -1, n_keys)  # v_j . g_i
+            effects = hiding_effects(weights, along)
+            every += effects.sum(dim=1)
+            for place, (source, target) in enumerate(flows):
+                part = effects[:, target[rows].to(effects.device)][..., source.to(effects.device)]
+                of_flows[place] += part.sum(dim=(1, 2))
+        return effects[:, -1], every, of_flows, weights[:, -1].mean(dim=0)
+
+
+def hiding_effects(weights: torch.Tensor, along: torch.Tensor) -> torch.Tensor:
+    """(o' - o) . g of hiding each key, [..., N], for weights p and along = v . g, both [..., N].
+
+    p_j / (1 - p_j) (o.g - v_j.g), and for a key with more than half of the weight p_j (sum of the others' p v.g / sum of the
+    others' p - v_j.g), where 1 - p_j would have no digits. A query that sees one key only loses all of it.
+    """
+    mean = (weights * along).sum(-1, keepdim=True)
+    effects = weights / (1 - weights).clamp_min(0.25) * (mean - along)
+    largest, dominant = weights.max(-1, keepdim=True)
+    others = weights.scatter(-1, dominant, 0.0)
+    rest = others.sum(-1, keepdim=True)
+    tiny = torch.finfo(weights.dtype).tiny
+    of_others = torch.where(
+        rest > 0, (others * along).sum(-1, keepdim=True) / rest.clamp_min(tiny), torch.zeros_like(rest)
+    )
+    recomputed = largest * (of_others - along.gather(-1, dominant))
+    return torch.where(largest > 0.5, effects.scatter(-1, dominant, recomputed), effects)
+
+
+@contextmanager
+def _differentiable(model: nn.Module, frozen: bool) -> Iterator[None]:
+    """While the block is open gradients are formed, of states alone; with the frozen rules where asked for."""
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in wanted:
+            parameter.requires_grad_(False)
+        with torch.enable_grad(), _Frozen() if frozen else ExitStack():
+            yield
+    finally:
+        for parameter, before in wanted:
+            parameter.requires_grad_(before)
+
+
+class _Frozen(TorchFunctionMode):
+    """While it is open, the operations that norms, gates and routers are made of have constants in the backward pass."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in (torch.rsqrt, torch.Tensor.rsqrt, torch.softmax, torch.Tensor.softmax, functional.softmax):
+            return function(*args, **kwargs).detach()
+        if function in (functional.silu, functional.gelu):
+            x = args[0]
+            ratio = function(x.detach(), *args[1:], **kwargs) / x.detach()
+            return x * torch.where(x == 0, torch.full_like(ratio, 0.5), ratio)
+        return function(*args, **kwargs)

@@ -1,0 +1,294 @@
+"""Estimates by one backward pass against what they are by definition: removed keys, moved head outputs, constants put back."""
+
+from contextlib import ExitStack
+
+import pytest
+import torch
+from oracle import Float32Becomes
+from tiny_models import tiny_model
+
+from mask_impact.engine import backward
+from mask_impact.engine.backward import Flow, estimate, hiding_effects, keep_forward, log_odds
+from mask_impact.engine.taps import tapped, up_to_own, visible_keys
+from mask_impact.errors import UsageError
+from mask_impact.models.architectures import LAYOUTS, locate
+
+TEXT = sorted(name for name in LAYOUTS if not name.startswith("qwen3_vl"))
+N = 9
+STEP = 1e-5
+
+
+@pytest.fixture(autouse=True)
+def float64_throughout():
+    """The library's norms and routers work in float32, in which the small differences of the oracle have no digits."""
+    with Float32Becomes(torch.float64):
+        yield
+
+
+def inputs_of(n=N):
+    ids = torch.randint(3, 60, (1, n), generator=torch.Generator().manual_seed(5))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def made(name):
+    """A float64 model, its inputs, and the token that is asked about."""
+    model = tiny_model(name, dtype=torch.float64).eval()
+    inputs = inputs_of()
+    if name.startswith("qwen3_vl"):
+        inputs["mm_token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+    with torch.no_grad():
+        token = int(model(**inputs).logits[0, -1].topk(3).indices[1])
+    return model, inputs, token
+
+
+# --- the oracle: a head's output is moved along what really removing a key does, and the target looked at ----------------
+
+
+@torch.no_grad()
+def target_with(model, inputs, token, change=None):
+    """The log-odds where `change(layer, output)` [n, H, D] changes what a layer's heads give."""
+    decoder = locate(model)
+    index = {id(layer.attention): layer.index for layer in decoder.layers}
+
+    def attend(own, module, query, key, value, mask, *args, **kwargs):
+        output = own(query, key, value, mask, *args, **kwargs)[0]
+        return (output if change is None else change(index[id(module)], output.clone())), None
+
+    with tapped(decoder, attend):
+        return float(log_odds(model(**inputs, use_cache=False).logits[0, -1], token))
+
+
+@torch.no_grad()
+def removed(model, inputs):
+    """{layer: [n, N, H, D]}: how much each head's output of each query changes where a key is removed, key by key."""
+    decoder = locate(model)
+    index = {id(layer.attention): layer.index for layer in decoder.layers}
+    found = {}
+
+    def attend(own, module, query, key, value, mask, *args, **kwargs):
+        n, n_keys, n_heads = query.shape[2], key.shape[2], query.shape[1]
+        group = n_heads // key.shape[1]
+        seen = visible_keys(mask, 0, n, n_keys, None, key.device)
+        seen = up_to_own(n, n_keys, key.device) if seen is None else seen
+        scaling = kwargs.get("scaling")
+        changes = torch.zeros(n, n_keys, n_heads, query.shape[-1], dtype=query.dtype)
+        for head in range(n_heads):
+            k, v = key[0, head // group], value[0, head // group]
+            for i in range(n):
+                logits = (k @ query[0, head, i]) * scaling
+                logits[~seen[i]] = -torch.inf
+                before = torch.softmax(logits, 0) @ v
+                for j in range(n_keys):
+                    if not seen[i, j]:
+                        continue
+                    without = logits.clone()
+                    without[j] = -torch.inf
+                    after = torch.zeros_like(before) if seen[i].sum() == 1 else torch.softmax(without, 0) @ v
+                    changes[i, j, head] = after - before
+        found[index[id(module)]] = changes
+        return own(query, key, value, mask, *args, **kwargs)
+
+    with tapped(decoder, attend):
+        model(**inputs, use_cache=False)
+    return found
+
+
+def moved(pair, along):
+    """A change of one head's output of one query."""
+    layer, head, i, _ = pair
+
+    def change(at, output):
+        if at == layer:
+            output[0, i, head] += along
+        return output
+
+    return change
+
+
+def by_hand(model, inputs, token, pairs, target=None):
+    """{(layer, head, i, j): central difference of the target along what removing the key does to the head's output}."""
+    target = target or target_with
+    changes = removed(model, inputs)
+    found = {}
+    for pair in pairs:
+        layer, head, i, j = pair
+        along = STEP * changes[layer][i, j, head]
+        ends = [target(model, inputs, token, moved(pair, sign * along)) for sign in (1, -1)]
+        found[pair] = (ends[0] - ends[1]) / (2 * STEP)
+    return found
+
+
+def frozen_modules(model, inputs):
+    """Puts constants in place of what the frozen rules hold: norms' scale, activations' ratio, attention weights, routers."""
+    decoder = locate(model)
+    scales, ratios = {}, {}
+    norms = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm")]
+    acts = [m for m in model.modules() if type(m).__name__ in ("SiLU", "SiLUActivation", "GELUTanh")]
+
+    def keep(store):
+        def hook(module, args, output):
+            store.setdefault(id(module), []).append((output / args[0]).nan_to_num(0.5))
+
+        return hook
+
+    with torch.no_grad(), ExitStack() as stack:
+        for module in norms:
+            stack.callback(module.register_forward_hook(keep(scales)).remove)
+        for module in acts:
+            stack.callback(module.register_forward_hook(keep(ratios)).remove)
+        outputs = {}
+        weights = {}
+        index = {id(layer.attention): layer.index for layer in decoder.layers}
+
+        def attend(own, module, query, key, value, mask, *args, **kwargs):
+            n, n_keys = query.shape[2], key.shape[2]
+            seen = visible_keys(mask, 0, n, n_keys, None, key.device)
+            seen = up_to_own(n, n_keys, key.device) if seen is None else seen
+            wide = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+            logits = (query @ wide.transpose(2, 3) * kwargs.get("scaling")).masked_fill(~seen, -torch.inf)
+            weights[index[id(module)]] = torch.softmax(logits, -1)
+            outputs[index[id(module)]] = True
+            return own(query, key, value, mask, *args, **kwargs)
+
+        stack.enter_context(tapped(decoder, attend))
+        model(**inputs, use_cache=False)
+
+    def replaced(store):
+        def hook(module, args, output):
+            kept = store[id(module)]
+            factor = kept.pop(0)
+            kept.append(factor)
+            return args[0] * factor
+
+        return hook
+
+    def enter(stack):
+        for module in norms:
+            stack.callback(module.register_forward_hook(replaced(scales)).remove)
+        for module in acts:
+            stack.callback(module.register_forward_hook(replaced(ratios)).remove)
+
+    return enter, weights, index
+
+
+@torch.no_grad()
+def frozen_target(model, inputs, token, change=None):
+    """As target_with, of the model with the constants in place: linear in what a head gives."""
+    enter, weights, index = frozen_modules(model, inputs)
+    decoder = locate(model)
+
+    def attend(own, module, query, key, value, mask, *args, **kwargs):
+        layer = index[id(module)]
+        wide = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+        output = (weights[layer] @ wide).transpose(1, 2).contiguous()
+        return (output if change is None else change(layer, output)), None
+
+    with ExitStack() as stack:
+        enter(stack)
+        stack.enter_context(tapped(decoder, attend))
+        return float(log_odds(model(**inputs, use_cache=False).logits[0, -1], token))
+
+
+PAIRS = [(0, 1, N - 1, 3), (1, 2, N - 1, N - 1), (1, 0, 5, 2), (0, 3, 4, 4), (2, 1, N - 1, 0), (0, 0, 0, 0)]
+
+
+def single(model, inputs, token, rule, pair):
+    """One E, through a flow of one key to one query."""
+    layer, head, i, j = pair
+    source, target = torch.zeros(N, dtype=torch.bool), torch.zeros(N, dtype=torch.bool)
+    source[j], target[i] = True, True
+    found = estimate(keep_forward(model, inputs), token, rule, [Flow(source, target)])
+    return float(found.flows[0, layer, head])
+
+
+# --- tests --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*TEXT, "qwen3_vl"])
+def test_gradient_estimates_are_differences_of_the_target_along_what_hiding_does(name):
+    model, inputs, token = made(name)
+    pairs = [pair for pair in PAIRS if pair[0] < len(locate(model).layers)]
+    expected = by_hand(model, inputs, token, pairs)
+    assert max(map(abs, expected.values())) > 1e-6
+    for pair, value in expected.items():
+        assert single(model, inputs, token, "gradient", pair) == pytest.approx(value, rel=1e-5, abs=1e-9), pair
+
+
+@pytest.mark.parametrize("name", [*TEXT, "qwen3_vl"])
+def test_frozen_estimates_are_those_of_the_model_with_its_constants_put_in(name):
+    model, inputs, token = made(name)
+    assert frozen_target(model, inputs, token) == pytest.approx(target_with(model, inputs, token), abs=1e-9)
+    pairs = [pair for pair in PAIRS if pair[0] < len(locate(model).layers)]
+    for pair, value in by_hand(model, inputs, token, pairs, frozen_target).items():
+        assert single(model, inputs, token, "frozen", pair) == pytest.approx(value, rel=1e-5, abs=1e-9), pair
+
+
+def test_sums_are_those_of_the_single_ones():
+    model, inputs, token = made("qwen3")
+    forward = keep_forward(model, inputs)
+    everyone = torch.ones(N, dtype=torch.bool)
+    flows = []
+    for j in range(N):
+        source = torch.zeros(N, dtype=torch.bool)
+        source[j] = True
+        last = torch.zeros(N, dtype=torch.bool)
+        last[-1] = True
+        flows += [Flow(source, everyone), Flow(source, last)]
+    found = estimate(forward, token, "gradient", flows)
+    torch.testing.assert_close(found.flows[0::2].permute(1, 2, 0), found.every, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(found.flows[1::2].permute(1, 2, 0), found.last, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(found.attention.sum(1), torch.ones(len(found.attention)))
+
+
+def test_chunks_of_queries_change_nothing(monkeypatch):
+    model, inputs, token = made("qwen3")
+    forward = keep_forward(model, inputs)
+    whole = [estimate(forward, token, rule) for rule in backward.RULES]
+    monkeypatch.setattr(backward, "BYTES_AT_ONCE", 1)
+    for rule, one in zip(backward.RULES, whole, strict=True):
+        again = estimate(forward, token, rule)
+        torch.testing.assert_close(again.every, one.every, rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(again.last, one.last, rtol=1e-5, atol=1e-8)
+
+
+BROKEN = {
+    "no renormalisation": lambda weights, along: weights * ((weights * along).sum(-1, keepdim=True) - along),
+    "the dominant key by the plain form": lambda weights, along: (
+        weights / (1 - weights).clamp_min(0.25) * ((weights * along).sum(-1, keepdim=True) - along)
+    ),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_the_oracle_rejects_a_broken_formula(broken, monkeypatch):
+    model, inputs, token = made("qwen3")
+    pairs = [(0, 0, 0, 0), (0, 1, N - 1, 3), (0, 1, 1, 0), (0, 1, 1, 1), (1, 2, 1, 0), (1, 2, 1, 1)]
+    expected = by_hand(model, inputs, token, pairs)
+    monkeypatch.setattr(backward, "hiding_effects", BROKEN[broken])
+    apart = [abs(single(model, inputs, token, "gradient", pair) - value) for pair, value in expected.items()]
+    assert max(apart) > 1e-4 * max(map(abs, expected.values()))
+
+
+def test_effects_of_a_key_with_nearly_all_of_the_weight_keep_their_digits():
+    weights = torch.tensor([1 - 1e-9, 1e-9], dtype=torch.float64).float()
+    along = torch.tensor([2.0, -3.0])
+    assert hiding_effects(weights, along)[0] == pytest.approx(-5.0, rel=1e-5)
+    assert hiding_effects(torch.tensor([1.0]), torch.tensor([2.0]))[0] == pytest.approx(-2.0)
+
+
+def test_the_model_is_as_it_was():
+    model, inputs, token = made("qwen3")
+    next(model.parameters()).requires_grad_(False)
+    before = [parameter.requires_grad for parameter in model.parameters()]
+    expected = target_with(model, inputs, token)
+    forward = keep_forward(model, inputs)
+    found = estimate(forward, token)
+    assert found.target == pytest.approx(expected, abs=1e-9)
+    assert [parameter.requires_grad for parameter in model.parameters()] == before
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    with pytest.raises(UsageError, match="a rule is one of gradient, frozen"):
+        estimate(forward, token, "attnlrp")
+    two = {name: value.repeat(2, 1) for name, value in inputs.items()}
+    with pytest.raises(UsageError, match="one sequence at a time"):
+        keep_forward(model, two)
