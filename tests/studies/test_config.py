@@ -342,7 +342,7 @@ def test_every_key_has_wrong_values_and_says_what_it_takes():
     assert set(WRONG_VALUES) == known
     assert all(accepted(key) for key in known | {"image"})
     settings = {one.name for one in of_class(RunSettings)}
-    assert settings | {"image_path", "enabled"} == set(DefaultsLevel.model_fields) | {"allow_remote"}
+    assert settings | {"image_path", "enabled"} == set(DefaultsLevel.model_fields) | {"allow_remote", "budget"}
 
 
 def lines_with(key, value):
