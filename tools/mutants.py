@@ -214,7 +214,13 @@ MUTANTS = (
         '"dtype": "",',
         "another dtype passes for the same run",
     ),
-    Mutant("precedence", "studies/config.py", "values |= self._flags", "values = self._flags | values", "files win over flags"),
+    Mutant(
+        "precedence",
+        "studies/config.py",
+        "values |= self._flags",
+        "values = self._flags | values",
+        "files win over flags",
+    ),
     Mutant(
         "errors file",
         "studies/dataset_study.py",
