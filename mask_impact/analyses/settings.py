@@ -18,6 +18,7 @@ from mask_impact.results.records import MASK_MODES
 from mask_impact.results.table_files import FORMATS
 
 GROUPS = ("tokens", "words")
+ANSWER_TOKENS = 16  # of an answer with something hidden, where no number is given
 OF_EFFECTS = ("window", "queries", "groups")  # settings that mean nothing without effects
 MAX_COST = 10_000_000  # row-layers: some hours of a 4B model on two CPU cores, some minutes on a GPU
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]+)?")

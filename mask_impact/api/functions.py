@@ -11,7 +11,7 @@ from mask_impact.analyses import impact, settings
 from mask_impact.analyses import knockout as knockouts
 from mask_impact.analyses import without as answers
 from mask_impact.analyses.observer import Observer
-from mask_impact.analyses.settings import SETTINGS, SettingError, UnknownSetting, make_settings
+from mask_impact.analyses.settings import ANSWER_TOKENS, SETTINGS, SettingError, UnknownSetting, make_settings
 from mask_impact.api.results import Explanation, Knockouts, Result, WhatIf
 from mask_impact.errors import MaskImpactError, UsageError
 from mask_impact.models import loading
@@ -20,8 +20,6 @@ from mask_impact.prompts.group_files import WINDOW, FlowSet
 from mask_impact.prompts.images import Picture, read_pictures
 from mask_impact.results.flows import Flow
 from mask_impact.studies.batching import PROMPTS_AHEAD, Outcome, Task, run_tasks
-
-ANSWER_TOKENS = 16  # of an answer with something hidden
 
 
 def _takes_settings(command: str, **defaults: Any) -> Callable:

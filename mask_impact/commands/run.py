@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from mask_impact.analyses.settings import RUN
+from mask_impact.analyses.settings import OF_EFFECTS, RUN
 from mask_impact.commands import options, single
 from mask_impact.commands.caller import MASK_IMPACT, Caller
 from mask_impact.errors import UsageError
@@ -14,19 +14,20 @@ from mask_impact.results.store import save
 from mask_impact.views.summary import render_summary
 from mask_impact.views.summary_json import result_entry
 
-EPILOG = """\
+MEASURED = """\
 Each token is hidden from one decoder layer's attention at a time (its logit becomes
 -inf), and the change of that layer's update of the residual stream is measured where
 the next token is produced: Full (the whole layer), Attn (its attention branch),
 Head_0, Head_1, ... (each head), as L2 and cosine distance.
-
+"""
+EPILOG = f"""\
+{MEASURED}
 examples:
   mask-impact run "What is 2+2?" -m demo -n 3
   mask-impact run "What is this?" -i photo.jpg --plots --report
   mask-impact run "What is 2+2?" -m demo --effect --window 9
   mask-impact run question.txt -n 5 -o my_question --formats csv,parquet
 """
-OF_EFFECTS = ("window", "queries", "groups")
 BESIDE = ("layers.png", "patches.png", "html")  # what may lie beside a result's own files
 Writer = Callable[[Result, Path], tuple[Path, ...]]
 

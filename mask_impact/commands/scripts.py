@@ -17,18 +17,14 @@ from mask_impact.commands.console import Parser, guarded
 from mask_impact.errors import UsageError
 
 DESCRIPTION = "Which token does a {kind} model use, at which layer, to produce each token of its answer?"
-EPILOG = """\
-Each token is hidden from one decoder layer's attention at a time (its logit becomes
--inf), and the change of that layer's update of the residual stream is measured where
-the next token is produced: Full (the whole layer), Attn (its attention branch),
-Head_0, Head_1, ... (each head), as L2 and cosine distance.
-
+EPILOG = f"""\
+{run.MEASURED}
 examples:
-  python {program} --model demo --prompt "2+2?" --num-tokens 3
-  python {program} --prompt "What is 2+2?" --effect --window 9
-  python {program} --prompt question.txt --output q --formats csv
-  python {program} --config {config} --resume
-  python {program} --dataset data.jsonl --reduce summary --resume
+  python {{program}} --model demo --prompt "2+2?" --num-tokens 3
+  python {{program}} --prompt "What is 2+2?" --effect --window 9
+  python {{program}} --prompt question.txt --output q --formats csv
+  python {{program}} --config {{config}} --resume
+  python {{program}} --dataset data.jsonl --reduce summary --resume
 """
 IMAGE_EXAMPLES = """\
   python {program} --image photo.jpg --prompt "What is this?" --plots

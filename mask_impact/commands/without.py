@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mask_impact.analyses.settings import WITHOUT
+from mask_impact.analyses.settings import ANSWER_TOKENS, WITHOUT
 from mask_impact.commands import options, single
 from mask_impact.commands.caller import MASK_IMPACT, Caller
 from mask_impact.errors import UsageError
@@ -19,7 +19,6 @@ examples:
       -i examples/shapes.png -m demo
   mask-impact without "What color is the star?" "star + color" --layers 0-17
 """
-ANSWER_TOKENS = 16  # where no number is given
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
