@@ -9,15 +9,8 @@ import numpy as np
 from PIL import Image
 
 from mask_impact.results.explanations import Agreement, ExplainedStep, Explanation
-from mask_impact.results.records import (
-    Candidate,
-    EffectRecord,
-    ImageRecord,
-    Result,
-    StepRecord,
-    TokenTable,
-    variant_names,
-)
+from mask_impact.results.records import Candidate, EffectRecord, Result, StepRecord, variant_names
+from mask_impact.results.tokens import ImageRecord, TokenTable
 
 PAD = "<|image_pad|>"
 

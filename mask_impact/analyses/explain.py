@@ -1,39 +1,49 @@
-"""What the answer used: every token's contribution estimated at once, and the strongest ones really hidden.
+"""What the answer used: every token's contribution estimated at once, the strongest really hidden, and what decides the answer.
 
-Hiding means here: from every query, in all layers. Two backward passes rank all tokens (see `engine.backward`). The best of
-both rankings are measured, and some others drawn at random as a control, as many as the budget of forward passes allows. Where
-measuring everything fits into the budget, everything is measured.
-
-The estimates of a run are not reliable where their rank correlation with what was measured is below MIN_RHO, or where a token
-that was drawn at random turns out to matter more than the weakest of the LISTED strongest ones.
+Hiding means here: from every query, in all layers. The prompt and what was produced are run once as one sequence; two backward
+passes rank all of its tokens (`engine.backward`). What is measured within the budget says `candidates`; the smallest sets that
+decide the answer `evidence`; by which flows and heads it came `routes`.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from mask_impact.analyses import evidence, routes
+from mask_impact.analyses.candidates import agreement_of, choose, costs, is_reliable, unsettled
+from mask_impact.analyses.evidence import Searched
 from mask_impact.analyses.generation import greedy_config, on_input_device
-from mask_impact.analyses.impact import groups_of
+from mask_impact.analyses.hiding import Hiding
 from mask_impact.analyses.observer import Observer
-from mask_impact.analyses.prepared import describe_run, prepare
+from mask_impact.analyses.prepared import Prepared, describe_run, prepare
 from mask_impact.analyses.settings import RunSettings
-from mask_impact.engine.backward import RULES, estimate, keep_forward
-from mask_impact.engine.effects import StepEffects, each_window_and_group, measure_effects
-from mask_impact.engine.masking import MaskingEngine, SequencePlan
-from mask_impact.findings.agreement import rank_correlation
-from mask_impact.models.architectures import Decoder
-from mask_impact.models.loading import LoadedModel
+from mask_impact.analyses.targets import resolve
+from mask_impact.analyses.units import Unit, answer_units, produced_units, summed
+from mask_impact.analyses.without import generate
+from mask_impact.engine.backward import RULES, Estimates, Forward, estimate, keep_forward
+from mask_impact.engine.targets import Target
+from mask_impact.errors import UsageError
+from mask_impact.models.architectures import locate
+from mask_impact.models.loading import LoadedModel, Reader
+from mask_impact.prompts.content import content_positions
 from mask_impact.prompts.encoding import token_texts
-from mask_impact.prompts.groups import Group
-from mask_impact.results.explanations import Agreement, ExplainedStep, Explanation
-from mask_impact.results.records import TokenTable
+from mask_impact.results.explanations import Evidence, ExplainedTarget, Explanation, TokenSet
+from mask_impact.results.sinks import find_sinks
+from mask_impact.results.tokens import TokenTable
 
-MIN_RHO = 0.7
-LISTED = 5  # the strongest ones that are shown first
-FEWEST_CANDIDATES, FEWEST_CONTROLS, MOST_CONTROLS = 5, 3, 16
-FOR_CANDIDATES = 0.75  # of the budget; the rest is for controls
+MEASURED = 0.5  # of the budget goes to measuring units, the rest to evidence
+EVERYTHING = 0.7  # of it, where that measures all of them
+N_CONFIRMED = 2  # answers of evidence that generate() gives, each a forward pass or somewhat more
+DEEP = 40  # forward passes from which on small sets are tried for evidence, and all kinds of tokens
+
+
+def check(reader: Reader, prepared: Prepared) -> None:
+    """Refuses what can't be, by the tokenizer alone."""
+    answer_units(reader, prepared)
+    routes.placed_flows(reader, prepared)
 
 
 def run(
@@ -45,174 +55,263 @@ def run(
     seed: int = 0,
     observer: Observer | None = None,
 ) -> Explanation:
-    """Explain each of up to num_tokens produced tokens; the images are already read. seed: of the controls."""
+    """Explain what the model answers to a prompt; the images are already read. seed: of the units that are drawn at random."""
     observer = observer or Observer()
     prepared = prepare(loaded, prompt, settings, pictures)
-    groups = groups_of(loaded, prepared, always=True)
-    model, encoded = loaded.model, prepared.encoded
-    inputs = on_input_device(model, encoded.inputs)
-    observer.answers_begin(settings.num_tokens)
+    check(loaded, prepared)
+    inputs = on_input_device(loaded.model, prepared.encoded.inputs)
     with torch.no_grad():
-        ids = model.generate(**inputs, generation_config=greedy_config(model, settings.num_tokens))
-    produced = ids[0, encoded.n_tokens :].tolist()
-    texts, kinds = token_texts(loaded.tokenizer, produced)
-    tokens = encoded.tokens.extended(produced, texts, kinds)
-    steps, decoder = [], None
-    for number, (token, text) in enumerate(zip(produced, texts, strict=True)):
-        sequence = _extended(inputs, produced[:number])
-        hidden = _hidden(groups, tokens, encoded.n_tokens, encoded.n_tokens + number)
-        step, decoder = _explain(loaded, sequence, (number, token, text), hidden, settings.budget, seed)
-        steps.append(step)
-        observer.answer_done()
-    return Explanation(
-        steps=tuple(steps),
-        tokens=tokens,
-        images=encoded.images,
-        n_prompt=encoded.n_tokens,
-        generated_text=loaded.tokenizer.decode(produced, skip_special_tokens=True),
-        meta=describe_run(loaded, prepared, decoder)
-        | {"budget": settings.budget, "groups": settings.groups, "images": [image.source for image in encoded.images]},
-    )
+        ids = loaded.model.generate(**inputs, generation_config=greedy_config(loaded.model, settings.num_tokens))
+    return explain(loaded, prepared, ids[0, prepared.encoded.n_tokens :].tolist(), seed=seed, observer=observer)
 
 
-def _extended(inputs: Mapping[str, Any], produced: Sequence[int]) -> dict[str, Any]:
+def explain(
+    loaded: LoadedModel, prepared: Prepared, produced: Sequence[int], *, seed: int = 0, observer: Observer | None = None
+) -> Explanation:
+    """What the model used for tokens that it has produced."""
+    return _Explained(loaded, prepared, list(produced), seed, observer or Observer()).all_targets()
+
+
+@dataclass
+class _Explained:
+    """One answer. produced: ids."""
+
+    loaded: LoadedModel
+    prepared: Prepared
+    produced: list[int]
+    seed: int
+    observer: Observer
+
+    def __post_init__(self) -> None:
+        self.settings, self.encoded = self.prepared.settings, self.prepared.encoded
+        self.inputs = on_input_device(self.loaded.model, self.encoded.inputs)
+        self.texts, kinds = token_texts(self.loaded.tokenizer, self.produced)
+        self.tokens: TokenTable = self.encoded.tokens.extended(self.produced, self.texts, kinds)
+        self.n_prompt = self.encoded.n_tokens
+        self.prompt_units = answer_units(self.loaded, self.prepared)
+        self.flows = routes.placed_flows(self.loaded, self.prepared)
+
+    def all_targets(self) -> Explanation:
+        """Every target that was asked for."""
+        tokenizer, settings = self.loaded.tokenizer, self.settings
+        kinds = self.tokens.kinds[self.n_prompt :]
+        asked = resolve(settings.target, self.produced, self.texts, kinds, tokenizer.decode)
+        self.observer.explaining(len(asked), settings.budget)
+        targets = [self._target(steps) for steps in asked]
+        self.observer.explained()
+        return Explanation(
+            targets=tuple(targets),
+            tokens=self.tokens,
+            images=self.encoded.images,
+            n_prompt=self.n_prompt,
+            generated_text=tokenizer.decode(self.produced, skip_special_tokens=True),
+            matrix=self._matrix() if settings.matrix else None,
+            meta=describe_run(self.loaded, self.prepared, locate(self.loaded.model))
+            | {
+                "budget": settings.budget,
+                "groups": settings.groups or "words",
+                "target": settings.target,
+                "seed": self.seed,
+                "images": [image.source for image in self.encoded.images],
+            },
+        )
+
+    def _matrix(self) -> np.ndarray:
+        """float32 [T, N], of each produced token by itself the contribution of each position of the prompt."""
+        forward = keep_forward(self.loaded.model, extended(self.inputs, self.produced[:-1]))
+        rows = []
+        for step, token in enumerate(self.produced):
+            found = estimate(forward, [Target(self.n_prompt + step - 1, token)], "frozen")
+            rows.append(found.every.sum(dim=(0, 1))[: self.n_prompt].numpy())
+        return np.stack(rows)
+
+    def _target(self, steps: tuple[int, ...]) -> ExplainedTarget:
+        """One target: estimated, measured, and what decides it."""
+        settings = self.settings
+        instead = None if settings.instead is None else self._instead(steps)
+        targets = [Target(self.n_prompt + step - 1, self.produced[step], instead) for step in steps]
+        inputs = extended(self.inputs, self.produced[: steps[-1]])
+        forward = keep_forward(self.loaded.model, inputs)
+        estimates = self._estimates(forward, targets)
+        sinks = find_sinks(estimates["gradient"].attention.numpy())
+        content = self._content(self.n_prompt + steps[0], sinks)
+        units = [*self.prompt_units, *produced_units(self.tokens, self.n_prompt, self.n_prompt + steps[0])]
+        if settings.content_only:
+            units = [unit for unit in units if content[list(unit.positions)].any()] or units
+        with Hiding(self.loaded, inputs, targets, self.observer) as hiding:
+            found = self._measured(steps, units, content, estimates, hiding)
+            searched = self._search(units, content, found, hiding)
+            found = self._with_routes(found, estimates["gradient"], hiding)
+        return replace(found, evidence=tuple(self._confirmed(one, units, steps) for one in searched))
+
+    def _with_routes(self, found: ExplainedTarget, estimates: Estimates, hiding: Hiding) -> ExplainedTarget:
+        """With the flows that the answer came by; cut, with the heads, where that was asked for."""
+        rows = [one.row for one in hiding.targets]
+        if self.settings.routes is None:
+            return replace(found, routes=routes.routes_of(self.flows, estimates, None, rows))
+        heads = routes.cut_heads(self.loaded, estimates, hiding, rows, self.seed)
+        return replace(found, routes=routes.routes_of(self.flows, estimates, hiding, rows), heads=heads)
+
+    def _instead(self, steps: tuple[int, ...]) -> int:
+        """The token that is held against the produced one: the word's first, spelled as the answer spells words."""
+        if len(steps) > 1:
+            raise UsageError(
+                f"`instead` is held against one produced token, and the target has {len(steps)}: give one with `target` "
+                f"({steps[0]} is {self.texts[steps[0]]!r})"
+            )
+        own, word = self.texts[steps[0]], self.settings.instead.strip()
+        begin = own[: len(own) - len(own.lstrip())]
+        ids = self.loaded.tokenizer.encode(begin + word, add_special_tokens=False)
+        if not ids or ids[0] == self.produced[steps[0]]:
+            raise UsageError(f"`instead` {word!r} begins with the token that was produced, {own!r}: give another word")
+        return ids[0]
+
+    def _estimates(self, forward: Forward, targets: Sequence[Target]) -> dict[str, Estimates]:
+        """Of each rule; the flows by the plain gradient."""
+        rows = [one.row for one in targets]
+        masks = routes.masks_of(self.flows, forward.n_positions, rows)
+        return {
+            rule: estimate(forward, targets, rule, masks if rule == "gradient" else (), measure=self.settings.measure)
+            for rule in RULES
+        }
+
+    def _content(self, n_positions: int, sinks: Sequence[int]) -> np.ndarray:
+        """bool [n_positions], what is neither template nor sink."""
+        of_prompt = content_positions(self.tokens, self.n_prompt)
+        behind = [kind != "special" for kind in self.tokens.kinds[self.n_prompt : n_positions]]
+        content = np.concatenate([of_prompt, np.array(behind, dtype=bool)])
+        content[[position for position in sinks if position < n_positions]] = False
+        return content
+
+    def _measured(
+        self,
+        steps: tuple[int, ...],
+        units: Sequence[Unit],
+        content: np.ndarray,
+        estimates: Mapping[str, Estimates],
+        hiding: Hiding,
+    ) -> ExplainedTarget:
+        targets, budget = hiding.targets, self.settings.budget
+        by_rule = {rule: self._of_units(found, targets, units) for rule, found in estimates.items()}
+        of_content = np.array([bool(content[list(unit.positions)].any()) for unit in units])
+        cost = costs([unit.positions for unit in units], hiding.n_positions)
+        share = EVERYTHING if cost.sum() <= EVERYTHING * budget else MEASURED
+        chosen, controls = choose(by_rule, cost, of_content, share * budget, self.seed)
+        effects = hiding.measure([units[place].positions for place in chosen])
+        forwards = hiding.forwards
+        change, kl = (np.full(len(units), np.nan, dtype=np.float32) for _ in range(2))
+        top1, differs = np.full(len(units), -1, dtype=np.int64), np.zeros(len(units), dtype=bool)
+        change[chosen], kl[chosen], top1[chosen] = effects.logprob_change, effects.kl_divergence, effects.top1
+        differs[chosen] = effects.differs >= 0
+        control = np.zeros(len(units), dtype=bool)
+        control[controls] = True
+        images = np.array([bool((self.tokens.image[list(unit.positions)] >= 0).any()) for unit in units])
+        told = unsettled(change, of_content, images)
+        agreement = agreement_of(
+            by_rule["frozen"], np.where(told if told.any() else of_content, change, np.nan), control
+        )
+        ids = np.unique(effects.top1).tolist()
+        tokenizer = self.loaded.tokenizer
+        (instead,) = token_texts(tokenizer, [targets[0].instead])[0] if targets[0].instead is not None else (None,)
+        return ExplainedTarget(
+            steps=steps,
+            token_ids=tuple(self.produced[step] for step in steps),
+            text=tokenizer.decode([self.produced[step] for step in steps]),
+            probability=effects.probability,
+            instead=None if instead is None else (targets[0].instead, instead),
+            measure="log-prob" if len(steps) == 1 else self.settings.measure,
+            names=tuple(unit.name for unit in units),
+            positions=tuple(unit.positions for unit in units),
+            kinds=tuple(unit.kind for unit in units),
+            contribution=by_rule["frozen"].astype(np.float32),
+            estimate_local=by_rule["gradient"].astype(np.float32),
+            logprob_change=change,
+            kl_divergence=kl,
+            top1=top1,
+            top1_texts=dict(zip(ids, token_texts(tokenizer, ids)[0], strict=True)),
+            differs=differs,
+            control=control,
+            content=of_content,
+            agreement=agreement,
+            reliable=is_reliable(agreement, np.where(told, change, np.nan), control) if told.any() else None,
+            forwards=forwards,
+        )
+
+    def _of_units(self, found: Estimates, targets: Sequence[Target], units: Sequence[Unit]) -> np.ndarray:
+        """float64 [G]; of a single token's log-odds as changes of its log-probability."""
+        changes = summed(found.every.sum(dim=(0, 1)).double().numpy(), units)
+        if len(targets) > 1 or targets[0].instead is not None or self.settings.measure == "log-prob":
+            return changes
+        (before,) = found.values  # ln p = -ln(1 + e^-odds)
+        return np.logaddexp(0.0, -before) - np.logaddexp(0.0, -(before + changes))
+
+    # --- evidence ---------------------------------------------------------------------------------------------------------
+
+    def _search(
+        self, units: Sequence[Unit], content: np.ndarray, found: ExplainedTarget, hiding: Hiding
+    ) -> list[Searched]:
+        """What decides the answer, among the cells of images and among words, within what is left of the budget."""
+        budget, deep = self.settings.budget, self.settings.budget >= DEEP
+        left = budget - hiding.forwards - N_CONFIRMED
+
+        def ask(sets: list[tuple[int, ...]]) -> list[evidence.Asked]:
+            effects = hiding.measure(sets)
+            return list(zip((effects.differs >= 0).tolist(), effects.logprob_change.tolist(), strict=True))
+
+        questions = evidence.Questions(ask, lambda positions: hiding.cost(positions[0]), left)
+        for place in np.flatnonzero(found.measured).tolist():
+            asked = bool(found.differs[place]), float(found.logprob_change[place])
+            questions.known[frozenset(units[place].positions)] = asked
+        searched: list[Searched] = []
+        for kind in ("image", "text"):
+            ranking = [
+                place
+                for place in np.argsort(found.contribution, kind="stable").tolist()
+                if _is(units[place], kind, content, self.tokens)
+            ]
+            if ranking and (deep or not any(one.matters for one in searched)):
+                one = evidence.search(kind, ranking, [unit.positions for unit in units], questions, deep)
+                searched += [] if one is None else [one]
+        return searched
+
+    def _confirmed(self, searched: Searched, units: Sequence[Unit], steps: tuple[int, ...]) -> Evidence:
+        """With the answers that the model's own generate() gives."""
+
+        def confirmed(found: evidence.Found, keeps: bool) -> TokenSet | None:
+            if found.places is None:
+                return None
+            chosen = {position for place in found.places for position in units[place].positions}
+            hidden = sorted({*searched.whole} - chosen) if keeps else sorted(chosen)
+            text, same = self._answer_without(hidden, steps)
+            return TokenSet(tuple(found.places), found.minimal, text, same == keeps)
+
+        needed, enough = confirmed(searched.needed, False), confirmed(searched.enough, True)
+        exhausted = searched.needed.exhausted or searched.enough.exhausted
+        forwards = searched.spent + (needed is not None) + (enough is not None)
+        return Evidence(searched.kind, searched.matters, needed, enough, exhausted, forwards)
+
+    def _answer_without(self, hidden: Sequence[int], steps: tuple[int, ...]) -> tuple[str, bool]:
+        """What generate() gives with positions hidden, and whether it is the same up to the target's end."""
+        layers, n = range(len(locate(self.loaded.model).layers)), steps[-1] + 1
+        ids, _ = generate(self.loaded, self.encoded.inputs, hidden, layers, max(len(self.produced), n))
+        return self.loaded.tokenizer.decode(ids, skip_special_tokens=True), ids[:n] == self.produced[:n]
+
+
+def _is(unit: Unit, kind: str, content: np.ndarray, tokens: TokenTable) -> bool:
+    """Whether a unit is content of a kind: cells of images, or text."""
+    positions = list(unit.positions)
+    of_image = tokens.image[positions] >= 0
+    return bool(content[positions].any() and (of_image.all() if kind == "image" else not of_image.any()))
+
+
+def extended(inputs: Mapping[str, Any], produced: Sequence[int]) -> dict[str, Any]:
     """The inputs with tokens behind the prompt: what the model had seen when it produced the next one."""
     if not produced:
         return dict(inputs)
     ids = inputs["input_ids"]
-    behind = torch.tensor([produced], device=ids.device, dtype=ids.dtype)
-    extended = dict(inputs) | {"input_ids": torch.cat([ids, behind], dim=1)}
+    behind = torch.tensor([list(produced)], device=ids.device, dtype=ids.dtype)
+    longer = dict(inputs) | {"input_ids": torch.cat([ids, behind], dim=1)}
     for name, fill in (("attention_mask", torch.ones_like), ("mm_token_type_ids", torch.zeros_like)):
         if name in inputs:
-            extended[name] = torch.cat([inputs[name], fill(behind).to(inputs[name].dtype)], dim=1)
-    return extended
-
-
-def _hidden(groups: Sequence[Group] | None, tokens: TokenTable, n_prompt: int, n_positions: int) -> list[Group]:
-    """What is hidden together at a step: the groups, or each position; and each token that was produced before the step."""
-    places = range(n_prompt if groups is not None else 0, n_positions)
-    names = {
-        at: f"image {tokens.image[at]} [{tokens.row[at]}, {tokens.column[at]}]"
-        if tokens.image[at] >= 0
-        else tokens.texts[at]
-        for at in places
-    }
-    return [*(groups or ()), *(Group(name, (at,)) for at, name in names.items())]
-
-
-def _explain(
-    loaded: LoadedModel,
-    inputs: Mapping[str, Any],
-    produced: tuple[int, int, str],
-    groups: Sequence[Group],
-    budget: int,
-    seed: int,
-) -> tuple[ExplainedStep, Decoder]:
-    """One produced token: (step, id, text)."""
-    number, token, text = produced
-    forward = keep_forward(loaded.model, inputs)
-    n_positions, n_layers = forward.n_positions, len(forward.decoder.layers)
-    of_tokens = {}
-    for rule in RULES:
-        found = estimate(forward, token, rule)
-        of_tokens[rule] = found.every.sum(dim=(0, 1)).double().numpy()
-    estimates = {
-        rule: _as_logprob(found.target, np.array([values[list(group.positions)].sum() for group in groups]))
-        for rule, values in of_tokens.items()
-    }
-    chosen, controls, forwards = choose(estimates, [group.positions[0] for group in groups], n_positions, budget, seed)
-    effects = _measure(loaded, inputs, [groups[place].positions for place in chosen], n_layers, token)
-    change, kl = (np.full(len(groups), np.nan, dtype=np.float32) for _ in range(2))
-    top1 = np.full(len(groups), -1, dtype=np.int64)
-    change[chosen], kl[chosen], top1[chosen] = effects.logprob_change, effects.kl_divergence, effects.top1
-    control = np.zeros(len(groups), dtype=bool)
-    control[controls] = True
-    agreement = agreement_of(estimates["frozen"], change, control)
-    ids = np.unique(effects.top1).tolist()
-    step = ExplainedStep(
-        step=number,
-        token_id=token,
-        token_text=text,
-        probability=effects.probability,
-        names=tuple(group.name for group in groups),
-        positions=tuple(group.positions for group in groups),
-        contribution=estimates["frozen"].astype(np.float32),
-        estimate_local=estimates["gradient"].astype(np.float32),
-        logprob_change=change,
-        kl_divergence=kl,
-        top1=top1,
-        top1_texts=dict(zip(ids, token_texts(loaded.tokenizer, ids)[0], strict=True)),
-        control=control,
-        agreement=agreement,
-        reliable=None if len(chosen) == len(groups) else is_reliable(agreement, change, control),
-        forwards=forwards,
-    )
-    return step, forward.decoder
-
-
-def _as_logprob(target: float, changes: np.ndarray) -> np.ndarray:
-    """Changes of log-odds from `target` on, as changes of the log-probability: ln p = -ln(1 + e^-odds)."""
-    return np.logaddexp(0.0, -target) - np.logaddexp(0.0, -(target + changes))
-
-
-def _measure(loaded: LoadedModel, inputs, hidden: Sequence[Sequence[int]], n_layers: int, token: int) -> StepEffects:
-    """What hiding really does, from every query in all layers."""
-    engine = MaskingEngine(loaded.model, plans=[SequencePlan(n_steps=0)], keep_states="all")
-    with torch.no_grad(), engine:
-        logits = loaded.model(**inputs).logits[0, -1]
-        variants = each_window_and_group(hidden, engine.n_positions, n_layers, "all", "all")
-        return measure_effects(engine, variants, logits, token)
-
-
-def choose(
-    estimates: Mapping[str, np.ndarray], first: Sequence[int], n_positions: int, budget: float, seed: int
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """(groups to measure, those of them that are controls, forward passes that it takes).
-
-    estimates: float [G] by rule; first: where each group begins, since hiding it runs the positions from there on again. The
-    rankings take turns, at least FEWEST_CANDIDATES and FEWEST_CONTROLS whatever the budget; all groups where that fits.
-    """
-    cost = 1 - np.asarray(first) / n_positions
-    everything = np.arange(len(cost))
-    if cost.sum() <= budget or len(cost) <= FEWEST_CANDIDATES + FEWEST_CONTROLS:
-        return everything, everything[:0], float(cost.sum())
-    rankings = [np.argsort(values, kind="stable").tolist() for values in estimates.values()]
-    turns = dict.fromkeys(place for pair in zip(*rankings, strict=True) for place in pair)
-    candidates, spent = [], 0.0
-    for place in turns:
-        if len(candidates) >= FEWEST_CANDIDATES and spent + cost[place] > FOR_CANDIDATES * budget:
-            break
-        candidates.append(place)
-        spent += cost[place]
-    others = np.setdiff1d(everything, candidates)
-    controls = []
-    for place in np.random.default_rng(seed).permutation(others)[:MOST_CONTROLS].tolist():
-        if len(controls) >= FEWEST_CONTROLS and spent + cost[place] > budget:
-            break
-        controls.append(place)
-        spent += cost[place]
-    return np.array([*candidates, *controls]), np.array(controls, dtype=np.int64), float(spent)
-
-
-def agreement_of(contribution: np.ndarray, measured: np.ndarray, control: np.ndarray) -> Agreement:
-    """How far the contributions agree with what was measured (NaN where nothing was)."""
-    there = np.isfinite(measured)
-    one, other = contribution[there].astype(float), measured[there].astype(float)
-    rho, _ = rank_correlation(one, other)
-    at_all = other != 0
-    ratios = one[at_all] / other[at_all]
-    of_controls = np.abs(measured[there & control])
-    return Agreement(
-        n=int(there.sum()),
-        rho=float(rho),
-        same_sign=float((np.sign(one[at_all]) == np.sign(other[at_all])).mean()) if at_all.any() else float("nan"),
-        ratio=float(np.median(ratios)) if at_all.any() else float("nan"),
-        strongest_control=float(of_controls.max()) if of_controls.size else float("nan"),
-    )
-
-
-def is_reliable(agreement: Agreement, measured: np.ndarray, control: np.ndarray) -> bool:
-    """By the rule of this module."""
-    candidates = np.sort(measured[np.isfinite(measured) & ~control])[:LISTED]  # the most negative first
-    weakest = abs(candidates[-1]) if len(candidates) else 0.0
-    return bool(agreement.rho >= MIN_RHO and not agreement.strongest_control > weakest)
+            longer[name] = torch.cat([inputs[name], fill(behind).to(inputs[name].dtype)], dim=1)
+    return longer

@@ -8,11 +8,13 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import LogitsProcessorList, PreTrainedModel
 
+from mask_impact.analyses.explain import explain
 from mask_impact.analyses.generation import (
     default_rows,
     greedy_config,
@@ -25,14 +27,13 @@ from mask_impact.analyses.impact_result import Pass, make_result
 from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.prepared import Prepared, prepare
 from mask_impact.analyses.settings import RunSettings
+from mask_impact.analyses.units import effect_groups
 from mask_impact.engine.effects import AtEachStep, check_cost, each_window_and_group
 from mask_impact.engine.masking import Masked, MaskingEngine, SequencePlan
 from mask_impact.engine.replay import Variants
 from mask_impact.engine.verification import choose_layers, verify
-from mask_impact.errors import InputError
-from mask_impact.models.loading import LoadedModel, Reader
-from mask_impact.prompts.encoding import join, layout_of
-from mask_impact.prompts.group_files import read_groups
+from mask_impact.models.loading import LoadedModel
+from mask_impact.prompts.encoding import join
 from mask_impact.prompts.groups import Group
 from mask_impact.prompts.images import Picture
 from mask_impact.results.records import Result
@@ -59,7 +60,7 @@ def run_together(loaded: LoadedModel, prompts: Sequence[Prepared], *, observer: 
     observer = observer or Observer()
     max_rows = min((one.settings.batch_size for one in prompts if one.settings.batch_size), default=0)
     max_rows = max_rows or default_rows(loaded.model)
-    groups = groups_of(loaded, prompts[0])
+    groups = effect_groups(loaded, prompts[0])
     started = time.perf_counter()
     while True:
         try:
@@ -69,8 +70,17 @@ def run_together(loaded: LoadedModel, prompts: Sequence[Prepared], *, observer: 
             max_rows = smaller_chunk(error, max_rows, sum(one.encoded.n_tokens for one in prompts), observer)
     seconds = time.perf_counter() - started
     return [
-        make_result(loaded, one, pass_, groups, max_rows, seconds) for one, pass_ in zip(prompts, passes, strict=True)
+        _with_answer(loaded, one, make_result(loaded, one, pass_, groups, max_rows, seconds), observer)
+        for one, pass_ in zip(prompts, passes, strict=True)
     ]
+
+
+def _with_answer(loaded: LoadedModel, prompt: Prepared, result: Result, observer: Observer) -> Result:
+    """The result with what its answer used, where that is asked for."""
+    if not prompt.settings.answer:
+        return result
+    produced = [step.token_id for step in result.steps]
+    return replace(result, answer=explain(loaded, prompt, produced, observer=observer))
 
 
 def _generate(
@@ -136,24 +146,6 @@ def _masked(prompt: Prepared) -> Masked | None:
     if mode == "both":
         return None
     return Masked(torch.from_numpy(prompt.encoded.tokens.masked(mode)), produced=mode == "text")
-
-
-def groups_of(loaded: Reader, prompt: Prepared, always: bool = False) -> tuple[Group, ...] | None:
-    """What is hidden together for the effect; works without the model's weights. None for each masked position by itself.
-
-    always: where no effect is asked for, too.
-    """
-    encoded, settings = prompt.encoded, prompt.settings
-    if not (settings.effect or always) or settings.groups == "tokens":
-        return None
-    layout = layout_of(loaded, encoded)
-    if settings.groups != "words":
-        groups = tuple(read_groups(settings.groups, layout))
-        if whole := [group.name for group in groups if len(group.positions) == encoded.n_tokens]:
-            raise InputError(f"group {whole[0]!r} is the whole prompt: nothing would be left to see; hide less")
-        return groups
-    masked = encoded.tokens.masked(settings.mask_mode)
-    return tuple(group for group in layout.words() if masked[list(group.positions)].all())
 
 
 def _effects(

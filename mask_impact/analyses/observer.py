@@ -22,5 +22,14 @@ class Observer:
     def answer_done(self) -> None:
         """One more of them is there."""
 
+    def explaining(self, n_targets: int, budget: int) -> None:
+        """What n_targets used is looked for, with at most `budget` forward passes of the prompt each to measure."""
+
+    def forwards_done(self, forwards: float) -> None:
+        """So many more forward passes are done."""
+
+    def explained(self) -> None:
+        """All targets are."""
+
     def note(self, text: str) -> None:
         """Something the user should know, in one line."""

@@ -4,22 +4,23 @@ Command-line flags, keys of configuration files, columns of datasets, keywords o
 are all made from the fields of the two classes below. A value is checked when a class is made. Light: neither torch nor models.
 """
 
-import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from typing import Any
 
-from mask_impact.engine.choices import ABLATIONS, QUERIES, VARIANT_GROUPS
+from mask_impact.analyses.kinds import WINDOW, YES_NO, Kind, matching, one_of, some_of, text, whole
+from mask_impact.engine.choices import ABLATIONS, MEASURES, QUERIES, VARIANT_GROUPS
 from mask_impact.errors import UsageError, nearest
 from mask_impact.models.names import DEFAULT_MODELS, DEVICE_MAPS, DTYPES
-from mask_impact.results.records import MASK_MODES
 from mask_impact.results.table_files import FORMATS
+from mask_impact.results.tokens import MASK_MODES
 
 GROUPS = ("tokens", "words")
 ANSWER_TOKENS = 16  # of an answer with something hidden, where no number is given
-OF_EFFECTS = ("window", "queries", "groups")  # settings that mean nothing without effects
+OF_EFFECTS = ("window", "queries")  # settings that mean nothing without effects
+OF_ANSWERS = ("target", "instead", "measure", "budget", "routes", "matrix", "content_only")  # the same without answers
 MAX_COST = 10_000_000  # row-layers: some hours of a 4B model on two CPU cores, some minutes on a GPU
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]+)?")
 
@@ -34,115 +35,6 @@ class SettingError(UsageError):
 
 class UnknownSetting(UsageError, TypeError):
     """A keyword that is no setting of the function it was given to."""
-
-
-# --- kinds of values ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What values a setting takes.
-
-    accepted: them in words, behind "must be". check: a value from Python or a file as it is kept; ValueError for any other.
-    parse: the text of a command line as such a value. choices: the words among them. null: what None means, where it may stand.
-    """
-
-    accepted: str
-    check: Callable[[Any], Any]
-    parse: Callable[[str], Any] = str
-    choices: tuple[str, ...] = ()
-    null: str | None = None
-
-    def problem(self, value: Any) -> str:
-        """Why the value can't be, as the rest of a sentence that begins with the setting's name."""
-        return f"must be {self.accepted}, not {self.culprit(value)!r}{self.hint(value)}"
-
-    def hint(self, value: Any) -> str:
-        """Which of the words was probably meant; nothing where that can't be said."""
-        near = nearest(self.culprit(value), self.choices)
-        return f"; did you mean {near}?" if near else ""
-
-    def culprit(self, value: Any) -> Any:
-        """Of several words the first that is none of the choices; else the value itself."""
-        parts = value if isinstance(value, list | tuple) else value.split(",") if isinstance(value, str) else ()
-        wrong = [part for part in parts if _lower(part) not in self.choices]
-        return wrong[0] if self.choices and wrong else value
-
-
-def _refuse() -> Any:
-    raise ValueError
-
-
-def _lower(value: Any) -> Any:
-    return value.strip().lower() if isinstance(value, str) else value
-
-
-def _number(text: str) -> Any:
-    try:
-        return int(text)
-    except ValueError:
-        return text
-
-
-def whole(at_least: int, of: str = "", null: str | None = None) -> Kind:
-    """A whole number. of: the unit, such as " of layers"."""
-
-    def check(value: Any) -> int:
-        if isinstance(value, bool | float | str) or not hasattr(value, "__index__") or value < at_least:
-            _refuse()
-        return int(value)
-
-    return Kind(f"a whole number{of}, at least {at_least}", check, _number, null=null)
-
-
-def one_of(names: tuple[str, ...], same: Mapping[str, str] | None = None, any_case: bool = False) -> Kind:
-    """One of some words. same: other words for some of them."""
-    same = same or {}
-    words = (*names, *same)
-
-    def check(value: Any) -> str:
-        value = _lower(value) if any_case else value
-        return same.get(value, value) if isinstance(value, str) and value in words else _refuse()
-
-    return Kind(f"{', '.join(words[:-1])} or {words[-1]}", check, choices=words)
-
-
-def some_of(names: tuple[str, ...]) -> Kind:
-    """Some of the words, at least one: a list, or text with commas; kept in the order of `names`."""
-
-    def check(value: Any) -> tuple[str, ...]:
-        parts = value.split(",") if isinstance(value, str) else value
-        if not isinstance(parts, list | tuple):
-            _refuse()
-        given = [part for part in map(_lower, parts) if part != ""]
-        known = given and all(part in names for part in given)
-        return tuple(name for name in names if name in given) if known else _refuse()
-
-    return Kind(f"some of {', '.join(names)}", check, choices=names)
-
-
-def matching(pattern: re.Pattern, accepted: str) -> Kind:
-    """Text that a pattern matches as a whole."""
-    return Kind(accepted, lambda value: value if isinstance(value, str) and pattern.fullmatch(value) else _refuse())
-
-
-def text(accepted: str) -> Kind:
-    """Text, or a path."""
-
-    def check(value: Any) -> str:
-        value = os.fspath(value) if isinstance(value, os.PathLike) else value
-        return value if isinstance(value, str) and value else _refuse()
-
-    return Kind(accepted, check)
-
-
-def _window(value: Any) -> int | str:
-    return "all" if _lower(value) == "all" else _LAYERS.check(value)
-
-
-_LAYERS = whole(1, " of layers")
-YES_NO = Kind("true or false", lambda value: value if isinstance(value, bool) else _refuse())
-WINDOW = Kind("a whole number of layers, at least 1, or all", _window, _number, choices=("all",))
 
 
 # --- the settings ---------------------------------------------------------------------------------------------------------
@@ -207,6 +99,7 @@ class _Checked:
             object.__setattr__(self, one.name, one.checked(getattr(self, one.name)))
 
 
+ANSWER = "what the answer used"
 EFFECT = "effect on the answer"
 MODEL = "model"
 OUTPUT = "output"
@@ -261,8 +154,11 @@ class RunSettings(_Checked):
         "last", one_of(QUERIES), "hide it from the last query, where the answer is produced, or from all queries",
         heading=EFFECT, metavar="WHICH",
     )  # fmt: skip
-    groups: str = setting(
-        "tokens", text("text: tokens, words, or a path of a YAML file of groups"),
+    groups: str | None = setting(
+        None, Kind(
+            "text: tokens, words, or a path of a YAML file of groups", text("").check,
+            null="words for what the answer used, tokens for the effect in each layer",
+        ),
         'hide single tokens, whole words, or the groups of a YAML file, which gives each name what it stands for: system, '
         'question, image 0 rows 1-2, tokens 5-9, "a phrase"',
         heading=EFFECT, metavar="WHAT", commands=(RUN, STUDY, EXPLAIN),
@@ -271,9 +167,45 @@ class RunSettings(_Checked):
         MAX_COST, whole(1, " of row-layers"), "refuse what takes more rows through layers than this, and say how many it takes",
         heading=EFFECT, metavar="N", commands=(RUN, STUDY, KNOCKOUT),
     )  # fmt: skip
+    answer: bool = setting(
+        False, YES_NO, "what the answer used: estimate it for every token, and really hide the strongest (NAME.answer.csv)",
+        heading=ANSWER, commands=(RUN, STUDY),
+    )  # fmt: skip
+    target: str = setting(
+        "answer", text("text: answer, thinking, all, each, numbers of produced tokens (0-4), or text of the answer"),
+        "which produced tokens are asked about: answer (without thinking and special tokens), thinking, all, each (one by one), "
+        "numbers (3 or 0-4), or text of the answer",
+        heading=ANSWER, metavar="WHICH", commands=(RUN, STUDY, EXPLAIN),
+    )  # fmt: skip
+    instead: str | None = setting(
+        None, Kind("text", text("").check, null="all other tokens"),
+        "hold the target against this word: why the answer is the one rather than the other",
+        heading=ANSWER, metavar="WORD", commands=(RUN, STUDY, EXPLAIN),
+    )  # fmt: skip
+    measure: str = setting(
+        "log-odds", one_of(MEASURES), "what the estimates are changes of: log-odds or log-prob of the target",
+        heading=ANSWER, metavar="WHAT", commands=(RUN, STUDY, EXPLAIN),
+    )  # fmt: skip
     budget: int = setting(
         12, whole(1, " of forward passes"), "what measuring may take, in forward passes of the prompt; the rest is estimated",
-        heading=EFFECT, metavar="N", commands=(EXPLAIN,), file=None,
+        heading=ANSWER, metavar="N", commands=(RUN, STUDY, EXPLAIN),
+    )  # fmt: skip
+    routes: str | None = setting(
+        None, Kind(
+            "text: auto, flows such as image -> last, with ; between them, or a path of a YAML file of flows", text("").check,
+            null="estimated only",
+        ),
+        "cut the flows the answer came by, and the heads that carry most: auto, flows (image -> last; question -> last) or a "
+        "YAML file",
+        heading=ANSWER, metavar="FLOWS", commands=(RUN, STUDY, EXPLAIN),
+    )  # fmt: skip
+    matrix: bool = setting(
+        False, YES_NO, "also every produced token by every token of the prompt (NAME.matrix.csv): a backward pass each",
+        heading=ANSWER, commands=(RUN, STUDY, EXPLAIN),
+    )  # fmt: skip
+    content_only: bool = setting(
+        False, YES_NO, "leave the template's tokens and attention sinks out of what the answer used",
+        heading=ANSWER, commands=(RUN, STUDY, EXPLAIN),
     )  # fmt: skip
     batch_size: int | None = setting(
         None, whole(1, null="by free memory"),

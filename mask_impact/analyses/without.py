@@ -60,11 +60,11 @@ def run(
     layers = checked_layers(loaded, layers)
     hidden = hidden_by(loaded, prepared, specs)
     observer.answers_begin(1 + len(hidden))
-    own = _generate(loaded, encoded.inputs, (), layers, settings.num_tokens)
+    own = generate(loaded, encoded.inputs, (), layers, settings.num_tokens)
     answers = [_answer(loaded, None, (), own, own)]
     observer.answer_done()
     for spec, positions in hidden.items():
-        produced = _generate(loaded, encoded.inputs, positions, layers, settings.num_tokens)
+        produced = generate(loaded, encoded.inputs, positions, layers, settings.num_tokens)
         answers.append(_answer(loaded, spec, positions, produced, own))
         observer.answer_done()
     meta = describe_run(loaded, prepared, locate(loaded.model))
@@ -72,7 +72,7 @@ def run(
     return WhatIf(answers[0], tuple(answers[1:]), layers, encoded.tokens, n_layers, meta)
 
 
-def _generate(
+def generate(
     loaded: LoadedModel, inputs: dict[str, Any], positions: Sequence[int], layers: Sequence[int], num_tokens: int
 ) -> tuple[list[int], torch.Tensor]:
     """The produced ids, and log-probabilities [n, vocabulary] of what the model gives at each of these steps."""
@@ -134,7 +134,7 @@ def hiding(model: PreTrainedModel, positions: Sequence[int], layers: Sequence[in
         visible = visible_keys(attention_mask, 0, n_rows, n_keys, windowed_kernel(decoder, kwargs), key.device)
         visible = up_to_own(n_rows, n_keys, key.device) if visible is None else visible.clone()
         places = hidden - (n_positions - n_keys)  # a sliding window's cache holds the last positions only
-        visible[:, places[places >= 0].to(key.device)] = False
+        visible[:, places[(places >= 0) & (places < n_keys)].to(key.device)] = False
         scale = kwargs.get("scaling")
         output = torch.nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=visible[None, None], scale=scale, enable_gqa=True

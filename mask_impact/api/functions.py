@@ -54,7 +54,7 @@ def _pictures(images: Any, chosen: settings.RunSettings) -> tuple[Picture, ...]:
     return read_pictures(_several(images), max_resolution=chosen.max_image_resolution, allow_remote=chosen.allow_remote)
 
 
-@_takes_settings("run")
+@_takes_settings("run", answer=True)
 def analyze(
     model: LoadedModel | str | PathLike,
     prompt: str | Mapping[str, Any],
@@ -63,19 +63,19 @@ def analyze(
     observer: Observer | None = None,
     **given: Any,
 ) -> Result:
-    """Measure what hiding each token in each layer changes, for each of up to `num_tokens` produced tokens.
+    """What the answer used, and what hiding each token in each layer changes, for each of up to `num_tokens` produced tokens.
 
     model: from `mask_impact.load`, or what it takes: "demo", a hub id, a folder. prompt: text, ChatML, or ready model inputs (a
     dict with input_ids [1, n]). images: a path, PIL image or uint8 array [H, W, 3], or a list of them; each `<image>` in the
     prompt marks where one goes, else they go before the text.
     Errors: InputError, UsageError, ModelError, ExactnessError, DeviceError.
     """
-    chosen = make_settings("run", given)
+    chosen = make_settings("run", {"answer": True} | given)
     pictures = _pictures(images, chosen)
     return Result(**vars(impact.run(_model(model), prompt, chosen, pictures, observer=observer)))
 
 
-@_takes_settings("explain")
+@_takes_settings("explain", num_tokens=ANSWER_TOKENS)
 def explain(
     model: LoadedModel | str | PathLike,
     prompt: str | Mapping[str, Any],
@@ -85,12 +85,13 @@ def explain(
     observer: Observer | None = None,
     **given: Any,
 ) -> Explanation:
-    """What the answer used: each token's contribution estimated, and the strongest ones really hidden, in all layers.
+    """What the answer used: each token's contribution estimated, the strongest ones really hidden, and the smallest sets
+    of words or cells that decide the answer. Without local maps.
 
     model, prompt, images: as in `analyze`. seed: of the tokens that are drawn at random to hold the estimates against.
     Errors: as in `analyze`.
     """
-    chosen = make_settings("explain", given)
+    chosen = make_settings("explain", {"num_tokens": ANSWER_TOKENS} | given)
     pictures = _pictures(images, chosen)
     return Explanation(**vars(explanations.run(_model(model), prompt, chosen, pictures, seed=seed, observer=observer)))
 

@@ -13,6 +13,7 @@ from mask_impact.results import (
     answer_files,
     answers,
     explanation_files,
+    explanation_tables,
     explanations,
     flow_files,
     flows,
@@ -31,7 +32,12 @@ def _in_notebook(picture: bytes, what: str, summary: str) -> str:
 
 
 class Result(records.Result):
-    """A run's maps (see records.Result for its fields and their shapes); print() shows the summary."""
+    """A run's maps and what its answer used (see records.Result for its fields and their shapes); print() shows the summary."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.answer is not None and not isinstance(self.answer, Explanation):
+            object.__setattr__(self, "answer", Explanation(**vars(self.answer)))
 
     def to_frame(self):
         """The result as a pandas DataFrame with the columns and the order of the CSV file."""
@@ -83,18 +89,24 @@ class Knockouts(flows.Knockouts):
 
 
 class Explanation(explanations.Explanation):
-    """What an answer used (see explanations.Explanation for its fields); print() shows the strongest tokens."""
+    """What an answer used (see explanations.Explanation for its fields); print() shows the strongest words and cells."""
 
     def to_frame(self):
-        """A pandas DataFrame with a row for each produced token and token of the prompt; its columns are those of the files."""
-        return explanation_files.explanation_table(self).to_pandas()
+        """A pandas DataFrame with a row for each target and word or cell; its columns are those of the files."""
+        return explanation_tables.explanation_table(self).to_pandas()
 
-    def top(self, k: int = 5, step: int = 0) -> list[str]:
-        """The names of the k tokens (or groups) that the token produced at `step` used most."""
-        return [self.steps[step].names[place] for place in self.steps[step].ranked(k)]
+    def top(self, k: int = 5, target: int = 0) -> list[str]:
+        """The names of the k words, cells or groups that a target used most, without those of the template."""
+        chosen = self.targets[target]
+        return [chosen.names[place] for place in chosen.used(k)]
+
+    @property
+    def evidence(self) -> tuple[explanations.Evidence, ...]:
+        """What decides the first target: of each kind of tokens the smallest sets that were found."""
+        return self.targets[0].evidence
 
     def save(self, path: str | PathLike, formats: str | Iterable[str] | None = None) -> tuple[Path, ...]:
-        """Write `path`.answer.csv, .json and a meta file; returns their paths."""
+        """Write `path`.answer.csv, .json and a meta file (and so on); returns their paths."""
         return explanation_files.save_explanation(self, path, formats or explanation_files.DEFAULT_FORMATS)
 
     def __str__(self) -> str:

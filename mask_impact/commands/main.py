@@ -19,7 +19,8 @@ PROGRAM = MASK_IMPACT.program
 COMMANDS = {
     "ask a model": {
         "explain": "what the answer used: which words, which cells of the image",
-        "run": "what hiding each token changes, in each layer",
+        "evidence": "the smallest sets of words or cells that decide the answer",
+        "run": "what the answer used, and where each layer reads",
         "knockout": "what cutting a flow does to the answer, such as image -> last",
         "without": "the answer again, with some tokens hidden",
         "study": "many prompts: a YAML configuration or a dataset",

@@ -93,6 +93,24 @@ class Progress:
         if self._bar is not None:
             self._bar.update()
 
+    def explaining(self, n_targets: int, budget: int) -> None:
+        self._close_bar()
+        if not self.quiet and sys.stderr.isatty():
+            how = "{l_bar}{bar}| {n:.0f} of at most {total} forward passes [{elapsed}<{remaining}]"
+            self._bar = self._make_bar(
+                desc="What the answer used", total=n_targets * budget, bar_format=how, leave=False
+            )
+        else:
+            each = f"{budget} forward passes of the prompt" + f" for each of {n_targets} targets" * (n_targets > 1)
+            self._say_step(f"Hiding what the answer may have used: at most {each} ...")
+
+    def forwards_done(self, forwards: float) -> None:
+        if self._bar is not None:
+            self._bar.update(min(forwards, self._bar.total - self._bar.n))
+
+    def explained(self) -> None:
+        self._close_bar()
+
     def _close_effects(self) -> None:
         if self._effects is not None:
             self._effects.close()

@@ -48,7 +48,8 @@ def add_setting(
     names = [SHORT[one.name], one.flag] if short and one.name in SHORT else [one.flag]
     text = f"{help or one.help}{f' (default: {default})' if default else _default(one)}".replace("%", "%%")
     if one.kind.accepted == YES_NO.accepted:
-        groups[one.heading](*names, action="store_true", default=None, help=text)
+        action = argparse.BooleanOptionalAction if default else "store_true"  # what may be on can be switched off
+        groups[one.heading](*names, action=action, default=None, help=text)
     else:
         groups[one.heading](*names, metavar=one.metavar, type=one.kind.parse, help=text)
 
@@ -124,7 +125,12 @@ def add_talk(
     add("--json", action="store_true", help="print the summary as JSON, and nothing else on stdout")
     add("-q", "--quiet", action="store_true", help=quiet)
     if loads:
-        add("-v", "--verbose", action="store_true", help="also say what the model is and where the time went")
+        add(
+            "-v",
+            "--verbose",
+            action="store_true",
+            help="show all that was found, what the model is and where the time went",
+        )
     add("--debug", action="store_true", help="show the traceback of an error")
 
 

@@ -1,4 +1,4 @@
-"""Measure what hiding each token changes in each layer, for one prompt."""
+"""What the answer used, and what hiding each token changes in each layer, for one prompt."""
 
 import argparse
 from collections.abc import Callable
@@ -15,6 +15,10 @@ from mask_impact.views.summary import render_summary
 from mask_impact.views.summary_json import result_entry
 
 MEASURED = """\
+First comes what the answer used: every word and every cell of an image is estimated at
+once, the strongest are really hidden from the whole model, and the smallest sets that
+decide the answer are looked for (--no-answer leaves it out). Then where each layer reads:
+
 Each token is hidden from one decoder layer's attention at a time (its logit becomes
 -inf), and the change of that layer's update of the residual stream is measured where
 the next token is produced: Full (the whole layer), Attn (its attention branch),
@@ -36,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `mask-impact run`."""
     groups = options.Groups(parser)
     options.add_prompt(groups)
-    options.add_settings(groups, [RUN])
+    options.add_settings(groups, [RUN], answer="on")
     options.add_output_name(groups, MASK_IMPACT.output, MASK_IMPACT.output, "-o")
     options.add_pages(groups)
     options.add_talk(groups, loads=True)
@@ -45,14 +49,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     """Measures, writes NAME.* and prints the summary."""
     if not args.effect and any(getattr(args, name) is not None for name in OF_EFFECTS):
-        raise UsageError("--window, --queries and --groups say how the effect is measured: give --effect too")
-    request = single.prepare(args, caller, command)
+        raise UsageError("--window and --queries say how the effect is measured: give --effect too")
+    request = single.prepare(args, caller, command, answer=True)
 
     def check(reader) -> None:
-        from mask_impact.analyses.impact import groups_of
+        from mask_impact.analyses import explain
         from mask_impact.analyses.prepared import prepare
+        from mask_impact.analyses.units import effect_groups
 
-        groups_of(reader, prepare(reader, request.prompt, request.settings, request.pictures))
+        prepared = prepare(reader, request.prompt, request.settings, request.pictures)
+        effect_groups(reader, prepared)
+        if request.settings.answer:
+            explain.check(reader, prepared)
 
     with single.opened(request, check) as loaded:
         from mask_impact.analyses import impact
@@ -67,7 +75,9 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
         if left.exists() and left not in others:
             request.observer.note(f"{left} is from an earlier run and was left as it is")
     paths = [*saved.paths, *others]
-    request.answer(lambda: render_summary(result, paths), lambda: result_entry(result, paths))
+    request.answer(
+        lambda: render_summary(result, paths, verbose=args.verbose or None), lambda: result_entry(result, paths)
+    )
     return 0
 
 

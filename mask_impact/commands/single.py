@@ -60,7 +60,7 @@ def prepare(
     images = getattr(args, "image", None) or []
     if settings.mask_mode == "vision" and not images:
         raise UsageError("--mask-mode vision needs an image: give --image FILE")
-    if settings.groups not in GROUPS and not Path(settings.groups).is_file():
+    if settings.groups not in (None, *GROUPS) and not Path(settings.groups).is_file():
         raise UsageError(
             f"--groups takes tokens, words or a YAML file of groups, and '{settings.groups}' is none of them"
             f"{did_you_mean(settings.groups, GROUPS)}"

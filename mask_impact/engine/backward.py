@@ -14,7 +14,7 @@ the first. So memory holds the inputs and one layer's graph. Knows no prompts. S
 N keys (no cache), D head dimension; one sequence.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from mask_impact.engine.attention import arithmetic_dtype
 from mask_impact.engine.states import NOT_KEPT
 from mask_impact.engine.taps import tapped, up_to_own, visible_keys, windowed_kernel
+from mask_impact.engine.targets import Target, value_of
 from mask_impact.errors import UsageError
 from mask_impact.models.architectures import Decoder, locate
 
@@ -44,23 +45,26 @@ class Flow:
 
 @dataclass(frozen=True)
 class Estimates:
-    """What hiding each key does to the target, to first order; negative: hiding it takes from the target.
+    """What hiding each key does to the targets, to first order; negative: hiding it takes from them.
 
-    target: its value, log-odds. last: float32 [L, H, N], hidden from the last query; every: float32 [L, H, N], hidden from every
-    query, each by itself, summed. flows: float32 [F, L, H], the sums over each flow's keys and queries. attention: float32
-    [L, N], the weights of the last query, mean over heads.
+    values: of each target, see targets.value_of. last: float32 [L, H, N], hidden from the targets' rows; every: float32 [L, H,
+    N], hidden from every query, each by itself, summed. flows: float32 [F, L, H], the sums over each flow's keys and queries.
+    attention: float32 [L, N], the weights of the targets' rows, mean over them and over heads. maps: by layer that was asked
+    for, float32 [H, n, N], of each query and key.
     """
 
-    target: float
+    values: tuple[float, ...]
     last: torch.Tensor
     every: torch.Tensor
     flows: torch.Tensor
     attention: torch.Tensor
+    maps: dict[int, torch.Tensor]
 
 
 @dataclass
 class Forward:
-    """A forward pass that is kept: what each layer was called with, and the last row before the final norm.
+    """A forward pass that is kept: what each layer was called with, and final, [1, N, hidden], what stands before the final
+    norm.
 
     logits: [vocabulary], of the last position.
     """
@@ -96,27 +100,32 @@ def keep_forward(model: nn.Module, inputs: Mapping[str, Any]) -> Forward:
     with ExitStack() as stack:
         for layer in decoder.layers:
             stack.callback(layer.module.register_forward_pre_hook(before, with_kwargs=True).remove)
-        keep = decoder.final_norm.register_forward_pre_hook(lambda module, args: final.append(args[0][:, -1:].detach()))
+        keep = decoder.final_norm.register_forward_pre_hook(lambda module, args: final.append(args[0].detach()))
         stack.callback(keep.remove)
         logits = model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1]
     return Forward(model, decoder, entered, arguments, final[0], logits)
 
 
-def log_odds(logits: torch.Tensor, token: int) -> torch.Tensor:
-    """ln p / (1 - p) of a token, of logits [vocabulary]."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    others = wide.index_fill(0, torch.tensor([token], device=wide.device), float("-inf"))
-    return wide[token] - torch.logsumexp(others, dim=0)
-
-
-def estimate(forward: Forward, token: int, rule: str = "frozen", flows: Sequence[Flow] = ()) -> Estimates:
-    """Estimates for the log-odds of a token at the last position. rule: one of RULES. The model is as it was afterwards."""
+def estimate(
+    forward: Forward,
+    targets: Sequence[Target],
+    rule: str = "frozen",
+    flows: Sequence[Flow] = (),
+    *,
+    measure: str = "log-odds",
+    layers: Iterable[int] = (),
+) -> Estimates:
+    """Estimates for the sum of the targets. rule: one of RULES; measure: one of targets.MEASURES; layers: those whose whole map
+    is kept. The model is as it was afterwards."""
     if rule not in RULES:
         raise UsageError(f"a rule is one of {', '.join(RULES)}, not {rule!r}")
     decoder, frozen = forward.decoder, rule == "frozen"
     n_layers, n_heads, n_positions = len(decoder.layers), decoder.n_heads, forward.n_positions
     last, every = (torch.zeros(n_layers, n_heads, n_positions) for _ in range(2))
     of_flows, attention = torch.zeros(len(flows), n_layers, n_heads), torch.zeros(n_layers, n_positions)
+    asked = torch.zeros(n_positions, dtype=torch.bool)
+    asked[[one.row for one in targets]] = True
+    maps = {layer: torch.zeros(n_heads, n_positions, n_positions) for layer in layers}
     held: list[_Attention] = []
 
     def attend(own, module, query, key, value, mask, *args, **kwargs):
@@ -127,17 +136,25 @@ def estimate(forward: Forward, token: int, rule: str = "frozen", flows: Sequence
         return output, None
 
     with _differentiable(forward.model, frozen), tapped(decoder, attend):
-        rows = forward.final.clone().requires_grad_(True)
-        target = log_odds(forward.model.get_output_embeddings()(decoder.final_norm(rows))[0, -1], token)
-        target.backward()
-        gradient = torch.zeros_like(forward.entered[-1])
-        gradient[:, -1:] = rows.grad
+        values, gradient = _at_targets(forward, targets, measure)
         for index in reversed(range(n_layers)):
             gradient = _through_layer(forward, index, gradient)
             found = held.pop()
-            sums = found.sums([(flow.source, flow.target) for flow in flows])
+            sums = found.sums(asked, [(flow.source, flow.target) for flow in flows], maps.get(index))
             last[index], every[index], of_flows[:, index], attention[index] = (part.float().cpu() for part in sums)
-    return Estimates(float(target.detach()), last, every, of_flows, attention)
+    return Estimates(tuple(values.tolist()), last, every, of_flows, attention, maps)
+
+
+def _at_targets(forward: Forward, targets: Sequence[Target], measure: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The targets' values [T], and the gradient of their sum at the last layer's output."""
+    rows = [one.row for one in targets]
+    states = forward.final[:, rows].clone().requires_grad_(True)
+    logits = forward.model.get_output_embeddings()(forward.decoder.final_norm(states))[0]
+    values = value_of(logits, targets, measure)
+    values.sum().backward()
+    gradient = torch.zeros_like(forward.entered[-1])
+    gradient[:, rows] = states.grad.to(gradient)
+    return values.detach(), gradient
 
 
 def _through_layer(forward: Forward, index: int, gradient: torch.Tensor) -> torch.Tensor:
@@ -195,24 +212,33 @@ class _Attention:
             parts.append((weights @ wide).view(n_heads, -1, value.shape[-1]))
         return torch.cat(parts, dim=1).transpose(0, 1).unsqueeze(0).to(value.dtype)
 
-    def sums(self, flows: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, ...]:
-        """The sums of Estimates of this layer: [H, N], [H, N], [F, H], [N]."""
+    def sums(
+        self, asked: torch.Tensor, flows: Sequence[tuple[torch.Tensor, torch.Tensor]], whole: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """The sums of Estimates of this layer: [H, N], [H, N], [F, H], [N]. asked: bool [n], the targets' rows; whole: [H, n, N],
+        filled in where it is given."""
         dtype = arithmetic_dtype(self.values.dtype)
         n_heads, n_groups, n_keys = len(self.query), *self.keys.shape[:2]
         gradient = self.output.grad[0].transpose(0, 1).to(dtype)  # [H, n, D]
         values = self.values.to(dtype)
-        every = gradient.new_zeros(n_heads, n_keys)
+        every, last = (gradient.new_zeros(n_heads, n_keys) for _ in range(2))
+        attention = gradient.new_zeros(n_keys)
         of_flows = gradient.new_zeros(len(flows), n_heads)
+        asked = asked.to(gradient.device)
         for rows in self.chunks():
             weights = self.weights(rows, dtype)
             grouped = gradient[:, rows].reshape(n_groups, -1, gradient.shape[-1])
             along = (grouped @ values.transpose(1, 2)).view(n_heads, -1, n_keys)  # v_j . g_i
             effects = hiding_effects(weights, along)
             every += effects.sum(dim=1)
+            last += effects[:, asked[rows]].sum(dim=1)
+            attention += weights[:, asked[rows]].mean(dim=0).sum(dim=0)
             for place, (source, target) in enumerate(flows):
                 part = effects[:, target[rows].to(effects.device)][..., source.to(effects.device)]
                 of_flows[place] += part.sum(dim=(1, 2))
-        return effects[:, -1], every, of_flows, weights[:, -1].mean(dim=0)
+            if whole is not None:
+                whole[:, rows] = effects.float().cpu()
+        return last, every, of_flows, attention / asked.sum()
 
 
 def hiding_effects(weights: torch.Tensor, along: torch.Tensor) -> torch.Tensor:

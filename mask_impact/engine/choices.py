@@ -7,3 +7,4 @@ ABLATIONS = ("mask", "zero-value", "mean-value")
 
 
 QUERIES = ("last", "all")
+MEASURES = ("log-odds", "log-prob")

@@ -158,7 +158,7 @@ def measure_effects(
     on_rows(n - len(places))
     for which, differences in replay(engine, seen_ones):
         here = places[which.numpy()]
-        changes = _changes(differences, logits, own, produced)
+        changes = changes_of(differences, logits, own, produced)
         logit_change[here], logprob_change[here], kl_divergence[here] = (one.cpu().numpy() for one in changes[:3])
         top1[here] = changes[3].cpu().numpy()
         on_rows(len(here))
@@ -174,7 +174,7 @@ def sees(engine: MaskingEngine, variants: Variants) -> torch.Tensor:
     masks = variants.masks
     inside = variants.first <= variants.last
     if masks.heads is not None:
-        inside = inside & masks.heads.any(dim=1)[variants.mask]
+        inside = inside & masks.heads.flatten(1).any(dim=1)[variants.mask]
     if masks.queries is not None:  # causality alone; what a window hides anyway changes nothing when it is run
         return (variants.starts < masks.n_positions) & inside
     visible = torch.zeros(len(engine.states), masks.n_positions, dtype=torch.bool)
@@ -188,10 +188,11 @@ def sees(engine: MaskingEngine, variants: Variants) -> torch.Tensor:
     return (sees_in[variants.mask] & within).any(dim=1) & inside
 
 
-def _changes(
+def changes_of(
     differences: torch.Tensor, logits: torch.Tensor, own: torch.Tensor, produced: int
 ) -> tuple[torch.Tensor, ...]:
-    """The effects of logits that differ by [k, vocabulary] from the model's own."""
+    """The effects of logits that differ by [k, vocabulary] from the model's own, logits and own (their log-probabilities)
+    [vocabulary]: changes of the produced token's logit and of its log-probability, KL divergence, most probable token; [k]."""
     differences = differences.to(own.device)
     probabilities = own.exp().to(differences.dtype)
     # log p'(t) - log p(t) = d(t) - log(1 + sum p expm1(d)), and KL = log(1 + sum p expm1(d)) - sum p d: nothing is
@@ -213,9 +214,14 @@ def _changes(
 def _check(engine: MaskingEngine, variants: Variants, logits: torch.Tensor) -> None:
     """ExactnessError where what hides nothing, in as many rows as any variant has, does not give the model's own logits."""
     start = int(variants.starts.min()) if len(variants) else engine.n_positions - 1
-    replayed = unmasked_logits(engine, start).to(logits.device, torch.float64)
-    error = float((replayed - logits).abs().max() / logits.double().std().clamp_min(1e-12))
-    tolerance = TOLERANCE[engine.states[0].entered.dtype]
+    check_replayed(engine, unmasked_logits(engine, start), logits.unsqueeze(0))
+
+
+def check_replayed(engine: MaskingEngine, replayed: torch.Tensor, logits: torch.Tensor) -> None:
+    """ExactnessError where the replayed logits are not the model's own, both [R, vocabulary]."""
+    logits = logits.double()
+    errors = (replayed.to(logits) - logits).abs().amax(-1) / logits.std(dim=-1).clamp_min(1e-12)
+    error, tolerance = float(errors.max()), TOLERANCE[engine.states[0].entered.dtype]
     if not error <= tolerance:
         raise ExactnessError(
             f"the replayed model differs from the model by {error:.1e} of its logits' spread ({tolerance:.0e} allowed): no "
@@ -234,7 +240,7 @@ def _floor(
     zeros = torch.zeros(SAMPLE, dtype=torch.int64)
     none = Variants(Masks(nothing, None if variants.masks.queries is None else nothing), zeros, zeros, zeros)
     differences = torch.cat([part for _, part in replay(engine, none, start)])
-    changes = _changes(differences, logits, own, produced)
+    changes = changes_of(differences, logits, own, produced)
     return tuple(float(one.abs().max()) for one in changes[:3])
 
 
@@ -252,7 +258,7 @@ def _rounding(
     sample = np.unique(np.linspace(0, len(variants) - 1, SAMPLE).astype(np.int64))
     again = np.zeros(len(sample))
     for which, differences in replay(engine, variants[torch.from_numpy(sample)], scale=OTHER_SCALE):
-        again[which.numpy()] = _changes(differences, logits, own, produced)[1].cpu().numpy()
+        again[which.numpy()] = changes_of(differences, logits, own, produced)[1].cpu().numpy()
     first = logprob_change[sample]
     apart, size = np.abs(again - first), np.maximum(np.abs(first), np.abs(again))
     relative = np.divide(apart, size, out=np.zeros_like(apart), where=size > 0)

@@ -12,7 +12,7 @@ of two states, which is all that an effect is, would have none.
 Dimensions: n variants, V of them at once, S positions, of which the last R are rows; H heads in K key/value groups.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -39,8 +39,8 @@ class Masks:
     """m masks, each of which hides some keys from some queries.
 
     keys: bool [m, S]. queries: bool [m, S] (None: the last position alone). heads: bool [m, H], in which heads (None: in
-    all). ablation: `mask` (the logit is -inf), `zero-value` (the weight stays, the value is 0) or `mean-value` (the weight
-    stays, the value is the mean over the keys that the query sees).
+    all), or [m, L, H], in which heads of which layer. ablation: `mask` (the logit is -inf), `zero-value` (the weight stays, the
+    value is 0) or `mean-value` (the weight stays, the value is the mean over the keys that the query sees).
     """
 
     keys: torch.Tensor
@@ -100,14 +100,29 @@ def replay(
     engine: MaskingEngine, variants: Variants, start: int | None = None, scale: float = 1.0
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(which variants int64 [k], how much their logits differ from those of the variant that hides nothing: [k, vocabulary])
-    at the step that the engine measured last, in float32 (float64 for a float64 model).
+    at the step that the engine measured last, in float32 (float64 for a float64 model). The arguments are those of `outputs`.
+    """
+    for which, states in outputs(engine, variants, start, scale):
+        yield which, logit_differences(engine, states[:, 0], scale)
 
-    Needs an engine that keeps states (of all positions, where queries are given), whose block is still open, and is to be
-    called when the model's own forward is done. Variants that reach the same rows and layers go together. start: where the
+
+def outputs(
+    engine: MaskingEngine,
+    variants: Variants,
+    start: int | None = None,
+    scale: float = 1.0,
+    rows: Sequence[int] | None = None,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(which variants int64 [k], the last layer's outputs at `rows` of what hides nothing and of each of them: [1 + k, R,
+    hidden]). rows: positions (None: the last one).
+
+    Needs an engine that keeps states (of all positions, where queries or rows are given), whose block is still open, and is to
+    be called when the model's own forward is done. Variants that reach the same rows and layers go together. start: where the
     rows of all begin (None: where each variant's must). scale: of the differences that go through linear maps, which changes
     nothing but how they are rounded.
     """
-    starts = variants.starts.clamp_max(engine.n_positions - 1)
+    rows = (engine.n_positions - 1,) if rows is None else tuple(rows)
+    starts = variants.starts.clamp_max(min(rows))
     if start is not None:
         starts = torch.full_like(starts, start)
     order = torch.argsort(starts * len(engine.states) + variants.first, stable=True)
@@ -119,7 +134,7 @@ def replay(
         begin = int(starts[order[done]])
         together = order[done : done + max(fewest, n_rows // (engine.n_positions - begin))]
         try:
-            outputs = _through_layers(engine, variants[together], begin, scale)
+            found = _through_layers(engine, variants[together], begin, scale, rows)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -130,23 +145,27 @@ def replay(
                 ) from error
             n_rows, fewest = n_rows // 2, 1
             continue
-        for first in range(1, len(outputs), ROWS_OF_LOGITS):
-            part = torch.cat([outputs[:1], outputs[first : first + ROWS_OF_LOGITS]])
-            yield together[first - 1 : first - 1 + len(part) - 1], _logit_differences(engine, part, scale)
+        for first in range(1, len(found), ROWS_OF_LOGITS):
+            part = torch.cat([found[:1], found[first : first + ROWS_OF_LOGITS]])
+            yield together[first - 1 : first - 1 + len(part) - 1], part
         done += len(together)
 
 
-def unmasked_logits(engine: MaskingEngine, start: int | None = None) -> torch.Tensor:
-    """Logits [vocabulary] of what hides nothing, from the first layer on, in rows from `start` (None: the last row alone):
-    the model's own, but for rounding."""
+def unmasked_logits(engine: MaskingEngine, start: int | None = None, rows: Sequence[int] | None = None) -> torch.Tensor:
+    """Logits [R, vocabulary] of what hides nothing, from the first layer on, in rows from `start` (None: the last row alone):
+    the model's own, but for rounding. rows: positions (None: the last one)."""
     none = torch.zeros(0, dtype=torch.int64)
     nothing = Variants(Masks(torch.zeros(0, engine.n_positions, dtype=torch.bool)), none, none, none)
-    start = engine.n_positions - 1 if start is None else start
-    return logits_of(engine, _through_layers(engine, nothing, start))[0]
+    rows = (engine.n_positions - 1,) if rows is None else tuple(rows)
+    start = min(rows) if start is None else min(start, *rows)
+    return logits_of(engine, _through_layers(engine, nothing, start, rows=rows)[0])
 
 
-def _through_layers(engine: MaskingEngine, variants: Variants, start: int, scale: float = 1.0) -> torch.Tensor:
-    """Outputs of the last layer at the last position, [1 + V, hidden]: of what hides nothing, and of each variant."""
+def _through_layers(
+    engine: MaskingEngine, variants: Variants, start: int, scale: float = 1.0, rows: Sequence[int] = (-1,)
+) -> torch.Tensor:
+    """Outputs of the last layer at `rows`, positions from `start` on, [1 + V, R, hidden]: of what hides nothing, and of each
+    variant."""
     states = engine.states
     order = torch.argsort(variants.first, stable=True)
     ordered = variants[order]
@@ -175,9 +194,10 @@ def _through_layers(engine: MaskingEngine, variants: Variants, start: int, scale
         running = output[0] if isinstance(output, tuple) else output
         if state.added is not None:
             running = running + state.added[-n_rows:].to(running.device, running.dtype)
-    result = torch.empty_like(running[:, -1])
-    result[0] = running[0, -1]
-    result[1 + order.to(running.device)] = running[1:, -1]
+    running = running[:, [row % engine.n_positions - start for row in rows]]
+    result = torch.empty_like(running)
+    result[0] = running[0]
+    result[1 + order.to(running.device)] = running[1:]
     return result
 
 
@@ -248,8 +268,9 @@ class _Edges:
                 return None
             return torch.cat([flags.new_zeros(1, flags.shape[1]), flags[variants.mask] & open_here])
 
+        heads = masks.heads if masks.heads is None or masks.heads.dim() == 2 else masks.heads[:, layer]
         self.keys = of_variants(masks.keys)  # [1 + V, S]
-        self.heads = of_variants(masks.heads)  # [1 + V, H] or None
+        self.heads = of_variants(heads)  # [1 + V, H] or None
         self.queries = of_variants(masks.queries)  # [1 + V, R] or None
         if self.queries is not None:
             self.queries = self.queries[:, masks.n_positions - n_rows :]
@@ -340,7 +361,7 @@ def logits_of(engine: MaskingEngine, outputs: torch.Tensor) -> torch.Tensor:
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def _logit_differences(engine: MaskingEngine, outputs: torch.Tensor, scale: float) -> torch.Tensor:
+def logit_differences(engine: MaskingEngine, outputs: torch.Tensor, scale: float) -> torch.Tensor:
     """[k, vocabulary], how far the logits of the outputs behind the first one are from its.
 
     What leaves a bfloat16 head has three digits, and these differences are what effects are: for the tokens that are

@@ -18,7 +18,7 @@ from mask_impact.models.loading import Reader
 from mask_impact.prompts.groups import Layout
 from mask_impact.prompts.images import Picture, preview
 from mask_impact.prompts.marks import IMAGE_MARK, IMAGE_TEXT, check_image_marks, check_prompt
-from mask_impact.results.records import IMAGE_PAD, ImageRecord, TokenTable
+from mask_impact.results.tokens import IMAGE_PAD, ImageRecord, TokenTable
 
 _CHATML_TURN = re.compile(r"<\|im_start\|>(\w+)\n?(.*?)(?:<\|im_end\|>\n?|(?=<\|im_start\|>)|\Z)", re.DOTALL)
 PADDED = ("input_ids", "attention_mask", "mm_token_type_ids")  # [1, n]; other inputs have a row for each image or patch

@@ -33,7 +33,7 @@ from itertools import groupby, pairwise
 import numpy as np
 
 from mask_impact.errors import InputError, shown
-from mask_impact.results.records import ImageRecord, TokenTable
+from mask_impact.results.tokens import ImageRecord, TokenTable
 
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 ROLES = ("system", "user", "assistant")

@@ -1,7 +1,7 @@
 """The marks in a prompt where images go, and what makes a text a prompt at all. Light: checked before a model is loaded."""
 
 from mask_impact.errors import InputError
-from mask_impact.results.records import IMAGE_PAD, VIDEO_PAD
+from mask_impact.results.tokens import IMAGE_PAD, VIDEO_PAD
 
 IMAGE_MARK = "<image>"
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from mask_impact.results.records import TokenTable
+from mask_impact.results.tokens import TokenTable
 
 
 @dataclass(frozen=True)

@@ -1,98 +1,254 @@
-"""`NAME.answer.*`: what an answer used, as table and meta file. Knows explanations and files; nothing is printed."""
+"""`NAME.answer.*`, `NAME.routes.*`, `NAME.matrix.*`: what an answer used, as tables and a meta file, there and back.
+
+Knows explanations and files; nothing is printed. The meta file holds everything but the numbers of the tables.
+"""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from mask_impact.results.explanations import ExplainedStep, Explanation
-from mask_impact.results.files import check_output, write_files
-from mask_impact.results.meta import SCHEMA_VERSION, meta_bytes
-from mask_impact.results.table_files import beside, clean_text, parse_formats, write_table
+from mask_impact.errors import OutputError
+from mask_impact.results.explanation_tables import (
+    MATRIX,
+    NUMBERS,
+    explanation_table,
+    matrix_table,
+    routes_table,
+)
+from mask_impact.results.explanations import (
+    Agreement,
+    Evidence,
+    ExplainedTarget,
+    Explanation,
+    HeadCut,
+    Route,
+    TokenSet,
+)
+from mask_impact.results.files import check_output, without_suffix, write_files
+from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes, read_meta
+from mask_impact.results.table_files import (
+    beside,
+    checksum,
+    clean_text,
+    find_table,
+    one_line,
+    parse_formats,
+    read_numbers,
+    write_table,
+)
+from mask_impact.results.token_meta import image_entry, image_from, token_entries, tokens_from
 
 DEFAULT_FORMATS = ("csv", "json")
-COLUMNS = (
-    "step", "target", "token", "positions", "kind", "image", "row", "column", "contribution", "estimate_local",
-    "logprob_change", "kl_divergence", "top1_token", "control",
-)  # fmt: skip
-
-
-def explanation_table(found: Explanation):
-    """A pyarrow.Table with COLUMNS: a row for each step and group. Image, row and column are null where the group is
-    not a cell of an image; the measured columns where nothing was measured."""
-    import pyarrow as pa
-
-    return pa.concat_tables([_of_step(found, step) for step in found.steps])
-
-
-def _of_step(found: Explanation, step: ExplainedStep):
-    import pyarrow as pa
-
-    tokens, n = found.tokens, len(step.names)
-    first = np.array([positions[0] for positions in step.positions], dtype=np.int64)
-    single = np.array([len(positions) == 1 for positions in step.positions])
-    in_image = single & (tokens.image[first] >= 0)
-    measured = step.measured
-    texts = [clean_text(name) for name in step.names]
-    tops = [
-        clean_text(step.top1_texts[int(one)]) if there else None for one, there in zip(step.top1, measured, strict=True)
-    ]
-
-    def cells(values: np.ndarray):
-        return pa.array(values[first].astype(np.int32), mask=~in_image)
-
-    def numbers(values: np.ndarray):
-        return pa.array(values.astype(np.float32) + np.float32(0), mask=~np.isfinite(values))  # -0.0 becomes 0.0
-
-    columns = (
-        np.full(n, step.step, dtype=np.int32),
-        pa.array([clean_text(step.token_text)] * n, pa.string()),
-        pa.array(texts, pa.string()),
-        pa.array([" ".join(map(str, positions)) for positions in step.positions], pa.string()),
-        pa.array([tokens.kinds[one] if alone else "group" for one, alone in zip(first, single, strict=True)], pa.string()),
-        cells(tokens.image), cells(tokens.row), cells(tokens.column),
-        numbers(step.contribution), numbers(step.estimate_local), numbers(step.logprob_change), numbers(step.kl_divergence),
-        pa.array(tops, pa.string()),
-        pa.array(step.control),
-    )  # fmt: skip
-    return pa.table(dict(zip(COLUMNS, columns, strict=True)))
+LISTS = (
+    "names",
+    "positions",
+    "kinds",
+    "top1",
+    "differs",
+    "control",
+    "content",
+)  # of an ExplainedTarget, in the meta file
+TABLES = ("answer", "routes", "matrix")
+Writers = dict[Path, Callable[[BinaryIO], Any]]
 
 
 def save_explanation(
     found: Explanation, path: str | os.PathLike, formats: str | Iterable[str] = DEFAULT_FORMATS, command: str = ""
 ) -> tuple[Path, ...]:
-    """Writes `path`.answer.csv, .json and/or .parquet and `path`.answer.meta.json, all or none; returns the paths."""
+    """Writes `path`.answer.csv, .json and/or .parquet, `path`.answer.meta.json, and where they were asked for `path`.routes.* and
+    `path`.matrix.*, all or none; returns the paths."""
     path = Path(path)
-    stem, table = check_output(path.parent, path.name), explanation_table(found)
-    meta = meta_bytes(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "run": found.meta | {"command": command},
-            "generated_text": found.generated_text,
-            "n_prompt": found.n_prompt,
-            "steps": [
-                {
-                    "step": step.step,
-                    "token_id": step.token_id,
-                    "token": step.token_text,
-                    "probability": step.probability,
-                    "groups": len(step.names),
-                    "measured": int(step.measured.sum()),
-                    "forwards": step.forwards,
-                    "agreement": asdict(step.agreement),
-                    "reliable": step.reliable,
-                }
-                for step in found.steps
-            ],
-            "tokens": list(found.tokens.texts),
-        }
-    )
-    writers = {
-        beside(stem, f"answer.{form}"): lambda file, form=form: write_table(table, form, file)
-        for form in parse_formats(formats)
-    }
-    writers[beside(stem, "answer.meta.json")] = lambda file: file.write(meta)
+    writers = explanation_writers(found, check_output(path.parent, path.name), parse_formats(formats), command)
     write_files(writers)
     return tuple(writers)
+
+
+def explanation_writers(found: Explanation, stem: Path, formats: Iterable[str], command: str = "") -> Writers:
+    """What writes each file of an explanation."""
+    tables = {"answer": explanation_table(found)}
+    if any(target.heads is not None for target in found.targets):
+        tables["routes"] = routes_table(found)
+    if found.matrix is not None:
+        tables["matrix"] = matrix_table(found)
+    formats = tuple(formats)
+    meta = meta_bytes(_meta(found, formats, command))
+    writers: Writers = {
+        beside(stem, f"{name}.{form}"): lambda file, table=table, form=form: write_table(table, form, file)
+        for name, table in tables.items()
+        for form in formats
+    }
+    writers[beside(stem, "answer.meta.json")] = lambda file: file.write(meta)
+    return writers
+
+
+def answer_checksum(found: Explanation) -> int:
+    """Tells whether the tables belong to the meta files."""
+    return checksum(*(getattr(target, name) for target in found.targets for name in NUMBERS))
+
+
+def _meta(found: Explanation, formats: tuple[str, ...], command: str) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run": found.meta | {"command": command},
+        "generated_text": found.generated_text,
+        "n_prompt": found.n_prompt,
+        "formats": list(formats),
+        "crc32": answer_checksum(found),
+        "has_matrix": found.matrix is not None,
+        "targets": [_target_entry(target) for target in found.targets],
+        "images": [image_entry(image) for image in found.images],
+        "tokens": [line(entry) for entry in token_entries(found.tokens, found.images)],
+    }
+
+
+def _target_entry(target: ExplainedTarget) -> dict[str, Any]:
+    return {
+        "steps": target.steps,
+        "token_ids": target.token_ids,
+        "text": target.text,
+        "probability": target.probability,
+        "instead": target.instead,
+        "measure": target.measure,
+        "units": len(target.names),
+        "measured": int(target.measured.sum()),
+        "forwards": target.forwards,
+        "agreement": asdict(target.agreement),
+        "reliable": target.reliable,
+        "top1_texts": line({str(token): clean_text(text) for token, text in target.top1_texts.items()}),
+        "names": line([clean_text(name) for name in target.names]),
+        **{name: line(getattr(target, name)) for name in LISTS[1:]},
+        "evidence": [asdict(one) for one in target.evidence],
+        "routes": [
+            {"name": one.name, "source": one.source, "target": one.target, "layers": one.layers}
+            | {"logprob_change": one.logprob_change, "estimate": [line(layer) for layer in one.estimate]}
+            for one in target.routes
+        ],
+        "heads": target.heads and asdict(target.heads),
+    }
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------------
+
+
+def load_explanation(path: str | os.PathLike) -> Explanation:
+    """The Explanation of a run called `path`, as it was saved. OutputError where its files are not there or do not fit."""
+    path = Path(path)
+    stem = path.parent / without_suffix(path.name)
+    where = beside(stem, "answer.meta.json")
+    meta = read_meta(where, _schema)
+    table = find_table(stem, meta["formats"], "answer.")
+    if table is None:
+        raise OutputError(
+            f"{where} is there, but its table is not: expected {stem.name}.answer.csv or the like beside it"
+        )
+    columns = read_numbers(*table, dict.fromkeys(NUMBERS, np.float32))
+    try:
+        targets, first = [], 0
+        for entry in meta["targets"]:
+            rows = slice(first, first + entry["units"])
+            targets.append(_target_from(entry, {name: values[rows] for name, values in columns.items()}))
+            first = rows.stop
+        found = Explanation(
+            targets=tuple(targets),
+            tokens=tokens_from(meta["tokens"]),
+            images=tuple(image_from(entry) for entry in meta["images"]),
+            n_prompt=meta["n_prompt"],
+            generated_text=meta["generated_text"],
+            matrix=_matrix(stem, meta) if meta["has_matrix"] else None,
+            meta=meta["run"],
+        )
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise OutputError(f"{where} is not the meta file of an answer: {one_line(error)}") from error
+    if answer_checksum(found) != meta["crc32"]:
+        raise OutputError(f"{table[0]} does not hold the numbers of the run in {where}")
+    return found
+
+
+def _target_from(entry: dict[str, Any], numbers: dict[str, np.ndarray]) -> ExplainedTarget:
+    def token_set(stored: dict[str, Any] | None) -> TokenSet | None:
+        return None if stored is None else TokenSet(**stored | {"places": tuple(stored["places"])})
+
+    def route(stored: dict[str, Any]) -> Route:
+        layers = None if stored["layers"] is None else tuple(stored["layers"])
+        return Route(**stored | {"layers": layers, "estimate": np.array(stored["estimate"], dtype=np.float32)})
+
+    heads, nan = entry["heads"], float("nan")
+    return ExplainedTarget(
+        steps=tuple(entry["steps"]),
+        token_ids=tuple(entry["token_ids"]),
+        text=entry["text"],
+        probability=entry["probability"],
+        instead=None if entry["instead"] is None else tuple(entry["instead"]),
+        measure=entry["measure"],
+        names=tuple(entry["names"]),
+        positions=tuple(tuple(positions) for positions in entry["positions"]),
+        kinds=tuple(entry["kinds"]),
+        **numbers,
+        top1=np.array(entry["top1"], dtype=np.int64),
+        top1_texts={int(token): text for token, text in entry["top1_texts"].items()},
+        **{name: np.array(entry[name], dtype=bool) for name in ("differs", "control", "content")},
+        agreement=Agreement(**{name: nan if value is None else value for name, value in entry["agreement"].items()}),
+        reliable=entry["reliable"],
+        forwards=entry["forwards"],
+        evidence=tuple(
+            Evidence(**one | {name: token_set(one[name]) for name in ("necessary", "sufficient")})
+            for one in entry["evidence"]
+        ),
+        routes=tuple(map(route, entry["routes"])),
+        heads=None if heads is None else HeadCut(**heads | {"heads": tuple(map(tuple, heads["heads"]))}),
+    )
+
+
+def _matrix(stem: Path, meta: dict[str, Any]) -> np.ndarray:
+    table = find_table(stem, meta["formats"], "matrix.")
+    if table is None:
+        raise OutputError(f"{stem.name}.matrix.* is missing: {stem.name}.answer.meta.json says that it was written")
+    return read_numbers(*table, {MATRIX[-1]: np.float32})[MATRIX[-1]].reshape(-1, meta["n_prompt"])
+
+
+@cache
+def _schema() -> Any:
+    """The schema of the meta file of an answer."""
+    from pydantic import BaseModel
+
+    class Target(BaseModel):
+        steps: list[int]
+        token_ids: list[int]
+        text: str
+        probability: float
+        instead: list[Any] | None
+        measure: str
+        units: int
+        forwards: float
+        agreement: dict[str, Any]
+        reliable: bool | None
+        top1_texts: dict[str, str]
+        names: list[str]
+        positions: list[list[int]]
+        kinds: list[str]
+        top1: list[int]
+        differs: list[bool]
+        control: list[bool]
+        content: list[bool]
+        evidence: list[dict[str, Any]]
+        routes: list[dict[str, Any]]
+        heads: dict[str, Any] | None
+
+    class Meta(BaseModel):
+        schema_version: int
+        run: dict[str, Any]
+        generated_text: str
+        n_prompt: int
+        formats: list[str]
+        crc32: int
+        has_matrix: bool
+        targets: list[Target]
+        images: list[dict[str, Any]]
+        tokens: list[dict[str, Any]]
+
+    return Meta

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mask_impact.results.records import TokenTable
+from mask_impact.results.tokens import TokenTable
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from mask_impact.errors import OutputError, UsageError
-from mask_impact.results.records import IMAGE_PAD, ImageRecord, Result, StepRecord, TokenTable
+from mask_impact.results.records import Result, StepRecord
 from mask_impact.results.sinks import find_sinks
 from mask_impact.results.tables import COLUMNS
+from mask_impact.results.tokens import IMAGE_PAD, ImageRecord, TokenTable
 
 PROMPT_NAME, GENERATED_TEXT = "prompt_name", "generated_text"  # columns that are used where they are there
 

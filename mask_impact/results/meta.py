@@ -4,6 +4,7 @@ Knows files; not what is in a result. orjson and pydantic are imported only wher
 """
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,8 @@ def _options() -> int:
     return orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
 
-def read_meta(path: Path) -> dict[str, Any]:
-    """The content of a result's meta file, checked against the schema; OutputError."""
+def read_meta(path: Path, schema: Callable[[], Any] | None = None) -> dict[str, Any]:
+    """The content of a meta file, checked against the pydantic model that `schema` gives (None: a result's); OutputError."""
     try:
         meta = json.loads(path.read_bytes())
     except FileNotFoundError as error:
@@ -67,7 +68,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     from pydantic import ValidationError
 
     try:
-        _schema().model_validate(meta)
+        (schema or _schema)().model_validate(meta)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where, what = ".".join(map(str, first["loc"])), first["msg"].lower()
@@ -114,6 +115,7 @@ def _schema() -> Any:
         formats: list[str]
         distance_dtype: str
         sinks: list[int]
+        answer_crc32: int | None = None
         steps: list[Step]
         images: list[dict[str, Any]]
         tokens: list[dict[str, Any]]

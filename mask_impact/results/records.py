@@ -9,14 +9,8 @@ from typing import Any
 
 import numpy as np
 
-TOKEN_KINDS = ("text", "special", "image")
-MASK_MODES = ("text", "vision", "both")
-IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"  # what stands for a cell of an image, or of a video
-
-
-def _check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
-    if array.shape != shape:
-        raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
+from mask_impact.results.explanations import Explanation
+from mask_impact.results.tokens import ImageRecord, TokenTable, check_shape
 
 
 def variant_names(n_heads: int, groups: tuple[str, ...] = ("full", "attn", "heads")) -> tuple[str, ...]:
@@ -29,77 +23,6 @@ def variant_names(n_heads: int, groups: tuple[str, ...] = ("full", "attn", "head
     if "heads" in groups:
         names.extend(f"Head_{head}" for head in range(n_heads))
     return tuple(names)
-
-
-@dataclass(frozen=True)
-class TokenTable:
-    """One entry for each position of the sequence, prompt first, then the produced tokens.
-
-    ids: int64 [n]; texts: each token decoded on its own; kinds: each one of TOKEN_KINDS; image, row, column: int32 [n],
-    the number of the image (from 0) and the cell of the decoder's grid, -1 where the token is not part of an image.
-    """
-
-    ids: np.ndarray
-    texts: tuple[str, ...]
-    kinds: tuple[str, ...]
-    image: np.ndarray
-    row: np.ndarray
-    column: np.ndarray
-
-    def __post_init__(self) -> None:
-        n = len(self.texts)
-        for name in ("ids", "image", "row", "column"):
-            _check_shape(name, getattr(self, name), (n,))
-        if len(self.kinds) != n:
-            raise ValueError(f"kinds has {len(self.kinds)} entries, expected {n}")
-        unknown = set(self.kinds) - set(TOKEN_KINDS)
-        if unknown:
-            raise ValueError(f"unknown token kinds {sorted(unknown)}; known are {TOKEN_KINDS}")
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def masked(self, mask_mode: str) -> np.ndarray:
-        """bool [n], which positions a mask mode hides: `vision` the images' tokens, `text` all others, `both` all."""
-        is_image = np.array([kind == "image" for kind in self.kinds], dtype=bool)
-        return {"text": ~is_image, "vision": is_image, "both": np.ones_like(is_image)}[mask_mode]
-
-    def extended(self, ids: list[int], texts: list[str], kinds: list[str]) -> "TokenTable":
-        """A new table with produced tokens (never part of an image) behind the present ones."""
-        outside = np.full(len(ids), -1, dtype=np.int32)
-        return TokenTable(
-            ids=np.concatenate([self.ids, np.asarray(ids, dtype=np.int64)]),
-            texts=(*self.texts, *texts),
-            kinds=(*self.kinds, *kinds),
-            image=np.concatenate([self.image, outside]),
-            row=np.concatenate([self.row, outside]),
-            column=np.concatenate([self.column, outside]),
-        )
-
-
-@dataclass(frozen=True)
-class ImageRecord:
-    """One image of the prompt.
-
-    source: how it was named. size: (width, height) of the original in pixels. resized: the same as the vision tower saw it.
-    grid: (rows, columns) of its decoder tokens. preview: a JPEG of it to look at, empty where there is none.
-    """
-
-    source: str
-    size: tuple[int, int]
-    resized: tuple[int, int]
-    grid: tuple[int, int]
-    preview: bytes = field(default=b"", repr=False)
-
-    @property
-    def n_tokens(self) -> int:
-        """How many decoder tokens the image has."""
-        return self.grid[0] * self.grid[1]
-
-    def box(self, row: int, column: int) -> tuple[float, float, float, float]:
-        """(left, top, right, bottom) of a cell in pixels of the original image: the resizing stretched it as a whole."""
-        (width, height), (rows, columns) = self.size, self.grid
-        return column * width / columns, row * height / rows, (column + 1) * width / columns, (row + 1) * height / rows
 
 
 @dataclass(frozen=True)
@@ -137,7 +60,7 @@ class EffectRecord:
 
     def __post_init__(self) -> None:
         for name in ("logprob_change", "kl_divergence", "top1"):
-            _check_shape(name, getattr(self, name), self.logit_change.shape)
+            check_shape(name, getattr(self, name), self.logit_change.shape)
 
     @property
     def below_floor(self) -> np.ndarray:
@@ -179,18 +102,18 @@ class StepRecord:
         if self.l2.ndim != 3:
             raise ValueError(f"l2 has shape {self.l2.shape}, expected [layers, positions, variants]")
         n_layers, n_masked, n_variants = self.l2.shape
-        _check_shape("cosine", self.cosine, self.l2.shape)
-        _check_shape("positions", self.positions, (n_masked,))
+        check_shape("cosine", self.cosine, self.l2.shape)
+        check_shape("positions", self.positions, (n_masked,))
         if n_masked and (self.positions[0] < 0 or self.positions[-1] >= self.n_positions):
             raise ValueError(f"positions {self.positions} are not within the sequence's {self.n_positions}")
         if not (np.diff(self.positions) > 0).all():
             raise ValueError(f"positions {self.positions} are not ascending")
-        _check_shape("baseline_norm", self.baseline_norm, (n_layers, n_variants))
-        _check_shape("self_check", self.self_check, (n_layers,))
-        _check_shape("noise_floor", self.noise_floor, (n_layers,))
+        check_shape("baseline_norm", self.baseline_norm, (n_layers, n_variants))
+        check_shape("self_check", self.self_check, (n_layers,))
+        check_shape("noise_floor", self.noise_floor, (n_layers,))
         if self.effect is not None:
             groups = self.effect.groups
-            _check_shape("effect", self.effect.logit_change, (n_layers, n_masked if groups is None else len(groups)))
+            check_shape("effect", self.effect.logit_change, (n_layers, n_masked if groups is None else len(groups)))
 
     @property
     def n_positions(self) -> int:
@@ -205,7 +128,8 @@ class Result:
     tokens covers the prompt and every produced token (n_prompt + T entries; the last produced one was never masked).
     images are those of the prompt, in its order; TokenTable.image numbers them. sinks are positions that most attention
     collapses onto, excluded from rankings and named in summaries. meta is what
-    goes into `NAME.meta.json` beside the records (model, dtype, versions, prompt, timings): JSON types only.
+    goes into `NAME.meta.json` beside the records (model, dtype, versions, prompt, timings): JSON types only. answer: what the
+    answer used, None where it was not asked for.
     """
 
     variants: tuple[str, ...]
@@ -216,6 +140,7 @@ class Result:
     sinks: tuple[int, ...] = ()
     images: tuple[ImageRecord, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
+    answer: Explanation | None = None
 
     def __post_init__(self) -> None:
         if not self.steps:
@@ -226,8 +151,8 @@ class Result:
         for index, step in enumerate(self.steps):
             if step.step != index:
                 raise ValueError(f"step {step.step} stands at place {index}")
-            _check_shape(f"l2 of step {index}", step.l2, (n_layers, len(step.positions), len(self.variants)))
-            _check_shape(f"attention of step {index}", step.attention, (self.n_prompt + index,))
+            check_shape(f"l2 of step {index}", step.l2, (n_layers, len(step.positions), len(self.variants)))
+            check_shape(f"attention of step {index}", step.attention, (self.n_prompt + index,))
         n_cells, n_tokens = sum(image.n_tokens for image in self.images), int((self.tokens.image >= 0).sum())
         if n_cells != n_tokens:
             raise ValueError(f"the images have {n_cells} cells, the token table has {n_tokens} image tokens")

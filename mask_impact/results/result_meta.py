@@ -1,15 +1,14 @@
 """A result's meta file: everything of a Result but its distances, there and back. Knows records; reads no tables."""
 
-import base64
-from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from mask_impact.results.explanation_files import answer_checksum
 from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes
-from mask_impact.results.records import Candidate, EffectRecord, ImageRecord, Result, StepRecord, TokenTable
+from mask_impact.results.records import Candidate, EffectRecord, Result, StepRecord
 from mask_impact.results.table_files import checksum, clean_text
+from mask_impact.results.token_meta import image_entry, image_from, token_entries, tokens_from
 
 
 def result_meta(result: Result, formats: tuple[str, ...]) -> bytes:
@@ -47,9 +46,10 @@ def result_meta(result: Result, formats: tuple[str, ...]) -> bytes:
         "formats": list(formats),
         "distance_dtype": str(result.steps[0].l2.dtype),
         "sinks": [int(position) for position in result.sinks],
+        "answer_crc32": None if result.answer is None else answer_checksum(result.answer),
         "steps": steps,
-        "images": [_image_entry(image) for image in result.images],
-        "tokens": [line(entry) for entry in _token_entries(result)],
+        "images": [image_entry(image) for image in result.images],
+        "tokens": [line(entry) for entry in token_entries(result.tokens, result.images)],
     }
     return meta_bytes(meta)
 
@@ -69,31 +69,6 @@ def _effect_entry(effect: EffectRecord) -> dict[str, Any]:
 def _largest(values: np.ndarray) -> float | None:
     finite = values[np.isfinite(values)]
     return float(finite.max()) if finite.size else None
-
-
-def _image_entry(image: ImageRecord) -> dict[str, Any]:
-    return asdict(image) | {"preview": base64.b64encode(image.preview).decode()}
-
-
-def _token_entries(result: Result) -> Iterator[dict[str, Any]]:
-    """A dictionary for each position; image, row, column and box (left, top, right, bottom in pixels of the original image)
-    are null where the token is not part of an image."""
-    tokens = result.tokens
-    cells = zip(tokens.image.tolist(), tokens.row.tolist(), tokens.column.tolist(), strict=True)
-    for position, (token_id, text, kind, cell) in enumerate(
-        zip(tokens.ids.tolist(), tokens.texts, tokens.kinds, cells, strict=True)
-    ):
-        image, row, column = (None if number < 0 else number for number in cell)
-        yield {
-            "position": position,
-            "id": token_id,
-            "text": clean_text(text),
-            "kind": kind,
-            "image": image,
-            "row": row,
-            "column": column,
-            "box": None if image is None else [round(edge, 2) for edge in result.images[image].box(row, column)],
-        }
 
 
 def result_from(meta: dict[str, Any], l2: np.ndarray, cosine: np.ndarray) -> Result:
@@ -125,29 +100,10 @@ def result_from(meta: dict[str, Any], l2: np.ndarray, cosine: np.ndarray) -> Res
     return Result(
         variants=tuple(meta["variants"]),
         n_prompt=meta["n_prompt"],
-        tokens=_token_table(meta["tokens"]),
+        tokens=tokens_from(meta["tokens"]),
         steps=tuple(steps),
         generated_text=meta["generated_text"],
         sinks=tuple(meta["sinks"]),
-        images=tuple(_image_from(entry) for entry in meta["images"]),
+        images=tuple(image_from(entry) for entry in meta["images"]),
         meta=meta["run"],
-    )
-
-
-def _image_from(entry: dict[str, Any]) -> ImageRecord:
-    pairs = {name: tuple(entry[name]) for name in ("size", "resized", "grid")}
-    return ImageRecord(source=entry["source"], **pairs, preview=base64.b64decode(entry["preview"]))
-
-
-def _token_table(entries: list[dict[str, Any]]) -> TokenTable:
-    def cells(name: str) -> np.ndarray:
-        return np.array([-1 if entry[name] is None else entry[name] for entry in entries], dtype=np.int32)
-
-    return TokenTable(
-        ids=np.array([entry["id"] for entry in entries], dtype=np.int64),
-        texts=tuple(entry["text"] for entry in entries),
-        kinds=tuple(entry["kind"] for entry in entries),
-        image=cells("image"),
-        row=cells("row"),
-        column=cells("column"),
     )

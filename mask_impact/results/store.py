@@ -15,6 +15,7 @@ import numpy as np
 from mask_impact.errors import OutputError
 from mask_impact.results.distance_files import WRITERS
 from mask_impact.results.effect_tables import NUMBERS, effect_table, make_record
+from mask_impact.results.explanation_files import TABLES, answer_checksum, explanation_writers, load_explanation
 from mask_impact.results.files import check_output, without_suffix, write_files
 from mask_impact.results.meta import read_meta
 from mask_impact.results.records import Result
@@ -70,11 +71,18 @@ def save(result: Result, path: str | os.PathLike, formats: str | Iterable[str] |
         for form in formats:
             paths[f"effect.{form}"] = beside(stem, f"effect.{form}")
             writers[paths[f"effect.{form}"]] = lambda file, form=form: write_table(effects, form, file)
-    write_files({**writers, paths["meta.json"]: lambda file: file.write(meta)})
-    for form in (*FORMATS, *(f"effect.{form}" for form in FORMATS)):
-        if form not in paths and beside(stem, form).exists():
-            notes.append(f"{beside(stem, form)} is from an earlier run and was left as it is")
-    return Saved(tuple(paths.values()), tuple(notes))
+    answer = {} if result.answer is None else explanation_writers(result.answer, stem, formats, _command(result))
+    write_files({**writers, **answer, paths["meta.json"]: lambda file: file.write(meta)})
+    written = (*paths.values(), *answer)
+    of_others = (f"{name}.{form}" for name in ("effect", *TABLES) for form in FORMATS)
+    for suffix in (*FORMATS, *of_others):
+        if beside(stem, suffix) not in written and beside(stem, suffix).exists():
+            notes.append(f"{beside(stem, suffix)} is from an earlier run and was left as it is")
+    return Saved(written, tuple(notes))
+
+
+def _command(result: Result) -> str:
+    return str(result.meta.get("command", ""))
 
 
 def _check_finite(result: Result) -> None:
@@ -102,6 +110,11 @@ def load_result(path: str | os.PathLike) -> Result:
         raise OutputError(f"{meta_path} is not the meta file of a result: {one_line(error)}") from error
     if any(step.get("effect") for step in meta["steps"]):
         result = _with_effects(result, stem, meta)
+    if meta.get("answer_crc32") is not None:
+        answer = load_explanation(stem)
+        if answer_checksum(answer) != meta["answer_crc32"]:
+            raise OutputError(f"{stem.name}.answer.meta.json is not of the run in {meta_path}")
+        result = replace(result, answer=answer)
     for step, about in zip(result.steps, meta["steps"], strict=True):
         if checksum(step.l2, step.cosine) != about["distances_crc32"]:
             raise OutputError(

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mask_impact.analyses.settings import GROUPS, OF_EFFECTS
+from mask_impact.analyses.settings import GROUPS, OF_ANSWERS, OF_EFFECTS
 from mask_impact.models.loading import LoadedModel
 from mask_impact.results.meta import SCHEMA_VERSION
 from mask_impact.studies.jobs import Job
@@ -16,12 +16,16 @@ def digest(loaded: LoadedModel, job: Job) -> str:
     """SHA-256 of all that a result's numbers depend on: prompt, images, model, dtype, settings and the files' schema."""
     settings = asdict(job.settings)
     settings["n_verify"] = settings.pop("verify")  # as it was called when the first digests were written
-    for name in ("allow_remote", "max_cost", "budget"):
-        settings.pop(name)
-    if not settings["effect"]:
-        settings = {name: value for name, value in settings.items() if name not in OF_EFFECTS}
-    elif settings["groups"] not in GROUPS:
+    idle = {"allow_remote", "max_cost"}
+    idle |= {*OF_EFFECTS} if not settings["effect"] else set()
+    idle |= {"answer", *OF_ANSWERS} if not settings["answer"] else set()
+    if not settings["effect"] and not settings["answer"]:
+        idle.add("groups")
+    elif settings["groups"] not in (None, *GROUPS):
         settings["groups"] = _file_digest(settings["groups"])
+    elif not settings["answer"]:
+        settings["groups"] = settings["groups"] or "tokens"
+    settings = {name: value for name, value in settings.items() if name not in idle}
     ingredients = {
         "prompt": job.prompt,
         "images": [_file_digest(image) for image in job.images],

@@ -95,6 +95,6 @@ def job_problems(
         elif not os.path.isfile(image):
             what = "is a folder; name the files in it" if os.path.isdir(image) else "does not exist; give a file or URL"
             yield image_key, f"image {image!r} {what}"
-    groups = values.get("groups", "tokens")
-    if groups not in GROUPS and not os.path.isfile(groups):
+    groups = values.get("groups")
+    if groups not in (None, *GROUPS) and not os.path.isfile(groups):
         yield "groups", f"groups {groups!r} is no file; tokens, words or a YAML file of groups is accepted"

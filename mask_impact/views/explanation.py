@@ -1,56 +1,193 @@
-"""What an answer used, as text for a terminal. Writes no files."""
+"""What an answer used, as text for a terminal: the first lines of every run. Writes no files."""
 
 from collections.abc import Iterable, Iterator
 from math import ceil
 from os import PathLike
 
-from mask_impact.results.explanations import ExplainedStep, Explanation
-from mask_impact.views.text import cut, escape, fitted, model_lines, padded, percent, quoted, saved_lines, wrapped
+from mask_impact.results.explanations import Evidence, ExplainedTarget, Explanation, TokenSet
+from mask_impact.results.tokens import box_of
+from mask_impact.views.text import (
+    columns,
+    cut,
+    escape,
+    fitted,
+    model_lines,
+    padded,
+    percent,
+    quoted,
+    saved_lines,
+    wrapped,
+)
 
 NAME = 22  # columns
+BECOMES = 14
 TOP = 5
+NAMED = 6  # units of a set that are named
+KIND_NAMES = {"image": ("cell", "cells of the image"), "text": ("word", "words")}
 
 
-def render_explanation(found: Explanation, paths: Iterable[str | PathLike] = (), top: int = TOP) -> str:
-    """The page of text: the answer, and for each produced token what it used, the strongest first. paths: the files written."""
-    lines = [*model_lines(found.meta), "Generated text:", *wrapped(quoted(found.generated_text))]
-    for step in found.steps:
-        lines += ["", *fitted(_step(found, step, top))]
-    paths = list(paths)
-    return "\n".join([*lines, *(["", *saved_lines(paths)] if paths else [])])
+def render_explanation(
+    found: Explanation, paths: Iterable[str | PathLike] = (), top: int = TOP, verbose: bool = False
+) -> str:
+    """The page of text: the answer, and for each target what it used, the strongest first. paths: the files written."""
+    sections = [model_lines(found.meta), *answer_sections(found, top, verbose), saved_lines(list(paths))]
+    return "\n\n".join("\n".join(section) for section in sections if section)
 
 
-def _step(found: Explanation, step: ExplainedStep, top: int) -> Iterator[str]:
-    n, n_measured = len(step.names), int(step.measured.sum())
-    yield f"Used for {quoted(step.token_text, 16)} ({percent(step.probability)}): the change of its log-probability, in nats,"
-    yield "if all of the model can't see the token:"
-    yield f"  rank    pos  {padded('token', NAME)}  estimated  measured  becomes"
-    for rank, place in enumerate(step.ranked(top), start=1):
-        first, last = step.positions[place][0], step.positions[place][-1]
-        where = f"{first}" if first == last else f"{first}-{last}"
-        name = _name(found, step, place)
-        measured = f"{step.logprob_change[place]:.3g}" if step.measured[place] else "-"
-        changed = step.measured[place] and int(step.top1[place]) != step.token_id
-        becomes = quoted(step.top1_texts[int(step.top1[place])], 16) if changed else ""
-        yield (
-            f"  {rank:>4}  {where:>5}  {padded(name, NAME)}  {step.contribution[place]:>9.3g}  {measured:>8}  {becomes}".rstrip()
-        )
-    yield f"  {n_measured} of {n} were really hidden, which took {step.forwards:.1f} forward passes."
-    if step.reliable is None:
-        yield "  All were measured: nothing here is estimated only."
+def answer_sections(found: Explanation, top: int = TOP, verbose: bool = False) -> list[list[str]]:
+    """Question and answer; then for each target what it used, its evidence, and by which routes it came."""
+    sections = [list(_heading(found))]
+    for target in found.targets:
+        sections += [
+            fitted(_used(found, target, top)),
+            fitted(_evidence(found, target)),
+            fitted(_routes(target)) if verbose or target.heads is not None else [],
+            fitted(_agreement(found, target)) if verbose else [],
+        ]
+    return sections
+
+
+def _heading(found: Explanation) -> Iterator[str]:
+    prompt = found.meta.get("prompt")
+    images = f" ({len(found.images)} image{'s' * (len(found.images) > 1)})" if found.images else ""
+    if isinstance(prompt, str):
+        yield from wrapped(f"{quoted(prompt, 150)}{images}", "Question:  ", " " * 11)
+    single = len(found.targets) == 1 and _is_whole(found, found.targets[0])
+    chance = f" ({percent(found.targets[0].probability)})" if single else ""
+    yield from wrapped(f"{quoted(found.generated_text)}{chance}", "Answer:    ", " " * 11)
+
+
+def _is_whole(found: Explanation, target: ExplainedTarget) -> bool:
+    """Whether the target is all that was said."""
+    return target.text.strip() == found.generated_text.strip()
+
+
+def _used(found: Explanation, target: ExplainedTarget, top: int) -> Iterator[str]:
+    whole = len(found.targets) == 1 and _is_whole(found, target)
+    what = "this answer" if whole else f"{quoted(target.text, 24)} ({percent(target.probability)})"
+    than = f" rather than {quoted(target.instead[1], 16)}" if target.instead else ""
+    yield f"Used for {what}{than} (change of its log-probability, nats, where hidden):"
+    used = target.used(top)
+    if not used:
+        yield "  nothing: there is no token but the template's"
+    for place in used:
+        measured = target.measured[place]
+        change = f"{target.logprob_change[place]:>9.3g}" if measured else f"{_rounded(target.contribution[place]):>9}"
+        becomes = ""
+        if measured and target.differs[place]:
+            becomes = f"-> {quoted(target.top1_texts[int(target.top1[place])], BECOMES)}"
+        at = target.positions[place][0]
+        line = f"  {at:>5}  {padded(label(found, target, place), NAME)} {change}  {padded(becomes, BECOMES + 3)}"
+        box = box_of(found.tokens, found.images, target.positions[place])
+        yield (line + ("" if box is None else f" box {', '.join(f'{edge:.0f}' for edge in box)}")).rstrip()
+    n, n_measured = len(target.names), int(target.measured.sum())
+    if target.reliable is None:
+        every = f"All {n}" if n == n_measured else f"{n_measured} of {n}, all but the template's,"
+        yield f"  {every} were really hidden ({target.forwards:.1f} forward passes)."
         return
-    agreement = step.agreement
-    told = f"rank correlation {agreement.rho:.2f}, the strongest of those drawn at random {agreement.strongest_control:.3g}"
-    if step.reliable:
-        yield f"  The estimates agree with what was measured: {told}."
-    else:
-        yield f"  NOT RELIABLE here: the estimates do not agree with what was measured ({told})."
-        whole = sum(1 - positions[0] / (found.n_prompt + step.step) for positions in step.positions)
-        yield f"  --budget {ceil(whole)} measures all."
+    estimated = "; ~ is an estimate" if any(not target.measured[place] for place in used) else ""
+    yield f"  {n_measured} of {n} were really hidden ({target.forwards:.1f} forward passes), the others estimated{estimated}."
+    if not target.reliable:
+        yield (
+            f"  NOT RELIABLE here: the estimates do not agree with what was measured (see -v). "
+            f"--budget {_for_all(found, target)} measures all."
+        )
 
 
-def _name(found: Explanation, step: ExplainedStep, place: int) -> str:
-    positions = step.positions[place]
-    if len(positions) == 1 and found.tokens.image[positions[0]] >= 0:
-        return cut(escape(step.names[place]), NAME)
-    return quoted(step.names[place], NAME)
+def _rounded(value: float) -> str:
+    return f"~{value:.2g}"
+
+
+def _for_all(found: Explanation, target: ExplainedTarget) -> int:
+    """The budget that measures all units."""
+    n_positions = found.n_prompt + target.steps[-1]
+    return ceil(sum(1 - positions[0] / n_positions for positions in target.positions) / 0.7)
+
+
+def label(found: Explanation, target: ExplainedTarget, place: int, width: int = NAME) -> str:
+    """A unit's name: quoted, where it is text."""
+    in_image = found.tokens.image[target.positions[place][0]] >= 0
+    if target.kinds[place] == "group" or in_image:
+        return cut(escape(target.names[place]), width)
+    return quoted(target.names[place], width)
+
+
+# --- evidence ---------------------------------------------------------------------------------------------------------------
+
+
+def _evidence(found: Explanation, target: ExplainedTarget) -> Iterator[str]:
+    if not target.evidence:
+        return
+    yield "Evidence (the smallest sets that were found):"
+    for one in target.evidence:
+        yield from _of_kind(found, target, one)
+
+
+def _of_kind(found: Explanation, target: ExplainedTarget, one: Evidence) -> Iterator[str]:
+    _, several = KIND_NAMES[one.kind]
+    if not one.matters:
+        yield f"  {several[0].upper()}{several[1:]}: none; the answer stays with all of them hidden."
+        return
+    if one.necessary is not None:
+        yield f"  Without {_names(found, target, one.necessary)} it is {quoted(one.necessary.text, 40)}.{_doubt(one.necessary)}"
+    if one.sufficient is not None:
+        yield (
+            f"  With {_names(found, target, one.sufficient)} alone, all other {several} hidden, it is "
+            f"{quoted(one.sufficient.text, 40)}.{_doubt(one.sufficient)}"
+        )
+    if one.exhausted:
+        yield f"  The budget ended the search among {several}: --budget {2 * int(found.meta.get('budget') or 12)} goes on."
+
+
+def _names(found: Explanation, target: ExplainedTarget, chosen: TokenSet) -> str:
+    places = sorted(chosen.places, key=lambda place: target.positions[place])
+    names = [_told_apart(found, target, place) for place in places[:NAMED]]
+    more = len(places) - NAMED
+    return " and ".join([*names, f"{more} more"] if more > 0 else names)
+
+
+def _told_apart(found: Explanation, target: ExplainedTarget, place: int) -> str:
+    """A unit's name, with its position where another has the same name."""
+    name = label(found, target, place)
+    same = sum(other.strip() == target.names[place].strip() for other in target.names) > 1
+    return f"{name} (token {target.positions[place][0]})" if same else name
+
+
+def _doubt(chosen: TokenSet) -> str:
+    return "" if chosen.confirmed else " (generate() does not confirm it: rounding decides here)"
+
+
+# --- routes and agreement ---------------------------------------------------------------------------------------------------
+
+
+def _routes(target: ExplainedTarget) -> Iterator[str]:
+    if not target.routes:
+        return
+    yield "Routes (what cutting a flow does to it, nats; estimated in each layer alone, added):"
+    width = max(columns(escape(one.name)) for one in target.routes)
+    for one in target.routes:
+        by_layer = one.estimate.sum(axis=1)
+        strongest = ", ".join(map(str, sorted(by_layer.argsort(kind="stable")[:3].tolist())))
+        line = f"  {padded(escape(one.name), width)}  {by_layer.sum():>8.3g}  most in layers {strongest}"
+        if one.logprob_change is not None:
+            first, last = one.layers
+            line += f"; cut in layers {first}-{last}: {one.logprob_change:.3g}"
+        yield line
+    if target.heads is not None:
+        cut_heads = target.heads
+        names = ", ".join(f"{layer}.{head}" for layer, head in cut_heads.heads)
+        yield f"  The {len(cut_heads.heads)} heads that carry most (layer.head): {names}"
+        yield (
+            f"  Without them: {cut_heads.logprob_change:.3g}, then {quoted(cut_heads.top1_text, 16)}; without as many at random: "
+            f"{cut_heads.random_change:.3g}"
+        )
+
+
+def _agreement(found: Explanation, target: ExplainedTarget) -> Iterator[str]:
+    one = target.agreement
+    yield f"Estimates against what was measured ({one.n} of {len(target.names)}):"
+    yield (
+        f"  rank correlation {one.rho:.2f}, same sign {percent(one.same_sign)}, estimated is {one.ratio:.2f} of measured (median)"
+    )
+    if target.control.any():
+        yield f"  the largest change among {int(target.control.sum())} drawn at random: {one.strongest_control:.3g}"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import mask_impact
-from mask_impact.results.records import ImageRecord
+from mask_impact.results.tokens import ImageRecord
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -4,7 +4,8 @@ import io
 
 import numpy as np
 
-from mask_impact.results.records import ImageRecord, Result
+from mask_impact.results.records import Result
+from mask_impact.results.tokens import ImageRecord
 from mask_impact.views.plots import (
     DPI,
     GAP,

@@ -11,6 +11,7 @@ import numpy as np
 
 from mask_impact.findings.ranking import token_importance, vision_impact
 from mask_impact.results.records import Result, StepRecord
+from mask_impact.views.explanation import answer_sections
 from mask_impact.views.text import (
     TOKEN_WIDTH,
     WIDTH,
@@ -41,19 +42,27 @@ N_CANDIDATES = 5
 # The page
 
 
-def render_summary(result: Result, paths: Iterable[str | PathLike] = (), top: int = 5) -> str:
+def render_summary(
+    result: Result, paths: Iterable[str | PathLike] = (), top: int = 5, verbose: bool | None = None
+) -> str:
     """The result as a page of plain text of at most WIDTH columns (paths are not broken).
 
-    paths: the files written, the CSV anywhere among them; top: how many tokens the ranking names. From `result.meta`
-    the page shows `model` (a text), `notices` (a list of texts, first of all) and `verification` (triples and error).
+    What the answer used stands first, where that was asked for, and where each layer reads behind it. paths: the files written,
+    the CSV anywhere among them; top: how many tokens the ranking names; verbose: whether all is shown (None: where nothing says
+    what the answer used). From `result.meta` the page shows `model` (a text), `notices` (a list of texts, first of all) and
+    `verification` (triples and error).
     """
-    sections = [
-        _heading(result),
+    verbose = result.answer is None if verbose is None else verbose
+    details = [
         _images(result) if result.images else [],
         _candidates(result.steps[0]),
-        _ranking(result, top) if _masks_text(result) else [],
-        *_image_sections(result, top),
-        _steps(result) if len(result.steps) > 1 else [],
+    ]
+    further = [*_image_sections(result, top), _steps(result) if len(result.steps) > 1 else []]
+    sections = [
+        *_heading(result, verbose),
+        *(details if verbose else []),
+        _ranking(result, top) if _masks_text(result) or not verbose else [],
+        *(further if verbose else []),
         _effects(result, top) if result.has_effects else [],
         [*_sinks(result), *_checks(result)],
     ]
@@ -61,8 +70,11 @@ def render_summary(result: Result, paths: Iterable[str | PathLike] = (), top: in
     return "\n\n".join("\n".join(section) for section in pages if section)
 
 
-def _heading(result: Result) -> list[str]:
-    return [*model_lines(result.meta), "Generated text:", *wrapped(quoted(result.generated_text))]
+def _heading(result: Result, verbose: bool) -> list[list[str]]:
+    model = model_lines(result.meta)
+    if result.answer is not None:
+        return [model, *answer_sections(result.answer, verbose=verbose)]
+    return [[*model, "Generated text:", *wrapped(quoted(result.generated_text))]]
 
 
 def _candidates(step: StepRecord) -> list[str]:
@@ -79,7 +91,7 @@ def _ranking(result: Result, top: int) -> list[str]:
     importance = token_importance(result, step=0)
     ranked = importance.ranked(top)
     title = (
-        f"Most important for the first token, {quoted(step.token_text, 16)} "
+        f"Where it is read for the first token, {quoted(step.token_text, 16)} "
         f"(share of {importance.measure} impact, {result.n_layers} layers):"
     )
     if not ranked:
@@ -129,7 +141,7 @@ def _vision_layers(result: Result, per_line: int = 10) -> list[str]:
 
 
 def _vision_steps(result: Result, n_layers: int = 3) -> list[str]:
-    lines = ["Layers where the vision tokens matter most for each produced token:"]
+    lines = ["Layers where the vision tokens are read most for each produced token:"]
     for step in result.steps:
         values, _ = vision_impact(result, step.step)
         strongest = [layer for layer in np.argsort(-values, kind="stable")[:n_layers] if values[layer] > 0]
@@ -145,7 +157,7 @@ def _patches(result: Result, top: int) -> list[str]:
     if not ranked:
         return []
     lines = [
-        f"Patches that matter most for the first token (share of {importance.measure} impact; box: left, top, right, bottom "
+        f"Patches that are read most for the first token (share of {importance.measure} impact; box: left, top, right, bottom "
         "in pixels of the original image):",
         "  rank  image  row  col       share  box",
     ]
@@ -162,7 +174,7 @@ def _patches(result: Result, top: int) -> list[str]:
 
 def _steps(result: Result) -> list[str]:
     """A line for each produced token with the three tokens that mattered most for it."""
-    lines = ["Most important tokens for each produced token:"]
+    lines = ["Tokens that are read most for each produced token:"]
     for step in result.steps:
         importance = token_importance(result, step=step.step)
         line = f"  {step.step:>4}  {padded(quoted(step.token_text, 12), 12)} <- "

@@ -10,11 +10,12 @@ import numpy as np
 from mask_impact.findings.agreement import step_effect
 from mask_impact.findings.ranking import token_importance
 from mask_impact.results.answers import Answer, WhatIf
-from mask_impact.results.explanations import Explanation
+from mask_impact.results.explanations import Evidence, ExplainedTarget, Explanation, TokenSet
 from mask_impact.results.flows import FlowStep, Knockouts
 from mask_impact.results.meta import jsonable
 from mask_impact.results.records import Result, StepRecord
 from mask_impact.results.table_files import clean_text
+from mask_impact.results.tokens import box_of
 
 TOP = 20  # tokens of a ranking
 
@@ -31,6 +32,9 @@ def result_entry(result: Result, paths: Iterable[str | PathLike] = (), top: int 
         "model": meta.get("model"),
         "prompt": meta.get("prompt"),
         "generated_text": result.generated_text,
+        "answer": None
+        if result.answer is None
+        else [_target_entry(result.answer, target, top) for target in result.answer.targets],
         "steps": [_step_entry(result, step, top) for step in result.steps],
         "sinks": [_token_entry(result, position) for position in result.sinks],
         "self_check": _largest(step.self_check for step in result.steps),
@@ -152,37 +156,61 @@ def _answer_entry(one: Answer) -> dict[str, Any]:
 
 
 def explanation_entry(found: Explanation, paths: Iterable[str | PathLike] = (), top: int = TOP) -> dict[str, Any]:
-    """Of each produced token what it used, the strongest first, and how far the estimates agree with what was measured."""
+    """What was asked and answered, and of each target what it used."""
     return {
         "model": found.meta.get("model"),
         "prompt": found.meta.get("prompt"),
         "generated_text": found.generated_text,
-        "steps": [
-            {
-                "step": step.step,
-                "token_id": step.token_id,
-                "token": step.token_text,
-                "probability": step.probability,
-                "used": [
-                    {
-                        "token": step.names[place],
-                        "positions": list(step.positions[place]),
-                        "contribution": _plain(step.contribution[place]),
-                        "estimate_local": _plain(step.estimate_local[place]),
-                        "logprob_change": _plain(step.logprob_change[place]),
-                        "becomes": step.top1_texts.get(int(step.top1[place])),
-                    }
-                    for place in step.ranked(top)
-                ],
-                "measured": int(step.measured.sum()),
-                "groups": len(step.names),
-                "forwards": step.forwards,
-                "rank_correlation": _plain(step.agreement.rho),
-                "reliable": step.reliable,
-            }
-            for step in found.steps
-        ],
+        "targets": [_target_entry(found, target, top) for target in found.targets],
         "files": [fspath(path) for path in paths],
+    }
+
+
+def _target_entry(found: Explanation, target: ExplainedTarget, top: int) -> dict[str, Any]:
+    """What a target used, the strongest first, its evidence, and how far the estimates agree with what was measured."""
+    return {
+        "steps": list(target.steps),
+        "token_ids": list(target.token_ids),
+        "text": target.text,
+        "probability": target.probability,
+        "instead": target.instead and target.instead[1],
+        "used": [_unit_entry(found, target, place) for place in target.used(top)],
+        "evidence": [_evidence_entry(target, one) for one in target.evidence],
+        "measured": int(target.measured.sum()),
+        "units": len(target.names),
+        "forwards": target.forwards,
+        "rank_correlation": _plain(target.agreement.rho),
+        "reliable": target.reliable,
+    }
+
+
+def _unit_entry(found: Explanation, target: ExplainedTarget, place: int) -> dict[str, Any]:
+    box = box_of(found.tokens, found.images, target.positions[place])
+    return {
+        "token": target.names[place],
+        "positions": list(target.positions[place]),
+        "box": None if box is None else list(box),
+        "contribution": _plain(target.contribution[place]),
+        "estimate_local": _plain(target.estimate_local[place]),
+        "logprob_change": _plain(target.logprob_change[place]),
+        "becomes": target.top1_texts.get(int(target.top1[place])),
+    }
+
+
+def _evidence_entry(target: ExplainedTarget, one: Evidence) -> dict[str, Any]:
+    def of_set(chosen: TokenSet | None) -> dict[str, Any] | None:
+        if chosen is None:
+            return None
+        positions = sorted(position for place in chosen.places for position in target.positions[place])
+        names = [target.names[place] for place in chosen.places]
+        return {"tokens": names, "positions": positions, "answer": chosen.text, "confirmed": chosen.confirmed}
+
+    return {
+        "kind": one.kind,
+        "matters": one.matters,
+        "necessary": of_set(one.necessary),
+        "sufficient": of_set(one.sufficient),
+        "exhausted": one.exhausted,
     }
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from mask_impact.errors import InputError
 from mask_impact.prompts.groups import Layout
-from mask_impact.results.records import ImageRecord, TokenTable
+from mask_impact.results.tokens import ImageRecord, TokenTable
 
 WORDS = ("What", " color", " is", " the", " star", "?")
 

@@ -12,7 +12,7 @@ from mask_impact.prompts.group_files import FlowSet, default_flows, read_flows, 
 from mask_impact.prompts.groups import Group, Layout
 from mask_impact.prompts.yaml_file import ConfigError
 from mask_impact.results.flows import Flow
-from mask_impact.results.records import ImageRecord, TokenTable
+from mask_impact.results.tokens import ImageRecord, TokenTable
 
 REPOSITORY = Path(__file__).parents[2]
 SPECIAL = {"<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"}

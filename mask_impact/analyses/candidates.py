@@ -1,0 +1,101 @@
+"""Which units are really hidden within a budget, and how far the estimates of a run agree with what was measured.
+
+The best of two rankings, by contribution and by the plain gradient, take turns. What stands near the end is cheap to hide, since
+little runs again: of that, too, a share of the budget is measured, which mostly is the question. Some others are drawn at random
+as a control.
+The estimates are not reliable where their rank correlation with what was measured is below MIN_RHO, or where a unit that was
+drawn at random turns out to matter more than the weakest of the LISTED strongest ones.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mask_impact.findings.agreement import rank_correlation
+from mask_impact.results.explanations import Agreement
+
+MIN_RHO = 0.7
+NEGLIGIBLE = 0.01  # nats
+LISTED = 5  # the strongest ones that are shown first
+FEWEST_CANDIDATES, FEWEST_CONTROLS, MOST_CONTROLS = 5, 3, 16
+FOR_RANKED, FOR_CHEAP = 0.55, 0.2  # of the budget; the rest is for controls
+
+
+def choose(
+    estimates: Mapping[str, np.ndarray], cost: np.ndarray, content: np.ndarray, budget: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(units to measure, those of them that are controls).
+
+    estimates: float [G] by rule; cost: float [G], of hiding each, in forward passes; content: bool [G], those that may be
+    candidates, and are controls before others. At least FEWEST_CANDIDATES and FEWEST_CONTROLS whatever the budget; all units
+    where that fits.
+    """
+    everything = np.arange(len(cost))
+    if cost.sum() <= budget or len(cost) <= FEWEST_CANDIDATES + FEWEST_CONTROLS:
+        return everything, everything[:0]
+    rankings = [
+        [place for place in np.argsort(values, kind="stable").tolist() if content[place]]
+        for values in estimates.values()
+    ]
+    turns = dict.fromkeys(place for pair in zip(*rankings, strict=True) for place in pair)
+    candidates, spent = [], 0.0
+    for place in turns:
+        if len(candidates) >= FEWEST_CANDIDATES and spent + cost[place] > FOR_RANKED * budget:
+            break
+        candidates.append(place)
+        spent += cost[place]
+    for place in np.argsort(cost, kind="stable").tolist():
+        if spent + cost[place] > (FOR_RANKED + FOR_CHEAP) * budget:
+            break
+        if content[place] and place not in candidates:
+            candidates.append(place)
+            spent += cost[place]
+    others = np.random.default_rng(seed).permutation(np.setdiff1d(everything, candidates))
+    controls = []
+    for place in others[np.argsort(~content[others], kind="stable")][:MOST_CONTROLS].tolist():  # content first
+        if len(controls) >= FEWEST_CONTROLS and spent + cost[place] > budget:
+            break
+        controls.append(place)
+        spent += cost[place]
+    return np.array([*candidates, *controls], dtype=np.int64), np.array(controls, dtype=np.int64)
+
+
+def unsettled(measured: np.ndarray, content: np.ndarray, of_image: np.ndarray) -> np.ndarray:
+    """bool [G], the units that estimates are held against: content of a kind (cells, or text) of which some was not measured.
+    Where all of a kind was, nothing hangs on its estimates."""
+    open_kinds = {bool(kind) for kind in of_image[content & ~np.isfinite(measured)]}
+    return content & np.isin(of_image, [*open_kinds])
+
+
+def agreement_of(contribution: np.ndarray, measured: np.ndarray, control: np.ndarray) -> Agreement:
+    """How far the contributions agree with what was measured (NaN where nothing was). Changes below NEGLIGIBLE count as
+    none, since their order says nothing."""
+    there = np.isfinite(measured)
+    one, other = (
+        np.where(np.abs(values[there]) < NEGLIGIBLE, 0.0, values[there].astype(float))
+        for values in (contribution, measured)
+    )
+    rho, _ = rank_correlation(one, other)
+    at_all = other != 0
+    ratios = one[at_all] / other[at_all]
+    of_controls = np.abs(measured[there & control])
+    return Agreement(
+        n=int(there.sum()),
+        rho=float(rho),
+        same_sign=float((np.sign(one[at_all]) == np.sign(other[at_all])).mean()) if at_all.any() else float("nan"),
+        ratio=float(np.median(ratios)) if at_all.any() else float("nan"),
+        strongest_control=float(of_controls.max()) if of_controls.size else float("nan"),
+    )
+
+
+def is_reliable(agreement: Agreement, measured: np.ndarray, control: np.ndarray) -> bool:
+    """By the rule of this module."""
+    candidates = np.sort(measured[np.isfinite(measured) & ~control])[:LISTED]  # the most negative first
+    weakest = abs(candidates[-1]) if len(candidates) else 0.0
+    apart = agreement.rho < MIN_RHO  # NaN where all are alike
+    return not apart and not agreement.strongest_control > max(weakest, NEGLIGIBLE)
+
+
+def costs(positions: Sequence[Sequence[int]], n_positions: int) -> np.ndarray:
+    """float [G], of hiding each unit, in forward passes: what stands before its first position needs not run again."""
+    return 1 - np.array([one[0] for one in positions], dtype=float) / n_positions

@@ -1,0 +1,87 @@
+"""Really hiding sets of positions, from every query in all layers, in one sequence whose states are kept."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from mask_impact.analyses.observer import Observer
+from mask_impact.engine.effects import each_window_and_group, in_each
+from mask_impact.engine.masking import MaskingEngine, SequencePlan
+from mask_impact.engine.replay import Masks
+from mask_impact.engine.targets import Target, TargetEffects, measure_targets
+from mask_impact.models.loading import LoadedModel
+
+
+class Hiding:
+    """While its block is open, sets of positions can be hidden. inputs: of the whole sequence, the produced tokens behind the
+    prompt; targets: what is asked about; forwards: what has been taken so far, in forward passes of the sequence."""
+
+    def __init__(
+        self, loaded: LoadedModel, inputs: Mapping[str, Any], targets: Sequence[Target], observer: Observer
+    ) -> None:
+        self.loaded, self.inputs, self.targets, self.observer = loaded, inputs, tuple(targets), observer
+        self.n_positions = inputs["input_ids"].shape[1]
+        self.forwards = 0.0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Hiding":
+        rows = [one.row for one in self.targets]
+        n_kept = self.n_positions - min(rows)
+        with torch.no_grad(), ExitStack() as stack:
+            engine = MaskingEngine(self.loaded.model, plans=[SequencePlan(n_steps=0)], keep_states="all")
+            self.engine = stack.enter_context(engine)
+            logits = self.loaded.model(**self.inputs, logits_to_keep=n_kept).logits[0]
+            self._logits = logits[[row - self.n_positions for row in rows]]
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stack.close()
+
+    @property
+    def n_layers(self) -> int:
+        """L, the number of decoder layers."""
+        return len(self.engine.decoder.layers)
+
+    def cost(self, first: int) -> float:
+        """What hiding a set takes that begins at a position, in forward passes: what stands before it needs not run again."""
+        return 1 - first / self.n_positions
+
+    def measure(self, sets: Sequence[Sequence[int]]) -> TargetEffects:
+        """What hiding each of the sets of positions does to the targets."""
+        variants = each_window_and_group(sets, self.n_positions, self.n_layers, "all", "all")
+        return self._measured(variants)
+
+    def cut(
+        self,
+        source: Sequence[int],
+        target: Sequence[int],
+        layers: tuple[int, int],
+        heads: Sequence[Sequence[tuple[int, int]]] | None = None,
+    ) -> TargetEffects:
+        """What hiding the source from the queries of the target does in some layers, first and last.
+
+        heads: for each of several variants the (layer, head) in which it is hidden; without, one variant with all heads.
+        """
+        n = 1 if heads is None else len(heads)
+        keys, queries = (torch.zeros(n, self.n_positions, dtype=torch.bool) for _ in range(2))
+        keys[:, list(source)], queries[:, list(target)] = True, True
+        where = None
+        if heads is not None:
+            where = torch.zeros(n, self.n_layers, self.engine.decoder.n_heads, dtype=torch.bool)
+            for number, some in enumerate(heads):
+                for layer, head in some:
+                    where[number, layer, head] = True
+        first, last = (torch.tensor([layer]) for layer in layers)
+        return self._measured(in_each(Masks(keys, queries, where), (first, last)))
+
+    def _measured(self, variants) -> TargetEffects:
+        forwards = variants.row_layers(self.n_layers) / (self.n_positions * self.n_layers)
+        self.forwards += forwards
+
+        def done(n: int) -> None:
+            self.observer.forwards_done(forwards * n / max(1, len(variants)))
+
+        return measure_targets(self.engine, variants, self.targets, self._logits, done)

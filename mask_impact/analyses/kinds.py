@@ -1,0 +1,119 @@
+"""What values a setting takes: how they are checked, parsed and told in words. Knows no setting."""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mask_impact.errors import nearest
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What values a setting takes.
+
+    accepted: them in words, behind "must be". check: a value from Python or a file as it is kept; ValueError for any other.
+    parse: the text of a command line as such a value. choices: the words among them. null: what None means, where it may stand.
+    """
+
+    accepted: str
+    check: Callable[[Any], Any]
+    parse: Callable[[str], Any] = str
+    choices: tuple[str, ...] = ()
+    null: str | None = None
+
+    def problem(self, value: Any) -> str:
+        """Why the value can't be, as the rest of a sentence that begins with the setting's name."""
+        return f"must be {self.accepted}, not {self.culprit(value)!r}{self.hint(value)}"
+
+    def hint(self, value: Any) -> str:
+        """Which of the words was probably meant; nothing where that can't be said."""
+        near = nearest(self.culprit(value), self.choices)
+        return f"; did you mean {near}?" if near else ""
+
+    def culprit(self, value: Any) -> Any:
+        """Of several words the first that is none of the choices; else the value itself."""
+        parts = value if isinstance(value, list | tuple) else value.split(",") if isinstance(value, str) else ()
+        wrong = [part for part in parts if lower(part) not in self.choices]
+        return wrong[0] if self.choices and wrong else value
+
+
+def refuse() -> Any:
+    """For a value that can't be."""
+    raise ValueError
+
+
+def lower(value: Any) -> Any:
+    """Text without spaces around it and in small letters; anything else as it is."""
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def number(text: str) -> Any:
+    """The number that a text is, or the text."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def whole(at_least: int, of: str = "", null: str | None = None) -> Kind:
+    """A whole number. of: the unit, such as " of layers"."""
+
+    def check(value: Any) -> int:
+        if isinstance(value, bool | float | str) or not hasattr(value, "__index__") or value < at_least:
+            refuse()
+        return int(value)
+
+    return Kind(f"a whole number{of}, at least {at_least}", check, number, null=null)
+
+
+def one_of(names: tuple[str, ...], same: Mapping[str, str] | None = None, any_case: bool = False) -> Kind:
+    """One of some words. same: other words for some of them."""
+    same = same or {}
+    words = (*names, *same)
+
+    def check(value: Any) -> str:
+        value = lower(value) if any_case else value
+        return same.get(value, value) if isinstance(value, str) and value in words else refuse()
+
+    return Kind(f"{', '.join(words[:-1])} or {words[-1]}", check, choices=words)
+
+
+def some_of(names: tuple[str, ...]) -> Kind:
+    """Some of the words, at least one: a list, or text with commas; kept in the order of `names`."""
+
+    def check(value: Any) -> tuple[str, ...]:
+        parts = value.split(",") if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple):
+            refuse()
+        given = [part for part in map(lower, parts) if part != ""]
+        known = given and all(part in names for part in given)
+        return tuple(name for name in names if name in given) if known else refuse()
+
+    return Kind(f"some of {', '.join(names)}", check, choices=names)
+
+
+def matching(pattern: re.Pattern, accepted: str) -> Kind:
+    """Text that a pattern matches as a whole."""
+    return Kind(accepted, lambda value: value if isinstance(value, str) and pattern.fullmatch(value) else refuse())
+
+
+def text(accepted: str) -> Kind:
+    """Text, or a path."""
+
+    def check(value: Any) -> str:
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
+        return value if isinstance(value, str) and value else refuse()
+
+    return Kind(accepted, check)
+
+
+def window(value: Any) -> int | str:
+    """A number of layers, or `all`."""
+    return "all" if lower(value) == "all" else LAYERS.check(value)
+
+
+LAYERS = whole(1, " of layers")
+YES_NO = Kind("true or false", lambda value: value if isinstance(value, bool) else refuse())
+WINDOW = Kind("a whole number of layers, at least 1, or all", window, number, choices=("all",))

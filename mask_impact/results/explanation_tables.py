@@ -1,0 +1,121 @@
+"""The tables of what an answer used: its units, its routes, and every produced token by every token of the prompt.
+
+pyarrow is imported only where it is used.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mask_impact.results.explanations import ExplainedTarget, Explanation
+from mask_impact.results.table_files import clean_text
+
+COLUMNS = (
+    "step", "target", "token", "positions", "kind", "image", "row", "column", "contribution", "estimate_local",
+    "logprob_change", "kl_divergence", "top1_token", "control", "content", "necessary", "sufficient",
+)  # fmt: skip
+NUMBERS = ("contribution", "estimate_local", "logprob_change", "kl_divergence")
+ROUTES = ("step", "target", "flow", "layer", "head", "estimate", "cut", "logprob_change")
+MATRIX = ("step", "target", "position", "token", "kind", "image", "row", "column", "contribution")
+
+
+def explanation_table(found: Explanation):
+    """A pyarrow.Table with COLUMNS: a row for each target and unit. Image, row and column are null where the unit is no cell
+    of an image; the measured columns where nothing was measured. necessary, sufficient: whether the unit is part of these sets of
+    the evidence."""
+    import pyarrow as pa
+
+    return pa.concat_tables([_of_target(found, target) for target in found.targets])
+
+
+def _of_target(found: Explanation, target: ExplainedTarget):
+    import pyarrow as pa
+
+    n = len(target.names)
+    single = np.array([len(positions) == 1 for positions in target.positions])
+    measured = target.measured
+    tops = [
+        clean_text(target.top1_texts[int(one)]) if there else None
+        for one, there in zip(target.top1, measured, strict=True)
+    ]
+
+    def in_set(name: str):
+        places = {place for one in target.evidence if getattr(one, name) for place in getattr(one, name).places}
+        return pa.array([place in places for place in range(n)])
+
+    columns = (
+        np.full(n, target.step, dtype=np.int32),
+        pa.array([clean_text(target.text)] * n, pa.string()),
+        pa.array([clean_text(name) for name in target.names], pa.string()),
+        pa.array([" ".join(map(str, positions)) for positions in target.positions], pa.string()),
+        pa.array(target.kinds, pa.string()),
+        *_cells(found, np.array([positions[0] for positions in target.positions], dtype=np.int64), single),
+        *(_numbers(getattr(target, name)) for name in NUMBERS),
+        pa.array(tops, pa.string()),
+        pa.array(target.control),
+        pa.array(target.content),
+        in_set("necessary"),
+        in_set("sufficient"),
+    )
+    return pa.table(dict(zip(COLUMNS, columns, strict=True)))
+
+
+def _numbers(values: np.ndarray):
+    import pyarrow as pa
+
+    return pa.array(values.astype(np.float32) + np.float32(0), mask=~np.isfinite(values))  # -0.0 becomes 0.0
+
+
+def _cells(found: Explanation, positions: np.ndarray, single: np.ndarray | bool = True) -> list:
+    """Image, row and column of positions, null where they are no cells."""
+    import pyarrow as pa
+
+    tokens = found.tokens
+    outside = ~(np.asarray(single) & (tokens.image[positions] >= 0))
+    return [
+        pa.array(values[positions].astype(np.int32), mask=outside)
+        for values in (tokens.image, tokens.row, tokens.column)
+    ]
+
+
+def routes_table(found: Explanation):
+    """A pyarrow.Table with ROUTES: a row for each target, flow, layer and head. cut: whether the flow was really cut in the layer
+    (in all heads, in all of its layers at once); logprob_change: what that did, null elsewhere."""
+    import pyarrow as pa
+
+    rows: dict[str, list] = {name: [] for name in ROUTES}
+    for target in found.targets:
+        for one in target.routes:
+            for (layer, head), estimate in np.ndenumerate(one.estimate):
+                cut = one.layers is not None and one.layers[0] <= layer <= one.layers[1]
+                change = one.logprob_change if cut else None
+                values = (target.step, clean_text(target.text), one.name, layer, head, float(estimate), cut, change)
+                for name, value in zip(ROUTES, values, strict=True):
+                    rows[name].append(value)
+    types = (pa.int32(), pa.string(), pa.string(), pa.int32(), pa.int32(), pa.float32(), pa.bool_(), pa.float32())
+    return pa.table({name: pa.array(rows[name], kind) for name, kind in zip(ROUTES, types, strict=True)})
+
+
+def matrix_table(found: Explanation):
+    """A pyarrow.Table with MATRIX: a row for each produced token and position of the prompt."""
+    import pyarrow as pa
+
+    n_steps, n_prompt = found.matrix.shape
+    tokens = found.tokens
+
+    def repeated(texts: Sequence[str]):
+        return pa.array([clean_text(text) for text in texts] * n_steps, pa.string())
+
+    positions = np.tile(np.arange(n_prompt), n_steps)
+    columns = (
+        np.repeat(np.arange(n_steps, dtype=np.int32), n_prompt),
+        pa.array(
+            [clean_text(text) for text in tokens.texts[n_prompt:][:n_steps] for _ in range(n_prompt)], pa.string()
+        ),
+        positions.astype(np.int32),
+        repeated(tokens.texts[:n_prompt]),
+        repeated(tokens.kinds[:n_prompt]),
+        *_cells(found, positions),
+        _numbers(found.matrix.reshape(-1)),
+    )
+    return pa.table(dict(zip(MATRIX, columns, strict=True)))

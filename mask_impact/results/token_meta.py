@@ -1,0 +1,58 @@
+"""Tokens and images in a meta file, there and back."""
+
+import base64
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from mask_impact.results.table_files import clean_text
+from mask_impact.results.tokens import ImageRecord, TokenTable
+
+
+def image_entry(image: ImageRecord) -> dict[str, Any]:
+    """An image as JSON; its preview in base64."""
+    return asdict(image) | {"preview": base64.b64encode(image.preview).decode()}
+
+
+def token_entries(tokens: TokenTable, images: Sequence[ImageRecord]) -> Iterator[dict[str, Any]]:
+    """A dictionary for each position; image, row, column and box (left, top, right, bottom in pixels of the original image)
+    are null where the token is not part of an image."""
+    cells = zip(tokens.image.tolist(), tokens.row.tolist(), tokens.column.tolist(), strict=True)
+    for position, (token_id, text, kind, cell) in enumerate(
+        zip(tokens.ids.tolist(), tokens.texts, tokens.kinds, cells, strict=True)
+    ):
+        image, row, column = (None if number < 0 else number for number in cell)
+        yield {
+            "position": position,
+            "id": token_id,
+            "text": clean_text(text),
+            "kind": kind,
+            "image": image,
+            "row": row,
+            "column": column,
+            "box": None if image is None else [round(edge, 2) for edge in images[image].box(row, column)],
+        }
+
+
+def image_from(entry: dict[str, Any]) -> ImageRecord:
+    """The image of an entry."""
+    pairs = {name: tuple(entry[name]) for name in ("size", "resized", "grid")}
+    return ImageRecord(source=entry["source"], **pairs, preview=base64.b64decode(entry["preview"]))
+
+
+def tokens_from(entries: list[dict[str, Any]]) -> TokenTable:
+    """The tokens of entries, in their order."""
+
+    def cells(name: str) -> np.ndarray:
+        return np.array([-1 if entry[name] is None else entry[name] for entry in entries], dtype=np.int32)
+
+    return TokenTable(
+        ids=np.array([entry["id"] for entry in entries], dtype=np.int64),
+        texts=tuple(entry["text"] for entry in entries),
+        kinds=tuple(entry["kind"] for entry in entries),
+        image=cells("image"),
+        row=cells("row"),
+        column=cells("column"),
+    )

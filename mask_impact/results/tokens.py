@@ -1,0 +1,102 @@
+"""The tokens of a prompt and its images, as frozen dataclasses that are checked when they are made. Knows numpy only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+TOKEN_KINDS = ("text", "special", "image")
+MASK_MODES = ("text", "vision", "both")
+IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"  # what stands for a cell of an image, or of a video
+
+
+def check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+    """ValueError where an array has another shape."""
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """One entry for each position of the sequence, prompt first, then the produced tokens.
+
+    ids: int64 [n]; texts: each token decoded on its own; kinds: each one of TOKEN_KINDS; image, row, column: int32 [n],
+    the number of the image (from 0) and the cell of the decoder's grid, -1 where the token is not part of an image.
+    """
+
+    ids: np.ndarray
+    texts: tuple[str, ...]
+    kinds: tuple[str, ...]
+    image: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+
+    def __post_init__(self) -> None:
+        n = len(self.texts)
+        for name in ("ids", "image", "row", "column"):
+            check_shape(name, getattr(self, name), (n,))
+        if len(self.kinds) != n:
+            raise ValueError(f"kinds has {len(self.kinds)} entries, expected {n}")
+        unknown = set(self.kinds) - set(TOKEN_KINDS)
+        if unknown:
+            raise ValueError(f"unknown token kinds {sorted(unknown)}; known are {TOKEN_KINDS}")
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def masked(self, mask_mode: str) -> np.ndarray:
+        """bool [n], which positions a mask mode hides: `vision` the images' tokens, `text` all others, `both` all."""
+        is_image = np.array([kind == "image" for kind in self.kinds], dtype=bool)
+        return {"text": ~is_image, "vision": is_image, "both": np.ones_like(is_image)}[mask_mode]
+
+    def extended(self, ids: list[int], texts: list[str], kinds: list[str]) -> "TokenTable":
+        """A new table with produced tokens (never part of an image) behind the present ones."""
+        outside = np.full(len(ids), -1, dtype=np.int32)
+        return TokenTable(
+            ids=np.concatenate([self.ids, np.asarray(ids, dtype=np.int64)]),
+            texts=(*self.texts, *texts),
+            kinds=(*self.kinds, *kinds),
+            image=np.concatenate([self.image, outside]),
+            row=np.concatenate([self.row, outside]),
+            column=np.concatenate([self.column, outside]),
+        )
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image of the prompt.
+
+    source: how it was named. size: (width, height) of the original in pixels. resized: the same as the vision tower saw it.
+    grid: (rows, columns) of its decoder tokens. preview: a JPEG of it to look at, empty where there is none.
+    """
+
+    source: str
+    size: tuple[int, int]
+    resized: tuple[int, int]
+    grid: tuple[int, int]
+    preview: bytes = field(default=b"", repr=False)
+
+    @property
+    def n_tokens(self) -> int:
+        """How many decoder tokens the image has."""
+        return self.grid[0] * self.grid[1]
+
+    def box(self, row: int, column: int) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) of a cell in pixels of the original image: the resizing stretched it as a whole."""
+        (width, height), (rows, columns) = self.size, self.grid
+        return column * width / columns, row * height / rows, (column + 1) * width / columns, (row + 1) * height / rows
+
+
+def box_of(
+    tokens: TokenTable, images: Sequence[ImageRecord], positions: Sequence[int]
+) -> tuple[float, float, float, float] | None:
+    """(left, top, right, bottom) around the cells at the positions, in pixels of the original image; None where they are not all
+    of one image."""
+    places = list(positions)
+    image = int(tokens.image[places[0]])
+    if image < 0 or not (tokens.image[places] == image).all():
+        return None
+    rows, columns = tokens.row[places], tokens.column[places]
+    left, top, _, _ = images[image].box(int(rows.min()), int(columns.min()))
+    _, _, right, bottom = images[image].box(int(rows.max()), int(columns.max()))
+    return left, top, right, bottom
