@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from mask_impact.analyses.settings import SETTINGS, YES_NO, Place, RunSettings, Setting, of_class
+from mask_impact.analyses.kinds import YES_NO
+from mask_impact.analyses.settings import SETTINGS, Place, RunSettings, Setting, of_class
 from mask_impact.errors import UsageError
 from mask_impact.results.foreign_tables import Grid, parse_grid
 
