@@ -14,7 +14,8 @@ at which position the model reads the picture: by hiding it from a position in a
 
 The effect on the answer is asked for twice: which cell costs the right answer most, and whether the answer changes when
 a cell is hidden. The model may say the same without it, so its answer to the picture with the figure painted over, which is
-asked for without hiding anything, tells what there is to find. `bench_deletion.py` has deletion and insertion curves.
+asked for without hiding anything, tells what there is to find. `bench_deletion.py` has deletion and insertion curves;
+`bench_answer.py` what the answer used as a run says it: estimates, what is measured within a budget, evidence.
 """
 
 import argparse
@@ -32,10 +33,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mask_impact
-from mask_impact.analyses.explain import choose
 from mask_impact.analyses.generation import greedy_config
 from mask_impact.demo import pictures
-from mask_impact.engine.backward import estimate, keep_forward
 from mask_impact.engine.effects import StepEffects, each_window_and_group, measure_effects
 from mask_impact.engine.masking import MaskingEngine, SequencePlan
 from mask_impact.engine.recording import RawStep
@@ -44,7 +43,7 @@ from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.encoding import EncodedPrompt, encode
 from mask_impact.prompts.images import read_picture
 
-PARTS = ("distances", "effects", "contributions")
+PARTS = ("distances", "effects")
 TASKS = ("color", "shape")
 FULL, ATTENTION = "Full L2", "Attention weight"
 BEST_HEAD, ATTENTION_BEST_HEAD = "Head L2, best head", "Attention, best head"
@@ -445,40 +444,6 @@ def report_effects(loaded: LoadedModel, cases: Sequence[Case]) -> None:
     print(f"Cells that are hidden, each in its turn: {cells}")
 
 
-def report_contributions(loaded: LoadedModel, cases: Sequence[Case]) -> None:
-    """Estimates by one backward pass beside what hiding each cell really does, from every query in all layers."""
-    hits: dict[str, list[bool]] = {"contribution": [], "gradient": [], "measured": []}
-    mass: dict[str, list[float]] = {name: [] for name in hits}
-    chosen, steps = [], []
-    for case in cases:
-        inputs, cells = inputs_of(loaded, case), range(case.vision.start, case.vision.stop)
-        exact = effects_of(loaded, inputs, [[cell] for cell in cells])
-        forward = keep_forward(loaded.model, inputs)
-        costs = {"measured": -exact.logprob_change}
-        all_tokens = {}
-        for name, rule in (("contribution", "frozen"), ("gradient", "gradient")):
-            found = estimate(forward, exact.produced, rule).every.sum(dim=(0, 1)).numpy()
-            all_tokens[rule] = found
-            costs[name] = -found[case.vision]
-        for name, cost in costs.items():
-            positive = np.maximum(cost, 0)
-            hits[name].append(bool(cost.argmax() == case.truth))
-            mass[name].append(float(positive[case.truth] / positive.sum()) if positive.any() else 0.0)
-        n = forward.n_positions
-        measured, _, forwards = choose(all_tokens, range(n), n, 12, 0)
-        chosen.append(int(costs["measured"].argmax()) + case.first in measured)
-        steps.append(forwards)
-    print(f"Contributions to the answer, {len(cases)} pictures:")
-    for name in hits:
-        print(
-            f"  {name:<13} the true cell first {percent(np.array(hits[name]), 1)}, mass on it {np.mean(mass[name]):.2f}"
-        )
-    print(
-        f"  the cell that costs most is among those that explain measures {percent(np.array(chosen), 1)}, "
-        f"with {np.mean(steps):.1f} forward passes"
-    )
-
-
 def report_last(loaded: LoadedModel, counted: Sequence[Case], others: Sequence[Case]) -> None:
     """The distances and attention weights at the position that produces the answer."""
     last = [measure_all(loaded, cases)[0] for cases in (counted, others)]
@@ -546,7 +511,7 @@ def main() -> None:
         nargs="+",
         choices=PARTS,
         default=PARTS,
-        help="distances, effects on the answer, contributions to it (default: all)",
+        help="distances, effects on the answer (default: both)",
     )
     parser.add_argument("--queries", action="store_true", help="also each position of the question and behind it")
     parser.add_argument("--query-pictures", type=int, default=60, help="how many of each for that, half of each task")
@@ -567,8 +532,6 @@ def main() -> None:
     if "effects" in args.parts:
         report_effects(loaded, counted)
         print(f"({time.perf_counter() - started:.0f} s)", flush=True)
-    if "contributions" in args.parts:
-        report_contributions(loaded, counted)
         print(f"({time.perf_counter() - started:.0f} s)", flush=True)
     if args.queries:
         for task in TASKS:

@@ -17,47 +17,55 @@ from mask_impact.results.explanations import Agreement
 MIN_RHO = 0.7
 NEGLIGIBLE = 0.01  # nats
 LISTED = 5  # the strongest ones that are shown first
-FEWEST_CANDIDATES, FEWEST_CONTROLS, MOST_CONTROLS = 5, 3, 16
+FEWEST_RANKED, FEWEST_CANDIDATES, FEWEST_CONTROLS, MOST_CONTROLS = 4, 5, 3, 16
 FOR_RANKED, FOR_CHEAP = 0.55, 0.2  # of the budget; the rest is for controls
 
 
 def choose(
-    estimates: Mapping[str, np.ndarray], cost: np.ndarray, content: np.ndarray, budget: float, seed: int
+    estimates: Mapping[str, np.ndarray],
+    cost: np.ndarray,
+    content: np.ndarray,
+    fine: np.ndarray,
+    budget: float,
+    seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(units to measure, those of them that are controls).
 
     estimates: float [G] by rule; cost: float [G], of hiding each, in forward passes; content: bool [G], those that may be
-    candidates, and are controls before others. At least FEWEST_CANDIDATES and FEWEST_CONTROLS whatever the budget; all units
-    where that fits.
+    candidates, and are controls before others; fine: bool [G], those that are neither, unless they are cheap. At least
+    FEWEST_RANKED of the rankings, FEWEST_CANDIDATES in all and FEWEST_CONTROLS whatever the budget; all units where that fits.
     """
     everything = np.arange(len(cost))
-    if cost.sum() <= budget or len(cost) <= FEWEST_CANDIDATES + FEWEST_CONTROLS:
+    if not fine.any() and (cost.sum() <= budget or len(cost) <= FEWEST_CANDIDATES + FEWEST_CONTROLS):
         return everything, everything[:0]
+    may = content & ~fine
     rankings = [
-        [place for place in np.argsort(values, kind="stable").tolist() if content[place]]
-        for values in estimates.values()
+        [place for place in np.argsort(values, kind="stable").tolist() if may[place]] for values in estimates.values()
     ]
-    turns = dict.fromkeys(place for pair in zip(*rankings, strict=True) for place in pair)
-    candidates, spent = [], 0.0
-    for place in turns:
-        if len(candidates) >= FEWEST_CANDIDATES and spent + cost[place] > FOR_RANKED * budget:
-            break
-        candidates.append(place)
-        spent += cost[place]
-    for place in np.argsort(cost, kind="stable").tolist():
-        if spent + cost[place] > (FOR_RANKED + FOR_CHEAP) * budget:
-            break
-        if content[place] and place not in candidates:
-            candidates.append(place)
-            spent += cost[place]
-    others = np.random.default_rng(seed).permutation(np.setdiff1d(everything, candidates))
-    controls = []
-    for place in others[np.argsort(~content[others], kind="stable")][:MOST_CONTROLS].tolist():  # content first
-        if len(controls) >= FEWEST_CONTROLS and spent + cost[place] > budget:
-            break
-        controls.append(place)
-        spent += cost[place]
+    turns = list(dict.fromkeys(place for pair in zip(*rankings, strict=True) for place in pair))
+    cheap = [place for place in np.argsort(cost, kind="stable").tolist() if content[place]]
+    candidates: list[int] = []
+    spent = _take(candidates, turns, cost, FOR_RANKED * budget, 0.0, FEWEST_RANKED)
+    spent = _take(candidates, cheap, cost, (FOR_RANKED + FOR_CHEAP) * budget, spent, 0)
+    spent = _take(candidates, turns, cost, 0.0, spent, FEWEST_CANDIDATES)
+    others = np.random.default_rng(seed).permutation(np.setdiff1d(everything[~fine], candidates))
+    controls: list[int] = []
+    first = others[np.argsort(~content[others], kind="stable")][:MOST_CONTROLS].tolist()
+    _take(controls, first, cost, budget, spent, FEWEST_CONTROLS)
     return np.array([*candidates, *controls], dtype=np.int64), np.array(controls, dtype=np.int64)
+
+
+def _take(chosen: list[int], order: Sequence[int], cost: np.ndarray, limit: float, spent: float, fewest: int) -> float:
+    """Adds units in their order until the next one would spend more than the limit, but so many in all at least; returns what
+    is spent then."""
+    for place in order:
+        if place in chosen:
+            continue
+        if len(chosen) >= fewest and spent + cost[place] > limit:
+            break
+        chosen.append(place)
+        spent += cost[place]
+    return spent
 
 
 def unsettled(measured: np.ndarray, content: np.ndarray, of_image: np.ndarray) -> np.ndarray:

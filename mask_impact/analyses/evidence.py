@@ -71,17 +71,23 @@ class Searched:
 
 
 def search(
-    kind: str, ranking: Sequence[int], units: Sequence[Sequence[int]], questions: Questions, deep: bool
+    kind: str,
+    ranking: Sequence[int],
+    units: Sequence[Sequence[int]],
+    everything: Iterable[int],
+    questions: Questions,
+    deep: bool,
 ) -> Searched | None:
-    """Both sets of one kind; None where the budget does not even allow to hide all of it."""
+    """Both sets of one kind; everything: all positions of it. None where the budget does not even allow to hide all of it."""
     before = questions.spent
-    whole = tuple(sorted({position for place in ranking for position in units[place]}))
+    whole = tuple(sorted(everything))
     none = Found(None, True, False)
     try:
         matters = questions.changes(whole)
     except Exhausted:
         return None
-    needed = necessary(questions, ranking, units, deep) if matters else none
+    # Hiding some can change an answer that hiding all does not: what is left speaks for another one.
+    needed = necessary(questions, ranking, units, deep)
     enough = sufficient(questions, ranking, units, whole) if matters else none
     return Searched(kind, whole, matters, needed, enough, questions.spent - before)
 
@@ -95,7 +101,8 @@ def necessary(questions: Questions, ranking: Sequence[int], units: Sequence[Sequ
 
     singles = [place for place in ranking if questions.known.get(frozenset(units[place]), (False, 0.0))[0]]
     if singles:
-        return Found((min(singles, key=lambda place: questions.known[frozenset(units[place])][1]),), True, False)
+        smallest = min(singles, key=lambda place: (len(units[place]), questions.known[frozenset(units[place])][1]))
+        return Found((smallest,), True, False)
     return _smallest(decides, ranking, (lambda size: _beam(questions, ranking, units, size)) if deep else None)
 
 

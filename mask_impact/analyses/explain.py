@@ -17,11 +17,12 @@ from mask_impact.analyses.candidates import agreement_of, choose, costs, is_reli
 from mask_impact.analyses.evidence import Searched
 from mask_impact.analyses.generation import greedy_config, on_input_device
 from mask_impact.analyses.hiding import Hiding
+from mask_impact.analyses.measured import Measured
 from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.prepared import Prepared, describe_run, prepare
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.analyses.targets import resolve
-from mask_impact.analyses.units import Unit, answer_units, produced_units, summed
+from mask_impact.analyses.units import Unit, answer_units, coarse_units, produced_units, summed
 from mask_impact.analyses.without import generate
 from mask_impact.engine.backward import RULES, Estimates, Forward, estimate, keep_forward
 from mask_impact.engine.targets import Target
@@ -35,6 +36,7 @@ from mask_impact.results.sinks import find_sinks
 from mask_impact.results.tokens import TokenTable
 
 MEASURED = 0.5  # of the budget goes to measuring units, the rest to evidence
+REFINED = 0.65  # of it, with the parts of regions and sentences
 EVERYTHING = 0.7  # of it, where that measures all of them
 N_CONFIRMED = 2  # answers of evidence that generate() gives, each a forward pass or somewhat more
 DEEP = 40  # forward passes from which on small sets are tried for evidence, and all kinds of tokens
@@ -136,13 +138,20 @@ class _Explained:
         sinks = find_sinks(estimates["gradient"].attention.numpy())
         content = self._content(self.n_prompt + steps[0], sinks)
         units = [*self.prompt_units, *produced_units(self.tokens, self.n_prompt, self.n_prompt + steps[0])]
+        masked = self.tokens.masked(settings.mask_mode)
+        units = [unit for unit in units if masked[list(unit.positions)].all()]
         if settings.content_only:
             units = [unit for unit in units if content[list(unit.positions)].any()] or units
+        by_position = self._by_position(estimates["frozen"])
+        units, fine = coarse_units(units, self.tokens, self.encoded.images, by_position)
         with Hiding(self.loaded, inputs, targets, self.observer) as hiding:
-            found = self._measured(steps, units, content, estimates, hiding)
-            searched = self._search(units, content, found, hiding)
+            measured = Measured(units, hiding)
+            controls = self._measure(measured, estimates, content, fine)
+            measured.refine(by_position, self.tokens, REFINED * settings.budget)
+            found = self._found(steps, measured, controls, estimates, content)
+            searched = self._search(measured.units, content, found, hiding)
             found = self._with_routes(found, estimates["gradient"], hiding)
-        return replace(found, evidence=tuple(self._confirmed(one, units, steps) for one in searched))
+        return replace(found, evidence=tuple(self._confirmed(one, measured.units, steps) for one in searched))
 
     def _with_routes(self, found: ExplainedTarget, estimates: Estimates, hiding: Hiding) -> ExplainedTarget:
         """With the flows that the answer came by; cut, with the heads, where that was asked for."""
@@ -183,42 +192,45 @@ class _Explained:
         content[[position for position in sinks if position < n_positions]] = False
         return content
 
-    def _measured(
-        self,
-        steps: tuple[int, ...],
-        units: Sequence[Unit],
-        content: np.ndarray,
-        estimates: Mapping[str, Estimates],
-        hiding: Hiding,
-    ) -> ExplainedTarget:
-        targets, budget = hiding.targets, self.settings.budget
-        by_rule = {rule: self._of_units(found, targets, units) for rule, found in estimates.items()}
-        of_content = np.array([bool(content[list(unit.positions)].any()) for unit in units])
+    def _measure(
+        self, measured: Measured, estimates: Mapping[str, Estimates], content: np.ndarray, fine: np.ndarray
+    ) -> np.ndarray:
+        """Hides what is chosen within the budget; returns which of it are controls."""
+        units, hiding, budget = measured.units, measured.hiding, self.settings.budget
+        by_rule = {rule: self._of_units(found, hiding.targets, units) for rule, found in estimates.items()}
         cost = costs([unit.positions for unit in units], hiding.n_positions)
         share = EVERYTHING if cost.sum() <= EVERYTHING * budget else MEASURED
-        chosen, controls = choose(by_rule, cost, of_content, share * budget, self.seed)
-        effects = hiding.measure([units[place].positions for place in chosen])
-        forwards = hiding.forwards
-        change, kl = (np.full(len(units), np.nan, dtype=np.float32) for _ in range(2))
-        top1, differs = np.full(len(units), -1, dtype=np.int64), np.zeros(len(units), dtype=bool)
-        change[chosen], kl[chosen], top1[chosen] = effects.logprob_change, effects.kl_divergence, effects.top1
-        differs[chosen] = effects.differs >= 0
+        chosen, controls = choose(by_rule, cost, _any_of(units, content), fine, share * budget, self.seed)
+        measured.hide(chosen)
+        return controls
+
+    def _found(
+        self,
+        steps: tuple[int, ...],
+        measured: Measured,
+        controls: np.ndarray,
+        estimates: Mapping[str, Estimates],
+        content: np.ndarray,
+    ) -> ExplainedTarget:
+        """The target as a record: what was estimated and what was measured, and how far both agree."""
+        targets, units, tokenizer = measured.hiding.targets, measured.units, self.loaded.tokenizer
+        by_rule = {rule: self._of_units(found, targets, units) for rule, found in estimates.items()}
+        of_content = _any_of(units, content)
+        change, top1 = measured.column(0, np.nan, np.float32), measured.column(2, -1, np.int64)
         control = np.zeros(len(units), dtype=bool)
         control[controls] = True
-        images = np.array([bool((self.tokens.image[list(unit.positions)] >= 0).any()) for unit in units])
-        told = unsettled(change, of_content, images)
+        told = unsettled(change, of_content, _any_of(units, self.tokens.image >= 0))
         agreement = agreement_of(
             by_rule["frozen"], np.where(told if told.any() else of_content, change, np.nan), control
         )
-        ids = np.unique(effects.top1).tolist()
-        tokenizer = self.loaded.tokenizer
-        (instead,) = token_texts(tokenizer, [targets[0].instead])[0] if targets[0].instead is not None else (None,)
+        ids = [*{effect[2] for effect in measured.effects.values()}]
+        instead = targets[0].instead
         return ExplainedTarget(
             steps=steps,
             token_ids=tuple(self.produced[step] for step in steps),
             text=tokenizer.decode([self.produced[step] for step in steps]),
-            probability=effects.probability,
-            instead=None if instead is None else (targets[0].instead, instead),
+            probability=measured.probability,
+            instead=None if instead is None else (instead, token_texts(tokenizer, [instead])[0][0]),
             measure="log-prob" if len(steps) == 1 else self.settings.measure,
             names=tuple(unit.name for unit in units),
             positions=tuple(unit.positions for unit in units),
@@ -226,20 +238,24 @@ class _Explained:
             contribution=by_rule["frozen"].astype(np.float32),
             estimate_local=by_rule["gradient"].astype(np.float32),
             logprob_change=change,
-            kl_divergence=kl,
+            kl_divergence=measured.column(1, np.nan, np.float32),
             top1=top1,
             top1_texts=dict(zip(ids, token_texts(tokenizer, ids)[0], strict=True)),
-            differs=differs,
+            differs=measured.column(3, 0, bool),
             control=control,
             content=of_content,
             agreement=agreement,
             reliable=is_reliable(agreement, np.where(told, change, np.nan), control) if told.any() else None,
-            forwards=forwards,
+            forwards=measured.hiding.forwards,
         )
+
+    def _by_position(self, found: Estimates) -> np.ndarray:
+        """float64 [N]"""
+        return found.every.sum(dim=(0, 1)).double().numpy()
 
     def _of_units(self, found: Estimates, targets: Sequence[Target], units: Sequence[Unit]) -> np.ndarray:
         """float64 [G]; of a single token's log-odds as changes of its log-probability."""
-        changes = summed(found.every.sum(dim=(0, 1)).double().numpy(), units)
+        changes = summed(self._by_position(found), units)
         if len(targets) > 1 or targets[0].instead is not None or self.settings.measure == "log-prob":
             return changes
         (before,) = found.values  # ln p = -ln(1 + e^-odds)
@@ -264,13 +280,16 @@ class _Explained:
             questions.known[frozenset(units[place].positions)] = asked
         searched: list[Searched] = []
         for kind in ("image", "text"):
-            ranking = [
+            of_kind = [
                 place
                 for place in np.argsort(found.contribution, kind="stable").tolist()
-                if _is(units[place], kind, content, self.tokens)
+                if _is(units[place], kind, content, self.tokens) and units[place].kind not in ("sentence", "block")
             ]
-            if ranking and (deep or not any(one.matters for one in searched)):
-                one = evidence.search(kind, ranking, [unit.positions for unit in units], questions, deep)
+            regions = [place for place in of_kind if units[place].region is not None]
+            if of_kind and (deep or all(one.needed.places is None for one in searched)):
+                whole = {position for place in of_kind for position in units[place].positions}
+                positions = [unit.positions for unit in units]
+                one = evidence.search(kind, regions or of_kind, positions, whole, questions, deep)
                 searched += [] if one is None else [one]
         return searched
 
@@ -295,6 +314,11 @@ class _Explained:
         layers, n = range(len(locate(self.loaded.model).layers)), steps[-1] + 1
         ids, _ = generate(self.loaded, self.encoded.inputs, hidden, layers, max(len(self.produced), n))
         return self.loaded.tokenizer.decode(ids, skip_special_tokens=True), ids[:n] == self.produced[:n]
+
+
+def _any_of(units: Sequence[Unit], flags: np.ndarray) -> np.ndarray:
+    """bool [G], the units of which any position has a flag."""
+    return np.array([bool(flags[list(unit.positions)].any()) for unit in units])
 
 
 def _is(unit: Unit, kind: str, content: np.ndarray, tokens: TokenTable) -> bool:

@@ -31,7 +31,7 @@ from mask_impact.engine.targets import Target, value_of
 from mask_impact.errors import UsageError
 from mask_impact.models.architectures import Decoder, locate
 
-RULES = ("gradient", "frozen")
+RULES = ("frozen", "gradient")
 BYTES_AT_ONCE = 2**27  # of the weights of some queries, all heads and keys
 
 

@@ -41,9 +41,10 @@ class TokenSet:
 class Evidence:
     """The smallest sets that were found among the units of one kind, `image` or `text`.
 
-    matters: whether the answer changes where all units of the kind are hidden. necessary: without it the answer is another;
-    sufficient: the answer stays where all others of the kind are hidden. None: there is none, or none was found within the
-    budget (exhausted: whether the search ended for that reason). forwards: what it took, in forward passes of the sequence.
+    matters: whether the answer changes where all units of the kind are hidden; hiding some can change it where hiding all does
+    not. necessary: without it the answer is another; sufficient: the answer stays where all others of the kind are hidden. None:
+    there is none, or none was found within the budget (exhausted: whether the search ended for that reason). forwards: what it
+    took, in forward passes of the sequence.
     """
 
     kind: str

@@ -125,9 +125,6 @@ def _evidence(found: Explanation, target: ExplainedTarget) -> Iterator[str]:
 
 def _of_kind(found: Explanation, target: ExplainedTarget, one: Evidence) -> Iterator[str]:
     _, several = KIND_NAMES[one.kind]
-    if not one.matters:
-        yield f"  {several[0].upper()}{several[1:]}: none; the answer stays with all of them hidden."
-        return
     if one.necessary is not None:
         yield f"  Without {_names(found, target, one.necessary)} it is {quoted(one.necessary.text, 40)}.{_doubt(one.necessary)}"
     if one.sufficient is not None:
@@ -135,6 +132,8 @@ def _of_kind(found: Explanation, target: ExplainedTarget, one: Evidence) -> Iter
             f"  With {_names(found, target, one.sufficient)} alone, all other {several} hidden, it is "
             f"{quoted(one.sufficient.text, 40)}.{_doubt(one.sufficient)}"
         )
+    if not one.matters:
+        yield f"  With all {several} hidden it still is {quoted(target.text, 40)}."
     if one.exhausted:
         yield f"  The budget ended the search among {several}: --budget {2 * int(found.meta.get('budget') or 12)} goes on."
 
