@@ -25,6 +25,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from mask_impact.engine.attention import arithmetic_dtype
+from mask_impact.engine.replay import capped
 from mask_impact.engine.states import NOT_KEPT
 from mask_impact.engine.taps import tapped, up_to_own, visible_keys, windowed_kernel
 from mask_impact.engine.targets import Target, value_of
@@ -149,7 +150,7 @@ def _at_targets(forward: Forward, targets: Sequence[Target], measure: str) -> tu
     """The targets' values [T], and the gradient of their sum at the last layer's output."""
     rows = [one.row for one in targets]
     states = forward.final[:, rows].clone().requires_grad_(True)
-    logits = forward.model.get_output_embeddings()(forward.decoder.final_norm(states))[0]
+    logits = capped(forward.model, forward.model.get_output_embeddings()(forward.decoder.final_norm(states))[0])
     values = value_of(logits, targets, measure)
     values.sum().backward()
     gradient = torch.zeros_like(forward.entered[-1])

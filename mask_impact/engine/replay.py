@@ -357,6 +357,11 @@ def logits_of(engine: MaskingEngine, outputs: torch.Tensor) -> torch.Tensor:
     model = engine.model
     with _ByDifferences():
         logits = model.get_output_embeddings()(engine.decoder.final_norm(outputs).unsqueeze(1))[:, 0]
+    return capped(model, logits)
+
+
+def capped(model: nn.Module, logits: torch.Tensor) -> torch.Tensor:
+    """The logits as the model gives them, where it caps them."""
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
 

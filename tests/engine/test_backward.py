@@ -8,8 +8,9 @@ from oracle import Float32Becomes
 from tiny_models import tiny_model
 
 from mask_impact.engine import backward
-from mask_impact.engine.backward import Flow, estimate, hiding_effects, keep_forward, log_odds
+from mask_impact.engine.backward import Flow, hiding_effects, keep_forward
 from mask_impact.engine.taps import tapped, up_to_own, visible_keys
+from mask_impact.engine.targets import Target, value_of
 from mask_impact.errors import UsageError
 from mask_impact.models.architectures import LAYOUTS, locate
 
@@ -42,6 +43,15 @@ def made(name):
 
 
 # --- the oracle: a head's output is moved along what really removing a key does, and the target looked at ----------------
+
+
+def log_odds(logits, token):
+    return value_of(logits.unsqueeze(0), [Target(-1, token)])[0]
+
+
+def estimate(forward, token, rule="frozen", flows=(), **how):
+    """Of one token at the last position."""
+    return backward.estimate(forward, [Target(forward.n_positions - 1, token)], rule, flows, **how)
 
 
 @torch.no_grad()
@@ -251,12 +261,157 @@ def test_chunks_of_queries_change_nothing(monkeypatch):
         torch.testing.assert_close(again.last, one.last, rtol=1e-5, atol=1e-8)
 
 
+def test_several_targets_are_the_sum_of_each():
+    model, inputs, _ = made("qwen3")
+    forward = keep_forward(model, inputs)
+    targets = [Target(N - 1, 7), Target(N - 3, 11), Target(4, 5)]
+    for measure in ("log-odds", "log-prob"):
+        for rule in backward.RULES:
+            together = backward.estimate(forward, targets, rule, measure=measure)
+            alone = [backward.estimate(forward, [one], rule, measure=measure) for one in targets]
+            torch.testing.assert_close(together.every, sum(one.every for one in alone), rtol=1e-4, atol=1e-7)
+            assert together.values == pytest.approx([one.values[0] for one in alone])
+            # The rows of a target see nothing behind themselves.
+            assert not alone[2].every[..., 5:].any()
+            assert alone[2].every[..., :5].any()
+
+
+@torch.no_grad()
+def value_with(model, inputs, targets, measure, change=None):
+    """The sum of the targets where what a layer's heads give is changed, from whole logits."""
+    decoder = locate(model)
+    index = {id(layer.attention): layer.index for layer in decoder.layers}
+
+    def attend(own, module, query, key, value, mask, *args, **kwargs):
+        output = own(query, key, value, mask, *args, **kwargs)[0]
+        return (output if change is None else change(index[id(module)], output.clone())), None
+
+    with tapped(decoder, attend):
+        logits = model(**inputs, use_cache=False).logits[0].double()
+    total = 0.0
+    for one in targets:
+        p = torch.softmax(logits[one.row], 0)
+        if one.instead is not None:
+            total += float((p[one.token] / p[one.instead]).log())
+        else:
+            total += float(p[one.token].log() - (0 if measure == "log-prob" else (1 - p[one.token]).log()))
+    return total
+
+
+@pytest.mark.parametrize(
+    ("targets", "measure"),
+    [
+        ([Target(N - 1, 7), Target(N - 4, 11)], "log-odds"),
+        ([Target(N - 1, 7), Target(N - 4, 11)], "log-prob"),
+        ([Target(N - 1, 7, instead=9)], "log-odds"),
+    ],
+)
+def test_any_target_is_followed_along_what_hiding_does(targets, measure):
+    model, inputs, _ = made("qwen3")
+    pairs = [(0, 1, N - 4, 3), (1, 2, N - 1, 2), (1, 0, 5, 2), (0, 0, 0, 0)]
+
+    def of_targets(model, inputs, token, change=None):
+        return value_with(model, inputs, targets, measure, change)
+
+    expected = by_hand(model, inputs, None, pairs, of_targets)
+    for (layer, head, i, j), value in expected.items():
+        found = backward.estimate(keep_forward(model, inputs), targets, "gradient", measure=measure, layers=[layer])
+        assert float(found.maps[layer][head, i, j]) == pytest.approx(value, rel=1e-5, abs=1e-9)
+    assert max(map(abs, expected.values())) > 1e-6
+    assert sum(found.values) == pytest.approx(of_targets(model, inputs, None), abs=1e-8)
+
+
+def test_the_whole_map_of_a_layer_has_the_sums_in_it():
+    model, inputs, token = made("qwen3")
+    found = estimate(keep_forward(model, inputs), token, "gradient", layers=[1])
+    assert list(found.maps) == [1]
+    torch.testing.assert_close(found.maps[1].sum(1), found.every[1], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(found.maps[1][:, -1], found.last[1], rtol=1e-5, atol=1e-7)
+    assert not found.maps[1].triu(1).any()  # no query sees what is behind it
+
+
+def padded_inputs(inputs, n_padding):
+    ids = torch.nn.functional.pad(inputs["input_ids"], (n_padding, 0), value=1)
+    mask = torch.nn.functional.pad(inputs["attention_mask"], (n_padding, 0), value=0)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp_min(0)}
+
+
+@pytest.mark.parametrize("rule", backward.RULES)
+def test_padding_on_the_left_counts_for_nothing(rule, monkeypatch):
+    model, inputs, token = made("qwen3")
+    plain = estimate(keep_forward(model, inputs), token, rule)
+    padded = keep_forward(model, padded_inputs(inputs, 3))
+    found = estimate(padded, token, rule)
+    torch.testing.assert_close(found.every[..., 3:], plain.every, rtol=1e-5, atol=1e-8)
+    assert not found.every[..., :3].any()
+    everyone = backward.up_to_own
+    monkeypatch.setattr(
+        backward, "visible_keys", lambda mask, number, n, keys, window, device: everyone(n, keys, device)
+    )
+    assert estimate(padded, token, rule).every[..., :3].any()  # what a padded position that is counted would show
+
+
+def test_keys_outside_a_sliding_window_have_nothing():
+    model, inputs, token = made("mistral")
+    window = model.config.sliding_window
+    assert window < N
+    found = estimate(keep_forward(model, inputs), token, "gradient", layers=[0])
+    outside = torch.ones(N, N, dtype=torch.bool).tril(-window)
+    assert not found.maps[0][:, outside].any()
+    assert found.maps[0][:, ~outside].any()
+
+
+@pytest.mark.parametrize("rule", backward.RULES)
+def test_a_mixture_of_experts_is_followed(rule):
+    model = tiny_model("qwen3_vl_moe", dtype=torch.float64).eval()
+    model.set_experts_implementation("eager")  # the grouped kernel has no float64
+    inputs = inputs_of() | {"mm_token_type_ids": torch.zeros(1, N, dtype=torch.long)}
+    pairs = [(0, 1, N - 1, 3), (1, 0, 5, 2)]
+    if rule == "frozen":
+        found = estimate(keep_forward(model, inputs), 7, rule)
+        assert found.every.isfinite().all()
+        assert found.every.any()
+        return
+    for pair, value in by_hand(model, inputs, 7, pairs).items():
+        assert single(model, inputs, 7, rule, pair) == pytest.approx(value, rel=1e-5, abs=1e-9)
+
+
 BROKEN = {
     "no renormalisation": lambda weights, along: weights * ((weights * along).sum(-1, keepdim=True) - along),
     "the dominant key by the plain form": lambda weights, along: (
         weights / (1 - weights).clamp_min(0.25) * ((weights * along).sum(-1, keepdim=True) - along)
     ),
 }
+
+
+def test_the_oracle_rejects_groups_of_values_in_the_wrong_order(monkeypatch):
+    model, inputs, token = made("qwen3")
+    pairs = [(0, 0, N - 1, 3), (0, 3, N - 1, 3), (1, 2, 5, 2)]
+    expected = by_hand(model, inputs, token, pairs)
+    of = backward._Attention.of.__func__
+
+    def turned(cls, *args):
+        found = of(cls, *args)
+        found.values = found.values.flip(0)
+        return found
+
+    monkeypatch.setattr(backward._Attention, "of", classmethod(turned))
+    apart = [abs(single(model, inputs, token, "gradient", pair) - value) for pair, value in expected.items()]
+    assert max(apart) > 1e-3 * max(map(abs, expected.values()))
+
+
+def test_the_oracle_rejects_a_gradient_that_is_rounded_to_bfloat16(monkeypatch):
+    model, inputs, token = made("qwen3")
+    pairs = [(0, 0, N - 1, 3), (1, 2, N - 1, 2)]
+    expected = by_hand(model, inputs, token, pairs)
+    through = backward._through_layer
+    monkeypatch.setattr(
+        backward,
+        "_through_layer",
+        lambda forward, index, gradient: through(forward, index, gradient.bfloat16().double()),
+    )
+    apart = [abs(single(model, inputs, token, "gradient", pair) / value - 1) for pair, value in expected.items()]
+    assert max(apart) > 1e-4
 
 
 @pytest.mark.parametrize("broken", BROKEN)
@@ -283,11 +438,11 @@ def test_the_model_is_as_it_was():
     expected = target_with(model, inputs, token)
     forward = keep_forward(model, inputs)
     found = estimate(forward, token)
-    assert found.target == pytest.approx(expected, abs=1e-9)
+    assert found.values == (pytest.approx(expected, abs=1e-9),)
     assert [parameter.requires_grad for parameter in model.parameters()] == before
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    with pytest.raises(UsageError, match="a rule is one of gradient, frozen"):
+    with pytest.raises(UsageError, match="a rule is one of frozen, gradient"):
         estimate(forward, token, "attnlrp")
     two = {name: value.repeat(2, 1) for name, value in inputs.items()}
     with pytest.raises(UsageError, match="one sequence at a time"):

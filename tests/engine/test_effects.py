@@ -111,9 +111,9 @@ def broken(monkeypatch, name):
     if name == "mask one layer off":
         through = replay._through_layers
 
-        def off(engine, variants, start, *scale):
+        def off(engine, variants, start, *scale, **rows):
             first, last = (variants.first - 1).clamp_min(0), (variants.last - 1).clamp_min(0)
-            return through(engine, replace(variants, first=first, last=last), start, *scale)
+            return through(engine, replace(variants, first=first, last=last), start, *scale, **rows)
 
         monkeypatch.setattr(replay, "_through_layers", off)
     elif name == "the unmasked row's own key and value":
@@ -221,7 +221,7 @@ def test_effects_of_any_size_are_those_of_two_distributions(size):
     differences[0, logits.argmin()] = size
     own, changed = (torch.log_softmax(values.double(), dim=-1) for values in (logits, logits.double() + differences))
     produced = int(logits.argmax())
-    logit, logprob, kl, top1 = effects_module._changes(differences, logits, own, produced)
+    logit, logprob, kl, top1 = effects_module.changes_of(differences, logits, own, produced)
     np.testing.assert_allclose(logit, differences[:, produced])
     np.testing.assert_allclose(logprob, changed[:, produced] - own[produced], rtol=1e-4, atol=1e-7)
     expected = (own.exp() * (own - changed)).sum(-1)
@@ -370,21 +370,21 @@ def test_without_memory_for_many_fewer_go_together(monkeypatch):
     (whole, *_), _ = run(model, inputs, queries="all")
     real, sizes = replay._through_layers, []
 
-    def narrow(engine, variants, start, *scale):
+    def narrow(engine, variants, start, *scale, **rows):
         sizes.append(len(variants))
         if len(variants) > 2:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return real(engine, variants, start, *scale)
+        return real(engine, variants, start, *scale, **rows)
 
     monkeypatch.setattr(replay, "_through_layers", narrow)
     (found, *_), _ = run(model, inputs, queries="all")
     np.testing.assert_allclose(found.logprob_change, whole.logprob_change, rtol=1e-3, atol=1e-6)
     assert max(sizes) > 2
 
-    def none(engine, variants, start, *scale):
+    def none(engine, variants, start, *scale, **rows):
         if len(variants):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return real(engine, variants, start, *scale)
+        return real(engine, variants, start, *scale, **rows)
 
     monkeypatch.setattr(replay, "_through_layers", none)
     with pytest.raises(DeviceError, match="out of memory with a single variant of the model"):
