@@ -120,4 +120,4 @@ def _effect_record(
 def _effect_settings(settings: RunSettings) -> dict[str, Any] | None:
     if not settings.effect:
         return None
-    return {"window": settings.window, "queries": settings.queries, "groups": settings.groups}
+    return {"window": settings.window, "queries": settings.queries, "groups": settings.groups or "tokens"}

@@ -1,5 +1,7 @@
 """Effects on the answer as a user has them: in results and files, by groups, from the script and in studies."""
 
+from functools import partial
+
 import effect_oracle
 import numpy as np
 import pandas as pd
@@ -10,13 +12,14 @@ from tiny_models import tiny_image_inputs, tiny_inputs, tiny_model
 
 import mask_impact
 from mask_impact.analyses.observer import Observer
-from mask_impact.api.functions import analyze
+from mask_impact.api.functions import analyze as analyze_all
 from mask_impact.commands.scripts import main_text
 from mask_impact.errors import InputError, OutputError
 from mask_impact.models import loading
 from mask_impact.results.effect_tables import EFFECT_COLUMNS
 
 N_STEPS = 3
+analyze = partial(analyze_all, answer=False)  # local maps and effects alone
 
 
 def test_analyze_gives_them_and_files_give_them_back(tmp_path):
@@ -190,8 +193,8 @@ def test_the_script_says_what_costs_most(tmp_path, monkeypatch, capsys, text_che
 
 
 WRONG = [
-    (["--window", "3"], "--window, --queries and --groups say how the effect is measured: give --effect too"),
-    (["--queries", "all"], "--window, --queries and --groups say how the effect is measured: give --effect too"),
+    (["--window", "3"], "--window and --queries say how the effect is measured: give --effect too"),
+    (["--queries", "all"], "--window and --queries say how the effect is measured: give --effect too"),
     (["--effect", "--queries", "first"], "--queries must be last or all, not 'first'"),
     (["--effect", "--groups", "nowhere.yaml"], "--groups takes tokens, words or a YAML file of groups, and 'nowhere.yaml' "),
     (["--effect", "--max-cost", "3"], "this takes 66 rows through layers, as many as 2 forward passes of this prompt, and 3 "

@@ -22,9 +22,16 @@ TAKEN = {
     "effect": [(True, True)],
     "window": [(1, 1), (9, 9), ("all", "all"), ("ALL", "all")],
     "queries": [("last", "last"), ("all", "all")],
-    "groups": [("tokens", "tokens"), ("words", "words"), ("groups.yaml", "groups.yaml")],
+    "groups": [(None, None), ("tokens", "tokens"), ("words", "words"), ("groups.yaml", "groups.yaml")],
     "max_cost": [(1, 1)],
+    "answer": [(True, True), (False, False)],
+    "target": [("answer", "answer"), ("0-4", "0-4")],
+    "instead": [(None, None), ("blue", "blue")],
+    "measure": [("log-odds", "log-odds"), ("log-prob", "log-prob")],
     "budget": [(12, 12)],
+    "routes": [(None, None), ("auto", "auto")],
+    "matrix": [(True, True)],
+    "content_only": [(True, True)],
     "batch_size": [(None, None), (64, 64)],
 }
 AT_LEAST_1 = "a whole number, at least 1"
@@ -41,9 +48,22 @@ REFUSED = {
     "effect": ("true or false", [1, None, "true"]),
     "window": (LAYERS, [0, 1.5, "some", None, True]),
     "queries": ("last or all", ["first", None]),
-    "groups": ("text: tokens, words, or a path of a YAML file of groups", ["", None, 3]),
+    "groups": ("text: tokens, words, or a path of a YAML file of groups", ["", 3]),
     "max_cost": ("a whole number of row-layers, at least 1", [0, None]),
+    "answer": ("true or false", [1, None]),
+    "target": (
+        "text: answer, thinking, all, each, numbers of produced tokens (0-4), or text of the answer",
+        ["", None, 3],
+    ),
+    "instead": ("text", ["", 3]),
+    "measure": ("log-odds or log-prob", ["effect", None]),
     "budget": ("a whole number of forward passes, at least 1", [0, None]),
+    "routes": (
+        "text: auto, flows such as image -> last, with ; between them, or a path of a YAML file of flows",
+        ["", True],
+    ),
+    "matrix": ("true or false", [1, None]),
+    "content_only": ("true or false", ["yes", None]),
     "batch_size": (AT_LEAST_1, [0, "all"]),
 }
 MEANT = {"Mask": "mask", "zero_value": "zero-value", "ful": "full"}
