@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mask_impact.results.explanations import Agreement, ExplainedStep, Explanation
+from mask_impact.results.explanations import Agreement, Evidence, ExplainedTarget, Explanation, Route, TokenSet
 from mask_impact.results.records import Candidate, EffectRecord, Result, StepRecord, variant_names
 from mask_impact.results.tokens import ImageRecord, TokenTable
 
@@ -145,21 +145,24 @@ def with_effects(result: Result, seed: int = 0, floor: float = 1e-4, texts: Sequ
     return replace(result, steps=tuple(steps), meta={**result.meta, **how})
 
 
-def make_explanation(names=("the", " cat", "<|image_pad|>"), measured=(True, False, True)):
-    """Three tokens, the last a cell of an image; the second is only estimated."""
+def make_explanation(names=("the", " cat", "<|image_pad|>"), measured=(True, False, True), **changes):
+    """Three tokens, the last a cell of an image; the second is only estimated. changes: of the target."""
     place = np.array([-1, -1, 0, -1], dtype=np.int32)
     tokens = TokenTable(np.arange(4), (*names, " mat"), ("text", "text", "image", "text"), place, place, place)
     there = np.array(measured)
-    step = ExplainedStep(
-        step=0, token_id=7, token_text=" mat", probability=0.75,
-        names=(names[0], names[1], "image 0 [0, 0]"), positions=((0,), (1,), (2,)),
+    needed = TokenSet((2,), True, " <b>", True)
+    target = ExplainedTarget(
+        steps=(0,), token_ids=(7,), text=" mat", probability=0.75, instead=None, measure="log-prob",
+        names=(names[0], names[1], "image 0 [0, 0]"), positions=((0,), (1,), (2,)), kinds=("text", "text", "image"),
         contribution=np.array([-0.5, 0.25, -3.0], dtype=np.float32),
         estimate_local=np.array([-0.25, 0.0, -1.0], dtype=np.float32),
         logprob_change=np.where(there, [-0.4, 0.0, -2.5], np.nan).astype(np.float32),
         kl_divergence=np.where(there, [0.1, 0.0, 2.0], np.nan).astype(np.float32),
         top1=np.where(there, [7, 7, 9], -1), top1_texts={7: " mat", 9: " <b>"},
-        control=np.array([True, False, False]),
+        differs=np.array([False, False, True]), control=np.array([True, False, False]), content=np.ones(3, dtype=bool),
         agreement=Agreement(2, 1.0, 1.0, 1.2, 0.4), reliable=False, forwards=1.5,
+        evidence=(Evidence("image", True, needed, replace(needed, text=" mat"), False, 2.5),),
+        routes=(Route("image -> last", "image", "last", np.array([[-0.5, 0.25], [-1.0, 0.0]], dtype=np.float32)),),
     )  # fmt: skip
     image = ImageRecord("a.png", (32, 32), (32, 32), (1, 1))
-    return Explanation((step,), tokens, (image,), 3, " mat", {"model": "tiny"})
+    return Explanation((replace(target, **changes),), tokens, (image,), 3, " mat", meta={"model": "tiny", "budget": 12})

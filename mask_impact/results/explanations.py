@@ -194,5 +194,6 @@ class Explanation:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.matrix is not None and self.matrix.shape[1] != self.n_prompt:
-            raise ValueError(f"matrix has shape {self.matrix.shape}, expected [produced tokens, {self.n_prompt}]")
+        shape = (len(self.tokens) - self.n_prompt, self.n_prompt)
+        if self.matrix is not None and self.matrix.shape != shape:
+            raise ValueError(f"matrix has shape {self.matrix.shape}, expected {shape}")

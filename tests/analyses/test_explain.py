@@ -1,7 +1,6 @@
-"""What an answer used: what is measured against full forwards, what is chosen by hand-made rankings, and a picture whose truth is
-known."""
+"""What an answer used: what is measured against full forwards, what is estimated against the engine's sums, and pictures whose
+truth is known."""
 
-import dataclasses
 from pathlib import Path
 
 import effect_oracle
@@ -12,11 +11,12 @@ from checkpoints import make_tokenizer
 from tiny_models import tiny_model
 
 import mask_impact
-from mask_impact.analyses import explain
-from mask_impact.analyses.explain import agreement_of, choose, is_reliable
+from mask_impact.analyses import explain, hiding, units
 from mask_impact.analyses.settings import RunSettings
-from mask_impact.engine.backward import estimate, keep_forward
-from mask_impact.errors import InputError
+from mask_impact.engine import backward
+from mask_impact.engine.backward import keep_forward
+from mask_impact.engine.targets import Target
+from mask_impact.errors import InputError, UsageError
 from mask_impact.models import loading
 
 PICTURE = Path(__file__).parents[2] / "examples" / "shapes.png"
@@ -36,7 +36,21 @@ def demo():
 
 
 def run(loaded, prompt=PROMPT, **settings):
-    return explain.run(loaded, prompt, RunSettings(**{"raw": True, "num_tokens": 2, "budget": 1000} | settings))
+    defaults = {"raw": True, "num_tokens": 3, "budget": 1000, "groups": "tokens", "target": "each"}
+    return explain.run(loaded, prompt, RunSettings(**defaults | settings))
+
+
+def inputs_of(loaded, prompt=PROMPT):
+    return {k: v for k, v in loaded.tokenizer(prompt, return_tensors="pt").items() if k != "token_type_ids"}
+
+
+def logprobs(loaded, produced, keys, n):
+    """Log-probabilities of the token behind `produced`, with keys hidden from all n queries in all layers."""
+    layers = range(loaded.config.num_hidden_layers)
+    logits = effect_oracle.masked_logits(
+        loaded.model, inputs_of(loaded), produced, layers=layers, queries=range(n), keys=keys
+    )
+    return torch.log_softmax(logits, -1)
 
 
 # --- what is measured, and what is estimated ----------------------------------------------------------------------------------
@@ -44,60 +58,114 @@ def run(loaded, prompt=PROMPT, **settings):
 
 def test_what_is_measured_is_what_full_forwards_with_the_token_hidden_give(tiny):
     found = run(tiny)
-    inputs = {
-        name: value for name, value in tiny.tokenizer(PROMPT, return_tensors="pt").items() if name != "token_type_ids"
-    }
-    produced = [step.token_id for step in found.steps]
-    layers = range(tiny.config.num_hidden_layers)
-    for number, step in enumerate(found.steps):
-        own = torch.log_softmax(
-            effect_oracle.masked_logits(tiny.model, inputs, produced[:number], layers=(), queries=(), keys=()), -1
-        )
-        assert step.probability == pytest.approx(float(own[step.token_id].exp()), rel=1e-4)
-        assert step.reliable is None
-        assert step.measured.all()
+    produced = [target.token_ids[0] for target in found.targets]
+    assert [target.steps for target in found.targets] == [(0,), (1,), (2,)]
+    for number, target in enumerate(found.targets):
         n = found.n_prompt + number
-        assert len(step.names) == n
+        own = logprobs(tiny, produced[:number], (), n)
+        assert target.probability == pytest.approx(float(own[target.token_ids[0]].exp()), rel=1e-4)
+        assert target.reliable is None
+        assert target.measured.all()
+        assert len(target.names) == n
         for place in range(0, n, 2):
-            logits = effect_oracle.masked_logits(
-                tiny.model, inputs, produced[:number], layers=layers, queries=range(n), keys=step.positions[place]
-            )
-            expected = float(torch.log_softmax(logits, -1)[step.token_id] - own[step.token_id])
-            assert step.logprob_change[place] == pytest.approx(expected, rel=2e-3, abs=2e-5)
-            assert int(step.top1[place]) == int(logits.argmax())
+            hidden = logprobs(tiny, produced[:number], target.positions[place], n)
+            expected = float((hidden - own)[target.token_ids[0]])
+            assert target.logprob_change[place] == pytest.approx(expected, rel=2e-3, abs=2e-5)
+            assert int(target.top1[place]) == int(hidden.argmax())
+            assert bool(target.differs[place]) == (int(hidden.argmax()) != int(own.argmax()))
+
+
+def test_an_answer_of_several_tokens_is_asked_about_as_one(tiny):
+    found = run(tiny, target="all")
+    (target,) = found.targets
+    assert target.steps == (0, 1, 2)
+    assert len(target.names) == found.n_prompt  # nothing within the target
+    for place in (0, 3):
+        change = 0.0
+        for number, token in enumerate(target.token_ids):
+            n = found.n_prompt + number
+            before = list(target.token_ids[:number])
+            own, hidden = (logprobs(tiny, before, keys, n) for keys in ((), target.positions[place]))
+            change += float((hidden - own)[token])
+        assert target.logprob_change[place] == pytest.approx(change, rel=2e-3, abs=2e-5)
+    assert target.measure == "log-odds"
 
 
 def test_estimates_are_sums_over_layers_heads_and_queries_as_changes_of_the_log_probability(tiny):
     found = run(tiny, num_tokens=1)
-    inputs = tiny.tokenizer(PROMPT, return_tensors="pt")
-    forward = keep_forward(tiny.model, {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]})
-    (step,) = found.steps
-    for rule, values in (("frozen", step.contribution), ("gradient", step.estimate_local)):
-        sums = estimate(forward, step.token_id, rule)
-        before = 1 / (1 + np.exp(-sums.target))
-        after = 1 / (1 + np.exp(-(sums.target + sums.every.sum((0, 1)).numpy().astype(float))))
+    (target,) = found.targets
+    forward = keep_forward(tiny.model, inputs_of(tiny))
+    wanted = [Target(found.n_prompt - 1, target.token_ids[0])]
+    for rule, values in (("frozen", target.contribution), ("gradient", target.estimate_local)):
+        sums = backward.estimate(forward, wanted, rule)
+        before = 1 / (1 + np.exp(-sums.values[0]))
+        after = 1 / (1 + np.exp(-(sums.values[0] + sums.every.sum((0, 1)).numpy().astype(float))))
         np.testing.assert_allclose(values, np.log(after) - np.log(before), rtol=1e-4, atol=1e-7)
-    assert step.probability == pytest.approx(before, rel=1e-4)
+    assert target.probability == pytest.approx(before, rel=1e-4)
+    plain = run(tiny, num_tokens=1, measure="log-prob").targets[0]
+    sums = backward.estimate(forward, wanted, "frozen", measure="log-prob")
+    np.testing.assert_allclose(plain.contribution, sums.every.sum((0, 1)).numpy(), rtol=1e-4, atol=1e-7)
+
+
+def test_why_one_word_rather_than_another(tiny):
+    whole = run(tiny, num_tokens=1)
+    produced = whole.targets[0].token_ids[0]
+    other = next(word for word in ("cat", "mat", "sat") if tiny.tokenizer.encode(word)[0] != produced)
+    (target,) = run(tiny, num_tokens=1, instead=other).targets
+    rival = target.instead[0]
+    n = whole.n_prompt
+    own = logprobs(tiny, [], (), n)
+    for place in (0, 2):
+        hidden = logprobs(tiny, [], target.positions[place], n)
+        expected = float((hidden[produced] - hidden[rival]) - (own[produced] - own[rival]))
+        assert target.logprob_change[place] == pytest.approx(expected, rel=2e-3, abs=2e-5)
+    with pytest.raises(UsageError, match="is held against one produced token, and the target has 3"):
+        run(tiny, target="all", instead="cat")
+    with pytest.raises(UsageError, match="begins with the token that was produced"):
+        run(tiny, num_tokens=1, instead=whole.targets[0].text.strip())
+
+
+def test_the_matrix_has_each_produced_token_by_each_of_the_prompt(tiny):
+    found = run(tiny, matrix=True)
+    assert found.matrix.shape == (3, found.n_prompt)
+    for step, target in enumerate(found.targets):
+        inputs = explain.extended(inputs_of(tiny), [one.token_ids[0] for one in found.targets[:step]])
+        wanted = [Target(found.n_prompt + step - 1, target.token_ids[0])]
+        alone = backward.estimate(keep_forward(tiny.model, inputs), wanted, "frozen").every.sum((0, 1)).numpy()
+        np.testing.assert_allclose(found.matrix[step], alone[: found.n_prompt], rtol=1e-3, atol=1e-6)
+
+
+# --- units ------------------------------------------------------------------------------------------------------------------
 
 
 def test_words_are_hidden_together_and_produced_tokens_stand_alone(tiny):
     prompt = "zigzag cat"
-    found = run(tiny, prompt, groups="words", num_tokens=3)
-    first, last = found.steps[0], found.steps[-1]
+    found = run(tiny, prompt, groups="words")
+    first, last = found.targets[0], found.targets[-1]
     assert sorted(position for positions in first.positions for position in positions) == list(range(found.n_prompt))
-    assert any(len(positions) > 1 for positions in first.positions)
+    assert "word" in first.kinds
     assert last.positions[-2:] == ((found.n_prompt,), (found.n_prompt + 1,))
     assert first.names == ("zigzag", " cat")
+    assert run(tiny, prompt, groups=None).targets[0].names == first.names
 
 
 def test_a_file_of_groups_is_taken_and_one_that_hides_everything_refused(tiny, tmp_path):
     path = tmp_path / "groups.yaml"
     path.write_text("animal: cat\nplace: '\"the mat\"'\n")
-    (step,) = run(tiny, groups=str(path), num_tokens=1).steps
-    assert step.names == ("animal", "place")
+    (target,) = run(tiny, groups=str(path), num_tokens=1).targets
+    assert target.names == ("animal", "place")
+    assert target.kinds == ("group", "group")
     path.write_text("all: text\n")
     with pytest.raises(InputError, match="is the whole prompt"):
         run(tiny, groups=str(path))
+
+
+def test_the_template_can_be_left_out(demo):
+    whole = mask_impact.explain(demo, "What color is the star?", images=PICTURE, budget=100)
+    content = mask_impact.explain(demo, "What color is the star?", images=PICTURE, budget=100, content_only=True)
+    assert "<|im_start|>" in whole.targets[0].names
+    assert "<|im_start|>" not in content.targets[0].names
+    assert content.targets[0].content.all()
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl_moe", "gemma3_text"])
@@ -105,88 +173,72 @@ def test_other_families_are_explained_too(name):
     """A mixture of experts, and windows with gated activations of another kind."""
     tokenizer = make_tokenizer()
     model = tiny_model(name, vocab_size=len(tokenizer), max_position_embeddings=64)
-    (step,) = run(loading.wrap(model, tokenizer, name="tiny"), num_tokens=1).steps
-    for values in (step.contribution, step.estimate_local, step.logprob_change):
+    (target,) = run(loading.wrap(model, tokenizer, name="tiny"), num_tokens=1).targets
+    for values in (target.contribution, target.estimate_local, target.logprob_change):
         assert np.isfinite(values).all()
         assert np.abs(values).max() > 1e-6
-    assert step.reliable is None
+    assert target.reliable is None
 
 
-# --- which are measured ---------------------------------------------------------------------------------------------------------
+def test_the_model_is_as_it_was_also_when_it_ends_in_the_middle(tiny, monkeypatch):
+    def state():
+        hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in tiny.model.modules()]
+        return tiny.model.config._attn_implementation, hooks, [p.requires_grad for p in tiny.model.parameters()]
 
+    before = state()
+    run(tiny, routes="auto")
+    assert state() == before
 
-def test_both_rankings_take_turns_within_the_budget_and_some_are_drawn_at_random():
-    rng = np.random.default_rng(0)
-    n = 200
-    estimates = {"gradient": rng.normal(size=n), "frozen": rng.normal(size=n)}
-    chosen, controls, forwards = choose(estimates, range(n), n, 12, seed=1)
-    cost = 1 - np.arange(n) / n
-    assert forwards == pytest.approx(cost[chosen].sum())
-    assert forwards <= 12
-    assert len(set(chosen.tolist())) == len(chosen)
-    candidates = [place for place in chosen.tolist() if place not in controls]
-    for values in estimates.values():
-        assert set(np.argsort(values)[:5].tolist()) <= set(candidates)
-    assert 3 <= len(controls) <= 16
-    assert not {*controls.tolist()} & {*candidates}
-    assert choose(estimates, range(n), n, 12, seed=1)[0].tolist() == chosen.tolist()
-    assert choose(estimates, range(n), n, 12, seed=2)[1].tolist() != controls.tolist()
+    def fails(*args):
+        raise KeyboardInterrupt
 
-
-def test_a_small_budget_still_measures_five_and_three_and_a_large_one_everything():
-    estimates = {"gradient": np.arange(50.0), "frozen": -np.arange(50.0)}
-    chosen, controls, _ = choose(estimates, range(50), 50, 1, seed=0)
-    assert (len(chosen), len(controls)) == (8, 3)
-    chosen, controls, forwards = choose(estimates, range(50), 50, 26, seed=0)
-    assert (sorted(chosen), len(controls)) == (list(range(50)), 0)
-    assert forwards == pytest.approx(25.5)
-
-
-# --- how far the estimates hold -------------------------------------------------------------------------------------------------
-
-
-def test_agreement_is_counted_over_what_was_measured():
-    contribution = np.array([-4.0, -2.0, -1.0, 0.5, -9.0, -3.0])
-    measured = np.array([-2.0, -1.0, -0.5, -0.25, np.nan, 0.0])
-    control = np.array([False, False, False, True, False, True])
-    found = agreement_of(contribution, measured, control)
-    assert (found.n, found.strongest_control) == (5, 0.25)
-    assert found.same_sign == 0.75
-    assert found.ratio == 2.0
-    ranks = (
-        np.argsort(np.argsort([-4.0, -2.0, -1.0, 0.5, -3.0])),
-        np.argsort(np.argsort([-2.0, -1.0, -0.5, -0.25, 0.0])),
-    )
-    assert found.rho == pytest.approx(np.corrcoef(*ranks)[0, 1])
-
-
-def test_estimates_are_not_reliable_where_they_disagree_or_a_random_token_matters_more():
-    measured = np.array([-5.0, -4.0, -3.0, -2.0, -1.0, -0.1, -0.2])
-    control = np.array([False] * 5 + [True] * 2)
-    good = agreement_of(measured * 1.2, measured, control)
-    assert is_reliable(good, measured, control)
-    assert not is_reliable(agreement_of(measured[::-1].copy(), measured, control), measured, control)
-    surprising = measured.copy()
-    surprising[5] = -1.5  # more than the weakest of the five
-    found = agreement_of(surprising * 1.2, surprising, control)
-    assert found.rho > 0.9
-    assert not is_reliable(found, surprising, control)
-    assert not is_reliable(dataclasses.replace(good, rho=float("nan")), measured, control)
+    monkeypatch.setattr(hiding, "measure_targets", fails)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny)
+    assert state() == before
 
 
 # --- a picture whose truth is known ---------------------------------------------------------------------------------------------
 
 
-def test_the_cell_that_the_answer_needs_comes_first(demo):
+def test_the_cell_that_the_answer_needs_comes_first_and_decides_it(demo):
     found = mask_impact.explain(demo, "What color is the star?", images=PICTURE)
-    (step,) = found.steps
-    cells = [place for place, positions in enumerate(step.positions) if found.tokens.image[positions[0]] >= 0]
-    star = next(place for place in cells if step.names[place] == "image 0 [0, 3]")
-    assert found.generated_text == "orange"
-    assert min(cells, key=lambda place: step.contribution[place]) == star
-    assert min(cells, key=lambda place: np.nan_to_num(step.logprob_change[place])) == star
-    assert step.contribution[star] < 100 * min(step.contribution[place] for place in cells if place != star)
-    assert step.top1_texts[int(step.top1[star])] == "blue"
-    assert "image 0 [0, 3]" in found.top(3)
-    assert 0 < step.forwards <= 12
-    assert step.control.sum() >= 3
+    (target,) = found.targets
+    cells = [place for place, positions in enumerate(target.positions) if found.tokens.image[positions[0]] >= 0]
+    star = next(place for place in cells if target.names[place] == "image 0 [0, 3]")
+    assert (found.generated_text, target.text) == ("orange", "orange")  # without the token that ends it
+    assert min(cells, key=lambda place: target.contribution[place]) == star
+    assert min(cells, key=lambda place: np.nan_to_num(target.logprob_change[place])) == star
+    assert target.contribution[star] < 100 * min(target.contribution[place] for place in cells if place != star)
+    assert target.top1_texts[int(target.top1[star])] == "blue"
+    assert set(found.top(2)) == {" star", "image 0 [0, 3]"}
+    assert 0 < target.forwards <= 12
+    assert target.control.sum() >= 3
+    (evidence,) = found.evidence
+    assert (evidence.kind, evidence.matters, evidence.exhausted) == ("image", True, False)
+    assert (evidence.necessary.places, evidence.necessary.text, evidence.necessary.confirmed) == ((star,), "blue", True)
+    assert (evidence.sufficient.places, evidence.sufficient.text, evidence.sufficient.confirmed) == (
+        (star,), "orange", True,
+    )  # fmt: skip
+    assert target.forwards + evidence.forwards <= 12
+
+
+def test_a_larger_budget_looks_for_evidence_among_words_too(demo):
+    found = mask_impact.explain(demo, "What color is the star?", images=PICTURE, budget=60)
+    assert [one.kind for one in found.evidence] == ["image", "text"]
+    (place,) = found.evidence[1].necessary.places
+    assert found.targets[0].kinds[place] == "text"
+    assert found.evidence[1].necessary.text != "orange"
+
+
+def test_where_there_are_many_cells_regions_are_hidden(demo, monkeypatch):
+    """As with a large picture: the same one, with few cells called many."""
+    monkeypatch.setattr(units, "MANY", 15)
+    found = mask_impact.explain(demo, "What color is the star?", images=PICTURE)
+    (target,) = found.targets
+    assert "block" in target.kinds or "region" in target.kinds
+    assert "image 0 [0, 3]" in found.top(2)  # the region that is one cell
+    blocks = [place for place, kind in enumerate(target.kinds) if kind in ("block", "region")]
+    for place in blocks:
+        assert set(found.tokens.image[list(target.positions[place])]) == {0}
+    assert found.evidence[0].necessary.text == "blue"

@@ -373,8 +373,8 @@ def test_each_mask_mode_has_its_phase_and_its_rows(mask_mode, title, kinds, run,
     assert f"Images ({(result.tokens.image >= 0).sum()} vision tokens)" in outcome.out
     rows, columns = result.images[0].grid
     assert f"{rows} rows x {columns} columns\n" in outcome.out
-    assert ("Patches that matter most" in outcome.out) == (True in kinds)
-    assert ("Most important for the first token" in outcome.out) == (False in kinds)
+    assert ("Patches that are read most" in outcome.out) == (True in kinds)
+    assert ("Where it is read for the first token" in outcome.out) == (False in kinds)
 
 
 @BOTH

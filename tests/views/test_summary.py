@@ -191,14 +191,14 @@ def test_a_page_about_images_says_what_the_model_saw_and_where_it_mattered():
     assert lines[1] == "  impact, in %):"
     assert [float(cell) for line in lines[2:4] for cell in line.split()[2:]] == pytest.approx(of_layers, abs=0.051)
     assert lines[4] == f"  mean {of_layers.mean():.1f} %"
-    lines = section(page, "Layers where the vision tokens matter most for each produced token:")
+    lines = section(page, "Layers where the vision tokens are read most for each produced token:")
     for step, line in enumerate(lines[1:]):
         best = 100 * shares[step].sum(axis=1)
         assert f'"{[" Paris", "."][step]}"' in line
         assert f"<- layer {best.argmax()} ({best.max():.1f} %), layer " in line
     best = int(shares[0].mean(axis=0).argmax())
     image, row, column = [(0, r, c) for r in range(2) for c in range(3)][best] if best < 6 else (1, 0, best - 6)
-    first = section(page, "Patches that matter most for the first token")[3].split()
+    first = section(page, "Patches that are read most for the first token")[3].split()
     assert first[:4] == ["1", str(image), str(row), str(column)]
     assert float(first[4]) == pytest.approx(100 * shares[0].mean(axis=0).max(), abs=0.051)
     box = [50 * column, 40 * row, 50 * column + 50, 40 * row + 40]
@@ -212,16 +212,16 @@ def test_a_page_about_vision_tokens_alone_compares_them_with_the_layers_update()
     expected = 100 * step.l2[:, :, 0].sum(axis=1) / step.baseline_norm[:, 0]
     lines = section(page, "Vision tokens, layer by layer, for the first token (sum of their Full L2 over")
     assert [float(cell) for cell in lines[2].split()[2:]] == pytest.approx(expected, rel=1e-3, abs=0.051)
-    assert "Most important for the first token" not in page
-    assert "Patches that matter most" in page
+    assert "Where it is read for the first token" not in page
+    assert "Patches that are read most" in page
 
 
 def test_a_page_about_text_tokens_alone_names_the_images_only():
     page = render_summary(make_result(grids=((2, 3),), mask_mode="text"))
     assert "Images (6 vision tokens)" in page
     assert "Vision tokens, layer by layer" not in page
-    assert "Patches that matter most" not in page
-    assert "Most important for the first token" in page
+    assert "Patches that are read most" not in page
+    assert "Where it is read for the first token" in page
 
 
 def test_percent_never_shows_something_as_nothing():
@@ -274,7 +274,7 @@ def test_top_bounds_the_ranking():
 def test_several_steps_get_a_line_each():
     one, three = render_summary(make_result()), render_summary(make_result(n_steps=3))
     assert "each produced token" not in one
-    table = three.split("Most important tokens for each produced token:\n")[1].split("\n\n")[0].splitlines()
+    table = three.split("Tokens that are read most for each produced token:\n")[1].split("\n\n")[0].splitlines()
     assert [line.split("<-")[0].split() for line in table] == [["0", '"', 'Paris"'], ["1", '"."'], ["2", '"', 'It"']]
     best = token_importance(make_result(n_steps=3), 2).ranked(1)[0]
     assert table[2].split("<- ")[1].startswith(quoted(make_result(n_steps=3).tokens.texts[best]))
