@@ -19,7 +19,7 @@ forward passes that may take.
 examples:
   mask-impact explain "What color is the star?" -i examples/shapes.png -m demo
   mask-impact explain "What is the capital of France?" -m smollm2 --target Paris
-  mask-impact explain "What color is the star?" -i examples/shapes.png --instead blue
+  mask-impact explain "What color is it?" -i examples/shapes.png --instead blue
 """
 
 

@@ -112,8 +112,10 @@ class _Prompts:
             text.report((*at, "name"), problem)
             bad.add("name")
         values = self._common | _set(entry)
-        if values.get("groups", "tokens") not in GROUPS:
+        if values.get("groups") not in (None, *GROUPS):
             values["groups"] = os.path.abspath(self._folder / values["groups"])
+        if (values.get("routes") or "").endswith((".yaml", ".yml")):
+            values["routes"] = os.path.abspath(self._folder / values["routes"])
         values |= self._flags
         if not values.get("enabled", True):
             self.n_disabled += 1

@@ -25,6 +25,8 @@ def digest(loaded: LoadedModel, job: Job) -> str:
         settings["groups"] = _file_digest(settings["groups"])
     elif not settings["answer"]:
         settings["groups"] = settings["groups"] or "tokens"
+    if (settings["routes"] or "").endswith((".yaml", ".yml")):
+        settings["routes"] = _file_digest(settings["routes"])
     settings = {name: value for name, value in settings.items() if name not in idle}
     ingredients = {
         "prompt": job.prompt,

@@ -98,3 +98,6 @@ def job_problems(
     groups = values.get("groups")
     if groups not in (None, *GROUPS) and not os.path.isfile(groups):
         yield "groups", f"groups {groups!r} is no file; tokens, words or a YAML file of groups is accepted"
+    routes = values.get("routes") or ""
+    if routes.endswith((".yaml", ".yml")) and not os.path.isfile(routes):
+        yield "routes", f"routes {routes!r} is no file; auto, flows such as image -> last, or a YAML file is accepted"

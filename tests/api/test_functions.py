@@ -125,7 +125,7 @@ def test_a_single_layer_is_a_number(text):
 @EACH
 def test_the_signature_has_every_setting_with_its_default(command):
     function, _ = FUNCTIONS[command]
-    own = {"without": {"num_tokens": 16}, "knockout": {"window": None}}.get(command, {})
+    own = {"without": {"num_tokens": 16}, "knockout": {"window": None}, "run": {"answer": True}}.get(command, {})
     taken = {field.name: field.default for field in fields(RunSettings) if command in field.metadata["commands"]}
     assert list(taken) == [one.name for one in of_command(command)]
     parameters = inspect.signature(function).parameters

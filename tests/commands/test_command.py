@@ -79,7 +79,8 @@ def written(folder="output"):
 
 
 def files_of(name):
-    return [f"{name}.csv", f"{name}.json", f"{name}.meta.json"]
+    """What a run leaves: what the answer used, and the maps."""
+    return [f"{name}.{part}{end}" for part in ("answer.", "") for end in ("csv", "json", "meta.json")]
 
 
 # --- what there is --------------------------------------------------------------------------------------------------------
@@ -224,7 +225,7 @@ def test_the_short_flags_and_the_name_of_the_result(run, vl_checkpoint, picture)
     outcome = run("run", "the <image> cat", "-i", picture, "-m", vl_checkpoint, "-n", 2, "-o", "mine")
     assert (outcome.code, written()) == (0, files_of("mine"))
     assert outcome.out.splitlines()[:4] == [
-        "Impact of each token in each layer", "=" * 34, "Model loaded successfully!", "Text model layers: 4",
+        "What the answer used, and where it is read", "=" * 42, "Model loaded successfully!", "Text model layers: 4",
     ]  # fmt: skip
     assert "Results saved to: output/mine.csv" in outcome.out.splitlines()
     result = store.load_result("output/mine")
@@ -330,8 +331,9 @@ def calls(text_checkpoint, vl_checkpoint, stored, tmp_path, picture):
 
 CODES = {"study of a dataset": 3}
 KEYS = {  # some of what the JSON of a command says
-    "run": {"model", "prompt", "steps", "files"},
-    "explain": {"steps", "files"},
+    "run": {"model", "prompt", "answer", "steps", "files"},
+    "explain": {"targets", "files"},
+    "evidence": {"targets", "files"},
     "knockout": {"window", "steps", "files"},
     "without": {"answer", "files"},
     "study": {"written", "failed"},
@@ -372,7 +374,9 @@ def test_verbose_says_what_the_model_is_and_where_the_time_went(run, calls):
         assert "loaded in" not in plain.err
         if not name.startswith("study"):
             assert "Qwen3ForCausalLM" not in verbose.out or name == "verify"
-            assert verbose.out == plain.out
+            said = verbose.out.splitlines()
+            assert (verbose.out == plain.out) == (name not in ("run", "explain"))  # which show all that was found, then
+            assert all(line in said for line in plain.out.splitlines())
         if name in ("run", "explain", "knockout", "without"):
             assert "measured and written in " in verbose.err
 

@@ -84,8 +84,10 @@ def written(folder="output"):
     return sorted(path.name for path in Path(folder).iterdir()) if Path(folder).is_dir() else []
 
 
-def files_of(name):
-    return [f"{name}.csv", f"{name}.json", f"{name}.meta.json"]
+def files_of(name, *formats):
+    """What a run leaves: the maps, and what the answer used."""
+    ends = [*(formats or ("csv", "json")), "meta.json"]
+    return sorted(f"{name}.{part}{end}" for part in ("", "answer.") for end in ends)
 
 
 def change_json(path, **changes):
@@ -118,6 +120,7 @@ def test_narration_goes_to_stderr_a_line_for_each_token_where_it_is_no_terminal(
     assert outcome.err.splitlines() == [
         f"Loading model {text_checkpoint} ...",
         *(f"Processing layer 0/2... (token {number} of at most 3)" for number in (1, 2, 3)),
+        "Hiding what the answer may have used: at most 12 forward passes of the prompt ...",
     ]
     assert "Processing" not in outcome.out
 
@@ -128,7 +131,7 @@ def test_output_formats_and_variants_are_as_asked_for(run, text_checkpoint):
         "--formats", "parquet", "--variants", "attn,FULL",
     )  # fmt: skip
     assert outcome.code == 0
-    assert written("a/b") == ["mine.meta.json", "mine.parquet"]
+    assert written("a/b") == files_of("mine", "parquet")
     assert store.load_result("a/b/mine").variants == ("Full", "Attn")
 
 
@@ -360,7 +363,7 @@ def test_each_mask_mode_has_its_phase_and_its_rows(mask_mode, title, kinds, run,
     Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
     Image.new("RGB", (20, 40)).save(tmp_path / "b.png")
     argv = [] if mask_mode is None else ["--mask-mode", mask_mode]
-    argv += ["--image", "a.png", "--image", "b.png", "--num-tokens", 2]
+    argv += ["--image", "a.png", "--image", "b.png", "--num-tokens", 2, "--verbose"]
     outcome = run(main_vl, "--model", vl_checkpoint, "--prompt", "the <image> cat <image>", *argv)
     assert outcome.code == 0
     assert outcome.out.splitlines()[0] == title

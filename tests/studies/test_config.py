@@ -317,7 +317,15 @@ WRONG_VALUES = {
     "effect": (['"yes"', "1", "null"], "effect must be true or false, not "),
     "window": (['"9"', "0", "2.5", "some"], "window must be a whole number of layers, at least 1, or all, not "),
     "queries": (["first", "null"], "queries must be last or all, not "),
-    "groups": (["5", '""', "[a]"], "groups must be text: tokens, words, or a path of a YAML file of groups, not "),
+    "groups": (["5", '""', "[a]"], "groups must be text: tokens, words, or a path of a YAML file of groups, or null (words "),
+    "answer": (["5", "null", "text"], "answer must be true or false, not "),
+    "target": (["5", '""', "null"], "target must be text: answer, thinking, all, each, numbers of produced tokens (0-4), or "),
+    "instead": (["5", '""'], "instead must be text, or null (all other tokens), not "),
+    "measure": (["5", "odds", "null"], "measure must be log-odds or log-prob, not "),
+    "budget": (["0", "null", "1.5"], "budget must be a whole number of forward passes, at least 1, not "),
+    "routes": (["5", '""'], "routes must be text: auto, flows such as image -> last, with ; between them, or a path of a "),
+    "matrix": (["5", "null"], "matrix must be true or false, not "),
+    "content_only": (["5", "null"], "content_only must be true or false, not "),
     "max_cost": (['"5"', "0", "1e9"], "max_cost must be a whole number of row-layers, at least 1, not "),
     "enabled": (['"yes"', "1", "null", "tru"], "enabled must be true or false, not "),
     "raw": (['"yes"', "0"], "raw must be true or false, or null (as the model needs it), not "),
@@ -342,7 +350,7 @@ def test_every_key_has_wrong_values_and_says_what_it_takes():
     assert set(WRONG_VALUES) == known
     assert all(accepted(key) for key in known | {"image"})
     settings = {one.name for one in of_class(RunSettings)}
-    assert settings | {"image_path", "enabled"} == set(DefaultsLevel.model_fields) | {"allow_remote", "budget"}
+    assert settings | {"image_path", "enabled"} == set(DefaultsLevel.model_fields) | {"allow_remote"}
 
 
 def lines_with(key, value):

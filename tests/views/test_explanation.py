@@ -42,7 +42,9 @@ def test_the_page_names_the_strongest_first_with_what_becomes_of_the_answer():
     ]
     assert rows[1].split() == ["0", '"the"', "-0.4"]
     assert rows[2].split() == ["1", '"', 'cat"', "~0.25"]
-    assert "2 of 3 were really hidden (1.5 forward passes), the others estimated; ~ is an estimate." in " ".join(page.split())
+    assert "2 of 3 were really hidden (1.5 forward passes), the others estimated; ~ is an estimate." in " ".join(
+        page.split()
+    )
     assert lines[-1] == "Results saved to: output/run.answer.csv"
 
 
