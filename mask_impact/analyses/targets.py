@@ -39,11 +39,15 @@ def resolve(
         first, last = int(match[1]), int(match[2] or match[1])
         if not first <= last < len(ids):
             raise UsageError(
-                f"`target` {spec} is not there: {len(ids)} token{'s' * (len(ids) > 1)} were produced, "
+                f"`target` {spec} is not there: {_count(len(ids))} produced, "
                 f"0 to {len(ids) - 1}; give those, or produce more with `num_tokens`"
             )
         return [everything[first : last + 1]]
     return [_phrase(spec, ids, decode)]
+
+
+def _count(n: int) -> str:
+    return "1 token was" if n == 1 else f"{n} tokens were"
 
 
 _MARKS = (THINKING_BEGINS, THINKING_ENDS)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mask_impact.analyses.settings import STUDY, Place, RunSettings
+from mask_impact.analyses.settings import OF_ANSWERS, OF_EFFECTS, STUDY, Place, RunSettings
 from mask_impact.commands import options
 from mask_impact.commands.caller import Caller
 from mask_impact.commands.console import print_line, say
@@ -19,7 +19,8 @@ from mask_impact.views.summary_json import tally_entry, to_text
 
 EPILOG = """\
 FILE is a YAML configuration (each prompt gets files of its own, {name}_results), or a dataset: a
-.jsonl, .csv or .parquet file with a column prompt (results go to NAME/part-*.parquet).
+.jsonl, .csv or .parquet file with a column prompt (results go to NAME/part-*.parquet; with --answer and
+--effect also to NAME.answer and NAME.effect).
 
 examples:
   mask-impact study prompts_config_vl.yaml --resume
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "file", metavar="FILE", help="a .yaml configuration, or a .jsonl, .csv or .parquet dataset"
     )
     add_sharing(groups)
-    options.add_settings(groups, [STUDY])
+    options.add_settings(groups, [STUDY], answer="off")
     options.add_output_name(groups, None, "the dataset's name", "-o")
     options.add_pages(groups)
     options.add_talk(groups, loads=True)
@@ -107,11 +108,14 @@ def _check(args: argparse.Namespace, flags: dict[str, Any], is_dataset: bool) ->
         raise UsageError(
             f"--reduce summary does not go with {source}: a result's files are whole; --variants makes them fewer"
         )
-    effects = ("effect", "window", "queries", "groups", "max_cost")
     pages = [name for name in ("plots", "report") if getattr(args, name)]
-    wrong = [*pages, *(name for name in ("formats", *effects) if name in flags)] if is_dataset else []
+    wrong = [*pages, *(name for name in ("formats",) if name in flags)] if is_dataset else []
     if not is_dataset and args.output is not None:
         wrong = ["output"]
+    if is_dataset and not flags.get("effect") and any(name in flags for name in OF_EFFECTS):
+        raise UsageError("--window and --queries say how the effect is measured: give --effect too")
+    if is_dataset and not flags.get("answer") and (idle := [name for name in OF_ANSWERS if name in flags]):
+        raise UsageError(f"--{idle[0].replace('_', '-')} is about what the answer used: give --answer too")
     if wrong:
         raise UsageError(f"--{wrong[0].replace('_', '-')} does not go with {source} (--help says what it is for)")
 

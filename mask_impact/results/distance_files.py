@@ -111,7 +111,7 @@ def write_tables(tables: Iterable, file: BinaryIO) -> None:
 
     tables = iter(tables)
     first = next(tables)
-    distances = COLUMNS[-2:]
+    distances = [name for name in COLUMNS[-2:] if name in first.schema.names]
     with pq.ParquetWriter(
         file,
         first.schema,

@@ -45,22 +45,31 @@ def step_tables(result: Result) -> Iterator:
         yield pa.table(dict(zip(COLUMNS, columns, strict=True)))
 
 
-def to_dataset_table(result: Result, name: str, carried: str, reduce: str):
-    """The rows of one prompt of a dataset: `prompt_name`, COLUMNS, `generated_text`, `carried`.
+def distances_table(result: Result, reduce: str):
+    """The distances of one prompt of a dataset, with COLUMNS.
 
     reduce: `none` for all variants; `summary` for Full, Attn and, for each token and layer, the head with the largest L2.
     """
     import pyarrow as pa
 
-    table = pa.concat_tables(step_tables(result)) if reduce == "none" else _summary_table(result)
+    return pa.concat_tables(step_tables(result)) if reduce == "none" else _summary_table(result)
+
+
+def to_dataset_table(result: Result, name: str, carried: str, reduce: str):
+    """The distances of one prompt of a dataset, as its parts have them."""
+    return with_prompt(distances_table(result, reduce), name, result.generated_text, carried)
+
+
+def with_prompt(table, name: str, generated_text: str, carried: str):
+    """Any table of one prompt of a dataset, with `prompt_name` before its columns, `generated_text` and `carried` behind them."""
+    import pyarrow as pa
 
     def constant(text: str):
         codes = pa.array(np.zeros(len(table), dtype=np.int32))
         return pa.DictionaryArray.from_arrays(codes, pa.array([clean_text(text)], pa.string()))
 
     table = table.unify_dictionaries().add_column(0, "prompt_name", constant(name))
-    table = table.append_column("generated_text", constant(result.generated_text))
-    return table.append_column("carried", constant(carried))
+    return table.append_column("generated_text", constant(generated_text)).append_column("carried", constant(carried))
 
 
 def _summary_table(result: Result):

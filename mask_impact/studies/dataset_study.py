@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,16 @@ from typing import Any
 from mask_impact.errors import InputError
 from mask_impact.models.loading import LoadedModel
 from mask_impact.results.distance_files import write_tables
+from mask_impact.results.effect_tables import effect_table
+from mask_impact.results.explanation_tables import explanation_table, matrix_table, routes_table
 from mask_impact.results.files import check_output, write_files
-from mask_impact.results.tables import to_dataset_table
+from mask_impact.results.records import Result
+from mask_impact.results.table_files import clean_text
+from mask_impact.results.tables import to_dataset_table, with_prompt
 from mask_impact.studies.batching import run_tasks
 from mask_impact.studies.digest import digest
 from mask_impact.studies.jobs import Job, Problem
+from mask_impact.studies.parts import KINDS, part_of, parts_in
 from mask_impact.studies.progress import MAX_TOGETHER, ErrorLog, StudyObserver, Tally, run_blocks, task_of
 from mask_impact.studies.sharing import Team
 
@@ -32,7 +37,8 @@ def run_dataset(
     """Run the jobs of a dataset, read as they are needed, and write part-*.parquet of MAX_TOGETHER rows each into a folder.
 
     The folder is called as the team is, in the team's folder. Rows that are no jobs, and jobs that fail, go to
-    {team name}.errors.jsonl. reduce: see `store.to_dataset_table`. n_rows: about how many rows there are. resume: leave out
+    {team name}.errors.jsonl. Effects and what answers used go to folders beside it, see `part_of`. reduce: see
+    `tables.to_dataset_table`. n_rows: about how many rows there are. resume: leave out
     parts that are complete. Ctrl-C as in `run_study`.
     """
     observer = observer or StudyObserver()
@@ -105,30 +111,56 @@ class _Part:
             return None
         return failures if all(failure["error"] == InputError.__name__ for failure in failures) else None
 
-    def write(self, tables: Sequence[Any], part_digest: str, failures: Sequence[dict[str, Any]]) -> None:
-        """The tables of the jobs that did not fail, in their order; all or nothing."""
-        if not tables:
-            self.path.unlink(missing_ok=True)
-            return
+    def write(self, tables: Mapping[str, Sequence[Any]], part_digest: str, failures: Sequence[dict[str, Any]]) -> None:
+        """The tables of the jobs that did not fail, in their order, by KINDS; all or nothing."""
         metadata = {"mask_impact_digest": part_digest, "mask_impact_failures": json.dumps(failures)}
-        write_files(
-            {self.path: lambda file: write_tables((one.replace_schema_metadata(metadata) for one in tables), file)}
-        )
+        writers = {}
+        for kind, of_kind in tables.items():
+            path = part_of(self.path, kind)
+            if of_kind:
+                path.parent.mkdir(exist_ok=True)
+                writers[path] = lambda file, of_kind=of_kind: write_tables(
+                    (one.replace_schema_metadata(metadata) for one in of_kind), file
+                )
+            else:
+                path.unlink(missing_ok=True)
+        if writers:
+            write_files(writers)
 
 
 def _run_part(loaded: LoadedModel, part: _Part, part_digest: str, errors: ErrorLog, observer: StudyObserver) -> Tally:
     tally, failures = Tally(len(part.jobs)), []
-    tables: dict[str, Any] = {}
+    tables: dict[str, dict[str, Any]] = {}
     for outcome in run_tasks(loaded, [task_of(job) for job in part.jobs], observer):
         job = outcome.task.key
         if outcome.error is None:
-            tables[job.name] = to_dataset_table(outcome.result, job.name, _as_json(job.carried), part.reduce)
+            tables[job.name] = _tables_of(outcome.result, job, part.reduce)
         else:
             failures.append(errors.add(job, outcome.error))
         tally.count(outcome)
         observer.job_done(job, outcome, None)
-    part.write([tables[job.name] for job in part.jobs if job.name in tables], part_digest, failures)
+    done = [tables[job.name] for job in part.jobs if job.name in tables]
+    part.write({kind: [one[kind] for one in done if kind in one] for kind in KINDS}, part_digest, failures)
     return tally
+
+
+def _tables_of(result: Result, job: Job, reduce: str) -> dict[str, Any]:
+    """The tables of one prompt, by KINDS; those of what was not asked for are left out."""
+    carried = _as_json(job.carried)
+
+    def named(table: Any) -> Any:
+        return with_prompt(table, job.name, result.generated_text, carried)
+
+    tables = {"": to_dataset_table(result, job.name, carried, reduce)}
+    if result.has_effects:
+        tables["effect"] = named(effect_table(result, [clean_text(text) for text in result.tokens.texts]))
+    if result.answer is not None:
+        tables["answer"] = named(explanation_table(result.answer))
+        if any(target.heads is not None for target in result.answer.targets):
+            tables["routes"] = named(routes_table(result.answer))
+        if result.answer.matrix is not None:
+            tables["matrix"] = named(matrix_table(result.answer))
+    return tables
 
 
 def _as_json(carried: dict[str, Any]) -> str:
@@ -137,6 +169,6 @@ def _as_json(carried: dict[str, Any]) -> str:
 
 def _remove_parts_from(folder: Path, number: int) -> None:
     """Parts of an earlier and longer dataset of that name."""
-    for path in folder.glob("part-*.parquet"):
+    for path in parts_in(folder):
         if path.stem.removeprefix("part-").isdigit() and int(path.stem.removeprefix("part-")) >= number:
             path.unlink()

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from mask_impact.errors import DeviceError, OutputError
 from mask_impact.results.files import check_output, remove_temporaries, write_files
+from mask_impact.studies.parts import parts_in
 
 SECONDS_BETWEEN_LOOKS = 0.2  # at blocks that others are working on
 SECONDS_FOR_LEAVING = 60.0  # for the others to see that all is done
@@ -217,7 +218,7 @@ def _begin(team: Team, stack: ExitStack, results: Collection[str], fresh: bool) 
     team.errors_path.unlink(missing_ok=True)
     remove_temporaries(team.folder / team.name)
     if fresh:
-        for part in (team.folder / team.name).glob("part-*.parquet"):
+        for part in parts_in(team.folder / team.name):
             part.unlink()
     if team.size > 1:
         team._notes.mkdir()

@@ -216,12 +216,6 @@ def test_wrong_settings_are_one_line(tmp_path, monkeypatch, capsys, text_checkpo
         assert not list(tmp_path.glob("output/*"))
 
 
-def test_a_dataset_does_without(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert main_text(["--dataset", "study.jsonl", "--effect"]) == 2
-    assert "--effect does not go with a dataset" in capsys.readouterr().err
-
-
 def test_a_study_has_them_where_its_file_says_so(tmp_path, monkeypatch, capsys, text_checkpoint):
     """Groups by a file beside the configuration; --resume knows another grouping as another study."""
     monkeypatch.chdir(tmp_path)

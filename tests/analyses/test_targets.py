@@ -37,7 +37,7 @@ def test_numbers_are_of_produced_tokens():
     for spec in ("7", "4-2", "5-9"):
         with pytest.raises(UsageError, match=f"`target` {spec} is not there: 7 tokens were produced, 0 to 6"):
             steps(spec)
-    with pytest.raises(UsageError, match="1 token was produced|1 token were produced"):
+    with pytest.raises(UsageError, match="1 token was produced, 0 to 0"):
         steps("1", ["a"])
 
 
