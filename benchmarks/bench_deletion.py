@@ -30,15 +30,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mask_impact
 from benchmarks import bench_truth as truth
+from mask_impact.analyses import explain
 from mask_impact.analyses.generation import greedy_config
+from mask_impact.analyses.prepared import Prepared
+from mask_impact.analyses.settings import RunSettings
 from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.recording import RawStep
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.encoding import EncodedPrompt, encode
+from mask_impact.results.explanations import ExplainedTarget
 from mask_impact.results.sinks import find_sinks
 
-METHODS = ("Effect", "Effect, last query", "Full", "Attn", "Attention weight", "Random")
-EFFECT, EFFECT_LAST, FULL, ATTN, ATTENTION, RANDOM = METHODS
+METHODS = ("Effect", "Default run", "Contribution", "Effect, last query", "Full", "Attn", "Attention weight", "Random")
+EFFECT, RUN, CONTRIBUTION, EFFECT_LAST, FULL, ATTN, ATTENTION, RANDOM = METHODS
 PARTS = ("pictures", "text")
 N_RANDOM = 10  # random rankings, whose mean counts as one
 
@@ -183,13 +187,27 @@ def scores_of(loaded: LoadedModel, prompt: Prompt, step: RawStep) -> dict[str, n
     """By method how much each of the ranked positions matters, [N]; without the random one."""
     sinks, where = find_sinks(step.attention.numpy()), list(prompt.ranked)
     inputs, alone = inputs_of(loaded, prompt.encoded), [[one] for one in where]
+    target = explained(loaded, prompt)
+    places = [target.positions.index((one,)) for one in where]
+    in_order = target.ranked()  # what was measured, and behind it the contributions
     return {
         EFFECT: -truth.effects_of(loaded, inputs, alone).logprob_change,
+        RUN: -np.array([in_order.index(place) for place in places], dtype=float),
+        CONTRIBUTION: -target.contribution[places],
         EFFECT_LAST: -truth.effects_of(loaded, inputs, alone, "last").logprob_change,
         FULL: mean_share(step.l2[..., 0].numpy(), sinks)[where],
         ATTN: mean_share(step.l2[..., 1].numpy(), sinks)[where],
         ATTENTION: step.attention.numpy().mean(0)[where],
     }
+
+
+def explained(loaded: LoadedModel, prompt: Prompt) -> ExplainedTarget:
+    """What the answer's first token used, as a run with its default budget says it, token by token."""
+    settings = RunSettings(num_tokens=1, groups="tokens")
+    inputs = inputs_of(loaded, prompt.encoded)
+    with torch.no_grad():
+        token = int(loaded.model(**inputs).logits[0, -1].argmax())
+    return explain.explain(loaded, Prepared("", prompt.encoded, settings), [token]).targets[0]
 
 
 def orders_of(scores: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -162,7 +162,7 @@ def make_explanation(names=("the", " cat", "<|image_pad|>"), measured=(True, Fal
         differs=np.array([False, False, True]), control=np.array([True, False, False]), content=np.ones(3, dtype=bool),
         agreement=Agreement(2, 1.0, 1.0, 1.2, 0.4), reliable=False, forwards=1.5,
         evidence=(Evidence("image", True, needed, replace(needed, text=" mat"), False, 2.5),),
-        routes=(Route("image -> last", "image", "last", np.array([[-0.5, 0.25], [-1.0, 0.0]], dtype=np.float32)),),
+        routes=(Route("image -> last", "image", "last", *[np.array([[-0.5, 0.25], [-1.0, 0.0]], dtype=np.float32)] * 2),),
     )  # fmt: skip
     image = ImageRecord("a.png", (32, 32), (32, 32), (1, 1))
     return Explanation((replace(target, **changes),), tokens, (image,), 3, " mat", meta={"model": "tiny", "budget": 12})

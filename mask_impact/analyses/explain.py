@@ -150,15 +150,17 @@ class _Explained:
             measured.refine(by_position, self.tokens, REFINED * settings.budget)
             found = self._found(steps, measured, controls, estimates, content)
             searched = self._search(measured.units, content, found, hiding)
-            found = self._with_routes(found, estimates["gradient"], hiding)
+            found = self._with_routes(found, estimates, hiding)
         return replace(found, evidence=tuple(self._confirmed(one, measured.units, steps) for one in searched))
 
-    def _with_routes(self, found: ExplainedTarget, estimates: Estimates, hiding: Hiding) -> ExplainedTarget:
+    def _with_routes(
+        self, found: ExplainedTarget, estimates: Mapping[str, Estimates], hiding: Hiding
+    ) -> ExplainedTarget:
         """With the flows that the answer came by; cut, with the heads, where that was asked for."""
         rows = [one.row for one in hiding.targets]
         if self.settings.routes is None:
             return replace(found, routes=routes.routes_of(self.flows, estimates, None, rows))
-        heads = routes.cut_heads(self.loaded, estimates, hiding, rows, self.seed)
+        heads = routes.cut_heads(self.loaded, estimates["gradient"], hiding, rows, self.seed)
         return replace(found, routes=routes.routes_of(self.flows, estimates, hiding, rows), heads=heads)
 
     def _instead(self, steps: tuple[int, ...]) -> int:
@@ -176,13 +178,10 @@ class _Explained:
         return ids[0]
 
     def _estimates(self, forward: Forward, targets: Sequence[Target]) -> dict[str, Estimates]:
-        """Of each rule; the flows by the plain gradient."""
+        """Of each rule, with the flows."""
         rows = [one.row for one in targets]
         masks = routes.masks_of(self.flows, forward.n_positions, rows)
-        return {
-            rule: estimate(forward, targets, rule, masks if rule == "gradient" else (), measure=self.settings.measure)
-            for rule in RULES
-        }
+        return {rule: estimate(forward, targets, rule, masks, measure=self.settings.measure) for rule in RULES}
 
     def _content(self, n_positions: int, sinks: Sequence[int]) -> np.ndarray:
         """bool [n_positions], what is neither template nor sink."""

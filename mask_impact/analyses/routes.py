@@ -1,11 +1,12 @@
 """Routes: by which flows between groups of tokens the answer came, in which layers and heads.
 
-What cutting a flow does in one head of one layer is estimated for all of them at once, by the plain gradient. The layers that
-carry most of it are then really cut, and the heads that carry most, beside heads that are drawn at random.
+What cutting a flow does in one head of one layer is estimated for all of them at once. The flow is then really cut in all layers,
+and in the few layers in a row that carry most of it by either estimate, of which the one with the larger effect is kept; and
+the heads that carry most are cut, beside heads that are drawn at random.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -91,17 +92,29 @@ def _source(one: Placed, rows: Sequence[int]) -> Sequence[int]:
 
 
 def routes_of(
-    flows: Sequence[Placed], estimates: Estimates, hiding: Hiding | None, rows: Sequence[int]
+    flows: Sequence[Placed], estimates: Mapping[str, Estimates], hiding: Hiding | None, rows: Sequence[int]
 ) -> tuple[Route, ...]:
-    """What each flow carries. hiding: cuts each where it carries most; None where nothing is to be cut."""
+    """What each flow carries. estimates: by rule; hiding: cuts each where it carries most; None where nothing is to be cut."""
     routes = []
-    for one, estimate in zip(flows, estimates.flows.numpy(), strict=True):
-        layers = carrying(estimate.sum(axis=1)) if hiding is not None else None
-        change = None
-        if layers is not None:
-            change = float(hiding.cut(_source(one, rows), _target(one, rows), layers).logprob_change[0])
-        routes.append(Route(one.flow.name, one.flow.source, one.flow.target, estimate, layers, change))
+    for place, one in enumerate(flows):
+        gradient, frozen = (estimates[rule].flows[place].numpy() for rule in ("gradient", "frozen"))
+        route = Route(one.flow.name, one.flow.source, one.flow.target, gradient, frozen)
+        routes.append(route if hiding is None else _cut(route, one, hiding, rows))
     return tuple(routes)
+
+
+def _cut(route: Route, one: Placed, hiding: Hiding, rows: Sequence[int]) -> Route:
+    """The route with what cutting it does, in all layers and in the few that carry most."""
+    source, target = _source(one, rows), _target(one, rows)
+
+    def change(layers: tuple[int, int]) -> float:
+        return float(hiding.cut(source, target, layers).logprob_change[0])
+
+    few = {carrying(estimate.sum(axis=1)) for estimate in (route.estimate, route.contribution)} - {None}
+    changes = {layers: change(layers) for layers in sorted(few)}
+    best = min(changes, key=changes.get, default=None)
+    whole = change((0, hiding.n_layers - 1))
+    return replace(route, whole_change=whole, layers=best, logprob_change=changes.get(best))
 
 
 def carrying(estimate: np.ndarray) -> tuple[int, int] | None:

@@ -124,8 +124,9 @@ def _target_entry(target: ExplainedTarget) -> dict[str, Any]:
         **{name: line(getattr(target, name)) for name in LISTS[1:]},
         "evidence": [asdict(one) for one in target.evidence],
         "routes": [
-            {"name": one.name, "source": one.source, "target": one.target, "layers": one.layers}
-            | {"logprob_change": one.logprob_change, "estimate": [line(layer) for layer in one.estimate]}
+            {"name": one.name, "source": one.source, "target": one.target, "whole_change": one.whole_change}
+            | {"layers": one.layers, "logprob_change": one.logprob_change}
+            | {name: [line(layer) for layer in getattr(one, name)] for name in ("estimate", "contribution")}
             for one in target.routes
         ],
         "heads": target.heads and asdict(target.heads),
@@ -175,7 +176,8 @@ def _target_from(entry: dict[str, Any], numbers: dict[str, np.ndarray]) -> Expla
 
     def route(stored: dict[str, Any]) -> Route:
         layers = None if stored["layers"] is None else tuple(stored["layers"])
-        return Route(**stored | {"layers": layers, "estimate": np.array(stored["estimate"], dtype=np.float32)})
+        arrays = {name: np.array(stored[name], dtype=np.float32) for name in ("estimate", "contribution")}
+        return Route(**stored | arrays | {"layers": layers})
 
     heads, nan = entry["heads"], float("nan")
     return ExplainedTarget(

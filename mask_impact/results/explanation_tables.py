@@ -15,7 +15,18 @@ COLUMNS = (
     "logprob_change", "kl_divergence", "top1_token", "control", "content", "necessary", "sufficient",
 )  # fmt: skip
 NUMBERS = ("contribution", "estimate_local", "logprob_change", "kl_divergence")
-ROUTES = ("step", "target", "flow", "layer", "head", "estimate", "cut", "logprob_change")
+ROUTES = (
+    "step",
+    "target",
+    "flow",
+    "layer",
+    "head",
+    "estimate_local",
+    "contribution",
+    "cut",
+    "logprob_change",
+    "whole_change",
+)
 MATRIX = ("step", "target", "position", "token", "kind", "image", "row", "column", "contribution")
 
 
@@ -79,8 +90,9 @@ def _cells(found: Explanation, positions: np.ndarray, single: np.ndarray | bool 
 
 
 def routes_table(found: Explanation):
-    """A pyarrow.Table with ROUTES: a row for each target, flow, layer and head. cut: whether the flow was really cut in the layer
-    (in all heads, in all of its layers at once); logprob_change: what that did, null elsewhere."""
+    """A pyarrow.Table with ROUTES: a row for each target, flow, layer and head. cut: whether the flow was really cut in this and
+    the other layers that have it, in all heads at once; logprob_change: what that did, null elsewhere; whole_change: what
+    cutting it in all layers did."""
     import pyarrow as pa
 
     rows: dict[str, list] = {name: [] for name in ROUTES}
@@ -89,10 +101,12 @@ def routes_table(found: Explanation):
             for (layer, head), estimate in np.ndenumerate(one.estimate):
                 cut = one.layers is not None and one.layers[0] <= layer <= one.layers[1]
                 change = one.logprob_change if cut else None
-                values = (target.step, clean_text(target.text), one.name, layer, head, float(estimate), cut, change)
+                numbers = (float(estimate), float(one.contribution[layer, head]), cut, change, one.whole_change)
+                values = (target.step, clean_text(target.text), clean_text(one.name), layer, head, *numbers)
                 for name, value in zip(ROUTES, values, strict=True):
                     rows[name].append(value)
-    types = (pa.int32(), pa.string(), pa.string(), pa.int32(), pa.int32(), pa.float32(), pa.bool_(), pa.float32())
+    number, count, text = pa.float32(), pa.int32(), pa.string()
+    types = (count, text, text, count, count, number, number, pa.bool_(), number, number)
     return pa.table({name: pa.array(rows[name], kind) for name, kind in zip(ROUTES, types, strict=True)})
 
 

@@ -57,14 +57,19 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Route:
-    """A flow from some tokens to others. source, target: as it was asked for. estimate: float32 [L, H], what cutting it in one
-    head of one layer does, by the plain gradient. layers: first and last of those in which it was really cut, in all heads;
-    logprob_change: measured so; both None where it was not."""
+    """A flow from some tokens to others. source, target: as asked for. estimate, contribution: float32 [L, H], what cutting it in
+    one head of one layer does, by the plain gradient, and with norms, gates and attention weights as constants.
+
+    whole_change: what really cutting it did, in all heads of all layers; layers: first and last of few layers in a row, and
+    logprob_change: what cutting it in these alone did; None where it was not cut.
+    """
 
     name: str
     source: str
     target: str
     estimate: np.ndarray
+    contribution: np.ndarray
+    whole_change: float | None = None
     layers: tuple[int, int] | None = None
     logprob_change: float | None = None
 

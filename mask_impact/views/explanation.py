@@ -162,15 +162,20 @@ def _doubt(chosen: TokenSet) -> str:
 def _routes(target: ExplainedTarget) -> Iterator[str]:
     if not target.routes:
         return
-    yield "Routes (what cutting a flow does to it, nats; estimated in each layer alone, added):"
+    cut_at_all = any(one.whole_change is not None for one in target.routes)
+    yield f"Routes ({'change of the log-probability, nats, where a flow is cut' if cut_at_all else 'estimated'}):"
     width = max(columns(escape(one.name)) for one in target.routes)
     for one in target.routes:
-        by_layer = one.estimate.sum(axis=1)
+        by_layer = one.contribution.sum(axis=1)
         strongest = ", ".join(map(str, sorted(by_layer.argsort(kind="stable")[:3].tolist())))
-        line = f"  {padded(escape(one.name), width)}  {by_layer.sum():>8.3g}  most in layers {strongest}"
-        if one.logprob_change is not None:
-            first, last = one.layers
-            line += f"; cut in layers {first}-{last}: {one.logprob_change:.3g}"
+        line = f"  {padded(escape(one.name), width)}  "
+        if one.whole_change is None:
+            line += f"carries most in layers {strongest}"
+        else:
+            line += f"in all layers {one.whole_change:.3g}"
+            line += (
+                "" if one.layers is None else f", in layers {one.layers[0]}-{one.layers[1]} {one.logprob_change:.3g}"
+            )
         yield line
     if target.heads is not None:
         cut_heads = target.heads

@@ -85,6 +85,8 @@ def test_what_cutting_does_is_what_full_forwards_with_these_edges_masked_give(ti
         first, last = route.layers
         cut = logprob(tiny, token, layers=range(first, last + 1), keys=source, queries=queries)
         assert route.logprob_change == pytest.approx(cut - own, rel=2e-3, abs=2e-5)
+        whole = logprob(tiny, token, layers=range(tiny.config.num_hidden_layers), keys=source, queries=queries)
+        assert route.whole_change == pytest.approx(whole - own, rel=2e-3, abs=2e-5)
     assert any(route.layers for route in target.routes)
     assert target.routes[0].estimate.shape == (tiny.config.num_hidden_layers, tiny.config.num_attention_heads)
 

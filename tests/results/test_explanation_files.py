@@ -58,7 +58,7 @@ def test_routes_and_matrix_have_a_row_for_each_number():
     frame = routes_table(found).to_pandas()
     assert tuple(frame.columns) == ROUTES
     assert frame[["layer", "head"]].to_numpy().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
-    assert frame["estimate"].tolist() == [-0.5, 0.25, -1.0, 0.0]
+    assert frame["estimate_local"].tolist() == frame["contribution"].tolist() == [-0.5, 0.25, -1.0, 0.0]
     assert frame["cut"].tolist() == [False, False, True, True]
     assert frame["logprob_change"].fillna(9).tolist() == [9, 9, -2.0, -2.0]
     frame = matrix_table(found).to_pandas()

@@ -117,12 +117,12 @@ def test_why_one_rather_than_another_and_a_part_of_an_answer():
 def test_routes_and_agreement_stand_where_they_are_asked_for():
     assert "Routes" not in page_of()
     verbose = render_explanation(made(), verbose=True)
-    assert "image -> last" in verbose
+    assert "image -> last carries most in layers 0, 1" in " ".join(verbose.split())
     assert "rank correlation 1.00" in verbose
     cut = made(heads=HeadCut(((5, 1), (2, 0)), -1.25, " <b>", -0.125))
-    route = replace(cut.targets[0].routes[0], layers=(3, 7), logprob_change=-2.5)
+    route = replace(cut.targets[0].routes[0], layers=(3, 7), logprob_change=-2.5, whole_change=-4.0)
     page = " ".join(render_explanation(replace(cut, targets=(replace(cut.targets[0], routes=(route,)),))).split())
-    assert "cut in layers 3-7: -2.5" in page
+    assert "image -> last in all layers -4, in layers 3-7 -2.5" in page
     assert (
         'heads that carry most (layer.head): 5.1, 2.0 Without them: -1.25, then " <b>"; without as many at random: -0.125'
         in page

@@ -1,0 +1,156 @@
+"""Whether what a run says the answer used is the truth, on texts that a real language model recalls a fact from.
+
+    python benchmarks/bench_recall.py                 50 prompts of some 90 to 250 tokens, SmolLM2: some twenty minutes
+    python benchmarks/bench_recall.py --prompts 8     a first look
+
+A prompt tells of several people where they live and what they keep, and asks where one of them lives. The token asked about is
+the first that names a town in the model's own answer, whether that is right or wrong. Every token is really hidden, from all
+queries in all layers: the exact winner is the content token that costs that town most. Held against it, among content: the
+contribution, the plain gradient, and evidence as `mask-impact run` finds it with its default budget.
+"""
+
+import argparse
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import mask_impact
+from mask_impact.analyses import explain
+from mask_impact.analyses.settings import RunSettings
+from mask_impact.models.loading import LoadedModel
+
+PEOPLE = ("Anna", "Peter", "Maria", "John", "Emma", "David", "Laura", "Simon", "Julia", "Martin", "Helen", "Oscar")
+TOWNS = (
+    "Paris",
+    "London",
+    "Rome",
+    "Berlin",
+    "Madrid",
+    "Vienna",
+    "Oslo",
+    "Dublin",
+    "Lisbon",
+    "Prague",
+    "Warsaw",
+    "Athens",
+)
+FILLERS = (
+    "The weather was mild, and the trains were on time for most of the week.",
+    "Some of them met at a small market on Saturday and talked about music and books.",
+    "A new bridge was opened in spring, and people came from far away to see it.",
+)
+PETS = ("cat", "dog", "horse", "parrot", "rabbit", "snake", "goat", "turtle", "hamster", "pig", "cow", "fish")
+TOP = 8  # candidates in which the exact top three are looked for
+ANSWER = 8  # tokens
+
+
+@dataclass(frozen=True)
+class Recall:
+    """A prompt, the town that would be right, and the sentence of it that says so."""
+
+    prompt: str
+    answer: str
+    fact: str
+
+
+def draw(n: int, seed: int) -> list[Recall]:
+    """n prompts, of four to twelve people, with and without sentences between."""
+    rng = random.Random(seed)
+    return [_one(rng, 4 + number % 9, FILLERS[: number % 4]) for number in range(n)]
+
+
+def _one(rng: random.Random, n: int, fillers: tuple[str, ...]) -> Recall:
+    people, towns, pets = rng.sample(PEOPLE, n), rng.sample(TOWNS, n), rng.sample(PETS, n)
+    facts = [f"{one} lives in {town} and has a {pet}." for one, town, pet in zip(people, towns, pets, strict=True)]
+    asked = rng.randrange(n)
+    sentences = [*facts, *fillers]
+    rng.shuffle(sentences)
+    return Recall(" ".join([*sentences, f"Where does {people[asked]} live?"]), towns[asked], facts[asked])
+
+
+def town_of(loaded: LoadedModel, case: Recall) -> tuple[int, str] | None:
+    """Which produced token names a town, and its text; None where the answer names none."""
+    found = mask_impact.without(loaded, case.prompt, [], num_tokens=ANSWER)
+    for step, text in enumerate(found.answer.token_texts):
+        if len(text.strip()) > 2 and any(town.startswith(text.strip()) for town in TOWNS):
+            return step, text.strip()
+    return None
+
+
+def look(loaded: LoadedModel, case: Recall) -> dict[str, float] | None:
+    """One prompt: where the exact winner stands by each measure, from 1; NaN where a question does not arise."""
+    town = town_of(loaded, case)
+    if town is None:
+        return None
+    common = {"num_tokens": ANSWER, "target": str(town[0])}
+    whole = explain.run(loaded, case.prompt, RunSettings(**common, groups="tokens", content_only=True, budget=10**6))
+    (target,) = whole.targets
+    exact = -target.logprob_change.astype(float)
+    winner = int(exact.argmax())
+    at = target.positions[winner][0]
+    scores = {"contribution": -target.contribution, "gradient": -target.estimate_local}
+    (usual,) = explain.run(loaded, case.prompt, RunSettings(**common)).targets
+    found = [one for one in usual.evidence if one.kind == "text"]
+    needed = found[0].necessary if found else None
+    nan = float("nan")
+    row = {
+        "tokens": float(whole.n_prompt + town[0]),
+        "right": float(case.answer.startswith(town[1])),
+        "exact: the winner is the town that is named": float(target.names[winner].strip() == town[1]),
+        "measured: the exact winner is among what is named first": float(
+            any(at in usual.positions[place] for place in usual.used(5))
+        ),
+        "evidence: a necessary set is found": float(needed is not None),
+        "evidence: it contains the exact winner": nan
+        if needed is None
+        else float(any(at in usual.positions[place] for place in needed.places)),
+        "evidence: words": nan if needed is None else float(len(needed.places)),
+        "said to be reliable": float(usual.reliable is not False),
+        "forward passes that measuring took": usual.forwards,
+    }
+    top = set(np.argsort(-exact)[:3].tolist())
+    for name, score in scores.items():
+        order = np.argsort(-score, kind="stable").tolist()
+        row[f"{name}: winner first"] = float(order[0] == winner)
+        row[f"{name}: place of the winner"] = float(order.index(winner) + 1)
+        row[f"{name}: of the exact top three among {TOP}"] = float(len(top & set(order[:TOP])))
+        row[f"{name}: rank correlation"] = float(spearmanr(score, exact)[0])
+    return row
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--prompts", type=int, default=50, help="(default: 50)")
+    parser.add_argument("--seed", type=int, default=3, help="of the prompts (default: 3)")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    loaded = mask_impact.load("smollm2", kind="text")
+    looks = []
+    for number, case in enumerate(draw(args.prompts, args.seed), start=1):
+        found = look(loaded, case)
+        looks += [] if found is None else [found]
+        print(f"{number} of {args.prompts}", file=sys.stderr, flush=True)
+    print(f"{args.prompts - len(looks)} of {args.prompts} answers name no town and are left out")
+    lengths = [int(one["tokens"]) for one in looks]
+    print(f"\n== SmolLM2, {len(looks)} prompts of {min(lengths)} to {max(lengths)} tokens, seed {args.seed}")
+    for right, name in ((None, "all"), (1.0, "right answers"), (0.0, "wrong answers")):
+        part = [one for one in looks if right is None or one["right"] == right]
+        print(f"\n{name}: {len(part)}")
+        for key in looks[0]:
+            values = np.array([one[key] for one in part])
+            values = values[np.isfinite(values)]
+            if values.size:
+                middle = f"   median {np.median(values):g}" if "place" in key or key == "tokens" else ""
+                print(f"  {key:58}{values.mean():8.3f}{middle}")
+
+
+if __name__ == "__main__":
+    main()
