@@ -26,7 +26,7 @@ from mask_impact.analyses.units import Unit, answer_units, coarse_units, produce
 from mask_impact.analyses.without import generate
 from mask_impact.engine.backward import RULES, Estimates, Forward, estimate, keep_forward
 from mask_impact.engine.targets import Target
-from mask_impact.errors import UsageError
+from mask_impact.errors import DeviceError, UsageError, is_out_of_memory
 from mask_impact.models.architectures import locate
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.content import content_positions
@@ -181,7 +181,15 @@ class _Explained:
         """Of each rule, with the flows."""
         rows = [one.row for one in targets]
         masks = routes.masks_of(self.flows, forward.n_positions, rows)
-        return {rule: estimate(forward, targets, rule, masks, measure=self.settings.measure) for rule in RULES}
+        try:
+            return {rule: estimate(forward, targets, rule, masks, measure=self.settings.measure) for rule in RULES}
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise DeviceError(
+                "out of memory in a backward pass: shorten the prompt, shrink its images (`max_image_resolution`), or leave "
+                "out what the answer used (`answer`: no)"
+            ) from error
 
     def _content(self, n_positions: int, sinks: Sequence[int]) -> np.ndarray:
         """bool [n_positions], what is neither template nor sink."""

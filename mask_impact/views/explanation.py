@@ -66,7 +66,7 @@ def _used(found: Explanation, target: ExplainedTarget, top: int) -> Iterator[str
     whole = len(found.targets) == 1 and _is_whole(found, target)
     what = "this answer" if whole else f"{quoted(target.text, 24)} ({percent(target.probability)})"
     than = f" rather than {quoted(target.instead[1], 16)}" if target.instead else ""
-    yield f"Used for {what}{than} (change of its log-probability, nats, where hidden):"
+    yield f"Used for {what}{than}, by the change of its log-probability (nats) where hidden:"
     used = target.used(top)
     if not used:
         yield "  nothing: there is no token but the template's"
@@ -79,7 +79,7 @@ def _used(found: Explanation, target: ExplainedTarget, top: int) -> Iterator[str
         at = target.positions[place][0]
         line = f"  {at:>5}  {padded(label(found, target, place), NAME)} {change}  {padded(becomes, BECOMES + 3)}"
         box = box_of(found.tokens, found.images, target.positions[place])
-        yield (line + ("" if box is None else f" box {', '.join(f'{edge:.0f}' for edge in box)}")).rstrip()
+        yield (line + ("" if box is None else f" box {','.join(f'{edge:.0f}' for edge in box)}")).rstrip()
     n, n_measured = len(target.names), int(target.measured.sum())
     if target.reliable is None:
         every = f"All {n}" if n == n_measured else f"{n_measured} of {n}, all but the template's,"

@@ -16,7 +16,7 @@ from mask_impact.analyses.settings import RunSettings
 from mask_impact.engine import backward
 from mask_impact.engine.backward import keep_forward
 from mask_impact.engine.targets import Target
-from mask_impact.errors import InputError, UsageError
+from mask_impact.errors import DeviceError, InputError, UsageError
 from mask_impact.models import loading
 
 PICTURE = Path(__file__).parents[2] / "examples" / "shapes.png"
@@ -196,6 +196,15 @@ def test_the_model_is_as_it_was_also_when_it_ends_in_the_middle(tiny, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         run(tiny)
     assert state() == before
+
+
+def test_running_out_of_memory_in_the_backward_pass_is_one_line(tiny, monkeypatch):
+    def fails(*args, **how):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(explain, "estimate", fails)
+    with pytest.raises(DeviceError, match="out of memory in a backward pass: shorten the prompt"):
+        run(tiny)
 
 
 # --- a picture whose truth is known ---------------------------------------------------------------------------------------------

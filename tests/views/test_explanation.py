@@ -24,22 +24,7 @@ def test_the_page_names_the_strongest_first_with_what_becomes_of_the_answer():
     page = page_of(["output/run.answer.csv"])
     lines = page.splitlines()
     rows = [line for line in lines if re.match(r" +[0-9]+  \S", line)]
-    assert rows[0].split() == [
-        "2",
-        "image",
-        "0",
-        "[0,",
-        "0]",
-        "-2.5",
-        "->",
-        '"',
-        '<b>"',
-        "box",
-        "0,",
-        "0,",
-        "32,",
-        "32",
-    ]
+    assert rows[0].split() == ["2", "image", "0", "[0,", "0]", "-2.5", "->", '"', '<b>"', "box", "0,0,32,32"]
     assert rows[1].split() == ["0", '"the"', "-0.4"]
     assert rows[2].split() == ["1", '"', 'cat"', "~0.25"]
     assert "2 of 3 were really hidden (1.5 forward passes), the others estimated; ~ is an estimate." in " ".join(
