@@ -413,6 +413,7 @@ def test_the_keys_that_json_on_stdout_has_are_those_that_are_documented(written)
     commands = {
         "run": ["run", "What is 2+2?", "--effect", "--window", "all", *common],
         "explain": ["explain", "What is 2+2?", *common],
+        "evidence": ["evidence", "What is 2+2?", *common],
         "knockout": ["knockout", "What color is the star?", "-i", picture, *common],
         "without": ["without", "What is 2+2?", "+", *common],
         "study": ["study", str(written / "data.jsonl"), *common],
