@@ -138,15 +138,21 @@ def _smallest(
             size, below = (middle, below) if decides(ranking[:middle]) else (size, middle)
             best = list(ranking[:size])
         for place in reversed(tuple(best[:-1])):  # the last one is needed: without it the beginning did not decide
-            without = [other for other in best if other != place]
-            if decides(without):
-                best = without
+            best = _without(decides, best, place)
         minimal = True
-        if smaller is not None and len(best) > 2:
-            best = list(smaller(len(best)) or best)
+        if smaller is not None and len(best) > 2 and (found := smaller(len(best))):
+            best, minimal = list(found), False
+            for place in found:
+                best = _without(decides, best, place)
         return Found(tuple(best), True, False)
     except Exhausted:
         return Found(tuple(best) if best else None, minimal, True)
+
+
+def _without(decides: Callable[[Iterable[int]], bool], places: list[int], place: int) -> list[int]:
+    """The set without one of its units where it decides without it, too."""
+    others = [other for other in places if other != place]
+    return others if decides(others) else places
 
 
 def _beam(
