@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from mask_impact.errors import InputError, UsageError, shown
+from mask_impact.prompts.groups import UNKNOWN
 
 THINKING_ENDS, THINKING_BEGINS = "</think>", "<think>"
 NAMES = ("answer", "thinking", "all", "each")
@@ -68,17 +69,18 @@ def _phrase(spec: str, ids: Sequence[int], decode: Callable[[list[int]], str]) -
     """The produced tokens that have a character of a text of the answer."""
     quoted = re.fullmatch(r"\s*([\"'])(.+)\1\s*", spec, re.DOTALL)
     phrase = quoted[2] if quoted else spec
-    ends = [len(decode(list(ids[: n + 1]))) for n in range(len(ids))]
-    whole = decode(list(ids))
+    so_far = ["", *(decode(list(ids[: n + 1])) for n in range(len(ids)))]
+    starts = [len(text.rstrip(UNKNOWN)) for text in so_far]  # what is not complete goes on in the next token
+    ends = [start + (text[start:] != "") for start, text in zip(starts, so_far, strict=True)][1:]
+    whole = so_far[-1]
     first = whole.find(phrase)
     if first < 0:
         raise InputError(
             f"`target` {shown(phrase)} is not in the answer {shown(whole)}; give text of it, numbers of produced tokens "
             f"(0-4), or one of {', '.join(NAMES)}"
         )
-    starts = [0, *ends[:-1]]
     return tuple(
         step
-        for step, (start, end) in enumerate(zip(starts, ends, strict=True))
+        for step, (start, end) in enumerate(zip(starts, ends, strict=False))
         if start < first + len(phrase) and end > first and end > start
     )
