@@ -9,9 +9,11 @@ import pytest
 import torch
 from checkpoints import make_tokenizer
 from tiny_models import tiny_model
+from transformers import AttentionInterface, AttentionMaskInterface
 
 import mask_impact
 from mask_impact.analyses import explain, hiding, units
+from mask_impact.analyses.prepared import prepare
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.engine import backward
 from mask_impact.engine.backward import keep_forward
@@ -44,13 +46,23 @@ def inputs_of(loaded, prompt=PROMPT):
     return {k: v for k, v in loaded.tokenizer(prompt, return_tensors="pt").items() if k != "token_type_ids"}
 
 
-def logprobs(loaded, produced, keys, n):
+def logprobs(loaded, produced, keys, n, prompt=PROMPT):
     """Log-probabilities of the token behind `produced`, with keys hidden from all n queries in all layers."""
-    layers = range(loaded.config.num_hidden_layers)
+    layers = range(loaded.config.get_text_config().num_hidden_layers)
     logits = effect_oracle.masked_logits(
-        loaded.model, inputs_of(loaded), produced, layers=layers, queries=range(n), keys=keys
+        loaded.model, inputs_of(loaded, prompt), produced, layers=layers, queries=range(n), keys=keys
     )
     return torch.log_softmax(logits, -1)
+
+
+def greedy(loaded, n_prompt, n, hidden=(), prompt=PROMPT):
+    """The n tokens that the model gives with positions hidden, by a full forward each."""
+    produced = []
+    for _ in range(n):
+        seen = n_prompt + len(produced)
+        keys = [position for position in hidden if position < seen]
+        produced.append(int(logprobs(loaded, produced, keys, seen, prompt).argmax()))
+    return produced
 
 
 # --- what is measured, and what is estimated ----------------------------------------------------------------------------------
@@ -75,10 +87,34 @@ def test_what_is_measured_is_what_full_forwards_with_the_token_hidden_give(tiny)
             assert bool(target.differs[place]) == (int(hidden.argmax()) != int(own.argmax()))
 
 
+def test_what_is_explained_is_what_the_model_says(tiny):
+    found = run(tiny)
+    produced = greedy(tiny, found.n_prompt, 3)
+    assert [target.token_ids for target in found.targets] == [(one,) for one in produced]
+    assert found.tokens.ids[found.n_prompt :].tolist() == produced
+    assert found.generated_text == tiny.tokenizer.decode(produced, skip_special_tokens=True)
+    assert "".join(target.text for target in found.targets) == tiny.tokenizer.decode(produced)
+
+
+def test_a_target_is_some_of_the_produced_tokens_and_those_before_it_are_units(tiny):
+    whole = run(tiny)
+    for spec, steps in (("1", (1,)), ("1-2", (1, 2)), ("answer", (0, 1, 2))):
+        (target,) = run(tiny, target=spec).targets
+        assert target.steps == steps
+        assert target.positions[-1] == (whole.n_prompt + steps[0] - 1,)
+        assert target.token_ids == tuple(whole.targets[step].token_ids[0] for step in steps)
+    (target,) = run(tiny, target="1").targets
+    np.testing.assert_allclose(target.logprob_change, whole.targets[1].logprob_change, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(target.contribution, whole.targets[1].contribution, rtol=1e-4, atol=1e-6)
+
+
 def test_an_answer_of_several_tokens_is_asked_about_as_one(tiny):
     found = run(tiny, target="all")
     (target,) = found.targets
     assert target.steps == (0, 1, 2)
+    own = [logprobs(tiny, list(target.token_ids[:n]), (), found.n_prompt + n) for n in range(3)]
+    probability = sum(float(row[token]) for row, token in zip(own, target.token_ids, strict=True))
+    assert target.probability == pytest.approx(np.exp(probability), rel=1e-3)
     assert len(target.names) == found.n_prompt  # nothing within the target
     for place in (0, 3):
         change = 0.0
@@ -107,6 +143,19 @@ def test_estimates_are_sums_over_layers_heads_and_queries_as_changes_of_the_log_
     np.testing.assert_allclose(plain.contribution, sums.every.sum((0, 1)).numpy(), rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("measure", ["log-odds", "log-prob"])
+def test_of_several_tokens_the_estimates_are_the_engine_s_sums_as_they_are(tiny, measure):
+    found = run(tiny, target="all", measure=measure)
+    (target,) = found.targets
+    forward = keep_forward(tiny.model, explain.extended(inputs_of(tiny), target.token_ids[:-1]))
+    wanted = [Target(found.n_prompt - 1 + step, token) for step, token in enumerate(target.token_ids)]
+    for rule, values in (("frozen", target.contribution), ("gradient", target.estimate_local)):
+        sums = backward.estimate(forward, wanted, rule, measure=measure).every.sum((0, 1)).numpy()
+        expected = [sums[list(positions)].sum() for positions in target.positions]
+        np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-6)
+    assert target.measure == measure
+
+
 def test_why_one_word_rather_than_another(tiny):
     whole = run(tiny, num_tokens=1)
     produced = whole.targets[0].token_ids[0]
@@ -119,6 +168,10 @@ def test_why_one_word_rather_than_another(tiny):
         hidden = logprobs(tiny, [], target.positions[place], n)
         expected = float((hidden[produced] - hidden[rival]) - (own[produced] - own[rival]))
         assert target.logprob_change[place] == pytest.approx(expected, rel=2e-3, abs=2e-5)
+    against = [Target(n - 1, produced, rival)]
+    sums = backward.estimate(keep_forward(tiny.model, inputs_of(tiny)), against, "frozen").every.sum((0, 1)).numpy()
+    np.testing.assert_allclose(target.contribution, sums, rtol=1e-4, atol=1e-6)
+    assert target.instead[1] == tiny.tokenizer.decode([rival])
     with pytest.raises(UsageError, match="is held against one produced token, and the target has 3"):
         run(tiny, target="all", instead="cat")
     with pytest.raises(UsageError, match="begins with the token that was produced"):
@@ -133,6 +186,121 @@ def test_the_matrix_has_each_produced_token_by_each_of_the_prompt(tiny):
         wanted = [Target(found.n_prompt + step - 1, target.token_ids[0])]
         alone = backward.estimate(keep_forward(tiny.model, inputs), wanted, "frozen").every.sum((0, 1)).numpy()
         np.testing.assert_allclose(found.matrix[step], alone[: found.n_prompt], rtol=1e-3, atol=1e-6)
+
+
+# --- what decides the answer, against full forwards ---------------------------------------------------------------------------
+
+
+def teacher_forced(loaded, target, n_prompt, hidden):
+    """Whether another token becomes the most probable anywhere in the target, by a full forward for each of its tokens."""
+    for number, token in enumerate(target.token_ids):
+        n = n_prompt + number
+        keys = [position for position in hidden if position < n]
+        if int(logprobs(loaded, list(target.token_ids[:number]), keys, n).argmax()) != token:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sets_decide_the_answer_have_no_member_too_many_and_are_confirmed_by_answers_of_the_model(seed):
+    tokenizer = make_tokenizer()
+    model = tiny_model("qwen3", seed=seed, vocab_size=len(tokenizer), max_position_embeddings=64)
+    loaded = loading.wrap(model, tokenizer, name="tiny")
+    found = run(loaded, target="all")
+    (target,), n = found.targets, found.n_prompt
+    (one,) = target.evidence
+    content = {at for positions, is_content in zip(target.positions, target.content, strict=True) if is_content
+               for at in positions}  # fmt: skip
+    assert (one.kind, one.exhausted) == ("text", False)
+    assert one.matters == teacher_forced(loaded, target, n, content)
+    assert one.necessary is not None
+    assert one.sufficient is not None
+    for some, keeps in ((one.necessary, False), (one.sufficient, True)):
+        chosen = {at for place in some.places for at in target.positions[place]}
+        hidden = content - chosen if keeps else chosen
+        assert teacher_forced(loaded, target, n, hidden) != keeps
+        said = greedy(loaded, n, 3, hidden)
+        assert some.text == tokenizer.decode(said, skip_special_tokens=True)
+        assert some.confirmed == ((said == list(target.token_ids)) == keeps)
+        assert some.confirmed
+        assert some.minimal
+        for place in some.places if len(some.places) > 1 else ():
+            without = chosen - {*target.positions[place]}
+            assert teacher_forced(loaded, target, n, content - without if keeps else without) == keeps
+
+
+LONG = "the cat sat on the mat in the house the mat sat in the cat on the house the house"
+
+
+@pytest.mark.parametrize("budget", [6, 8, 12, 20, 30])
+def test_the_budget_is_kept_with_what_evidence_and_its_confirmation_take(tiny, budget):
+    (target,) = run(tiny, LONG, num_tokens=1, budget=budget, groups="tokens").targets
+    assert target.forwards + sum(one.forwards for one in target.evidence) <= budget
+    assert target.measured.sum() >= 8
+    assert target.measured.all() == (budget >= 20)
+
+
+def test_units_drawn_at_random_follow_the_seed_alone(tiny):
+    def controls(seed):
+        given = RunSettings(raw=True, budget=6, groups="tokens")
+        (target,) = explain.run(tiny, LONG, given, seed=seed).targets
+        return target.control.tolist()
+
+    state = torch.random.get_rng_state()
+    np.random.seed(5)
+    one = controls(3)
+    np.random.seed(6)
+    assert controls(3) == one
+    assert controls(4) != one
+    assert sum(one) >= 3
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+# --- thinking -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def thinking():
+    """A model that thought before it answered: (loaded, prepared, what it produced)."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<think>", "</think>"])
+    model = tiny_model("qwen3", vocab_size=len(tokenizer), max_position_embeddings=64)
+    loaded = loading.wrap(model, tokenizer, name="tiny")
+    produced = tokenizer.encode("<think>the cat</think>\n\nthe mat<|im_end|>", add_special_tokens=False)
+    return loaded, produced
+
+
+def explained(thinking, **settings):
+    loaded, produced = thinking
+    chosen = RunSettings(**{"raw": True, "num_tokens": len(produced), "budget": 1000, "groups": "tokens"} | settings)
+    return explain.explain(loaded, prepare(loaded, PROMPT, chosen), produced)
+
+
+def test_the_answer_behind_the_thinking_uses_the_thinking(thinking):
+    loaded, produced = thinking
+    found = explained(thinking)
+    (target,) = found.targets
+    assert target.text == "the mat"
+    first = target.steps[0]
+    assert target.names[found.n_prompt :] == tuple(found.tokens.texts[found.n_prompt : found.n_prompt + first])
+    assert "".join(target.names[found.n_prompt :]) == "<think>the cat</think>\n\n"
+    place = target.names.index(" cat", found.n_prompt)  # as it was thought, not as it was asked
+    change = 0.0
+    for step in target.steps:
+        n = found.n_prompt + step
+        own, hidden = (logprobs(loaded, produced[:step], keys, n) for keys in ((), target.positions[place]))
+        change += float((hidden - own)[produced[step]])
+    assert abs(change) > 1e-3
+    assert target.logprob_change[place] == pytest.approx(change, rel=2e-3, abs=2e-5)
+
+
+def test_thinking_itself_can_be_asked_about(thinking):
+    found = explained(thinking, target="thinking")
+    (target,) = found.targets
+    assert (target.text, target.steps[0]) == ("the cat", 1)
+    assert target.names[found.n_prompt :] == ("<think>",)
+    (target,) = explained(thinking, target="mat").targets
+    assert target.text == " mat"
 
 
 # --- units ------------------------------------------------------------------------------------------------------------------
@@ -161,11 +329,13 @@ def test_a_file_of_groups_is_taken_and_one_that_hides_everything_refused(tiny, t
 
 
 def test_the_template_can_be_left_out(demo):
-    whole = mask_impact.explain(demo, "What color is the star?", images=PICTURE, budget=100)
-    content = mask_impact.explain(demo, "What color is the star?", images=PICTURE, budget=100, content_only=True)
+    whole = mask_impact.explain(demo, "What color is the star?", images=PICTURE, budget=8)
+    content = mask_impact.explain(demo, "What color is the star?", images=PICTURE, budget=8, content_only=True)
     assert "<|im_start|>" in whole.targets[0].names
     assert "<|im_start|>" not in content.targets[0].names
     assert content.targets[0].content.all()
+    assert set(content.targets[0].names) < set(whole.targets[0].names)
+    assert {" star", "image 0 [0, 3]"} < set(content.targets[0].names)
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl_moe", "gemma3_text"])
@@ -173,29 +343,85 @@ def test_other_families_are_explained_too(name):
     """A mixture of experts, and windows with gated activations of another kind."""
     tokenizer = make_tokenizer()
     model = tiny_model(name, vocab_size=len(tokenizer), max_position_embeddings=64)
-    (target,) = run(loading.wrap(model, tokenizer, name="tiny"), num_tokens=1).targets
+    loaded = loading.wrap(model, tokenizer, name="tiny")
+    found = run(loaded, num_tokens=2, target="all", routes="auto")
+    (target,) = found.targets
     for values in (target.contribution, target.estimate_local, target.logprob_change):
         assert np.isfinite(values).all()
         assert np.abs(values).max() > 1e-6
     assert target.reliable is None
+    for place in (0, 2, 4):
+        change = 0.0
+        for step, token in enumerate(target.token_ids):
+            n, before = found.n_prompt + step, list(target.token_ids[:step])
+            own, hidden = (logprobs(loaded, before, keys, n) for keys in ((), target.positions[place]))
+            change += float((hidden - own)[token])
+        assert target.logprob_change[place] == pytest.approx(change, rel=2e-3, abs=1e-4)
 
 
-def test_the_model_is_as_it_was_also_when_it_ends_in_the_middle(tiny, monkeypatch):
-    def state():
-        hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in tiny.model.modules()]
-        return tiny.model.config._attn_implementation, hooks, [p.requires_grad for p in tiny.model.parameters()]
+def state(model):
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+    backends = sorted(AttentionInterface._global_mapping), sorted(AttentionMaskInterface._global_mapping)
+    wanted = [parameter.requires_grad for parameter in model.parameters()]
+    gradients = [parameter.grad is not None for parameter in model.parameters()]
+    return (
+        model.config._attn_implementation,
+        hooks,
+        wanted,
+        gradients,
+        backends,
+        model.training,
+        torch.is_grad_enabled(),
+    )
 
-    before = state()
-    run(tiny, routes="auto")
-    assert state() == before
 
-    def fails(*args):
-        raise KeyboardInterrupt
+@pytest.fixture
+def own_model():
+    """One of whose parameters some want gradients, which nobody else uses."""
+    tokenizer = make_tokenizer()
+    model = tiny_model("qwen3", vocab_size=len(tokenizer), max_position_embeddings=64)
+    for number, parameter in enumerate(model.parameters()):
+        parameter.requires_grad_(number % 3 == 0)
+    return loading.wrap(model, tokenizer, name="tiny")
 
-    monkeypatch.setattr(hiding, "measure_targets", fails)
-    with pytest.raises(KeyboardInterrupt):
-        run(tiny)
-    assert state() == before
+
+def test_the_model_is_as_it_was(own_model):
+    before = state(own_model.model)
+    weights = {name: value.clone() for name, value in own_model.model.state_dict().items()}
+    run(own_model, routes="auto", matrix=True)
+    assert state(own_model.model) == before
+    assert all(torch.equal(value, weights[name]) for name, value in own_model.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("room", "name", "call"),
+    [
+        (explain, "keep_forward", 1),
+        (explain, "estimate", 2),
+        (backward, "hiding_effects", 3),
+        (hiding, "measure_targets", 1),
+        (hiding, "measure_targets", 2),
+        (explain.routes, "cut_heads", 1),
+        (explain, "generate", 1),
+    ],
+)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_the_model_is_as_it_was_also_when_it_ends_in_the_middle(own_model, monkeypatch, room, name, call, error):
+    before, real, calls = state(own_model.model), getattr(room, name), []
+
+    def fails(*args, **how):
+        calls.append(name)
+        if len(calls) == call:
+            raise error("in the middle")
+        return real(*args, **how)
+
+    monkeypatch.setattr(room, name, fails)
+    with pytest.raises(error, match="in the middle"):
+        run(own_model, routes="auto")
+    assert len(calls) == call
+    assert state(own_model.model) == before
+    monkeypatch.undo()
+    assert len(run(own_model).targets) == 3  # and can be asked again
 
 
 def test_running_out_of_memory_in_the_backward_pass_is_one_line(tiny, monkeypatch):
