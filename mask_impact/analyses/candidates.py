@@ -18,7 +18,10 @@ MIN_RHO = 0.7
 NEGLIGIBLE = 0.01  # nats
 LISTED = 5  # the strongest ones that are shown first
 FEWEST_RANKED, FEWEST_CANDIDATES, FEWEST_CONTROLS, MOST_CONTROLS = 4, 5, 3, 16
-FOR_RANKED, FOR_CHEAP = 0.55, 0.2  # of the budget; the rest is for controls
+MEASURED = 0.5  # of a run's budget goes to measuring units, the rest to evidence
+REFINED = 0.65  # of it, with the parts of regions and sentences
+EVERYTHING = 0.7  # of it, where that measures all of them
+FOR_RANKED, FOR_CHEAP = 0.55, 0.2  # of what is for measuring; the rest is for controls
 
 
 def choose(

@@ -13,9 +13,18 @@ import numpy as np
 import torch
 
 from mask_impact.analyses import evidence, routes
-from mask_impact.analyses.candidates import agreement_of, choose, costs, is_reliable, unsettled
+from mask_impact.analyses.candidates import (
+    EVERYTHING,
+    MEASURED,
+    REFINED,
+    agreement_of,
+    choose,
+    costs,
+    is_reliable,
+    unsettled,
+)
 from mask_impact.analyses.evidence import Searched
-from mask_impact.analyses.generation import greedy_config, on_input_device
+from mask_impact.analyses.generation import on_input_device
 from mask_impact.analyses.hiding import Hiding
 from mask_impact.analyses.measured import Measured
 from mask_impact.analyses.observer import Observer
@@ -35,9 +44,6 @@ from mask_impact.results.explanations import Evidence, ExplainedTarget, Explanat
 from mask_impact.results.sinks import find_sinks
 from mask_impact.results.tokens import TokenTable
 
-MEASURED = 0.5  # of the budget goes to measuring units, the rest to evidence
-REFINED = 0.65  # of it, with the parts of regions and sentences
-EVERYTHING = 0.7  # of it, where that measures all of them
 N_CONFIRMED = 2  # answers of evidence that generate() gives, each a forward pass or somewhat more
 DEEP = 40  # forward passes from which on small sets are tried for evidence, and all kinds of tokens
 
@@ -61,10 +67,8 @@ def run(
     observer = observer or Observer()
     prepared = prepare(loaded, prompt, settings, pictures)
     check(loaded, prepared)
-    inputs = on_input_device(loaded.model, prepared.encoded.inputs)
-    with torch.no_grad():
-        ids = loaded.model.generate(**inputs, generation_config=greedy_config(loaded.model, settings.num_tokens))
-    return explain(loaded, prepared, ids[0, prepared.encoded.n_tokens :].tolist(), seed=seed, observer=observer)
+    produced = generate(loaded, prepared.encoded.inputs, (), (), settings.num_tokens)
+    return explain(loaded, prepared, produced, seed=seed, observer=observer)
 
 
 def explain(
@@ -124,8 +128,8 @@ class _Explained:
         rows = []
         for step, token in enumerate(self.produced):
             found = estimate(forward, [Target(self.n_prompt + step - 1, token)], "frozen")
-            rows.append(found.every.sum(dim=(0, 1))[: self.n_prompt].numpy())
-        return np.stack(rows)
+            rows.append(_by_position(found)[: self.n_prompt])
+        return np.stack(rows).astype(np.float32)
 
     def _target(self, steps: tuple[int, ...]) -> ExplainedTarget:
         """One target: estimated, measured, and what decides it."""
@@ -142,7 +146,7 @@ class _Explained:
         units = [unit for unit in units if masked[list(unit.positions)].all()]
         if settings.content_only:
             units = [unit for unit in units if content[list(unit.positions)].any()] or units
-        by_position = self._by_position(estimates["frozen"])
+        by_position = _by_position(estimates["frozen"])
         units, fine = coarse_units(units, self.tokens, self.encoded.images, by_position)
         with Hiding(self.loaded, inputs, targets, self.observer) as hiding:
             measured = Measured(units, hiding)
@@ -256,13 +260,9 @@ class _Explained:
             forwards=measured.hiding.forwards,
         )
 
-    def _by_position(self, found: Estimates) -> np.ndarray:
-        """float64 [N]"""
-        return found.every.sum(dim=(0, 1)).double().numpy()
-
     def _of_units(self, found: Estimates, targets: Sequence[Target], units: Sequence[Unit]) -> np.ndarray:
         """float64 [G]; of a single token's log-odds as changes of its log-probability."""
-        changes = summed(self._by_position(found), units)
+        changes = summed(_by_position(found), units)
         if len(targets) > 1 or targets[0].instead is not None or self.settings.measure == "log-prob":
             return changes
         (before,) = found.values  # ln p = -ln(1 + e^-odds)
@@ -319,8 +319,13 @@ class _Explained:
     def _answer_without(self, hidden: Sequence[int], steps: tuple[int, ...]) -> tuple[str, bool]:
         """What generate() gives with positions hidden, and whether it is the same up to the target's end."""
         layers, n = range(len(locate(self.loaded.model).layers)), steps[-1] + 1
-        ids, _ = generate(self.loaded, self.encoded.inputs, hidden, layers, max(len(self.produced), n))
+        ids = generate(self.loaded, self.encoded.inputs, hidden, layers, max(len(self.produced), n))
         return self.loaded.tokenizer.decode(ids, skip_special_tokens=True), ids[:n] == self.produced[:n]
+
+
+def _by_position(found: Estimates) -> np.ndarray:
+    """float64 [N], what hiding each position does, estimated."""
+    return found.every.sum(dim=(0, 1)).double().numpy()
 
 
 def _any_of(units: Sequence[Unit], flags: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from mask_impact.analyses.candidates import costs
 from mask_impact.analyses.observer import Observer
 from mask_impact.engine.effects import each_window_and_group, in_each
 from mask_impact.engine.masking import MaskingEngine, SequencePlan
@@ -47,7 +48,7 @@ class Hiding:
 
     def cost(self, first: int) -> float:
         """What hiding a set takes that begins at a position, in forward passes: what stands before it needs not run again."""
-        return 1 - first / self.n_positions
+        return float(costs([(first,)], self.n_positions)[0])
 
     def measure(self, sets: Sequence[Sequence[int]]) -> TargetEffects:
         """What hiding each of the sets of positions does to the targets."""

@@ -6,7 +6,7 @@ the heads that carry most are cut, beside heads that are drawn at random.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,24 +21,16 @@ from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.encoding import layout_of, token_texts
 from mask_impact.prompts.group_files import default_flows, read_flows
 from mask_impact.results.explanations import HeadCut, Route
-from mask_impact.results.flows import Flow
+from mask_impact.results.flows import Flow, FlowPositions
 
 MOST_OF_IT = 0.8  # of a flow's estimate lies within the layers in which it is cut
 N_HEADS = 10
 N_DRAWS = 8  # of as many heads at random
 
 
-@dataclass(frozen=True)
-class Placed:
-    """A flow in a prompt. source: positions; target: positions, None for the rows of the target."""
-
-    flow: Flow
-    source: tuple[int, ...]
-    target: tuple[int, ...] | None
-
-
-def placed_flows(reader: Reader, prepared: Prepared) -> tuple[Placed, ...]:
-    """The flows that were asked for, or the usual ones that the prompt has; works without the model's weights.
+def placed_flows(reader: Reader, prepared: Prepared) -> tuple[FlowPositions, ...]:
+    """The flows that were asked for, or the usual ones that the prompt has; works without the model's weights. Their target
+    None stands for the rows of what is asked about.
 
     InputError or UsageError for a flow that was asked for and can't be.
     """
@@ -56,7 +48,7 @@ def placed_flows(reader: Reader, prepared: Prepared) -> tuple[Placed, ...]:
             raise InputError(f"flow '{flow.name}': {error}") from None
         if target is not None and source[0] > target[-1]:
             raise InputError(f"flow '{flow.name}' runs backwards: a token sees only what is before it; turn it round")
-        placed.append(Placed(flow, source, target))
+        placed.append(FlowPositions(flow, source, target))
     return tuple(placed)
 
 
@@ -71,7 +63,7 @@ def _asked(text: str) -> Sequence[Flow]:
         raise UsageError(f"`routes`: {error}") from None
 
 
-def masks_of(flows: Sequence[Placed], n_positions: int, rows: Sequence[int]) -> list[EstimatedFlow]:
+def masks_of(flows: Sequence[FlowPositions], n_positions: int, rows: Sequence[int]) -> list[EstimatedFlow]:
     """The flows as the backward pass takes them. rows: of the target."""
 
     def flags(positions: Sequence[int]) -> torch.Tensor:
@@ -82,17 +74,17 @@ def masks_of(flows: Sequence[Placed], n_positions: int, rows: Sequence[int]) -> 
     return [EstimatedFlow(flags(_source(one, rows)), flags(_target(one, rows))) for one in flows]
 
 
-def _target(one: Placed, rows: Sequence[int]) -> Sequence[int]:
+def _target(one: FlowPositions, rows: Sequence[int]) -> Sequence[int]:
     return rows if one.target is None else one.target
 
 
-def _source(one: Placed, rows: Sequence[int]) -> Sequence[int]:
+def _source(one: FlowPositions, rows: Sequence[int]) -> Sequence[int]:
     """A row of the target goes on seeing itself."""
     return [position for position in one.source if one.target is not None or position not in rows] or one.source
 
 
 def routes_of(
-    flows: Sequence[Placed], estimates: Mapping[str, Estimates], hiding: Hiding | None, rows: Sequence[int]
+    flows: Sequence[FlowPositions], estimates: Mapping[str, Estimates], hiding: Hiding | None, rows: Sequence[int]
 ) -> tuple[Route, ...]:
     """What each flow carries. estimates: by rule; hiding: cuts each where it carries most; None where nothing is to be cut."""
     routes = []
@@ -103,7 +95,7 @@ def routes_of(
     return tuple(routes)
 
 
-def _cut(route: Route, one: Placed, hiding: Hiding, rows: Sequence[int]) -> Route:
+def _cut(route: Route, one: FlowPositions, hiding: Hiding, rows: Sequence[int]) -> Route:
     """The route with what cutting it does, in all layers and in the few that carry most."""
     source, target = _source(one, rows), _target(one, rows)
 

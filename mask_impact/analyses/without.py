@@ -60,11 +60,11 @@ def run(
     layers = checked_layers(loaded, layers)
     hidden = hidden_by(loaded, prepared, specs)
     observer.answers_begin(1 + len(hidden))
-    own = generate(loaded, encoded.inputs, (), layers, settings.num_tokens)
+    own = _scored(loaded, encoded.inputs, (), layers, settings.num_tokens)
     answers = [_answer(loaded, None, (), own, own)]
     observer.answer_done()
     for spec, positions in hidden.items():
-        produced = generate(loaded, encoded.inputs, positions, layers, settings.num_tokens)
+        produced = _scored(loaded, encoded.inputs, positions, layers, settings.num_tokens)
         answers.append(_answer(loaded, spec, positions, produced, own))
         observer.answer_done()
     meta = describe_run(loaded, prepared, locate(loaded.model))
@@ -73,12 +73,10 @@ def run(
 
 
 def generate(
-    loaded: LoadedModel, inputs: dict[str, Any], positions: Sequence[int], layers: Sequence[int], num_tokens: int
-) -> tuple[list[int], torch.Tensor]:
-    """The produced ids, and log-probabilities [n, vocabulary] of what the model gives at each of these steps."""
+    loaded: LoadedModel, inputs: Mapping[str, Any], positions: Sequence[int], layers: Sequence[int], num_tokens: int
+) -> list[int]:
+    """The ids that the model's own generate() produces, greedy, with positions hidden in layers. DeviceError without memory."""
     model = loaded.model
-    logits: list[torch.Tensor] = []
-    handle = model.register_forward_hook(lambda module, args, output: logits.append(output.logits[0, -1].double()))
     try:
         with torch.no_grad(), hiding(model, positions, layers):
             ids = model.generate(**on_input_device(model, inputs), generation_config=greedy_config(model, num_tokens))
@@ -88,9 +86,21 @@ def generate(
         raise DeviceError(
             "out of memory: shorten the prompt, take a smaller model or `dtype` bfloat16, or a device with more memory"
         ) from error
+    return ids[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def _scored(
+    loaded: LoadedModel, inputs: Mapping[str, Any], positions: Sequence[int], layers: Sequence[int], num_tokens: int
+) -> tuple[list[int], torch.Tensor]:
+    """The produced ids, and log-probabilities [n, vocabulary] of what the model gives at each of these steps."""
+    logits: list[torch.Tensor] = []
+    handle = loaded.model.register_forward_hook(
+        lambda module, args, output: logits.append(output.logits[0, -1].double())
+    )
+    try:
+        produced = generate(loaded, inputs, positions, layers, num_tokens)
     finally:
         handle.remove()
-    produced = ids[0, inputs["input_ids"].shape[1] :].tolist()
     return produced, torch.log_softmax(torch.stack(logits[: len(produced)]), dim=-1).cpu()
 
 

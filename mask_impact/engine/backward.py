@@ -116,7 +116,7 @@ def estimate(
     measure: str = "log-odds",
     layers: Iterable[int] = (),
 ) -> Estimates:
-    """Estimates for the sum of the targets. rule: one of RULES; measure: one of targets.MEASURES; layers: those whose whole map
+    """Estimates for the sum of the targets. rule: one of RULES; measure: one of choices.MEASURES; layers: those whose whole map
     is kept. The model is as it was afterwards."""
     if rule not in RULES:
         raise UsageError(f"a rule is one of {', '.join(RULES)}, not {rule!r}")

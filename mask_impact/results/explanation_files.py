@@ -45,14 +45,13 @@ from mask_impact.results.token_meta import image_entry, image_from, token_entrie
 
 DEFAULT_FORMATS = ("csv", "json")
 LISTS = (
-    "names",
     "positions",
     "kinds",
     "top1",
     "differs",
     "control",
     "content",
-)  # of an ExplainedTarget, in the meta file
+)  # of an ExplainedTarget, as they are, in the meta file
 TABLES = ("answer", "routes", "matrix")
 Writers = dict[Path, Callable[[BinaryIO], Any]]
 
@@ -121,7 +120,7 @@ def _target_entry(target: ExplainedTarget) -> dict[str, Any]:
         "reliable": target.reliable,
         "top1_texts": line({str(token): clean_text(text) for token, text in target.top1_texts.items()}),
         "names": line([clean_text(name) for name in target.names]),
-        **{name: line(getattr(target, name)) for name in LISTS[1:]},
+        **{name: line(getattr(target, name)) for name in LISTS},
         "evidence": [asdict(one) for one in target.evidence],
         "routes": [
             {"name": one.name, "source": one.source, "target": one.target, "whole_change": one.whole_change}

@@ -16,17 +16,8 @@ COLUMNS = (
 )  # fmt: skip
 NUMBERS = ("contribution", "estimate_local", "logprob_change", "kl_divergence")
 ROUTES = (
-    "step",
-    "target",
-    "flow",
-    "layer",
-    "head",
-    "estimate_local",
-    "contribution",
-    "cut",
-    "logprob_change",
-    "whole_change",
-)
+    "step", "target", "flow", "layer", "head", "estimate_local", "contribution", "cut", "logprob_change", "whole_change",
+)  # fmt: skip
 MATRIX = ("step", "target", "position", "token", "kind", "image", "row", "column", "contribution")
 
 

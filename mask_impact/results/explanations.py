@@ -11,6 +11,8 @@ import numpy as np
 
 from mask_impact.results.tokens import ImageRecord, TokenTable
 
+FINE_ENOUGH = 0.8  # of a unit's effect: one within it that has as much is named in its place
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -179,9 +181,6 @@ class ExplainedTarget:
             if {*self.positions[other]} < {*self.positions[place]}
         ]
         return min(within, key=lambda other: len(self.positions[other]), default=place)
-
-
-FINE_ENOUGH = 0.8
 
 
 @dataclass(frozen=True)

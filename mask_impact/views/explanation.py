@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator
 from math import ceil
 from os import PathLike
 
+from mask_impact.analyses.candidates import EVERYTHING, costs
+from mask_impact.analyses.settings import SETTINGS
 from mask_impact.results.explanations import Evidence, ExplainedTarget, Explanation, TokenSet
 from mask_impact.results.tokens import box_of
 from mask_impact.views.text import (
@@ -23,7 +25,7 @@ NAME = 22  # columns
 BECOMES = 14
 TOP = 5
 NAMED = 6  # units of a set that are named
-KIND_NAMES = {"image": ("cell", "cells of the image"), "text": ("word", "words")}
+SEVERAL = {"image": "cells of the image", "text": "words"}  # of a kind
 
 
 def render_explanation(
@@ -72,12 +74,12 @@ def _used(found: Explanation, target: ExplainedTarget, top: int) -> Iterator[str
         yield "  nothing: there is no token but the template's"
     for place in used:
         measured = target.measured[place]
-        change = f"{target.logprob_change[place]:>9.3g}" if measured else f"{_rounded(target.contribution[place]):>9}"
+        change = f"{target.logprob_change[place]:>9.3g}" if measured else f"{f'~{target.contribution[place]:.2g}':>9}"
         becomes = ""
         if measured and target.differs[place]:
             becomes = f"-> {quoted(target.top1_texts[int(target.top1[place])], BECOMES)}"
         at = target.positions[place][0]
-        line = f"  {at:>5}  {padded(label(found, target, place), NAME)} {change}  {padded(becomes, BECOMES + 3)}"
+        line = f"  {at:>5}  {padded(_label(found, target, place), NAME)} {change}  {padded(becomes, BECOMES + 3)}"
         box = box_of(found.tokens, found.images, target.positions[place])
         yield (line + ("" if box is None else f" box {','.join(f'{edge:.0f}' for edge in box)}")).rstrip()
     n, n_measured = len(target.names), int(target.measured.sum())
@@ -94,22 +96,18 @@ def _used(found: Explanation, target: ExplainedTarget, top: int) -> Iterator[str
         )
 
 
-def _rounded(value: float) -> str:
-    return f"~{value:.2g}"
-
-
 def _for_all(found: Explanation, target: ExplainedTarget) -> int:
     """The budget that measures all units."""
     n_positions = found.n_prompt + target.steps[-1]
-    return ceil(sum(1 - positions[0] / n_positions for positions in target.positions) / 0.7)
+    return ceil(costs(target.positions, n_positions).sum() / EVERYTHING)
 
 
-def label(found: Explanation, target: ExplainedTarget, place: int, width: int = NAME) -> str:
+def _label(found: Explanation, target: ExplainedTarget, place: int) -> str:
     """A unit's name: quoted, where it is text."""
     in_image = found.tokens.image[target.positions[place][0]] >= 0
     if target.kinds[place] == "group" or in_image:
-        return cut(escape(target.names[place]), width)
-    return quoted(target.names[place], width)
+        return cut(escape(target.names[place]), NAME)
+    return quoted(target.names[place], NAME)
 
 
 # --- evidence ---------------------------------------------------------------------------------------------------------------
@@ -124,7 +122,7 @@ def _evidence(found: Explanation, target: ExplainedTarget) -> Iterator[str]:
 
 
 def _of_kind(found: Explanation, target: ExplainedTarget, one: Evidence) -> Iterator[str]:
-    _, several = KIND_NAMES[one.kind]
+    several = SEVERAL[one.kind]
     if one.necessary is not None:
         yield f"  Without {_names(found, target, one.necessary)} it is {quoted(one.necessary.text, 40)}.{_doubt(one.necessary)}"
     if one.sufficient is not None:
@@ -135,7 +133,8 @@ def _of_kind(found: Explanation, target: ExplainedTarget, one: Evidence) -> Iter
     if not one.matters:
         yield f"  With all {several} hidden it still is {quoted(target.text, 40)}."
     if one.exhausted:
-        yield f"  The budget ended the search among {several}: --budget {2 * int(found.meta.get('budget') or 12)} goes on."
+        budget = found.meta.get("budget", SETTINGS["budget"].default)
+        yield f"  The budget ended the search among {several}: --budget {2 * budget} goes on."
 
 
 def _names(found: Explanation, target: ExplainedTarget, chosen: TokenSet) -> str:
@@ -147,7 +146,7 @@ def _names(found: Explanation, target: ExplainedTarget, chosen: TokenSet) -> str
 
 def _told_apart(found: Explanation, target: ExplainedTarget, place: int) -> str:
     """A unit's name, with its position where another has the same name."""
-    name = label(found, target, place)
+    name = _label(found, target, place)
     same = sum(other.strip() == target.names[place].strip() for other in target.names) > 1
     return f"{name} (token {target.positions[place][0]})" if same else name
 
