@@ -6,6 +6,7 @@ model's own next token. Sequences are short here, so nothing is saved: no chunks
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import bench_truth as truth
 import numpy as np
@@ -244,7 +245,7 @@ def blurred(loaded: LoadedModel, case: truth.Case) -> Scores:
     width, height = image.width // columns, image.height // rows
 
     def logprobs(picture) -> torch.Tensor:
-        changed = truth.prepare(loaded, truth.replace(case.sample, image=picture))
+        changed = truth.prepare(loaded, replace(case.sample, image=picture))
         inputs = truth.inputs_of(loaded, changed)
         return torch.log_softmax(loaded.model(**inputs, logits_to_keep=1).logits[0, -1].float(), -1)
 

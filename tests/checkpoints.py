@@ -5,6 +5,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from mask_impact.models import loading
+
 CONTEXT = 64  # tokens that the tiny checkpoints take
 
 
@@ -48,6 +50,13 @@ def make_tokenizer(chat_template=CHATML):
         chat_template=chat_template,
         clean_up_tokenization_spaces=False,
     )
+
+
+def tiny_loaded(name="qwen3", tokenizer=None, **overrides):
+    """A tiny model of an architecture with its tokenizer, as loading gives it."""
+    tokenizer = tokenizer or make_tokenizer()
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": CONTEXT}
+    return loading.wrap(tiny_models.tiny_model(name, **sizes | overrides), tokenizer, name="tiny")
 
 
 def save_checkpoint(folder, name, *, chat_template=CHATML, **overrides):

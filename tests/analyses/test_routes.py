@@ -7,8 +7,7 @@ import effect_oracle
 import numpy as np
 import pytest
 import torch
-from checkpoints import make_tokenizer
-from tiny_models import tiny_model
+from checkpoints import tiny_loaded
 
 from mask_impact.analyses import explain
 from mask_impact.analyses.explain import extended
@@ -20,26 +19,19 @@ from mask_impact.analyses.settings import RunSettings
 from mask_impact.engine.backward import RULES, estimate, keep_forward
 from mask_impact.engine.targets import Target
 from mask_impact.errors import InputError, UsageError
-from mask_impact.models import loading
 
 PROMPT = "the cat sat on the mat"
 
 
-def made(**sizes):
-    tokenizer = make_tokenizer()
-    model = tiny_model("qwen3", vocab_size=len(tokenizer), max_position_embeddings=64, **sizes)
-    return loading.wrap(model, tokenizer, name="tiny")
-
-
 @pytest.fixture(scope="module")
 def tiny():
-    return made()
+    return tiny_loaded()
 
 
 @pytest.fixture(scope="module")
 def deep():
     """With 32 heads, so that ten of them are a choice."""
-    return made(num_hidden_layers=8)
+    return tiny_loaded(num_hidden_layers=8)
 
 
 def settings(routes, **others):

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from checkpoints import make_tokenizer
-from tiny_models import tiny_model
+from checkpoints import tiny_loaded
 
 from mask_impact.analyses import units
 from mask_impact.analyses.measured import Measured
@@ -23,7 +22,6 @@ from mask_impact.analyses.units import (
 )
 from mask_impact.errors import InputError
 from mask_impact.findings.regions import Rectangle
-from mask_impact.models import loading
 from mask_impact.results.tokens import ImageRecord, TokenTable
 
 PROMPT = "zigzag cat, the mat"
@@ -31,9 +29,7 @@ PROMPT = "zigzag cat, the mat"
 
 @pytest.fixture(scope="module")
 def tiny():
-    tokenizer = make_tokenizer()
-    model = tiny_model("qwen3", vocab_size=len(tokenizer), max_position_embeddings=64)
-    return loading.wrap(model, tokenizer, name="tiny")
+    return tiny_loaded()
 
 
 def prepared(tiny, prompt=PROMPT, **settings):

@@ -55,8 +55,8 @@ def estimate(forward, token, rule="frozen", flows=(), **how):
 
 
 @torch.no_grad()
-def target_with(model, inputs, token, change=None):
-    """The log-odds where `change(layer, output)` [n, H, D] changes what a layer's heads give."""
+def value_with(model, inputs, targets, measure, change=None):
+    """The sum of the targets, from whole logits, where `change(layer, output)` [n, H, D] changes what a layer's heads give."""
     decoder = locate(model)
     index = {id(layer.attention): layer.index for layer in decoder.layers}
 
@@ -65,7 +65,20 @@ def target_with(model, inputs, token, change=None):
         return (output if change is None else change(index[id(module)], output.clone())), None
 
     with tapped(decoder, attend):
-        return float(log_odds(model(**inputs, use_cache=False).logits[0, -1], token))
+        logits = model(**inputs, use_cache=False).logits[0].double()
+    total = 0.0
+    for one in targets:
+        p = torch.softmax(logits[one.row], 0)
+        if one.instead is not None:
+            total += float((p[one.token] / p[one.instead]).log())
+        else:
+            total += float(p[one.token].log() - (0 if measure == "log-prob" else (1 - p[one.token]).log()))
+    return total
+
+
+def target_with(model, inputs, token, change=None):
+    """The log-odds where `change(layer, output)` [n, H, D] changes what a layer's heads give."""
+    return value_with(model, inputs, [Target(-1, token)], "log-odds", change)
 
 
 @torch.no_grad()
@@ -274,28 +287,6 @@ def test_several_targets_are_the_sum_of_each():
             # The rows of a target see nothing behind themselves.
             assert not alone[2].every[..., 5:].any()
             assert alone[2].every[..., :5].any()
-
-
-@torch.no_grad()
-def value_with(model, inputs, targets, measure, change=None):
-    """The sum of the targets where what a layer's heads give is changed, from whole logits."""
-    decoder = locate(model)
-    index = {id(layer.attention): layer.index for layer in decoder.layers}
-
-    def attend(own, module, query, key, value, mask, *args, **kwargs):
-        output = own(query, key, value, mask, *args, **kwargs)[0]
-        return (output if change is None else change(index[id(module)], output.clone())), None
-
-    with tapped(decoder, attend):
-        logits = model(**inputs, use_cache=False).logits[0].double()
-    total = 0.0
-    for one in targets:
-        p = torch.softmax(logits[one.row], 0)
-        if one.instead is not None:
-            total += float((p[one.token] / p[one.instead]).log())
-        else:
-            total += float(p[one.token].log() - (0 if measure == "log-prob" else (1 - p[one.token]).log()))
-    return total
 
 
 @pytest.mark.parametrize(
