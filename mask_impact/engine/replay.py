@@ -2,14 +2,16 @@
 
 A variant hides keys from queries in some layers. Only what stands behind the first such query can change, so a variant is
 the rows from there to the last position. It enters where its first masked layer begins, goes through the model's own layer
-modules beside the other variants, and attends to the keys and values that the model's own run has left of earlier
-positions, which no variant copies. What is added between layers (features of images) is added to every variant alike.
+modules behind the other variants, whose rows may be more or fewer, and attends to the keys and values that the model's own run
+has left of earlier positions, which no variant copies. What is added between layers (features of images) is added to every
+variant alike.
 
 The first of the variants that go together hides nothing. States are float32, and of every other variant only the difference
 from the first one goes through a linear map in the weights' dtype: in bfloat16 a state has three digits, and the difference
 of two states, which is all that an effect is, would have none.
 
-Dimensions: n variants, V of them at once, S positions, of which the last R are rows; H heads in K key/value groups.
+Dimensions: n variants, V of them at once, S positions, of which the last R are rows of a variant; P rows of all that go
+together, those of what hides nothing first; H heads in K key/value groups.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,19 +20,20 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from mask_impact.engine.attention import arithmetic_dtype
 from mask_impact.engine.choices import ABLATIONS
 from mask_impact.engine.masking import MaskingEngine
+from mask_impact.engine.packing import ByDifferences, Packed, Run, unit_of
 from mask_impact.engine.states import LayerState
 from mask_impact.errors import DeviceError, is_out_of_memory
 from mask_impact.models.architectures import OpaqueMlp, parameter
 
 ROWS_OF_LOGITS = 64  # variants whose logits are formed at once
 PROBABLE = 512  # tokens whose differences of logits are not rounded to the weights' dtype
-MOST_ROWS = 512  # at once: enough that reading the weights costs less than multiplying with them
-FEWEST_TOGETHER = 3  # variants, however long: one that hides nothing goes with them each time
+MOST_ROWS = 2048  # at once: what hides nothing goes with them each time, and is to be a small part
+MOST_TOGETHER = 512  # variants, however short
+FEWEST_TOGETHER = 3  # variants, however long
 ATTENTION_BYTES = 2**27  # of the logits and weights of all rows' attention at once
 
 
@@ -117,24 +120,26 @@ def outputs(
     hidden]). rows: positions (None: the last one).
 
     Needs an engine that keeps states (of all positions, where queries or rows are given), whose block is still open, and is to
-    be called when the model's own forward is done. Variants that reach the same rows and layers go together. start: where the
-    rows of all begin (None: where each variant's must). scale: of the differences that go through linear maps, which changes
-    nothing but how they are rounded.
+    be called when the model's own forward is done. Variants that reach much the same rows and layers go together. start: where
+    the rows of all begin (None: where each variant's must). scale: of the differences that go through linear maps, which
+    changes nothing but how they are rounded.
     """
     rows = (engine.n_positions - 1,) if rows is None else tuple(rows)
     starts = variants.starts.clamp_max(min(rows))
     if start is not None:
         starts = torch.full_like(starts, start)
     order = torch.argsort(starts * len(engine.states) + variants.first, stable=True)
-    n_rows = ATTENTION_BYTES // (8 * engine.decoder.n_heads * engine.n_positions)
-    n_rows = max(ROWS_OF_LOGITS, min(MOST_ROWS, n_rows))
-    fewest = FEWEST_TOGETHER
+    most = ATTENTION_BYTES // (8 * engine.decoder.n_heads * engine.n_positions)
+    most, fewest, n_rows = max(ROWS_OF_LOGITS, min(MOST_TOGETHER, most)), FEWEST_TOGETHER, MOST_ROWS
+    lengths = engine.n_positions - starts[order]
     done = 0
     while done < len(order):
-        begin = int(starts[order[done]])
-        together = order[done : done + max(fewest, n_rows // (engine.n_positions - begin))]
+        rows_so_far = lengths[done] + lengths[done : done + most].cumsum(0)
+        n_together = max(fewest, int((rows_so_far <= n_rows).sum()))
+        together = order[done : done + n_together]
+        own = starts[together]
         try:
-            found = _through_layers(engine, variants[together], begin, scale, rows)
+            found = _through_layers(engine, variants[together], torch.cat([own[:1], own]), scale, rows=rows)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -143,7 +148,7 @@ def outputs(
                     "out of memory with a single variant of the model: shorten the prompt, take `queries` last, a smaller "
                     "model or `dtype` bfloat16, or a device with more memory"
                 ) from error
-            n_rows, fewest = n_rows // 2, 1
+            most, fewest = max(1, len(together) // 2), 1
             continue
         for first in range(1, len(found), ROWS_OF_LOGITS):
             part = torch.cat([found[:1], found[first : first + ROWS_OF_LOGITS]])
@@ -158,87 +163,56 @@ def unmasked_logits(engine: MaskingEngine, start: int | None = None, rows: Seque
     nothing = Variants(Masks(torch.zeros(0, engine.n_positions, dtype=torch.bool)), none, none, none)
     rows = (engine.n_positions - 1,) if rows is None else tuple(rows)
     start = min(rows) if start is None else min(start, *rows)
-    return logits_of(engine, _through_layers(engine, nothing, start, rows=rows)[0])
+    return logits_of(engine, _through_layers(engine, nothing, torch.tensor([start]), rows=rows)[0])
 
 
 def _through_layers(
-    engine: MaskingEngine, variants: Variants, start: int, scale: float = 1.0, rows: Sequence[int] = (-1,)
+    engine: MaskingEngine, variants: Variants, starts: torch.Tensor, scale: float = 1.0, rows: Sequence[int] = (-1,)
 ) -> torch.Tensor:
-    """Outputs of the last layer at `rows`, positions from `start` on, [1 + V, R, hidden]: of what hides nothing, and of each
-    variant."""
+    """Outputs of the last layer at `rows`, [1 + V, R, hidden]: of what hides nothing, and of each variant. starts: int64
+    [1 + V], the position that the rows of each begin at; what hides nothing begins first."""
     states = engine.states
     order = torch.argsort(variants.first, stable=True)
     ordered = variants[order]
+    packed = Packed.of(torch.cat([starts[:1], starts[1:][order]]), engine.n_positions)
     begin = int(ordered.first[0]) if len(ordered) else 0
-    n_rows = engine.n_positions - start
-    entered = states[begin].entered[-n_rows:]
-    running = entered.to(arithmetic_dtype(entered.dtype)).unsqueeze(0)
-    n_in = 0
+    running = states[begin].entered[int(starts[0]) - engine.n_positions :]
+    running = running.to(arithmetic_dtype(running.dtype)).unsqueeze(0)
+    n_in = 1
     for index in range(begin, len(states)):
         layer, state = engine.decoder.layers[index], states[index]
         running = running.to(state.entered.device)
-        entering = int((ordered.first == index).sum())
-        running = torch.cat([running, running[:1].expand(entering, -1, -1)])
-        n_in += entering
-        edges = _Edges(ordered[torch.arange(n_in)], index, n_rows)
+        n_before, n_in = n_in, 1 + int((ordered.first <= index).sum())
+        running = torch.cat([running, running[:, packed.own(n_before, n_in).to(running.device)]], dim=1)
+        runs = [(part, _Edges(ordered, index, which, part)) for which, part in packed.runs(n_in)]
 
-        def attention(module, query, key, value, state=state, edges=edges):
-            return _attend(query, key, value, state, edges)
+        def attention(module, query, key, value, state=state, runs=runs):
+            return _attend_packed(query, key, value, state, runs)
 
         with ExitStack() as stack:
             stack.enter_context(engine.substituted(attention))
-            stack.enter_context(_ByDifferences(scale))
+            stack.enter_context(ByDifferences(packed.own(0, n_in), scale))
             if isinstance(layer.mlp, OpaqueMlp):
                 _in_own_dtype(layer.mlp.block, state.entered.dtype, stack)
-            output = layer.module(running, **_arguments(state, n_rows))
+            output = layer.module(running, **_arguments(state, packed.positions(n_in)))
         running = output[0] if isinstance(output, tuple) else output
         if state.added is not None:
-            running = running + state.added[-n_rows:].to(running.device, running.dtype)
-    running = running[:, [row % engine.n_positions - start for row in rows]]
-    result = torch.empty_like(running)
-    result[0] = running[0]
-    result[1 + order.to(running.device)] = running[1:]
+            running = running + state.added[packed.positions(n_in).to(state.added.device)].to(running)
+    result = running.new_empty(len(starts), len(rows), running.shape[-1])
+    places = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + order]).to(running.device)
+    result[places] = running[0, packed.places([row % engine.n_positions for row in rows]).to(running.device)]
     return result
 
 
-def _arguments(state: LayerState, n_rows: int) -> dict:
-    """What a layer is called with for the last rows, whatever the variant."""
+def _arguments(state: LayerState, positions: torch.Tensor) -> dict:
+    """What a layer is called with for rows at the positions, counted from the end."""
     arguments = state.arguments | {"attention_mask": None, "past_key_values": None}
-    arguments["position_embeddings"] = tuple(part[:, -n_rows:] for part in arguments["position_embeddings"])
+    arguments["position_embeddings"] = tuple(
+        part[:, positions.to(part.device)] for part in arguments["position_embeddings"]
+    )
     if arguments.get("position_ids") is not None:
-        arguments["position_ids"] = arguments["position_ids"][..., -n_rows:]
+        arguments["position_ids"] = arguments["position_ids"][..., positions.to(arguments["position_ids"].device)]
     return arguments
-
-
-class _ByDifferences(TorchFunctionMode):
-    """While it is open, a linear map takes the first variant as it is and of the others their difference from it."""
-
-    def __init__(self, scale: float = 1.0) -> None:
-        super().__init__()
-        self.scale = scale
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is not torch.nn.functional.linear:
-            return function(*args, **(kwargs or {}))
-        rows, weight, bias = _linear_arguments(*args, **(kwargs or {}))
-        if len(rows) == 1:
-            return function(rows.to(weight.dtype), weight, bias).to(rows.dtype)
-        first = rows[:1]
-        differences = rows[1:] - first
-        unit = _unit(differences) * self.scale
-        # Together: the weights are read once.
-        mapped = function(torch.cat([first, differences / unit]).to(weight.dtype), weight).to(rows.dtype)
-        own = mapped[:1] if bias is None else mapped[:1] + bias
-        return torch.cat([own, own + mapped[1:] * unit])
-
-
-def _unit(differences: torch.Tensor) -> torch.Tensor:
-    """[..., 1], what each row is divided by: in float16 small differences would vanish; a power of two changes no digit."""
-    return differences.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(differences.dtype).tiny).log2().ceil().exp2()
-
-
-def _linear_arguments(input, weight, bias=None):
-    return input, weight, bias
 
 
 def _in_own_dtype(block: nn.Module, dtype: torch.dtype, stack: ExitStack) -> None:
@@ -256,32 +230,41 @@ def _in_own_dtype(block: nn.Module, dtype: torch.dtype, stack: ExitStack) -> Non
 
 
 class _Edges:
-    """What V variants hide in one layer; before them stands the one that hides nothing."""
+    """What V sequences of a run hide in one layer. which: of the sequences, of which the first hides nothing and the others are
+    the variants."""
 
-    def __init__(self, variants: Variants, layer: int, n_rows: int) -> None:
+    def __init__(self, variants: Variants, layer: int, which: range, run: Run) -> None:
         masks = variants.masks
         self.ablation = masks.ablation
-        open_here = (variants.last >= layer).unsqueeze(1)
+        some = variants[torch.arange(max(0, which.start - 1), which.stop - 1)]
+        open_here = (some.last >= layer).unsqueeze(1)
 
-        def of_variants(flags: torch.Tensor | None) -> torch.Tensor | None:
+        def of_run(flags: torch.Tensor | None) -> torch.Tensor | None:
             if flags is None:
                 return None
-            return torch.cat([flags.new_zeros(1, flags.shape[1]), flags[variants.mask] & open_here])
+            hidden = flags[some.mask] & open_here
+            return hidden if which.start else torch.cat([flags.new_zeros(1, flags.shape[1]), hidden])
 
         heads = masks.heads if masks.heads is None or masks.heads.dim() == 2 else masks.heads[:, layer]
-        self.keys = of_variants(masks.keys)  # [1 + V, S]
-        self.heads = of_variants(heads)  # [1 + V, H] or None
-        self.queries = of_variants(masks.queries)  # [1 + V, R] or None
+        self.keys = of_run(masks.keys)  # [V, S]
+        self.heads = of_run(heads)  # [V, H] or None
+        self.queries = of_run(masks.queries)  # [V, R] or None
         if self.queries is not None:
-            self.queries = self.queries[:, masks.n_positions - n_rows :]
+            self.queries = self.queries[:, masks.n_positions - run.n_rows :]
 
     def hidden(self, rows: slice, n_keys: int, n_rows: int, device: torch.device) -> torch.Tensor:
-        """bool [1 + V, r, N], the edges from some of the rows to the last N positions."""
+        """bool [V, r, N], the edges from some of the rows to the last N positions."""
         keys = self.keys[:, self.keys.shape[1] - n_keys :].to(device).unsqueeze(1)
         if self.queries is not None:
             return keys & self.queries[:, rows].to(device).unsqueeze(2)
         is_last = torch.arange(n_rows, device=device)[rows] == n_rows - 1
         return keys & is_last.view(1, -1, 1)
+
+
+def _attend_packed(query, key, value, state: LayerState, runs: Sequence[tuple[Run, _Edges]]) -> torch.Tensor:
+    """[1, P, H, D] of all rows; query: [1, H, P, D]; key, value: [1, K, P, D]."""
+    parts = [_attend(run.of(query), run.of(key), run.of(value), state, edges).flatten(0, 1) for run, edges in runs]
+    return torch.cat(parts).unsqueeze(0)
 
 
 def _attend(
@@ -355,7 +338,7 @@ def _attend_rows(query, key, value, earlier, visible, first, edges, scaling) -> 
 def logits_of(engine: MaskingEngine, outputs: torch.Tensor) -> torch.Tensor:
     """Logits [k, vocabulary] of last layers' outputs [k, hidden], by the model's own norm and head."""
     model = engine.model
-    with _ByDifferences():
+    with ByDifferences(torch.zeros(len(outputs), dtype=torch.int64)):
         logits = model.get_output_embeddings()(engine.decoder.final_norm(outputs).unsqueeze(1))[:, 0]
     return capped(model, logits)
 
@@ -380,7 +363,7 @@ def logit_differences(engine: MaskingEngine, outputs: torch.Tensor, scale: float
         return logits[1:] - logits[:1]
     states = engine.decoder.final_norm(outputs)
     differences = states[1:] - states[:1]
-    unit = _unit(differences) * scale
+    unit = unit_of(differences) * scale
     mapped = head(torch.cat([states[:1], differences / unit]).to(weight.dtype))
     found = mapped[1:].to(states.dtype).mul_(unit.to(mapped.device))
     if weight.dtype != states.dtype:

@@ -12,7 +12,7 @@ import torch
 
 from mask_impact.engine.effects import changes_of, check_replayed, sees
 from mask_impact.engine.masking import MaskingEngine
-from mask_impact.engine.replay import Variants, logit_differences, outputs, unmasked_logits
+from mask_impact.engine.replay import Variants, logit_differences, logits_of, outputs
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,9 @@ def measure_targets(
     seen = sees(engine, variants)
     places = np.flatnonzero(seen.cpu().numpy())
     some = variants[seen]
-    start = int(some.starts.min()) if len(some) else min(rows)
-    check_replayed(engine, unmasked_logits(engine, start, rows), logits)
     on_rows(n - len(places))
     for which, states in outputs(engine, some, rows=rows):
+        check_replayed(engine, logits_of(engine, states[0]), logits)
         here = places[which.numpy()]
         for number, target in enumerate(targets):
             differences = logit_differences(engine, states[:, number], 1.0).to(own.device)
