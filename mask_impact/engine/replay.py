@@ -16,7 +16,7 @@ together, those of what hides nothing first; H heads in K key/value groups.
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -262,8 +262,19 @@ class _Edges:
 
 
 def _attend_packed(query, key, value, state: LayerState, runs: Sequence[tuple[Run, _Edges]]) -> torch.Tensor:
-    """[1, P, H, D] of all rows; query: [1, H, P, D]; key, value: [1, K, P, D]."""
-    parts = [_attend(run.of(query), run.of(key), run.of(value), state, edges).flatten(0, 1) for run, edges in runs]
+    """[1, P, H, D] of all rows; query: [1, H, P, D]; key, value: [1, K, P, D].
+
+    Where a variant begins later than what hides nothing, it sees before it the keys and values of that, as it ran here: the
+    model's own are rounded to its dtype, and the difference of both would count as an effect.
+    """
+    n_own = runs[0][0].n_rows
+    wide = torch.promote_types(query.dtype, torch.float32)
+    own = replace(
+        state,
+        keys=torch.cat([state.keys[:, :-n_own].to(wide), key[0, :, :n_own].to(wide)], dim=1),
+        values=torch.cat([state.values[:, :-n_own].to(wide), value[0, :, :n_own].to(wide)], dim=1),
+    )
+    parts = [_attend(run.of(query), run.of(key), run.of(value), own, edges).flatten(0, 1) for run, edges in runs]
     return torch.cat(parts).unsqueeze(0)
 
 
