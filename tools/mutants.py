@@ -105,8 +105,8 @@ MUTANTS = (
     Mutant(
         "window",
         "engine/replay.py",
-        "open_here = (variants.last >= layer).unsqueeze(1)",
-        "open_here = (variants.last > layer).unsqueeze(1)",
+        "open_here = (some.last >= layer).unsqueeze(1)",
+        "open_here = (some.last > layer).unsqueeze(1)",
         "a window of layers ends one too early",
     ),
     Mutant(

@@ -15,16 +15,18 @@ from torch.overrides import TorchFunctionMode
 
 @dataclass(frozen=True)
 class Run:
-    """n sequences of R rows each, the first of them at row `first` of all."""
+    """Neighbours that begin at the same position. which: of the sequences; first: the row of all that the first of them begins
+    at; n_rows: R, of each."""
 
+    which: range
     first: int
-    n: int
     n_rows: int
 
     def of(self, packed: torch.Tensor) -> torch.Tensor:
-        """[n, heads, R, D] of [1, heads, P, D]."""
-        part = packed[0, :, self.first : self.first + self.n * self.n_rows]
-        return part.unflatten(1, (self.n, self.n_rows)).transpose(0, 1)
+        """[n, heads, R, D], its n sequences, of [1, heads, P, D]."""
+        n = len(self.which)
+        part = packed[0, :, self.first : self.first + n * self.n_rows]
+        return part.unflatten(1, (n, self.n_rows)).transpose(0, 1)
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,12 @@ class Packed:
         """int64 [1 + V, R], the rows of the positions in each sequence."""
         return (self.ends[:-1] - self.starts)[:, None] + torch.tensor(positions)
 
-    def runs(self, n: int) -> list[tuple[range, Run]]:
-        """Neighbours among the first n sequences that begin at the same position: which they are, and their rows."""
+    def runs(self, n: int) -> list[Run]:
+        """The first n sequences, in runs."""
         starts = self.starts[:n].tolist()
         cuts = [0, *(at for at in range(1, n) if starts[at] != starts[at - 1]), n]
         return [
-            (range(one, other), Run(int(self.ends[one]), other - one, self.n_positions - starts[one]))
-            for one, other in pairwise(cuts)
+            Run(range(one, other), int(self.ends[one]), self.n_positions - starts[one]) for one, other in pairwise(cuts)
         ]
 
 

@@ -2,8 +2,8 @@
 
 A variant hides keys from queries in some layers. Only what stands behind the first such query can change, so a variant is
 the rows from there to the last position. It enters where its first masked layer begins, goes through the model's own layer
-modules behind the other variants, whose rows may be more or fewer, and attends to the keys and values that the model's own run
-has left of earlier positions, which no variant copies. What is added between layers (features of images) is added to every
+modules behind the other variants, whose rows may be more or fewer, and attends to the keys and values of earlier
+positions with nothing hidden, which no variant copies. What is added between layers (features of images) is added to every
 variant alike.
 
 The first of the variants that go together hides nothing. States are float32, and of every other variant only the difference
@@ -184,7 +184,7 @@ def _through_layers(
         running = running.to(state.entered.device)
         n_before, n_in = n_in, 1 + int((ordered.first <= index).sum())
         running = torch.cat([running, running[:, packed.own(n_before, n_in).to(running.device)]], dim=1)
-        runs = [(part, _Edges(ordered, index, which, part)) for which, part in packed.runs(n_in)]
+        runs = [(run, _Edges(ordered, index, run)) for run in packed.runs(n_in)]
 
         def attention(module, query, key, value, state=state, runs=runs):
             return _attend_packed(query, key, value, state, runs)
@@ -230,20 +230,19 @@ def _in_own_dtype(block: nn.Module, dtype: torch.dtype, stack: ExitStack) -> Non
 
 
 class _Edges:
-    """What V sequences of a run hide in one layer. which: of the sequences, of which the first hides nothing and the others are
-    the variants."""
+    """What the V sequences of a run hide in one layer; the first of all sequences hides nothing, the others are the variants."""
 
-    def __init__(self, variants: Variants, layer: int, which: range, run: Run) -> None:
+    def __init__(self, variants: Variants, layer: int, run: Run) -> None:
         masks = variants.masks
         self.ablation = masks.ablation
-        some = variants[torch.arange(max(0, which.start - 1), which.stop - 1)]
+        some = variants[torch.arange(max(0, run.which.start - 1), run.which.stop - 1)]
         open_here = (some.last >= layer).unsqueeze(1)
 
         def of_run(flags: torch.Tensor | None) -> torch.Tensor | None:
             if flags is None:
                 return None
             hidden = flags[some.mask] & open_here
-            return hidden if which.start else torch.cat([flags.new_zeros(1, flags.shape[1]), hidden])
+            return hidden if run.which.start else torch.cat([flags.new_zeros(1, flags.shape[1]), hidden])
 
         heads = masks.heads if masks.heads is None or masks.heads.dim() == 2 else masks.heads[:, layer]
         self.keys = of_run(masks.keys)  # [V, S]
