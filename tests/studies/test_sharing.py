@@ -2,13 +2,14 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -189,10 +190,17 @@ def start_two():
         process.communicate()
 
 
+def _free_port():
+    """Below those that the system gives to anyone who asks: nobody else takes it while the processes start."""
+    for port in random.sample(range(20000, 30000), 100):
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
+
+
 def _start_two(argv, cwd):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _free_port()
     common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     common |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     return [
@@ -209,13 +217,13 @@ def _start_two(argv, cwd):
 
 
 def outcome(process):
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=240)
     return process.returncode, out, err
 
 
 def wait_for_notes(folder, n, processes):
     """Until n blocks are done."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while len(list(folder.glob("*.json"))) < n:
         ended = [process for process in processes if process.poll() is not None]
         assert not ended, outcome(ended[0])
