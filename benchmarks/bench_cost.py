@@ -5,7 +5,9 @@
 
 The parts: one backward pass by each rule (a kept forward pass with them), and hiding single positions from all queries in all
 layers, by the replay and by the straightforward way, which runs a batch of whole forward passes with masks. Positions are spread
-over the prompt, so half of it has to run again on average. All are timed in turns, and the medians of their ratios are shown.
+over the prompt, so half of it has to run again on average. Then what a user calls: `explain` with its default budget, and `analyze`
+with an answer, which has the local maps, too. The prompt is random words in sentences of twelve. All are timed in turns, and the
+medians of their ratios are shown.
 """
 
 import argparse
@@ -14,16 +16,38 @@ import statistics
 from collections.abc import Callable
 
 import torch
-from bench_engine import build_model, make_inputs, peak_mib, seconds
+from bench_engine import N_ORDINARY_TOKENS, build_model, make_inputs, peak_mib, seconds
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
+from mask_impact.api.functions import analyze, explain
 from mask_impact.engine.backward import estimate, keep_forward
 from mask_impact.engine.effects import each_window_and_group
 from mask_impact.engine.masking import MaskingEngine, SequencePlan
 from mask_impact.engine.taps import tapped
 from mask_impact.engine.targets import Target, measure_targets
 from mask_impact.models.architectures import locate
+from mask_impact.models.loading import LoadedModel, wrap
 
 N_HIDDEN = 8  # positions that are hidden, each by itself
+SENTENCE = 12  # words, the full stop among them
+FULL_STOP = 0
+
+
+def with_words(model) -> LoadedModel:
+    """The model with a tokenizer that has a word for every id."""
+    words = {f" w{number}": number for number in range(N_ORDINARY_TOKENS)}
+    del words[f" w{FULL_STOP}"]
+    words["."] = FULL_STOP
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token=" w1"))
+    return wrap(model, PreTrainedTokenizerFast(tokenizer_object=tokenizer), name="random weights")
+
+
+def in_sentences(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The inputs with full stops in them."""
+    ids = inputs["input_ids"].clone()
+    ids[0, SENTENCE - 1 :: SENTENCE] = FULL_STOP
+    return inputs | {"input_ids": ids}
 
 
 def positions(n_tokens: int) -> list[int]:
@@ -51,8 +75,9 @@ def batched(model, inputs: dict[str, torch.Tensor], hidden: list[int]) -> torch.
         return model(**repeated, use_cache=False, logits_to_keep=1).logits[:, -1]
 
 
-def parts_of(model, inputs: dict[str, torch.Tensor]) -> dict[str, Callable[[], object]]:
+def parts_of(loaded: LoadedModel, inputs: dict[str, torch.Tensor]) -> dict[str, Callable[[], object]]:
     """What is timed, by name."""
+    model = loaded.model
     n_tokens = inputs["input_ids"].shape[1]
     with torch.no_grad():
         logits = model(**inputs, use_cache=False, logits_to_keep=1).logits[0]
@@ -82,6 +107,8 @@ def parts_of(model, inputs: dict[str, torch.Tensor]) -> dict[str, Callable[[], o
         "kept forward and both rules": both,
         f"states and {N_HIDDEN} hidden, replay": measured,
         f"{N_HIDDEN} hidden, batched masks": lambda: batched(model, inputs, hidden),
+        "explain": lambda: explain(loaded, inputs, num_tokens=1),
+        "run, with local maps": lambda: analyze(loaded, inputs, answer=True),
     }
 
 
@@ -93,10 +120,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="each figure is the median of this many runs")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = build_model(args.layers, device)
+    loaded = with_words(build_model(args.layers, device))
     print(f"{args.layers} layers of the 4B shape, bf16, {device}, {os.cpu_count()} cores, torch {torch.__version__}")
     for n_tokens in args.tokens:
-        parts = parts_of(model, make_inputs(n_tokens, device))
+        parts = parts_of(loaded, in_sentences(make_inputs(n_tokens, device)))
         taken: dict[str, list[float]] = {name: [] for name in parts}
         for _ in range(args.repeats):
             for name, run in parts.items():
