@@ -5,9 +5,9 @@
 
 The parts: one backward pass by each rule (a kept forward pass with them), and hiding single positions from all queries in all
 layers, by the replay and by the straightforward way, which runs a batch of whole forward passes with masks. Positions are spread
-over the prompt, so half of it has to run again on average. Then what a user calls: `explain` with its default budget, and `analyze`
-with an answer, which has the local maps, too. The prompt is random words in sentences of twelve. All are timed in turns, and the
-medians of their ratios are shown.
+over the prompt, so half of it has to run again on average. Then what a user calls: `explain` with its default budget, and
+`analyze` with an answer, which has the local maps, too. The prompt is random words in sentences of twelve. All are timed in
+turns, and the medians of their ratios are shown.
 """
 
 import argparse
@@ -22,10 +22,10 @@ from transformers import PreTrainedTokenizerFast
 
 from mask_impact.api.functions import analyze, explain
 from mask_impact.engine.backward import estimate, keep_forward
-from mask_impact.engine.effects import each_window_and_group
 from mask_impact.engine.masking import MaskingEngine, SequencePlan
 from mask_impact.engine.taps import tapped
 from mask_impact.engine.targets import Target, measure_targets
+from mask_impact.engine.variants import each_window_and_group
 from mask_impact.models.architectures import locate
 from mask_impact.models.loading import LoadedModel, wrap
 

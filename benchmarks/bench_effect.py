@@ -14,8 +14,9 @@ import statistics
 import torch
 from bench_engine import build_model, make_inputs, peak_mib, seconds
 
-from mask_impact.engine.effects import each_window_and_group, measure_effects
+from mask_impact.engine.effects import measure_effects
 from mask_impact.engine.masking import MaskingEngine
+from mask_impact.engine.variants import each_window_and_group
 
 
 def main() -> None:

@@ -35,9 +35,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import mask_impact
 from mask_impact.analyses.generation import greedy_config
 from mask_impact.demo import pictures
-from mask_impact.engine.effects import StepEffects, each_window_and_group, measure_effects
+from mask_impact.engine.effects import StepEffects, measure_effects
 from mask_impact.engine.masking import MaskingEngine, SequencePlan
 from mask_impact.engine.recording import RawStep
+from mask_impact.engine.variants import each_window_and_group
 from mask_impact.models.architectures import locate
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.encoding import EncodedPrompt, encode

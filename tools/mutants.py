@@ -104,16 +104,16 @@ MUTANTS = (
     ),
     Mutant(
         "window",
-        "engine/replay.py",
-        "open_here = (some.last >= layer).unsqueeze(1)",
-        "open_here = (some.last > layer).unsqueeze(1)",
+        "engine/masked_attention.py",
+        "open_here = self._last >= layer",
+        "open_here = self._last > layer",
         "a window of layers ends one too early",
     ),
     Mutant(
         "mean value",
-        "engine/replay.py",
+        "engine/masked_attention.py",
         "mean = total / seen.sum(dim=-1, keepdim=True)",
-        "mean = total / (n_earlier + n_rows)",
+        "mean = total / n_keys",
         "the mean of the values counts keys that can't be seen",
     ),
     Mutant(

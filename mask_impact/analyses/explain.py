@@ -278,7 +278,7 @@ class _Explained:
         left = budget - hiding.forwards - N_CONFIRMED
 
         def ask(sets: list[tuple[int, ...]]) -> list[evidence.Asked]:
-            effects = hiding.measure(sets)
+            effects = hiding.ask(sets)
             return list(zip((effects.differs >= 0).tolist(), effects.logprob_change.tolist(), strict=True))
 
         questions = evidence.Questions(ask, lambda positions: hiding.cost(positions[0]), left)

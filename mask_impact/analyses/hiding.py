@@ -8,10 +8,10 @@ import torch
 
 from mask_impact.analyses.candidates import costs
 from mask_impact.analyses.observer import Observer
-from mask_impact.engine.effects import each_window_and_group, in_each
 from mask_impact.engine.masking import MaskingEngine, SequencePlan
-from mask_impact.engine.replay import Masks
+from mask_impact.engine.replay import rows_through_layers
 from mask_impact.engine.targets import Target, TargetEffects, measure_targets
+from mask_impact.engine.variants import Masks, Variants, each_window_and_group, in_each
 from mask_impact.models.loading import LoadedModel
 
 
@@ -52,8 +52,14 @@ class Hiding:
 
     def measure(self, sets: Sequence[Sequence[int]]) -> TargetEffects:
         """What hiding each of the sets of positions does to the targets."""
-        variants = each_window_and_group(sets, self.n_positions, self.n_layers, "all", "all")
-        return self._measured(variants)
+        return self._measured(self._hidden(sets))
+
+    def ask(self, sets: Sequence[Sequence[int]]) -> TargetEffects:
+        """The same with the rounding of the model: which token comes out first, at less cost."""
+        return self._measured(self._hidden(sets), directly=True)
+
+    def _hidden(self, sets: Sequence[Sequence[int]]) -> Variants:
+        return each_window_and_group(sets, self.n_positions, self.n_layers, "all", "all")
 
     def cut(
         self,
@@ -78,11 +84,12 @@ class Hiding:
         first, last = (torch.tensor([layer]) for layer in layers)
         return self._measured(in_each(Masks(keys, queries, where), (first, last)))
 
-    def _measured(self, variants) -> TargetEffects:
-        forwards = variants.row_layers(self.n_layers) / (self.n_positions * self.n_layers)
+    def _measured(self, variants: Variants, directly: bool = False) -> TargetEffects:
+        rows = rows_through_layers(self.engine, variants, directly)
+        forwards = rows / (self.n_positions * self.n_layers)
         self.forwards += forwards
 
-        def done(n: int) -> None:
-            self.observer.forwards_done(forwards * n / max(1, len(variants)))
+        def done(share: float) -> None:
+            self.observer.forwards_done(forwards * share)
 
-        return measure_targets(self.engine, variants, self.targets, self._logits, done)
+        return measure_targets(self.engine, variants, self.targets, self._logits, directly, done)

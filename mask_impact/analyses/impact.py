@@ -28,9 +28,9 @@ from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.prepared import Prepared, prepare
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.analyses.units import effect_groups
-from mask_impact.engine.effects import AtEachStep, check_cost, each_window_and_group
+from mask_impact.engine.effects import AtEachStep
 from mask_impact.engine.masking import Masked, MaskingEngine, SequencePlan
-from mask_impact.engine.replay import Variants
+from mask_impact.engine.variants import Variants, check_cost, each_window_and_group
 from mask_impact.engine.verification import choose_layers, verify
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.encoding import join

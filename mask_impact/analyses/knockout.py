@@ -17,9 +17,9 @@ from mask_impact.analyses.generation import greedy_config, on_input_device
 from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.prepared import Prepared, describe_run, prepare
 from mask_impact.analyses.settings import RunSettings
-from mask_impact.engine.effects import AtEachStep, StepEffects, check_cost, in_each, windows
+from mask_impact.engine.effects import AtEachStep, StepEffects
 from mask_impact.engine.masking import MaskingEngine, SequencePlan
-from mask_impact.engine.replay import Masks, Variants
+from mask_impact.engine.variants import Masks, Variants, check_cost, in_each, windows
 from mask_impact.errors import InputError, UsageError
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.encoding import layout_of, token_texts

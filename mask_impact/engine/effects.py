@@ -6,15 +6,17 @@ logits (`replay`). Knows no files.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import LogitsProcessor
 
 from mask_impact.engine.masking import MaskingEngine
-from mask_impact.engine.replay import Masks, Variants, replay, unmasked_logits
-from mask_impact.errors import ExactnessError, UsageError
+from mask_impact.engine.replay import logit_differences, logits_of, outputs
+from mask_impact.engine.variants import Masks, Variants
+from mask_impact.errors import ExactnessError
 
 SAMPLE = 8  # variants that are replayed once more to see what rounding does
 LARGE = 20.0  # of a logit's growth
@@ -44,51 +46,6 @@ class StepEffects:
     probability: float
     likeliest: int
     rounding: tuple[float, float]
-
-
-def windows(n_layers: int, width: int | str) -> tuple[torch.Tensor, torch.Tensor]:
-    """First and last layer, int64 [W] each: of the window of `width` layers around each layer, cut at the ends (W = L), or
-    of the only window with `all` layers (W = 1)."""
-    if width == "all":
-        return torch.tensor([0]), torch.tensor([n_layers - 1])
-    if type(width) is not int or not 1 <= width <= n_layers:
-        raise UsageError(f"a window of {width} layers does not fit: the model has {n_layers}")
-    centre = torch.arange(n_layers)
-    return (centre - (width - 1) // 2).clamp_min(0), (centre + width // 2).clamp_max(n_layers - 1)
-
-
-def each_window_and_group(
-    groups: Sequence[Sequence[int]],
-    n_positions: int,
-    n_layers: int,
-    width: int | str = 1,
-    queries: str = "last",
-    ablation: str = "mask",
-) -> Variants:
-    """Variant w * G + g hides the positions groups[g] in the w-th of `windows`, from the last query or from all."""
-    keys = torch.zeros(len(groups), n_positions, dtype=torch.bool)
-    for place, positions in enumerate(groups):
-        keys[place, list(positions)] = True
-    everyone = torch.ones_like(keys) if queries == "all" else None
-    return in_each(Masks(keys, everyone, ablation=ablation), windows(n_layers, width))
-
-
-def in_each(masks: Masks, layers: tuple[torch.Tensor, torch.Tensor]) -> Variants:
-    """Variant w * m + i is mask i in the w-th of the layers' windows (first and last layer, int64 [W])."""
-    first, last = (part.repeat_interleave(len(masks)) for part in layers)
-    return Variants(masks, torch.arange(len(masks)).repeat(len(layers[0])), first, last)
-
-
-def check_cost(variants: Variants, n_layers: int, n_steps: int, max_cost: int) -> None:
-    """UsageError where the variants, at each of n_steps, take more than max_cost rows through layers."""
-    cost = variants.row_layers(n_layers) * n_steps
-    if cost > max_cost:
-        forwards = cost / (variants.masks.n_positions * n_layers)
-        raise UsageError(
-            f"this takes {cost:,} rows through layers, as many as {forwards:,.0f} forward passes of this prompt, and "
-            f"{max_cost:,} are allowed: hide fewer tokens or larger groups of them, produce fewer tokens, or allow it with "
-            f"`max_cost` {cost}"
-        )
 
 
 class AtEachStep(LogitsProcessor):
@@ -126,7 +83,16 @@ class AtEachStep(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         variants = self.variants_of()
         self.on_begin(len(self.steps), len(variants))
-        self.steps.append(measure_effects(self.engine, variants, self._logits, int(scores[0].argmax()), self.on_rows))
+        share = n_told = 0
+
+        def tell(more: float) -> None:
+            nonlocal share, n_told
+            share += more
+            n_done = round(share * len(variants))
+            self.on_rows(n_done - n_told)
+            n_told = n_done
+
+        self.steps.append(measure_effects(self.engine, variants, self._logits, int(scores[0].argmax()), tell))
         return scores
 
 
@@ -136,37 +102,113 @@ def measure_effects(
     variants: Variants,
     logits: torch.Tensor,
     produced: int | None = None,
-    on_rows: Callable[[int], None] = lambda n: None,
+    on_share: Callable[[float], None] = lambda share: None,
 ) -> StepEffects:
     """The effects of `variants` at the step that `engine` measured last; logits: [vocabulary], the model's own there.
-    produced: the token that it produced (None: the most probable one).
-
-    A variant that hides nothing which the query sees has exactly none, without being run. on_rows: told how many variants
-    are done. Raises ExactnessError where the replayed model is not the model.
+    produced: the token that it produced (None: the most probable one). on_share: told which share of all is done, part by part.
+    Raises ExactnessError where the replayed model is not the model.
     """
-    own = torch.log_softmax(logits.double(), dim=-1)
     likeliest = int(logits.argmax())
     produced = likeliest if produced is None else produced
-    n = len(variants)
-    logit_change, logprob_change, kl_divergence = (np.zeros(n, dtype=np.float32) for _ in range(3))
-    top1 = np.full(n, likeliest, dtype=np.int64)
-    seen = sees(engine, variants)
-    places = np.flatnonzero(seen.numpy())
-    seen_ones = variants[seen]
-    _check(engine, seen_ones, logits)
-    floor = _floor(engine, seen_ones, logits, own, produced)
-    on_rows(n - len(places))
-    for which, differences in replay(engine, seen_ones):
-        here = places[which.numpy()]
-        changes = changes_of(differences, logits, own, produced)
-        logit_change[here], logprob_change[here], kl_divergence[here] = (one.cpu().numpy() for one in changes[:3])
-        top1[here] = changes[3].cpu().numpy()
-        on_rows(len(here))
-    probability = float(own[produced].exp())
-    rounding = _rounding(engine, seen_ones, logprob_change[places], logits, own, produced)
-    return StepEffects(
-        logit_change, logprob_change, kl_divergence, top1, produced, floor, probability, likeliest, rounding
+    asked = [(engine.n_positions - 1, produced)]
+    logits = logits.unsqueeze(0)
+    found = changes(engine, variants, asked, logits, on_share=on_share)
+    seen = sees(engine, variants).cpu()
+    floor = _floor(engine, variants[seen], asked, logits)
+    rounding = _rounding(engine, variants[seen], found.logprob[0, seen.numpy()], asked, logits)
+    probability = float(torch.log_softmax(logits[0].double(), dim=-1)[produced].exp())
+    effects = (one[0].astype(np.float32) for one in (found.logit, found.logprob, found.kl))
+    return StepEffects(*effects, found.top1[0], produced, floor, probability, likeliest, rounding)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What n variants do at T rows. logit, logprob, kl: float64 [T, n], of the rows' tokens and of the whole distribution; other:
+    float64 [T, n], of a second token's logit, where one was given; top1: int64 [T, n], the most probable token then."""
+
+    logit: np.ndarray
+    logprob: np.ndarray
+    kl: np.ndarray
+    other: np.ndarray
+    top1: np.ndarray
+
+    @classmethod
+    def none(cls, logits: torch.Tensor, n: int) -> "Changes":
+        """Of variants that do nothing."""
+        zeros = (np.zeros((len(logits), n)) for _ in range(4))
+        return cls(*zeros, np.repeat(logits.argmax(dim=-1).cpu().numpy()[:, None], n, axis=1))
+
+
+def changes(
+    engine: MaskingEngine,
+    variants: Variants,
+    asked: Sequence[tuple[int, int]],
+    logits: torch.Tensor,
+    others: Sequence[int | None] | None = None,
+    directly: bool = False,
+    on_share: Callable[[float], None] = lambda share: None,
+) -> Changes:
+    """What the variants do at some rows of the sequence that the engine measured last. asked: (row, token) of each; logits: [T,
+    vocabulary], the model's own there; others: of each row a second token, or None; directly: see `replay`; on_share: told which
+    share of all is done, part by part.
+
+    A variant that hides nothing which the query sees has exactly no effect, without being run. Raises ExactnessError where the
+    replayed model is not the model.
+    """
+    seen = sees(engine, variants).cpu()
+    found, n, n_seen = Changes.none(logits, len(variants)), len(variants), int(seen.sum())
+    on_share((n - n_seen) / max(1, n))
+    of_seen = _of_all(
+        engine, variants[seen], asked, logits, others, directly, on_layers=lambda share: on_share(share * n_seen / n)
     )
+    for field in fields(found):
+        getattr(found, field.name)[:, seen.numpy()] = getattr(of_seen, field.name)
+    return found
+
+
+@torch.no_grad()
+def _of_all(
+    engine: MaskingEngine,
+    variants: Variants,
+    asked: Sequence[tuple[int, int]],
+    logits: torch.Tensor,
+    others: Sequence[int | None] | None = None,
+    directly: bool = False,
+    scale: float = 1.0,
+    **how: Any,
+) -> Changes:
+    """The changes of variants that are all run. scale, how: of replay.outputs."""
+    own = torch.log_softmax(logits.double(), dim=-1)
+    found = Changes.none(logits, len(variants))
+    rows = [row for row, _ in asked]
+    others = [None] * len(asked) if others is None else others
+    for which, states in outputs(engine, variants, rows, scale=scale, directly=directly, **how):
+        here = which.numpy()
+        for number, ((_, token), other) in enumerate(zip(asked, others, strict=True)):
+            if directly:
+                differences = _subtracted(engine, states[1:, number], logits[number])
+            else:
+                differences = _checked(engine, states[:, number], logits[number], scale)
+            changed = changes_of(differences, logits[number], own[number], token)
+            for values, one in zip((found.logit, found.logprob, found.kl, found.top1), changed, strict=True):
+                values[number, here] = one.cpu().numpy()
+            if other is not None:
+                found.other[number, here] = differences[:, other].double().cpu().numpy()
+    return found
+
+
+def _checked(engine: MaskingEngine, states: torch.Tensor, logits: torch.Tensor, scale: float) -> torch.Tensor:
+    """[k, vocabulary], how far the logits of variants are from those of what hides nothing, which have to be the model's own
+    [vocabulary]. states: [1 + k, hidden], those of what hides nothing first."""
+    replayed, differences = logit_differences(engine, states, scale)
+    check_replayed(engine, replayed.to(logits.device), logits)
+    return differences.to(logits.device)
+
+
+def _subtracted(engine: MaskingEngine, states: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """The same of variants that were run directly; states: [k, hidden]."""
+    found = logits_of(engine, states.to(engine.states[-1].entered.dtype)).to(logits.device)
+    return found.to(states.dtype) - logits.to(states.dtype)
 
 
 def sees(engine: MaskingEngine, variants: Variants) -> torch.Tensor:
@@ -211,14 +253,8 @@ def changes_of(
     )
 
 
-def _check(engine: MaskingEngine, variants: Variants, logits: torch.Tensor) -> None:
-    """ExactnessError where what hides nothing, in as many rows as any variant has, does not give the model's own logits."""
-    start = int(variants.starts.min()) if len(variants) else engine.n_positions - 1
-    check_replayed(engine, unmasked_logits(engine, start), logits.unsqueeze(0))
-
-
 def check_replayed(engine: MaskingEngine, replayed: torch.Tensor, logits: torch.Tensor) -> None:
-    """ExactnessError where the replayed logits are not the model's own, both [R, vocabulary]."""
+    """ExactnessError where the replayed logits are not the model's own, both [..., vocabulary]."""
     logits = logits.double()
     errors = (replayed.to(logits) - logits).abs().amax(-1) / logits.std(dim=-1).clamp_min(1e-12)
     error, tolerance = float(errors.max()), TOLERANCE[engine.states[0].entered.dtype]
@@ -230,36 +266,37 @@ def check_replayed(engine: MaskingEngine, replayed: torch.Tensor, logits: torch.
 
 
 def _floor(
-    engine: MaskingEngine, variants: Variants, logits: torch.Tensor, own: torch.Tensor, produced: int
+    engine: MaskingEngine, variants: Variants, asked: Sequence[tuple[int, int]], logits: torch.Tensor
 ) -> tuple[float, float, float]:
-    """What variants that hide nothing show, where they go the longest way that one of `variants` goes."""
+    """What variants that hide nothing show, whose rows begin where those of some of `variants` do, the longest among them."""
     if not len(variants):
         return 0.0, 0.0, 0.0
-    start = int(variants.starts.min())
+    starts = variants.starts.sort().values[_spread(len(variants))]
     nothing = torch.zeros(1, engine.n_positions, dtype=torch.bool)
-    zeros = torch.zeros(SAMPLE, dtype=torch.int64)
+    zeros = torch.zeros(len(starts), dtype=torch.int64)
     none = Variants(Masks(nothing, None if variants.masks.queries is None else nothing), zeros, zeros, zeros)
-    differences = torch.cat([part for _, part in replay(engine, none, start)])
-    changes = changes_of(differences, logits, own, produced)
-    return tuple(float(one.abs().max()) for one in changes[:3])
+    found = _of_all(engine, none, asked, logits, starts=starts)
+    return tuple(float(np.abs(one).max()) for one in (found.logit, found.logprob, found.kl))
 
 
 def _rounding(
     engine: MaskingEngine,
     variants: Variants,
     logprob_change: np.ndarray,
+    asked: Sequence[tuple[int, int]],
     logits: torch.Tensor,
-    own: torch.Tensor,
-    produced: int,
 ) -> tuple[float, float]:
     """How far a sample of the variants is from its logprob_change when all that is rounded is rounded elsewhere."""
     if not len(variants):
         return 0.0, 0.0
-    sample = np.unique(np.linspace(0, len(variants) - 1, SAMPLE).astype(np.int64))
-    again = np.zeros(len(sample))
-    for which, differences in replay(engine, variants[torch.from_numpy(sample)], scale=OTHER_SCALE):
-        again[which.numpy()] = changes_of(differences, logits, own, produced)[1].cpu().numpy()
-    first = logprob_change[sample]
+    sample = _spread(len(variants))
+    again = _of_all(engine, variants[sample], asked, logits, scale=OTHER_SCALE).logprob[0]
+    first = logprob_change[sample.numpy()]
     apart, size = np.abs(again - first), np.maximum(np.abs(first), np.abs(again))
     relative = np.divide(apart, size, out=np.zeros_like(apart), where=size > 0)
     return float(np.median(relative)), float(apart.max())
+
+
+def _spread(n: int) -> torch.Tensor:
+    """int64 [k], at most SAMPLE numbers from 0 to n - 1, both of them included."""
+    return torch.linspace(0, n - 1, SAMPLE).long().unique()

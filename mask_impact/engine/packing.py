@@ -1,11 +1,12 @@
 """Rows of several sequences one behind the other, without padding: sequences that end together and begin where they like.
 
-The first sequence begins first. Every row of the others has a row of the first one at the same position, and goes through linear
-maps as the difference from it.
-Shapes: V sequences behind the first, R rows of one of them, P rows of all.
+Beside them stands what hides nothing, a sequence of its own that begins first. Every row of the others has a row of it at the
+same position, and goes through linear maps as the difference from that row.
+Shapes: V sequences, R rows of one of them, P rows of all, N rows of what hides nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -31,8 +32,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows of sequences that end together and begin at `starts` (int64 [1 + V]), one sequence behind the other. ends: int64
-    [2 + V], the first row of each sequence, and the number of all rows; at: int64 [P], the position of each row."""
+    """Rows of sequences that end together and begin at `starts` (int64 [V]), one sequence behind the other. ends: int64 [1 + V],
+    the first row of each sequence, and the number of all rows; at: int64 [P], the position of each row."""
 
     starts: torch.Tensor
     ends: torch.Tensor
@@ -45,16 +46,12 @@ class Packed:
         at = torch.cat([torch.arange(start, n_positions) for start in starts.tolist()])
         return cls(starts, ends, at, n_positions)
 
-    def positions(self, n: int) -> torch.Tensor:
-        """int64 [P], of the rows of the first n sequences, counted from the end (-1 is the last)."""
-        return self.at[: self.ends[n]] - self.n_positions
-
-    def own(self, first: int, n: int) -> torch.Tensor:
-        """int64 [P], for the rows of the sequences from `first` to n the row of the first sequence at the same position."""
-        return self.at[self.ends[first] : self.ends[n]] - self.starts[0]
+    def positions(self, first: int, n: int) -> torch.Tensor:
+        """int64 [P], of the rows of the sequences from `first` to n, counted from the end (-1 is the last)."""
+        return self.at[self.ends[first] : self.ends[n]] - self.n_positions
 
     def places(self, positions: Sequence[int]) -> torch.Tensor:
-        """int64 [1 + V, R], the rows of the positions in each sequence."""
+        """int64 [V, R], the rows of the positions in each sequence."""
         return (self.ends[:-1] - self.starts)[:, None] + torch.tensor(positions)
 
     def runs(self, n: int) -> list[Run]:
@@ -66,36 +63,86 @@ class Packed:
         ]
 
 
-class ByDifferences(TorchFunctionMode):
-    """While it is open, a linear map takes the rows of what hides nothing as they are, and of the others their difference from
-    the row at the same position. own: int64 [P], of each row the row that it differs from; scale: of the differences."""
+class LinearMaps(TorchFunctionMode):
+    """While it is open, `mapped` is what a linear map does: here, what it always does. A TorchFunctionMode, since layers call it
+    where they like."""
 
-    def __init__(self, own: torch.Tensor, scale: float = 1.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.n_own = int(own.max()) + 1
-        self.own, self.scale = own, scale
+        self._paused = False
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is not torch.nn.functional.linear:
+        if function is not torch.nn.functional.linear or self._paused:
             return function(*args, **(kwargs or {}))
-        states, weight, bias = _linear_arguments(*args, **(kwargs or {}))
-        rows = states.flatten(0, -2)
-        if len(rows) != len(self.own) or len(rows) == self.n_own:  # some rows of an expert's, or nothing to differ from
-            return function(states.to(weight.dtype), weight, bias).to(states.dtype)
-        first = rows[: self.n_own]
-        own = self.own[self.n_own :].to(rows.device)
-        differences = rows[self.n_own :] - first[own]
-        unit = unit_of(differences) * self.scale
-        # Together: the weights are read once.
-        mapped = function(torch.cat([first, differences / unit]).to(weight.dtype), weight).to(rows.dtype)
-        of_first = mapped[: self.n_own] if bias is None else mapped[: self.n_own] + bias
-        mapped = torch.cat([of_first, of_first[own] + mapped[self.n_own :] * unit])
-        return mapped.view(*states.shape[:-1], mapped.shape[-1])
+        return self.mapped(function, *_linear_arguments(*args, **(kwargs or {})))
+
+    def mapped(self, function, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """[..., out] of states [..., in]."""
+        return function(states, weight, bias)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While the block is open linear maps are what they are."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
 
 
-def unit_of(differences: torch.Tensor) -> torch.Tensor:
-    """[..., 1], what each row is divided by: in float16 small differences would vanish; a power of two changes no digit."""
-    return differences.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(differences.dtype).tiny).log2().ceil().exp2()
+class OfNothing(LinearMaps):
+    """Linear maps of what hides nothing. pairs: what each was given and what it made of it, [N, in] and [N, out], in their
+    order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def mapped(self, function, states, weight, bias):
+        """States go to the weights' dtype and come back."""
+        made = function(states.to(weight.dtype), weight).to(states.dtype)
+        made = made if bias is None else made + bias
+        self.pairs.append((states.flatten(0, -2), made.flatten(0, -2)))
+        return made
+
+
+class ByDifferences(LinearMaps):
+    """Linear maps of other sequences: each row is mapped as its difference from a row of what hides nothing.
+
+    pairs: of OfNothing; own: int64 [P], of each row the row that it differs from; scale: of the differences, which changes
+    nothing but how they are rounded."""
+
+    def __init__(
+        self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], own: torch.Tensor, scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        self._pairs = iter(pairs)
+        self._own, self._scale = own, scale
+        self._given: tuple[torch.Tensor | None, ...] = (None, None, None)
+
+    def mapped(self, function, states, weight, bias):
+        """What hides nothing, as it was mapped, and behind it the map of the difference."""
+        given, made = next(self._pairs)
+        own = self._own.to(states.device)
+        if self._given[0] is not states:  # several maps are given the same
+            differences = states.flatten(0, -2) - given[own]
+            self._given = states, *in_units(differences, weight.dtype, self._scale)
+        _, differences, unit = self._given
+        found = function(differences, weight).to(states.dtype)
+        if unit is not None:
+            found *= unit
+        found += made[own]
+        return found.view(*states.shape[:-1], found.shape[-1])
+
+
+def in_units(differences: torch.Tensor, dtype: torch.dtype, scale: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """([..., n] in the dtype, [..., 1] what each row was divided by, or None for 1). In float16 small differences would vanish;
+    a power of two changes no digit."""
+    unit = None if scale == 1.0 else torch.tensor([scale], dtype=differences.dtype, device=differences.device)
+    if dtype == torch.float16:
+        largest = differences.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(differences.dtype).tiny)
+        unit = largest.log2().ceil().exp2() * scale
+    return (differences if unit is None else differences / unit).to(dtype), unit
 
 
 def _linear_arguments(input, weight, bias=None):

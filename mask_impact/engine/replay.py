@@ -2,206 +2,257 @@
 
 A variant hides keys from queries in some layers. Only what stands behind the first such query can change, so a variant is
 the rows from there to the last position. It enters where its first masked layer begins, goes through the model's own layer
-modules behind the other variants, whose rows may be more or fewer, and attends to the keys and values of earlier
-positions with nothing hidden, which no variant copies. What is added between layers (features of images) is added to every
-variant alike.
+modules behind other variants, whose rows may be more or fewer, and attends to the keys and values of earlier positions with
+nothing hidden, which no variant copies. What is added between layers (features of images) is added to every variant alike.
 
-The first of the variants that go together hides nothing. States are float32, and of every other variant only the difference
-from the first one goes through a linear map in the weights' dtype: in bfloat16 a state has three digits, and the difference
-of two states, which is all that an effect is, would have none.
+Variants go by differences or directly. By differences: what hides nothing goes through each layer before them, in float32, and
+of every variant only the difference from it goes through a linear map in the weights' dtype: in bfloat16 a state has three
+digits, and the difference of two states, which is all that an effect is, would have none. Directly: as the model would have run
+them, with its rounding; nothing else has to run, and this is enough to see which token comes out first.
 
-Dimensions: n variants, V of them at once, S positions, of which the last R are rows of a variant; P rows of all that go
-together, those of what hides nothing first; H heads in K key/value groups.
+Dimensions: n variants, V of them at once, S positions, N of them that run again with nothing hidden; P rows of variants that go
+together; R rows that are asked for.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from mask_impact.engine.attention import arithmetic_dtype
-from mask_impact.engine.choices import ABLATIONS
+from mask_impact.engine.masked_attention import Edges, attend_packed
 from mask_impact.engine.masking import MaskingEngine
-from mask_impact.engine.packing import ByDifferences, Packed, Run, unit_of
+from mask_impact.engine.packing import ByDifferences, LinearMaps, OfNothing, Packed, Run, in_units
 from mask_impact.engine.states import LayerState
+from mask_impact.engine.variants import Variants
 from mask_impact.errors import DeviceError, is_out_of_memory
 from mask_impact.models.architectures import OpaqueMlp, parameter
 
 ROWS_OF_LOGITS = 64  # variants whose logits are formed at once
 PROBABLE = 512  # tokens whose differences of logits are not rounded to the weights' dtype
-MOST_ROWS = 2048  # at once: what hides nothing goes with them each time, and is to be a small part
-MOST_TOGETHER = 512  # variants, however short
-FEWEST_TOGETHER = 3  # variants, however long
-ATTENTION_BYTES = 2**27  # of the logits and weights of all rows' attention at once
-
-
-@dataclass(frozen=True)
-class Masks:
-    """m masks, each of which hides some keys from some queries.
-
-    keys: bool [m, S]. queries: bool [m, S] (None: the last position alone). heads: bool [m, H], in which heads (None: in
-    all), or [m, L, H], in which heads of which layer. ablation: `mask` (the logit is -inf), `zero-value` (the weight stays, the
-    value is 0) or `mean-value` (the weight stays, the value is the mean over the keys that the query sees).
-    """
-
-    keys: torch.Tensor
-    queries: torch.Tensor | None = None
-    heads: torch.Tensor | None = None
-    ablation: str = "mask"
-
-    def __post_init__(self) -> None:
-        if self.ablation not in ABLATIONS:
-            raise ValueError(f"ablation {self.ablation!r} is not one of {', '.join(ABLATIONS)}")
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    @property
-    def n_positions(self) -> int:
-        """S, the length of the sequence."""
-        return self.keys.shape[1]
-
-    @property
-    def starts(self) -> torch.Tensor:
-        """int64 [m], the first position that a mask can change; S where it changes none."""
-        nowhere = self.n_positions
-        if self.queries is None:
-            return torch.where(self.keys.any(dim=1), nowhere - 1, nowhere)
-        reached = self.queries & (self.keys.cumsum(dim=1) > 0)  # some hidden key is not behind the query
-        return torch.where(reached.any(dim=1), reached.int().argmax(dim=1), nowhere)
-
-
-@dataclass(frozen=True)
-class Variants:
-    """n variants of the model: mask `mask` (int64 [n], which of the masks) in the layers `first` to `last` (int64 [n])."""
-
-    masks: Masks
-    mask: torch.Tensor
-    first: torch.Tensor
-    last: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.mask)
-
-    def __getitem__(self, which: torch.Tensor) -> "Variants":
-        """Those of the variants; which: an index, bool [n] or int64 [k]."""
-        return Variants(self.masks, self.mask[which], self.first[which], self.last[which])
-
-    @property
-    def starts(self) -> torch.Tensor:
-        """int64 [n], the first position that a variant can change; S where it changes none."""
-        return self.masks.starts[self.mask]
-
-    def row_layers(self, n_layers: int) -> int:
-        """How many rows go through how many layers, as a sum over the variants."""
-        return int(((self.masks.n_positions - self.starts) * (n_layers - self.first)).sum())
-
-
-def replay(
-    engine: MaskingEngine, variants: Variants, start: int | None = None, scale: float = 1.0
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(which variants int64 [k], how much their logits differ from those of the variant that hides nothing: [k, vocabulary])
-    at the step that the engine measured last, in float32 (float64 for a float64 model). The arguments are those of `outputs`.
-    """
-    for which, states in outputs(engine, variants, start, scale):
-        yield which, logit_differences(engine, states[:, 0], scale)
+ROWS_TOGETHER = {
+    "cpu": 512
+}  # through a layer at once: on a CPU what stands between linear maps is to stay in its cache
+ROWS_ON_DEVICES = 4096
+PACKS_HELD = 16  # between two layers: what hides nothing runs once for all of them
 
 
 def outputs(
     engine: MaskingEngine,
     variants: Variants,
-    start: int | None = None,
-    scale: float = 1.0,
     rows: Sequence[int] | None = None,
+    *,
+    starts: torch.Tensor | None = None,
+    scale: float = 1.0,
+    directly: bool = False,
+    on_layers: Callable[[float], None] = lambda share: None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(which variants int64 [k], the last layer's outputs at `rows` of what hides nothing and of each of them: [1 + k, R,
     hidden]). rows: positions (None: the last one).
 
     Needs an engine that keeps states (of all positions, where queries or rows are given), whose block is still open, and is to
-    be called when the model's own forward is done. Variants that reach much the same rows and layers go together. start: where
-    the rows of all begin (None: where each variant's must). scale: of the differences that go through linear maps, which
-    changes nothing but how they are rounded.
+    be called when the model's own forward is done. starts: int64 [n], where the rows of each begin (None: where they must).
+    scale: of the differences that go through linear maps, which changes nothing but how they are rounded. directly: not by
+    differences; there what hides nothing is not run, and its output is NaN. on_layers: told which share of all is done, part by
+    part.
     """
     rows = (engine.n_positions - 1,) if rows is None else tuple(rows)
-    starts = variants.starts.clamp_max(min(rows))
-    if start is not None:
-        starts = torch.full_like(starts, start)
+    starts = (variants.starts if starts is None else starts).clamp_max(min(rows))
     order = torch.argsort(starts * len(engine.states) + variants.first, stable=True)
-    most = ATTENTION_BYTES // (8 * engine.decoder.n_heads * engine.n_positions)
-    most, fewest, n_rows = max(ROWS_OF_LOGITS, min(MOST_TOGETHER, most)), FEWEST_TOGETHER, MOST_ROWS
     lengths = engine.n_positions - starts[order]
-    done = 0
+    n_at_once = ROWS_TOGETHER.get(engine.states[0].entered.device.type, ROWS_ON_DEVICES)
+    most, done = PACKS_HELD * n_at_once, 0
     while done < len(order):
-        rows_so_far = lengths[done] + lengths[done : done + most].cumsum(0)
-        n_together = max(fewest, int((rows_so_far <= n_rows).sum()))
+        n_together = max(1, int((lengths[done:].cumsum(0) <= most).sum()))
         together = order[done : done + n_together]
-        own = starts[together]
+        packs = [
+            _Pack(variants[together[part]], starts[together[part]], engine.n_positions, part)
+            for part in _parts(lengths[done : done + n_together], n_at_once)
+        ]
+        share = float(lengths[done : done + n_together].sum() / lengths.sum())
         try:
-            found = _through_layers(engine, variants[together], torch.cat([own[:1], own]), scale, rows=rows)
+            found = _through_layers(
+                engine,
+                packs,
+                rows,
+                int(starts[together[0]]),
+                scale,
+                directly,
+                lambda n, share=share: on_layers(n * share),
+            )
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            if len(together) == 1:
+            if n_together == 1:
                 raise DeviceError(
                     "out of memory with a single variant of the model: shorten the prompt, take `queries` last, a smaller "
                     "model or `dtype` bfloat16, or a device with more memory"
                 ) from error
-            most, fewest = max(1, len(together) // 2), 1
+            most = int(lengths[done : done + n_together].sum()) // 2
+            n_at_once = min(n_at_once, most)
             continue
         for first in range(1, len(found), ROWS_OF_LOGITS):
             part = torch.cat([found[:1], found[first : first + ROWS_OF_LOGITS]])
             yield together[first - 1 : first - 1 + len(part) - 1], part
-        done += len(together)
+        done += n_together
 
 
-def unmasked_logits(engine: MaskingEngine, start: int | None = None, rows: Sequence[int] | None = None) -> torch.Tensor:
-    """Logits [R, vocabulary] of what hides nothing, from the first layer on, in rows from `start` (None: the last row alone):
-    the model's own, but for rounding. rows: positions (None: the last one)."""
-    none = torch.zeros(0, dtype=torch.int64)
-    nothing = Variants(Masks(torch.zeros(0, engine.n_positions, dtype=torch.bool)), none, none, none)
+def rows_through_layers(engine: MaskingEngine, variants: Variants, directly: bool = False) -> int:
+    """How many rows go through how many layers for the variants, as a sum, with what hides nothing."""
+    n_layers, own = len(engine.states), 0
+    if len(variants) and not directly:
+        own = (engine.n_positions - int(variants.starts.min())) * (n_layers - int(variants.first.min()))
+    return variants.row_layers(n_layers) + own
+
+
+def unmasked_logits(engine: MaskingEngine, rows: Sequence[int] | None = None) -> torch.Tensor:
+    """Logits [R, vocabulary] of what hides nothing, from the first layer on: the model's own, but for rounding. rows: positions
+    (None: the last one)."""
     rows = (engine.n_positions - 1,) if rows is None else tuple(rows)
-    start = min(rows) if start is None else min(start, *rows)
-    return logits_of(engine, _through_layers(engine, nothing, torch.tensor([start]), rows=rows)[0])
+    return logits_of(engine, _through_layers(engine, [], rows, min(rows))[0])
 
 
+def _parts(lengths: torch.Tensor, most: int) -> list[torch.Tensor]:
+    """int64 [k] each, neighbours of as many rows together as are allowed; one variant at least."""
+    parts, first = [], 0
+    while first < len(lengths):
+        n = max(1, int((lengths[first:].cumsum(0) <= most).sum()))
+        parts.append(torch.arange(first, first + n))
+        first += n
+    return parts
+
+
+@torch.no_grad()
 def _through_layers(
-    engine: MaskingEngine, variants: Variants, starts: torch.Tensor, scale: float = 1.0, rows: Sequence[int] = (-1,)
+    engine: MaskingEngine,
+    packs: Sequence["_Pack"],
+    rows: Sequence[int],
+    start: int,
+    scale: float = 1.0,
+    directly: bool = False,
+    on_layers: Callable[[float], None] = lambda share: None,
 ) -> torch.Tensor:
-    """Outputs of the last layer at `rows`, [1 + V, R, hidden]: of what hides nothing, and of each variant. starts: int64
-    [1 + V], the position that the rows of each begin at; what hides nothing begins first."""
-    states = engine.states
-    order = torch.argsort(variants.first, stable=True)
-    ordered = variants[order]
-    packed = Packed.of(torch.cat([starts[:1], starts[1:][order]]), engine.n_positions)
-    begin = int(ordered.first[0]) if len(ordered) else 0
-    running = states[begin].entered[int(starts[0]) - engine.n_positions :]
-    running = running.to(arithmetic_dtype(running.dtype)).unsqueeze(0)
-    n_in = 1
+    """Outputs of the last layer at `rows`, [1 + V, R, hidden]: of what hides nothing, whose rows begin at `start`, and of each
+    variant of the packs."""
+    states, behind = engine.states, start - engine.n_positions
+    begin = min((int(pack.variants.first[0]) for pack in packs), default=0)
+    own = None if directly else _Nothing(engine, start, begin)
     for index in range(begin, len(states)):
-        layer, state = engine.decoder.layers[index], states[index]
-        running = running.to(state.entered.device)
-        n_before, n_in = n_in, 1 + int((ordered.first <= index).sum())
-        running = torch.cat([running, running[:, packed.own(n_before, n_in).to(running.device)]], dim=1)
-        runs = [(run, _Edges(ordered, index, run)) for run in packed.runs(n_in)]
-
-        def attention(module, query, key, value, state=state, runs=runs):
-            return _attend_packed(query, key, value, state, runs)
-
-        with ExitStack() as stack:
-            stack.enter_context(engine.substituted(attention))
-            stack.enter_context(ByDifferences(packed.own(0, n_in), scale))
-            if isinstance(layer.mlp, OpaqueMlp):
-                _in_own_dtype(layer.mlp.block, state.entered.dtype, stack)
-            output = layer.module(running, **_arguments(state, packed.positions(n_in)))
-        running = output[0] if isinstance(output, tuple) else output
-        if state.added is not None:
-            running = running + state.added[packed.positions(n_in).to(state.added.device)].to(running)
-    result = running.new_empty(len(starts), len(rows), running.shape[-1])
-    places = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + order]).to(running.device)
-    result[places] = running[0, packed.places([row % engine.n_positions for row in rows]).to(running.device)]
+        state = states[index]
+        entered, of_nothing, pairs = state.entered[behind:], state, None
+        if own is not None:
+            entered = own.running[0]
+            of_nothing, pairs = own.through(index)
+        for pack in packs:
+            at = pack.enter(index, entered, start)
+            if at is not None:
+                maps = LinearMaps() if pairs is None else ByDifferences(pairs, at, scale)
+                pack.running = _through_layer(engine, index, pack, of_nothing, maps)
+        on_layers(1 / (len(states) - begin))
+    wide = arithmetic_dtype(states[0].entered.dtype)
+    device = states[-1].entered.device
+    n = sum(len(pack.variants) for pack in packs)
+    result = torch.full((1 + n, len(rows), states[-1].entered.shape[-1]), float("nan"), dtype=wide, device=device)
+    if own is not None:
+        result[0] = own.running[0, torch.tensor(rows) - engine.n_positions]
+    for pack in packs:
+        result[1 + pack.which] = pack.running[0, pack.packed.places(rows).to(device)].to(wide)
     return result
+
+
+class _Pack:
+    """Variants that go through layers together. which: int64 [V], their numbers among all; starts: int64 [V], the position that
+    the rows of each begin at; running: [1, P, hidden], of those that have entered, None before the first has."""
+
+    def __init__(self, variants: Variants, starts: torch.Tensor, n_positions: int, which: torch.Tensor) -> None:
+        order = torch.argsort(variants.first, stable=True)
+        self.variants, self.which = variants[order], which[order]
+        self.packed = Packed.of(starts[order], n_positions)
+        self.running: torch.Tensor | None = None
+        self.runs: list[tuple[Run, Edges | None]] = []
+        self._n_in = 0
+
+    def enter(self, index: int, entered: torch.Tensor, start: int) -> torch.Tensor | None:
+        """Those enter that begin to hide in a layer. entered: [N, hidden], what enters it with nothing hidden, from the position
+        `start` on. Returns int64 [P], of each row of all that have entered the row at the same position there; None without any.
+        """
+        n_before, self._n_in = self._n_in, int((self.variants.first <= index).sum())
+        if self._n_in == 0:
+            return None
+        shift = self.packed.n_positions - start
+        at = (self.positions + shift).to(entered.device)
+        if self._n_in > n_before:
+            new = entered[at[self.packed.ends[n_before] :]].unsqueeze(0)
+            self.running = new if self.running is None else torch.cat([self.running.to(new.device), new], dim=1)
+            self.runs = [(run, Edges(self.variants, run, entered.device)) for run in self.packed.runs(self._n_in)]
+        self.running = self.running.to(entered.device)
+        return at
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """int64 [P], of all rows that have entered, counted from the end."""
+        return self.packed.positions(0, self._n_in)
+
+
+class _Nothing:
+    """What hides nothing, from the position `start` and the layer `begin` on. running: [1, N, hidden]."""
+
+    def __init__(self, engine: MaskingEngine, start: int, begin: int) -> None:
+        self.engine = engine
+        self.variants = None
+        self.packed = Packed.of(torch.tensor([start]), engine.n_positions)
+        entered = engine.states[begin].entered[start - engine.n_positions :]
+        self.running = entered.to(arithmetic_dtype(entered.dtype)).unsqueeze(0)
+        self.runs: list[tuple[Run, Edges | None]] = [(run, None) for run in self.packed.runs(1)]
+        self.positions = self.packed.positions(0, 1)
+
+    def through(self, index: int) -> tuple[LayerState, list[tuple[torch.Tensor, torch.Tensor]]]:
+        """Through one layer. Returns its state with the keys and values of what ran here, and the pairs of its linear maps.
+
+        The model's own keys are rounded to its dtype: to a variant that begins later the difference of both would count as an
+        effect."""
+        state = self.engine.states[index]
+        n, wide = self.running.shape[1], self.running.dtype
+        self.running = self.running.to(state.entered.device)
+        seen: list[torch.Tensor] = []
+        maps = OfNothing()
+        self.running = _through_layer(self.engine, index, self, state, maps, seen)
+        keys, values = (
+            torch.cat([of_model[:, :-n].to(wide), own[0]], dim=1)
+            for of_model, own in zip((state.keys, state.values), seen, strict=True)
+        )
+        return replace(state, keys=keys, values=values), maps.pairs
+
+
+def _through_layer(
+    engine: MaskingEngine,
+    index: int,
+    rows: "_Pack | _Nothing",
+    of_nothing: LayerState,
+    maps: LinearMaps,
+    seen: list[torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """[1, P, hidden], what enters the next layer. of_nothing: with the keys and values of earlier positions; seen: is given the
+    keys and values of the rows, [1, K, P, D]."""
+    layer, state = engine.decoder.layers[index], engine.states[index]
+
+    def attention(module, query, key, value):
+        if seen is not None:
+            seen.extend((key, value))
+        return attend_packed(query, key, value, of_nothing, index, rows.runs)
+
+    with ExitStack() as stack:
+        stack.enter_context(engine.substituted(attention))
+        if isinstance(layer.mlp, OpaqueMlp):
+            _in_own_dtype(layer.mlp.block, state.entered.dtype, rows.running.dtype, maps, stack)
+        stack.enter_context(maps)
+        output = layer.module(rows.running, **_arguments(state, rows.positions))
+    output = output[0] if isinstance(output, tuple) else output
+    if state.added is not None:
+        output = output + state.added[rows.positions.to(state.added.device)].to(output)
+    return output
 
 
 def _arguments(state: LayerState, positions: torch.Tensor) -> dict:
@@ -215,142 +266,26 @@ def _arguments(state: LayerState, positions: torch.Tensor) -> dict:
     return arguments
 
 
-def _in_own_dtype(block: nn.Module, dtype: torch.dtype, stack: ExitStack) -> None:
+def _in_own_dtype(block: nn.Module, dtype: torch.dtype, wide: torch.dtype, maps: LinearMaps, stack: ExitStack) -> None:
     """An MLP that is not a chain of linear maps (mixture of experts) takes whole states in the model's dtype."""
+    inside = ExitStack()
 
     def before(module, args):
+        inside.enter_context(maps.paused())
         return (args[0].to(dtype), *args[1:])
 
     def after(module, args, output):
-        wide = arithmetic_dtype(dtype)
+        inside.close()
         return (output[0].to(wide), *output[1:]) if isinstance(output, tuple) else output.to(wide)
 
     stack.callback(block.register_forward_pre_hook(before, prepend=True).remove)
     stack.callback(block.register_forward_hook(after).remove)
 
 
-class _Edges:
-    """What the V sequences of a run hide in one layer; the first of all sequences hides nothing, the others are the variants."""
-
-    def __init__(self, variants: Variants, layer: int, run: Run) -> None:
-        masks = variants.masks
-        self.ablation = masks.ablation
-        some = variants[torch.arange(max(0, run.which.start - 1), run.which.stop - 1)]
-        open_here = (some.last >= layer).unsqueeze(1)
-
-        def of_run(flags: torch.Tensor | None) -> torch.Tensor | None:
-            if flags is None:
-                return None
-            hidden = flags[some.mask] & open_here
-            return hidden if run.which.start else torch.cat([flags.new_zeros(1, flags.shape[1]), hidden])
-
-        heads = masks.heads if masks.heads is None or masks.heads.dim() == 2 else masks.heads[:, layer]
-        self.keys = of_run(masks.keys)  # [V, S]
-        self.heads = of_run(heads)  # [V, H] or None
-        self.queries = of_run(masks.queries)  # [V, R] or None
-        if self.queries is not None:
-            self.queries = self.queries[:, masks.n_positions - run.n_rows :]
-
-    def hidden(self, rows: slice, n_keys: int, n_rows: int, device: torch.device) -> torch.Tensor:
-        """bool [V, r, N], the edges from some of the rows to the last N positions."""
-        keys = self.keys[:, self.keys.shape[1] - n_keys :].to(device).unsqueeze(1)
-        if self.queries is not None:
-            return keys & self.queries[:, rows].to(device).unsqueeze(2)
-        is_last = torch.arange(n_rows, device=device)[rows] == n_rows - 1
-        return keys & is_last.view(1, -1, 1)
-
-
-def _attend_packed(query, key, value, state: LayerState, runs: Sequence[tuple[Run, _Edges]]) -> torch.Tensor:
-    """[1, P, H, D] of all rows; query: [1, H, P, D]; key, value: [1, K, P, D].
-
-    Where a variant begins later than what hides nothing, it sees before it the keys and values of that, as it ran here: the
-    model's own are rounded to its dtype, and the difference of both would count as an effect.
-    """
-    n_own = runs[0][0].n_rows
-    wide = torch.promote_types(query.dtype, torch.float32)
-    own = replace(
-        state,
-        keys=torch.cat([state.keys[:, :-n_own].to(wide), key[0, :, :n_own].to(wide)], dim=1),
-        values=torch.cat([state.values[:, :-n_own].to(wide), value[0, :, :n_own].to(wide)], dim=1),
-    )
-    parts = [_attend(run.of(query), run.of(key), run.of(value), own, edges).flatten(0, 1) for run, edges in runs]
-    return torch.cat(parts).unsqueeze(0)
-
-
-def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, state: LayerState, edges: _Edges
-) -> torch.Tensor:
-    """[V, R, H, D] for V variants of R rows, over the keys of the positions before the rows and the variant's own.
-
-    query: [V, H, R, D]; key, value: [V, K, R, D].
-    """
-    n_variants, n_heads, n_rows, _ = query.shape
-    n_keys = state.keys.shape[1]
-    at_once = max(1, ATTENTION_BYTES // (8 * n_variants * n_heads * n_keys))
-    visible = state.seen_by(n_rows)
-    wide = torch.promote_types(query.dtype, torch.float32)
-    key, value = key.to(wide), value.to(wide)
-    earlier = tuple(part[:, : n_keys - n_rows].to(wide) for part in (state.keys, state.values))
-    parts = [
-        _attend_rows(
-            query[:, :, first : first + at_once].to(wide), key, value, earlier, visible, first, edges, state.scaling
-        )
-        for first in range(0, n_rows, at_once)
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-
-def _attend_rows(query, key, value, earlier, visible, first, edges, scaling) -> torch.Tensor:
-    """[V, r, H, D] for the rows from `first` on; earlier: keys and values [K, E, D] of the positions before all rows;
-    visible: bool [R, N] or None for all."""
-    n_variants, n_heads, r, head_dim = query.shape
-    n_groups, n_rows = key.shape[1], key.shape[2]
-    n_earlier = earlier[0].shape[1]
-    rows = slice(first, first + r)
-    shape = (n_variants, n_groups, n_heads // n_groups, r)
-
-    def over_earlier(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """[V, K, H/K, r, a] x [K, a, b]: one product for all variants."""
-        flat = left.transpose(0, 1).flatten(1, 3)
-        return (flat @ right).view(n_groups, n_variants, *shape[2:], right.shape[-1]).transpose(0, 1)
-
-    def over_own(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """[V, K, H/K, r, a] x [V, K, a, b]"""
-        return (left.flatten(2, 3) @ right).view(*shape, right.shape[-1])
-
-    grouped = query.reshape(*shape, head_dim)
-    logits = torch.cat(
-        [over_earlier(grouped, earlier[0].transpose(1, 2)), over_own(grouped, key.transpose(2, 3))], dim=-1
-    )
-    logits *= scaling
-    if visible is not None:
-        logits.masked_fill_(~visible[rows], float("-inf"))
-    hidden = edges.hidden(rows, n_earlier + n_rows, n_rows, query.device)[:, None, None]  # [V, 1, 1, r, N]
-    if edges.heads is not None:
-        hidden = hidden & edges.heads.to(query.device).view(*shape[:3], 1, 1)
-    if edges.ablation == "mask":
-        logits.masked_fill_(hidden, float("-inf"))
-    weights = torch.softmax(logits, dim=-1).nan_to_num_(0.0)  # where nothing is left to see, nothing is attended to
-    kept = weights if edges.ablation == "mask" else weights.masked_fill(hidden, 0.0)
-    output = over_earlier(kept[..., :n_earlier], earlier[1]) + over_own(kept[..., n_earlier:], value)
-    if edges.ablation == "mean-value":
-        seen = (
-            torch.ones(r, n_earlier + n_rows, dtype=query.dtype, device=query.device)
-            if visible is None
-            else visible[rows].to(query.dtype)
-        )
-        total = (seen[:, :n_earlier] @ earlier[1]) + (seen[:, n_earlier:] @ value)  # [V, K, r, D]
-        mean = total / seen.sum(dim=-1, keepdim=True)
-        output = output + (weights - kept).sum(-1, keepdim=True) * mean.unsqueeze(2)
-    return output.reshape(n_variants, n_heads, r, head_dim).transpose(1, 2)
-
-
 def logits_of(engine: MaskingEngine, outputs: torch.Tensor) -> torch.Tensor:
     """Logits [k, vocabulary] of last layers' outputs [k, hidden], by the model's own norm and head."""
-    model = engine.model
-    with ByDifferences(torch.zeros(len(outputs), dtype=torch.int64)):
-        logits = model.get_output_embeddings()(engine.decoder.final_norm(outputs).unsqueeze(1))[:, 0]
-    return capped(model, logits)
+    with OfNothing():
+        return capped(engine.model, engine.model.get_output_embeddings()(engine.decoder.final_norm(outputs)))
 
 
 def capped(model: nn.Module, logits: torch.Tensor) -> torch.Tensor:
@@ -359,25 +294,36 @@ def capped(model: nn.Module, logits: torch.Tensor) -> torch.Tensor:
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def logit_differences(engine: MaskingEngine, outputs: torch.Tensor, scale: float) -> torch.Tensor:
-    """[k, vocabulary], how far the logits of the outputs behind the first one are from its.
+def logit_differences(
+    engine: MaskingEngine, outputs: torch.Tensor, scale: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the logits of the first of the outputs [vocabulary], how far those of the others are from them [k, vocabulary]); outputs:
+    [1 + k, hidden].
 
     What leaves a bfloat16 head has three digits, and these differences are what effects are: for the tokens that are
     probable, which effects hang on, they are formed in the rows' own dtype.
     """
-    head = engine.model.get_output_embeddings()
+    model = engine.model
+    head = model.get_output_embeddings()
     weight = parameter(head, "weight")
     plain = type(head) is nn.Linear and head.bias is None and weight.is_floating_point()
-    if not plain or getattr(engine.model.config.get_text_config(), "final_logit_softcapping", None) is not None:
-        logits = logits_of(engine, outputs)
-        return logits[1:] - logits[:1]
     states = engine.decoder.final_norm(outputs)
+    if not plain or getattr(model.config.get_text_config(), "final_logit_softcapping", None) is not None:
+        with OfNothing() as maps:
+            own = head(states[:1])
+        with ByDifferences(maps.pairs, torch.zeros(len(states) - 1, dtype=torch.int64), scale):
+            others = head(states[1:])
+        return capped(model, own)[0], capped(model, others) - capped(model, own)
     differences = states[1:] - states[:1]
-    unit = unit_of(differences) * scale
-    mapped = head(torch.cat([states[:1], differences / unit]).to(weight.dtype))
-    found = mapped[1:].to(states.dtype).mul_(unit.to(mapped.device))
+    narrow, unit = in_units(differences, weight.dtype, scale)
+    mapped = head(torch.cat([states[:1].to(weight.dtype), narrow])).to(
+        states.dtype
+    )  # together: the weights are read once
+    own, found = mapped[0], mapped[1:]
+    if unit is not None:
+        found.mul_(unit.to(found.device))
     if weight.dtype != states.dtype:
-        probable = mapped[0].topk(min(PROBABLE, mapped.shape[1])).indices
+        probable = own.topk(min(PROBABLE, len(own))).indices
         rows = weight[probable.to(weight.device)].to(states)
         found[:, probable] = (differences @ rows.t()).to(found.device)
-    return found
+    return own, found

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mask_impact.engine.effects import changes_of, check_replayed, sees
+from mask_impact.engine.effects import changes
 from mask_impact.engine.masking import MaskingEngine
-from mask_impact.engine.replay import Variants, logit_differences, logits_of, outputs
+from mask_impact.engine.variants import Variants
 
 
 @dataclass(frozen=True)
@@ -59,40 +59,26 @@ def _value(logits: torch.Tensor, target: Target, measure: str) -> torch.Tensor:
     return own - torch.logsumexp(others, dim=0)
 
 
-@torch.no_grad()
 def measure_targets(
     engine: MaskingEngine,
     variants: Variants,
     targets: Sequence[Target],
     logits: torch.Tensor,
-    on_rows: Callable[[int], None] = lambda n: None,
+    directly: bool = False,
+    on_share: Callable[[float], None] = lambda share: None,
 ) -> TargetEffects:
     """What the variants do to the targets, in the sequence that the engine measured last. logits: [T, vocabulary], the model's
-    own at the targets' rows. on_rows: told how many variants are done. Raises ExactnessError where the replayed model is not
-    the model."""
-    n, rows = len(variants), [one.row for one in targets]
-    own = torch.log_softmax(logits.double(), dim=-1)
+    own at the targets' rows; the rest, and the errors, are those of effects.changes."""
+    asked = [(one.row, one.token) for one in targets]
+    others = [one.instead for one in targets]
+    found = changes(engine, variants, asked, logits, others, directly, on_share)
+    against = np.array([one is not None for one in others])[:, None]
+    change = np.where(against, found.logit - found.other, found.logprob).sum(axis=0)
     likeliest = logits.argmax(dim=-1).cpu().numpy()
-    change, kl = np.zeros(n), np.zeros(n)
-    top1, differs = np.full(n, likeliest[0], dtype=np.int64), np.full(n, -1, dtype=np.int64)
-    seen = sees(engine, variants)
-    places = np.flatnonzero(seen.cpu().numpy())
-    some = variants[seen]
-    on_rows(n - len(places))
-    for which, states in outputs(engine, some, rows=rows):
-        check_replayed(engine, logits_of(engine, states[0]), logits)
-        here = places[which.numpy()]
-        for number, target in enumerate(targets):
-            differences = logit_differences(engine, states[:, number], 1.0).to(own.device)
-            at_token, of_token, divergence, first = changes_of(differences, logits[number], own[number], target.token)
-            if target.instead is not None:
-                of_token = at_token - differences[:, target.instead]
-            change[here] += of_token.double().cpu().numpy()
-            kl[here] += divergence.double().cpu().numpy()
-            first = first.cpu().numpy()
-            new = (first != likeliest[number]) & (differs[here] < 0)
-            top1[here[new]], differs[here[new]] = first[new], number
-        on_rows(len(here))
+    differs = found.top1 != likeliest[:, None]
+    first = np.where(differs.any(axis=0), differs.argmax(axis=0), -1)
+    top1 = found.top1[np.maximum(first, 0), np.arange(len(variants))]
+    own = torch.log_softmax(logits.double(), dim=-1)
     tokens = torch.tensor([one.token for one in targets], device=own.device)
     probability = float(own.gather(1, tokens.unsqueeze(1)).sum().exp())
-    return TargetEffects(change.astype(np.float32), kl.astype(np.float32), top1, differs, probability)
+    return TargetEffects(change.astype(np.float32), found.kl.sum(axis=0).astype(np.float32), top1, first, probability)

@@ -128,9 +128,13 @@ def test_what_it_takes_is_what_stands_behind_the_first_hidden_position():
         assert costs == [pytest.approx((case.n - first) / case.n) for first in range(case.n)]
         sets = [(0,), (3, 7), (5,), (5, 6, 8)]
         some.measure(sets)
-        assert some.forwards == pytest.approx(sum(costs[one[0]] for one in sets))
+        with_nothing_hidden = costs[0]
+        assert some.forwards == pytest.approx(with_nothing_hidden + sum(costs[one[0]] for one in sets))
         before = some.forwards
         some.measure([(8,)])
+        assert some.forwards - before == pytest.approx(2 * costs[8])
+        before = some.forwards
+        some.ask([(8,)])
         assert some.forwards - before == pytest.approx(costs[8])
         before = some.forwards
         some.cut([1], [case.n_prompt - 1], (1, 1))

@@ -13,7 +13,7 @@ from PIL import Image
 import mask_impact
 from mask_impact.analyses import knockout as knockouts
 from mask_impact.commands.scripts import main_text, main_vl
-from mask_impact.engine.replay import Masks
+from mask_impact.engine.variants import Masks
 from mask_impact.errors import InputError, UsageError
 from mask_impact.models import loading
 from mask_impact.prompts.group_files import FlowSet

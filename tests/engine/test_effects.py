@@ -10,10 +10,10 @@ from tiny_models import ARCHITECTURES, tiny_image_inputs, tiny_inputs, tiny_mode
 
 from mask_impact.analyses.generation import greedy_config
 from mask_impact.engine import effects as effects_module
-from mask_impact.engine import measurement, replay
-from mask_impact.engine.effects import StepEffects, each_window_and_group, measure_effects, sees, windows
+from mask_impact.engine import masked_attention, measurement, replay
+from mask_impact.engine.effects import StepEffects, measure_effects, sees
 from mask_impact.engine.masking import MaskingEngine
-from mask_impact.engine.replay import Masks, Variants
+from mask_impact.engine.variants import Masks, Variants, each_window_and_group, windows
 from mask_impact.errors import DeviceError, ExactnessError, UsageError
 
 N_STEPS = 3
@@ -107,29 +107,29 @@ def test_windows_heads_and_ablations_agree_with_the_oracle(name, settings):
 
 def broken(monkeypatch, name):
     """Replays that are wrong in one way each."""
-    real = replay._attend
+    real = masked_attention._attend
     if name == "mask one layer off":
-        through = replay._through_layers
+        pack = replay._Pack
 
-        def off(engine, variants, start, *scale, **rows):
+        def off(variants, *rest):
             first, last = (variants.first - 1).clamp_min(0), (variants.last - 1).clamp_min(0)
-            return through(engine, replace(variants, first=first, last=last), start, *scale, **rows)
+            return pack(replace(variants, first=first, last=last), *rest)
 
-        monkeypatch.setattr(replay, "_through_layers", off)
+        monkeypatch.setattr(replay, "_Pack", off)
     elif name == "the unmasked row's own key and value":
 
-        def reused(query, key, value, state, edges):
+        def reused(query, key, value, state, *rest):
             n_rows = key.shape[2]
             own = (part[None, :, -n_rows:].expand_as(key) for part in (state.keys, state.values))
-            return real(query, *own, state, edges)
+            return real(query, *own, state, *rest)
 
-        monkeypatch.setattr(replay, "_attend", reused)
+        monkeypatch.setattr(masked_attention, "_attend", reused)
     else:
 
-        def shifted(query, key, value, state, edges):
-            return real(query, key, value, state, edges).roll(2, dims=2)
+        def shifted(*args):
+            return real(*args).roll(2, dims=2)
 
-        monkeypatch.setattr(replay, "_attend", shifted)
+        monkeypatch.setattr(masked_attention, "_attend", shifted)
 
 
 @pytest.mark.parametrize("name", ["mask one layer off", "the unmasked row's own key and value"])
@@ -356,7 +356,9 @@ def test_chunks_of_rows_change_nothing_but_rounding(monkeypatch):
     model = tiny_model("gemma3_text")
     inputs = tiny_inputs(model, 9)
     (whole, *_), _ = run(model, inputs)
-    monkeypatch.setattr(replay, "ATTENTION_BYTES", 1)
+    monkeypatch.setattr(masked_attention, "ATTENTION_BYTES", 1)
+    monkeypatch.setattr(replay, "ROWS_TOGETHER", {"cpu": 5})
+    monkeypatch.setattr(replay, "PACKS_HELD", 2)
     monkeypatch.setattr(replay, "ROWS_OF_LOGITS", 7)
     (chunked, *_), _ = run(model, inputs)
     assert isinstance(chunked, StepEffects)
@@ -370,21 +372,19 @@ def test_without_memory_for_many_fewer_go_together(monkeypatch):
     (whole, *_), _ = run(model, inputs, queries="all")
     real, sizes = replay._through_layers, []
 
-    def narrow(engine, variants, start, *scale, **rows):
-        sizes.append(len(variants))
-        if len(variants) > 2:
+    def narrow(engine, packs, *rest):
+        sizes.append(sum(len(pack.variants) for pack in packs))
+        if sizes[-1] > 2:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return real(engine, variants, start, *scale, **rows)
+        return real(engine, packs, *rest)
 
     monkeypatch.setattr(replay, "_through_layers", narrow)
     (found, *_), _ = run(model, inputs, queries="all")
     np.testing.assert_allclose(found.logprob_change, whole.logprob_change, rtol=1e-3, atol=1e-6)
     assert max(sizes) > 2
 
-    def none(engine, variants, start, *scale, **rows):
-        if len(variants):
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return real(engine, variants, start, *scale, **rows)
+    def none(*args):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(replay, "_through_layers", none)
     with pytest.raises(DeviceError, match="out of memory with a single variant of the model"):

@@ -7,10 +7,9 @@ import torch
 from tiny_models import tiny_inputs, tiny_model
 
 from mask_impact.engine import replay, targets
-from mask_impact.engine.effects import each_window_and_group, in_each
 from mask_impact.engine.masking import MaskingEngine, SequencePlan
-from mask_impact.engine.replay import Masks
 from mask_impact.engine.targets import Target, measure_targets
+from mask_impact.engine.variants import Masks, each_window_and_group, in_each
 from mask_impact.errors import ExactnessError
 
 N_PROMPT, PRODUCED = 7, [5, 9, 12]
@@ -30,13 +29,13 @@ def sequence(model):
 
 
 @torch.no_grad()
-def measured(model, wanted=TARGETS, sets=SETS, variants=None):
+def measured(model, wanted=TARGETS, sets=SETS, variants=None, directly=False):
     _, longer = sequence(model)
     with MaskingEngine(model, plans=[SequencePlan(n_steps=0)], keep_states="all") as engine:
         logits = model(**longer).logits[0, [one.row for one in wanted]]
         if variants is None:
             variants = each_window_and_group(sets, N, len(engine.decoder.layers), "all", "all")
-        return measure_targets(engine, variants, wanted, logits)
+        return measure_targets(engine, variants, wanted, logits, directly)
 
 
 def distributions(model, positions, layers=None, heads=None, queries=None):
@@ -68,6 +67,33 @@ def test_several_produced_tokens_agree_with_full_forwards(name):
         changed = [number for number in range(3) if hidden[number].argmax() != own[number].argmax()]
         assert found.differs[place] == (changed[0] if changed else -1)
         assert found.top1[place] == int((hidden[changed[0]] if changed else own[0]).argmax())
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma3_text", "qwen3_vl", "qwen3_vl_moe"])
+def test_run_directly_they_say_the_same(name):
+    model = tiny_model(name)
+    one, other = measured(model), measured(model, directly=True)
+    np.testing.assert_allclose(other.logprob_change, one.logprob_change, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(other.kl_divergence, one.kl_divergence, rtol=1e-2, atol=1e-4)
+    assert (one.top1 == other.top1).all()
+    assert (one.differs == other.differs).all()
+
+
+def test_of_bfloat16_only_differences_have_digits():
+    """Positions that begin at different places go together; what is run directly has the model's own rounding."""
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = tiny_model("llama", dtype=torch.bfloat16).to(dtype)
+        windows = each_window_and_group([(one,) for one in range(N - 1)], N, model.config.num_hidden_layers, 1, "all")
+        found[dtype] = measured(model, variants=windows).logprob_change
+    directly = measured(model, variants=windows, directly=True).logprob_change
+    exact = found[torch.float32]
+    there = exact != 0
+    off, off_directly = (
+        np.median(np.abs(one - exact)[there] / np.abs(exact)[there]) for one in (found[torch.bfloat16], directly)
+    )
+    assert off < 0.02
+    assert 2 * off < off_directly < 0.1
 
 
 def test_the_order_of_targets_and_of_variants_does_not_matter():
@@ -114,7 +140,9 @@ def test_heads_of_single_layers_are_cut_alone():
 def test_a_replay_at_the_wrong_row_is_told_from_the_model(monkeypatch):
     real = replay._through_layers
     monkeypatch.setattr(
-        replay, "_through_layers", lambda *args, rows: real(*args, rows=[max(row - 1, 0) for row in rows])
+        replay,
+        "_through_layers",
+        lambda engine, packs, rows, *rest: real(engine, packs, [max(row - 1, 0) for row in rows], *rest),
     )
     model = tiny_model("qwen3")
     with pytest.raises(ExactnessError, match="the replayed model differs from the model"):

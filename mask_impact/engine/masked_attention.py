@@ -1,0 +1,115 @@
+"""Attention of sequences that hide some keys from some queries, each in its own way.
+
+Shapes: V sequences that begin at the same position, R rows of each, of which r are looked at together; S positions; N keys; H
+heads in K key/value groups; D head dimension.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from mask_impact.engine.packing import Run
+from mask_impact.engine.states import LayerState
+from mask_impact.engine.variants import Variants
+
+ATTENTION_BYTES = 2**27  # of the logits and weights of all rows' attention at once
+
+
+class Edges:
+    """What the V sequences of a run hide. variants: of all sequences, in their order; device: of the attention."""
+
+    def __init__(self, variants: Variants, run: Run, device: torch.device) -> None:
+        masks, some = variants.masks, variants[torch.arange(run.which.start, run.which.stop)]
+        self.ablation, self.n_rows = masks.ablation, run.n_rows
+        self._first, self._last = some.first, some.last
+        self._keys = masks.keys[some.mask].to(device)  # [V, S]
+        self._heads = None if masks.heads is None else masks.heads[some.mask].to(device)  # [V, H] or [V, L, H]
+        if masks.queries is None:
+            self._queries = torch.zeros(1, run.n_rows, dtype=torch.bool, device=device)
+            self._queries[:, -1] = True
+        else:
+            self._queries = masks.queries[some.mask, masks.n_positions - run.n_rows :].to(device)  # [V, R]
+
+    def hidden(self, layer: int, rows: slice, n_keys: int, grouped: tuple[int, ...]) -> torch.Tensor | None:
+        """bool [V, 1, 1, r, N], the edges that are hidden in a layer, from some of the rows to the last N positions; [V, K, H/K,
+        r, N] where not in all heads, whose shape is `grouped`; None for none."""
+        open_here = self._last >= layer
+        if not open_here.any():
+            return None
+        edges = self._keys[:, self._keys.shape[1] - n_keys :].unsqueeze(1) & self._queries[:, rows].unsqueeze(2)
+        edges = edges[:, None, None]
+        if self._heads is not None:
+            heads = self._heads if self._heads.dim() == 2 else self._heads[:, layer]
+            edges = edges & heads.view(*grouped, 1, 1)
+        return edges if open_here.all() else edges & open_here.to(edges.device).view(-1, 1, 1, 1, 1)
+
+
+def attend_packed(query, key, value, state: LayerState, layer: int, runs: Sequence[tuple[Run, Edges | None]]):
+    """[1, P, H, D] of all rows; query: [1, H, P, D]; key, value: [1, K, P, D]. state: the keys and values of all positions with
+    nothing hidden, of which a sequence sees those before its rows; runs: with what each hides, None for nothing."""
+    parts = [
+        _attend(run.of(query), run.of(key), run.of(value), state, layer, edges).flatten(0, 1) for run, edges in runs
+    ]
+    return (torch.cat(parts) if len(parts) > 1 else parts[0]).unsqueeze(0)
+
+
+def _attend(query, key, value, state: LayerState, layer: int, edges: Edges | None) -> torch.Tensor:
+    """[V, R, H, D] for V variants of R rows, over the keys of the positions before the rows and the variant's own.
+
+    query: [V, H, R, D]; key, value: [V, K, R, D].
+    """
+    n_variants, n_heads, n_rows, _ = query.shape
+    n_keys = state.keys.shape[1]
+    at_once = max(1, ATTENTION_BYTES // (8 * n_variants * n_heads * n_keys))
+    visible = state.seen_by(n_rows)
+    wide = torch.promote_types(query.dtype, torch.float32)
+    key, value = key.to(wide), value.to(wide)
+    earlier = tuple(part[:, : n_keys - n_rows].to(wide) for part in (state.keys, state.values))
+    grouped = (n_variants, key.shape[1], n_heads // key.shape[1])
+    parts = []
+    for first in range(0, n_rows, at_once):
+        rows = slice(first, min(first + at_once, n_rows))
+        hidden = None if edges is None else edges.hidden(layer, rows, n_keys, grouped)
+        seen = None if visible is None else visible[rows]
+        asked = query[:, :, rows].to(wide).reshape(*grouped, -1, query.shape[-1])
+        ablation = "mask" if edges is None else edges.ablation
+        parts.append(_attend_rows(asked, key, value, earlier, seen, hidden, state.scaling, ablation))
+    output = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    return output.to(query.dtype)
+
+
+def _attend_rows(query, key, value, earlier, visible, hidden, scaling: float, ablation: str) -> torch.Tensor:
+    """[V, r, H, D] for some rows. query: [V, K, H/K, r, D]; earlier: keys and values [K, E, D] of the positions before all rows;
+    visible: bool [r, N] or None for all; hidden: as Edges.hidden gives it."""
+    n_earlier = earlier[0].shape[1]
+    n_variants, n_groups, _, r, _ = query.shape
+
+    def over_earlier(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """[V, K, H/K, r, a] x [K, a, b]: one product for all variants."""
+        flat = left.transpose(0, 1).flatten(1, 3)
+        return (flat @ right).view(n_groups, n_variants, *query.shape[2:4], right.shape[-1]).transpose(0, 1)
+
+    def over_own(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """[V, K, H/K, r, a] x [V, K, a, b]"""
+        return (left.flatten(2, 3) @ right).view(*query.shape[:4], right.shape[-1])
+
+    query = query * scaling
+    logits = torch.cat([over_earlier(query, earlier[0].transpose(1, 2)), over_own(query, key.transpose(2, 3))], dim=-1)
+    unseen = None if visible is None else ~visible
+    if ablation == "mask" and hidden is not None:
+        unseen = hidden if unseen is None else hidden | unseen
+    if unseen is not None:
+        logits.masked_fill_(unseen, float("-inf"))
+    weights = torch.softmax(logits, dim=-1)
+    if unseen is not None:
+        weights.nan_to_num_(0.0)  # where nothing is left to see, nothing is attended to
+    kept = weights if hidden is None or ablation == "mask" else weights.masked_fill(hidden, 0.0)
+    output = over_earlier(kept[..., :n_earlier], earlier[1]) + over_own(kept[..., n_earlier:], value)
+    if kept is not weights and ablation == "mean-value":
+        n_keys = logits.shape[-1]
+        seen = torch.ones(r, n_keys, device=query.device) if visible is None else visible
+        seen = seen.to(query.dtype)
+        total = (seen[:, :n_earlier] @ earlier[1]) + (seen[:, n_earlier:] @ value)  # [V, K, r, D]
+        mean = total / seen.sum(dim=-1, keepdim=True)
+        output = output + (weights - kept).sum(-1, keepdim=True) * mean.unsqueeze(2)
+    return output.flatten(1, 2).transpose(1, 2)
