@@ -137,18 +137,11 @@ class _Explained:
         instead = None if settings.instead is None else self._instead(steps)
         targets = [Target(self.n_prompt + step - 1, self.produced[step], instead) for step in steps]
         inputs = extended(self.inputs, self.produced[: steps[-1]])
-        forward = keep_forward(self.loaded.model, inputs)
-        estimates = self._estimates(forward, targets)
-        sinks = find_sinks(estimates["gradient"].attention.numpy())
-        content = self._content(self.n_prompt + steps[0], sinks)
-        units = [*self.prompt_units, *produced_units(self.tokens, self.n_prompt, self.n_prompt + steps[0])]
-        masked = self.tokens.masked(settings.mask_mode)
-        units = [unit for unit in units if masked[list(unit.positions)].all()]
-        if settings.content_only:
-            units = [unit for unit in units if content[list(unit.positions)].any()] or units
-        by_position = _by_position(estimates["frozen"])
-        units, fine = coarse_units(units, self.tokens, self.encoded.images, by_position)
         with Hiding(self.loaded, inputs, targets, self.observer) as hiding:
+            estimates = self._estimates(hiding.forward, targets)
+            by_position = _by_position(estimates["frozen"])
+            content = self._content(self.n_prompt + steps[0], find_sinks(estimates["gradient"].attention.numpy()))
+            units, fine = coarse_units(self._units(steps, content), self.tokens, self.encoded.images, by_position)
             measured = Measured(units, hiding)
             controls = self._measure(measured, estimates, content, fine)
             measured.refine(by_position, self.tokens, REFINED * settings.budget)
@@ -156,6 +149,15 @@ class _Explained:
             searched = self._search(measured.units, content, found, hiding)
             found = self._with_routes(found, estimates, hiding)
         return replace(found, evidence=tuple(self._confirmed(one, measured.units, steps) for one in searched))
+
+    def _units(self, steps: tuple[int, ...], content: np.ndarray) -> list[Unit]:
+        """What may be hidden: of the prompt, and of what was produced before the target."""
+        units = [*self.prompt_units, *produced_units(self.tokens, self.n_prompt, self.n_prompt + steps[0])]
+        masked = self.tokens.masked(self.settings.mask_mode)
+        units = [unit for unit in units if masked[list(unit.positions)].all()]
+        if self.settings.content_only:
+            units = [unit for unit in units if content[list(unit.positions)].any()] or units
+        return units
 
     def _with_routes(
         self, found: ExplainedTarget, estimates: Mapping[str, Estimates], hiding: Hiding

@@ -8,6 +8,7 @@ import torch
 
 from mask_impact.analyses.candidates import costs
 from mask_impact.analyses.observer import Observer
+from mask_impact.engine.backward import Forward
 from mask_impact.engine.masking import MaskingEngine, SequencePlan
 from mask_impact.engine.replay import rows_through_layers
 from mask_impact.engine.targets import Target, TargetEffects, measure_targets
@@ -40,6 +41,11 @@ class Hiding:
 
     def __exit__(self, *exc_info: object) -> None:
         self._stack.close()
+
+    @property
+    def forward(self) -> Forward:
+        """The pass of the sequence, for estimates."""
+        return Forward.of(self.engine)
 
     @property
     def n_layers(self) -> int:

@@ -14,9 +14,9 @@ the first. So memory holds the inputs and one layer's graph. Knows no prompts. S
 N keys (no cache), D head dimension; one sequence.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,12 +25,12 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from mask_impact.engine.attention import arithmetic_dtype
+from mask_impact.engine.masking import MaskingEngine, SequencePlan
 from mask_impact.engine.replay import capped
-from mask_impact.engine.states import NOT_KEPT
 from mask_impact.engine.taps import tapped, up_to_own, visible_keys, windowed_kernel
 from mask_impact.engine.targets import Target, value_of
 from mask_impact.errors import UsageError
-from mask_impact.models.architectures import Decoder, locate
+from mask_impact.models.architectures import Decoder
 
 RULES = ("frozen", "gradient")
 BYTES_AT_ONCE = 2**27  # of the weights of some queries, all heads and keys
@@ -64,18 +64,28 @@ class Estimates:
 
 @dataclass
 class Forward:
-    """A forward pass that is kept: what each layer was called with, and final, [1, N, hidden], what stands before the final
-    norm.
-
-    logits: [vocabulary], of the last position.
-    """
+    """A forward pass that was kept. entered: [1, N, hidden], what each layer was given; arguments: what else; final: [1, N,
+    hidden], what stands before the final norm; attending: (attention) -> a block in which layers have that attention, see
+    taps.tapped."""
 
     model: nn.Module
     decoder: Decoder
     entered: list[torch.Tensor]
     arguments: list[dict[str, Any]]
     final: torch.Tensor
-    logits: torch.Tensor
+    attending: Callable[[Callable], AbstractContextManager]
+
+    @classmethod
+    def of(cls, engine: MaskingEngine) -> "Forward":
+        """The pass that an engine has kept all states of, while its block is open."""
+        return cls(
+            engine.model,
+            engine.decoder,
+            [state.entered.unsqueeze(0) for state in engine.states],
+            [state.arguments | {"attention_mask": state.mask, "past_key_values": None} for state in engine.states],
+            torch.cat(engine.final).unsqueeze(0),
+            engine.substituted,
+        )
 
     @property
     def n_positions(self) -> int:
@@ -86,25 +96,9 @@ class Forward:
 @torch.no_grad()
 def keep_forward(model: nn.Module, inputs: Mapping[str, Any]) -> Forward:
     """Run the model on one whole sequence (prompt and what was produced so far) and keep what the backward passes need."""
-    decoder = locate(model)
-    if inputs["input_ids"].shape[0] != 1:
-        raise UsageError(f"one sequence at a time can be estimated; {inputs['input_ids'].shape[0]} were given")
-    entered: list[torch.Tensor] = []
-    arguments: list[dict[str, Any]] = []
-    final: list[torch.Tensor] = []
-
-    def before(module, args, kwargs) -> None:
-        entered.append((args[0] if args else kwargs["hidden_states"]).detach())
-        kept = {name: value for name, value in kwargs.items() if name not in NOT_KEPT}
-        arguments.append(kept | {"attention_mask": kwargs.get("attention_mask"), "past_key_values": None})
-
-    with ExitStack() as stack:
-        for layer in decoder.layers:
-            stack.callback(layer.module.register_forward_pre_hook(before, with_kwargs=True).remove)
-        keep = decoder.final_norm.register_forward_pre_hook(lambda module, args: final.append(args[0].detach()))
-        stack.callback(keep.remove)
-        logits = model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1]
-    return Forward(model, decoder, entered, arguments, final[0], logits)
+    with MaskingEngine(model, plans=[SequencePlan(n_steps=0)], keep_states="all") as engine:
+        model(**inputs, use_cache=False, logits_to_keep=1)
+        return replace(Forward.of(engine), attending=lambda attend: tapped(engine.decoder, attend))
 
 
 def estimate(
@@ -136,7 +130,7 @@ def estimate(
         held[-1].output = output
         return output, None
 
-    with _differentiable(forward.model, frozen), tapped(decoder, attend):
+    with _differentiable(forward.model, frozen), forward.attending(attend):
         values, gradient = _at_targets(forward, targets, measure)
         for index in reversed(range(n_layers)):
             gradient = _through_layer(forward, index, gradient)

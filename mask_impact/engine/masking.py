@@ -93,6 +93,9 @@ class MaskingEngine:
         if (record_layers or keep_states) and len(self.plans) > 1:
             raise UsageError("what layers are given can be kept for a single sequence only")
         self.states: list[LayerState] = []
+        self.final: list[
+            torch.Tensor
+        ] = []  # where states of all positions are kept: the last layer's outputs, [n, hidden]
         if keep_states is not None:
             self.states = [LayerState(all_rows=keep_states == "all") for _ in self.decoder.layers]
         self._substitute: Callable | None = None
@@ -123,7 +126,7 @@ class MaskingEngine:
     @contextmanager
     def substituted(self, attention: Callable) -> Iterator[None]:
         """While the block is open nothing is measured, and whoever runs the model's layers gets `attention` in the place of
-        its own: (module, query [1, H, n, D], key, value [1, K, n, D]) -> [1, n, H, D]."""
+        its own; see taps.tapped."""
         self._substitute = attention
         try:
             yield
@@ -144,11 +147,11 @@ class MaskingEngine:
         self._stack.close()
         # A generator that is never finished must not keep tensors alive.
         self._layer, self._embarked, self._n_mapped = None, None, 0
-        self._riders, self._records, self.states = {}, {}, []
+        self._riders, self._records, self.states, self.final = {}, {}, [], []
 
     def _on_tap(self, own, module, query, key, value, attention_mask, *args, **kwargs):
         if self._substitute is not None:
-            return self._substitute(module, query, key, value), None
+            return self._substitute(own, module, query, key, value, attention_mask, *args, **kwargs)
         output = own(query, key, value, attention_mask, *args, **kwargs)
         if self._layer is not None and module is self._layer.attention:
             window = windowed_kernel(self.decoder, kwargs)
@@ -299,7 +302,10 @@ class MaskingEngine:
     def _on_layer_output(self, layer: DecoderLayer, output: torch.Tensor | tuple) -> None:
         output = output[0] if isinstance(output, tuple) else output
         if self.states:
-            self.states[layer.index].leave(output[0])
+            state = self.states[layer.index]
+            state.leave(output[0])
+            if layer is self.decoder.layers[-1] and state.all_rows:
+                self.final.append(output[0])
         for number, rider in self._riders.items():
             measurement = rider.measurement
             measurement.observe_layer_output(output[number, -1])

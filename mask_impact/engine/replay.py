@@ -238,10 +238,10 @@ def _through_layer(
     keys and values of the rows, [1, K, P, D]."""
     layer, state = engine.decoder.layers[index], engine.states[index]
 
-    def attention(module, query, key, value):
+    def attention(own, module, query, key, value, *rest, **arguments):
         if seen is not None:
             seen.extend((key, value))
-        return attend_packed(query, key, value, of_nothing, index, rows.runs)
+        return attend_packed(query, key, value, of_nothing, index, rows.runs), None
 
     with ExitStack() as stack:
         stack.enter_context(engine.substituted(attention))

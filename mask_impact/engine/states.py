@@ -31,11 +31,13 @@ class LayerState:
     visible: torch.Tensor | None = None
     scaling: float = 1.0
     arguments: dict[str, Any] = field(default_factory=dict)
+    _masks: list[torch.Tensor | None] = field(default_factory=list)  # of each step
     _left: torch.Tensor | None = None  # the layer's output, until the next layer has begun
 
     def enter(self, hidden_states: torch.Tensor, arguments: dict[str, Any]) -> None:
         """A step begins. hidden_states: [n, hidden], of n new positions; arguments: of the layer's call."""
         self.entered = self._extended(self.entered, hidden_states)
+        self._masks = [*self._masks, arguments.get("attention_mask")] if self.all_rows else []
         kept = {name: value for name, value in arguments.items() if name not in NOT_KEPT}
         before = self.arguments.get("position_embeddings", (None, None))
         kept["position_embeddings"] = tuple(
@@ -93,6 +95,18 @@ class LayerState:
         if self.visible is not None:
             return self.visible[-n_rows:]
         return None if n_rows == 1 else up_to_own(n_rows, self.keys.shape[1], self.keys.device)
+
+    @property
+    def mask(self) -> torch.Tensor | None:
+        """The attention mask of all rows, as the layer takes it: its own of a single step; of several None where they had none,
+        else [1, 1, R, N], what is added to the logits."""
+        if len(self._masks) == 1:
+            return self._masks[0]
+        if all(one is None for one in self._masks):
+            return None
+        seen = self.seen_by(len(self.entered))
+        added = torch.zeros(seen.shape, dtype=self.entered.dtype, device=seen.device)
+        return added.masked_fill(~seen, torch.finfo(added.dtype).min)[None, None]
 
     def _extended(self, before: torch.Tensor | None, new: torch.Tensor, dim: int = 0) -> torch.Tensor:
         if not self.all_rows:

@@ -386,7 +386,6 @@ def test_the_model_is_as_it_was(own_model):
 @pytest.mark.parametrize(
     ("room", "name", "call"),
     [
-        (explain, "keep_forward", 1),
         (explain, "estimate", 2),
         (backward, "hiding_effects", 3),
         (hiding, "measure_targets", 1),
