@@ -21,6 +21,7 @@ FEWEST_RANKED, FEWEST_CANDIDATES, FEWEST_CONTROLS, MOST_CONTROLS = 4, 5, 3, 16
 MEASURED = 0.5  # of a run's budget goes to measuring units, the rest to evidence
 REFINED = 0.65  # of it, with the parts of regions and sentences
 EVERYTHING = 0.7  # of it, where that measures all of them
+WITH_NOTHING_HIDDEN = 1.0  # forward pass, goes with all that are measured together
 FOR_RANKED, FOR_CHEAP = 0.55, 0.2  # of what is for measuring; the rest is for controls
 
 

@@ -17,6 +17,7 @@ from mask_impact.analyses.candidates import (
     EVERYTHING,
     MEASURED,
     REFINED,
+    WITH_NOTHING_HIDDEN,
     agreement_of,
     choose,
     costs,
@@ -212,8 +213,10 @@ class _Explained:
         units, hiding, budget = measured.units, measured.hiding, self.settings.budget
         by_rule = {rule: self._of_units(found, hiding.targets, units) for rule, found in estimates.items()}
         cost = costs([unit.positions for unit in units], hiding.n_positions)
-        share = EVERYTHING if cost.sum() <= EVERYTHING * budget else MEASURED
-        chosen, controls = choose(by_rule, cost, _any_of(units, content), fine, share * budget, self.seed)
+        room = EVERYTHING * budget - WITH_NOTHING_HIDDEN
+        if cost.sum() > room:
+            room = MEASURED * budget - WITH_NOTHING_HIDDEN
+        chosen, controls = choose(by_rule, cost, _any_of(units, content), fine, room, self.seed)
         measured.hide(chosen)
         return controls
 

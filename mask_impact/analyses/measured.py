@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mask_impact.analyses.candidates import WITH_NOTHING_HIDDEN
 from mask_impact.analyses.hiding import Hiding
 from mask_impact.analyses.units import Unit, finer_units
 from mask_impact.results.explanations import FINE_ENOUGH
@@ -55,7 +56,8 @@ class Measured:
             parts = finer_units(self.units[best], self.units, tokens)
             parts.sort(key=lambda one: contribution[list(one.positions)].sum())
             parts = parts[: AT_ONCE[self.units[best].kind]]
-            if not parts or self.hiding.forwards + sum(self.hiding.cost(one.positions[0]) for one in parts) > limit:
+            cost = WITH_NOTHING_HIDDEN + sum(self.hiding.cost(one.positions[0]) for one in parts)
+            if not parts or self.hiding.forwards + cost > limit:
                 return
             self.hide([self._place(one) for one in parts])
 

@@ -21,8 +21,9 @@ from mask_impact.errors import ExactnessError
 SAMPLE = 8  # variants that are replayed once more to see what rounding does
 LARGE = 20.0  # of a logit's growth
 OTHER_SCALE = 1.37  # no power of two: every difference is rounded at other digits
-# How far the logits of the unmasked row may be off the model's own, relative to their spread, before no numbers are given.
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+# How far the logits of the unmasked row may be off the model's own, root mean square relative to their spread, before no numbers
+# are given. What rounding alone makes: .035 in bfloat16 after 36 layers of random weights.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,7 @@ def changes_of(
 def check_replayed(engine: MaskingEngine, replayed: torch.Tensor, logits: torch.Tensor) -> None:
     """ExactnessError where the replayed logits are not the model's own, both [..., vocabulary]."""
     logits = logits.double()
-    errors = (replayed.to(logits) - logits).abs().amax(-1) / logits.std(dim=-1).clamp_min(1e-12)
+    errors = (replayed.to(logits) - logits).square().mean(-1).sqrt() / logits.std(dim=-1).clamp_min(1e-12)
     error, tolerance = float(errors.max()), TOLERANCE[engine.states[0].entered.dtype]
     if not error <= tolerance:
         raise ExactnessError(
