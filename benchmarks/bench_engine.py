@@ -12,6 +12,8 @@ and the allocator's peak on CUDA. Only ratios within one run mean anything.
 """
 
 import argparse
+import ctypes
+import gc
 import os
 import statistics
 import time
@@ -117,6 +119,8 @@ def peak_mib(run, device: str) -> float:
         before = torch.cuda.memory_allocated()
         run()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, or it would be used again unseen
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status_kib("VmRSS")
     run()

@@ -36,6 +36,7 @@ ROWS_TOGETHER = {
     "cpu": 512
 }  # through a layer at once: on a CPU what stands between linear maps is to stay in its cache
 ROWS_ON_DEVICES = 4096
+RUNS_ON_DEVICES = 4  # of a pack: there a few rows more cost less than attention by itself for each variant
 PACKS_HELD = 16  # between two layers: what hides nothing runs once for all of them
 
 
@@ -61,16 +62,18 @@ def outputs(
     rows = (engine.n_positions - 1,) if rows is None else tuple(rows)
     starts = (variants.starts if starts is None else starts).clamp_max(min(rows))
     order = torch.argsort(starts * len(engine.states) + variants.first, stable=True)
+    device = engine.states[0].entered.device.type
     lengths = engine.n_positions - starts[order]
-    n_at_once = ROWS_TOGETHER.get(engine.states[0].entered.device.type, ROWS_ON_DEVICES)
+    n_at_once = ROWS_TOGETHER.get(device, ROWS_ON_DEVICES)
     most, done = PACKS_HELD * n_at_once, 0
     while done < len(order):
         n_together = max(1, int((lengths[done:].cumsum(0) <= most).sum()))
         together = order[done : done + n_together]
-        packs = [
-            _Pack(variants[together[part]], starts[together[part]], engine.n_positions, part)
-            for part in _parts(lengths[done : done + n_together], n_at_once)
-        ]
+        packs = []
+        for part in _parts(lengths[done : done + n_together], n_at_once):
+            which = together[part]
+            own = starts[which] if device in ROWS_TOGETHER else _alike(starts[which])
+            packs.append(_Pack(variants[which], own, engine.n_positions, part))
         share = float(lengths[done : done + n_together].sum() / lengths.sum())
         try:
             found = _through_layers(
@@ -124,6 +127,13 @@ def _parts(lengths: torch.Tensor, most: int) -> list[torch.Tensor]:
     return parts
 
 
+def _alike(starts: torch.Tensor) -> torch.Tensor:
+    """int64 [V], ascending starts, with a few values only, none behind the one that was given."""
+    n = min(RUNS_ON_DEVICES, len(starts))
+    first_of_each = torch.arange(n) * len(starts) // n
+    return starts[first_of_each[torch.bucketize(torch.arange(len(starts)), first_of_each, right=True) - 1]]
+
+
 @torch.no_grad()
 def _through_layers(
     engine: MaskingEngine,
@@ -164,7 +174,8 @@ def _through_layers(
 
 class _Pack:
     """Variants that go through layers together. which: int64 [V], their numbers among all; starts: int64 [V], the position that
-    the rows of each begin at; running: [1, P, hidden], of those that have entered, None before the first has."""
+    the rows of each begin at; running: [1, P, hidden], of those that have entered, None before the first has; positions: int64
+    [P], of these rows, counted from the end."""
 
     def __init__(self, variants: Variants, starts: torch.Tensor, n_positions: int, which: torch.Tensor) -> None:
         order = torch.argsort(variants.first, stable=True)
@@ -172,6 +183,7 @@ class _Pack:
         self.packed = Packed.of(starts[order], n_positions)
         self.running: torch.Tensor | None = None
         self.runs: list[tuple[Run, Edges | None]] = []
+        self.positions = torch.zeros(0, dtype=torch.int64)
         self._n_in = 0
 
     def enter(self, index: int, entered: torch.Tensor, start: int) -> torch.Tensor | None:
@@ -181,19 +193,16 @@ class _Pack:
         n_before, self._n_in = self._n_in, int((self.variants.first <= index).sum())
         if self._n_in == 0:
             return None
-        shift = self.packed.n_positions - start
-        at = (self.positions + shift).to(entered.device)
+        device, shift = entered.device, self.packed.n_positions - start
+        if self._n_in > n_before or self.positions.device != device:
+            self.positions = self.packed.positions(0, self._n_in).to(device)
+            self.runs = [(run, Edges(self.variants, run, device)) for run in self.packed.runs(self._n_in)]
+        at = self.positions + shift
         if self._n_in > n_before:
             new = entered[at[self.packed.ends[n_before] :]].unsqueeze(0)
-            self.running = new if self.running is None else torch.cat([self.running.to(new.device), new], dim=1)
-            self.runs = [(run, Edges(self.variants, run, entered.device)) for run in self.packed.runs(self._n_in)]
-        self.running = self.running.to(entered.device)
+            self.running = new if self.running is None else torch.cat([self.running.to(device), new], dim=1)
+        self.running = self.running.to(device)
         return at
-
-    @property
-    def positions(self) -> torch.Tensor:
-        """int64 [P], of all rows that have entered, counted from the end."""
-        return self.packed.positions(0, self._n_in)
 
 
 class _Nothing:
@@ -216,6 +225,7 @@ class _Nothing:
         state = self.engine.states[index]
         n, wide = self.running.shape[1], self.running.dtype
         self.running = self.running.to(state.entered.device)
+        self.positions = self.positions.to(state.entered.device)
         seen: list[torch.Tensor] = []
         maps = OfNothing()
         self.running = _through_layer(self.engine, index, self, state, maps, seen)
