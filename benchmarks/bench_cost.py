@@ -93,19 +93,20 @@ def parts_of(loaded: LoadedModel, inputs: dict[str, torch.Tensor]) -> dict[str, 
         for rule in ("frozen", "gradient"):
             estimate(kept, [target], rule)
 
-    def measured() -> None:
+    def measured(directly: bool) -> None:
         with torch.no_grad(), MaskingEngine(model, plans=[SequencePlan(n_steps=0)], keep_states="all") as engine:
             own = model(**inputs, logits_to_keep=1).logits[0]
             variants = each_window_and_group(
                 [[one] for one in hidden], n_tokens, len(engine.decoder.layers), "all", "all"
             )
-            measure_targets(engine, variants, [target], own)
+            measure_targets(engine, variants, [target], own, directly)
 
     return {
         "forward": forward,
         "kept forward and gradient": lambda: estimate(keep_forward(model, inputs), [target], "gradient"),
         "kept forward and both rules": both,
-        f"states and {N_HIDDEN} hidden, replay": measured,
+        f"states and {N_HIDDEN} hidden, replay": lambda: measured(False),
+        f"states and {N_HIDDEN} hidden, directly": lambda: measured(True),
         f"{N_HIDDEN} hidden, batched masks": lambda: batched(model, inputs, hidden),
         "explain": lambda: explain(loaded, inputs, num_tokens=1),
         "run, with local maps": lambda: analyze(loaded, inputs, answer=True),

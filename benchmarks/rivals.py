@@ -267,7 +267,8 @@ def blurred(loaded: LoadedModel, case: truth.Case) -> Scores:
 def contribution(loaded: LoadedModel, case: truth.Case) -> Scores:
     """This project's estimate of hiding each cell, by one backward pass with frozen rules."""
     forward = keep_forward(loaded.model, truth.inputs_of(loaded, case))
-    target = Target(forward.n_positions - 1, int(forward.logits.argmax()))
+    token = int(forward.logits(forward.final[:, -1:]).argmax())
+    target = Target(forward.n_positions - 1, token)
     return -estimate(forward, [target]).every.sum(dim=(0, 1))[case.vision].numpy()
 
 

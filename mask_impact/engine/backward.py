@@ -92,6 +92,10 @@ class Forward:
         """N, the length of the sequence."""
         return self.entered[0].shape[1]
 
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """[T, vocabulary] of states before the final norm, [1, T, hidden]."""
+        return capped(self.model, self.model.get_output_embeddings()(self.decoder.final_norm(states))[0])
+
 
 @torch.no_grad()
 def keep_forward(model: nn.Module, inputs: Mapping[str, Any]) -> Forward:
@@ -144,8 +148,7 @@ def _at_targets(forward: Forward, targets: Sequence[Target], measure: str) -> tu
     """The targets' values [T], and the gradient of their sum at the last layer's output."""
     rows = [one.row for one in targets]
     states = forward.final[:, rows].clone().requires_grad_(True)
-    logits = capped(forward.model, forward.model.get_output_embeddings()(forward.decoder.final_norm(states))[0])
-    values = value_of(logits, targets, measure)
+    values = value_of(forward.logits(states), targets, measure)
     values.sum().backward()
     gradient = torch.zeros_like(forward.entered[-1])
     gradient[:, rows] = states.grad.to(gradient)

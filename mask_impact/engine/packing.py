@@ -64,8 +64,7 @@ class Packed:
 
 
 class LinearMaps(TorchFunctionMode):
-    """While it is open, `mapped` is what a linear map does: here, what it always does. A TorchFunctionMode, since layers call it
-    where they like."""
+    """While it is open, `mapped` is what a linear map does. A TorchFunctionMode, since layers call it where they like."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,10 +74,6 @@ class LinearMaps(TorchFunctionMode):
         if function is not torch.nn.functional.linear or self._paused:
             return function(*args, **(kwargs or {}))
         return self.mapped(function, *_linear_arguments(*args, **(kwargs or {})))
-
-    def mapped(self, function, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """[..., out] of states [..., in]."""
-        return function(states, weight, bias)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

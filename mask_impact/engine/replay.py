@@ -36,7 +36,8 @@ ROWS_TOGETHER = {
     "cpu": 512
 }  # through a layer at once: on a CPU what stands between linear maps is to stay in its cache
 ROWS_ON_DEVICES = 4096
-RUNS_ON_DEVICES = 4  # of a pack: there a few rows more cost less than attention by itself for each variant
+ROWS_OF_A_RUN = {"cpu": 1}  # that take as long as what attention by itself takes for one more run
+ROWS_OF_A_RUN_ON_DEVICES = 512
 PACKS_HELD = 16  # between two layers: what hides nothing runs once for all of them
 
 
@@ -72,7 +73,7 @@ def outputs(
         packs = []
         for part in _parts(lengths[done : done + n_together], n_at_once):
             which = together[part]
-            own = starts[which] if device in ROWS_TOGETHER else _alike(starts[which])
+            own = _alike(starts[which], ROWS_OF_A_RUN.get(device, ROWS_OF_A_RUN_ON_DEVICES))
             packs.append(_Pack(variants[which], own, engine.n_positions, part))
         share = float(lengths[done : done + n_together].sum() / lengths.sum())
         try:
@@ -127,11 +128,15 @@ def _parts(lengths: torch.Tensor, most: int) -> list[torch.Tensor]:
     return parts
 
 
-def _alike(starts: torch.Tensor) -> torch.Tensor:
-    """int64 [V], ascending starts, with a few values only, none behind the one that was given."""
-    n = min(RUNS_ON_DEVICES, len(starts))
-    first_of_each = torch.arange(n) * len(starts) // n
-    return starts[first_of_each[torch.bucketize(torch.arange(len(starts)), first_of_each, right=True) - 1]]
+def _alike(starts: torch.Tensor, rows_of_a_run: int) -> torch.Tensor:
+    """int64 [V], ascending starts, none behind the one that was given: where a run of their own would cost more than the rows in
+    which nothing is hidden yet, some begin where those before them do."""
+    found, counts = starts.unique(return_counts=True)
+    begin, firsts = int(found[0]), []
+    for start, n in zip(found.tolist(), counts.tolist(), strict=True):
+        begin = begin if n * (start - begin) <= rows_of_a_run else start
+        firsts += [begin] * n
+    return torch.tensor(firsts)
 
 
 @torch.no_grad()
@@ -158,7 +163,7 @@ def _through_layers(
         for pack in packs:
             at = pack.enter(index, entered, start)
             if at is not None:
-                maps = LinearMaps() if pairs is None else ByDifferences(pairs, at, scale)
+                maps = None if pairs is None else ByDifferences(pairs, at, scale)
                 pack.running = _through_layer(engine, index, pack, of_nothing, maps)
         on_layers(1 / (len(states) - begin))
     wide = arithmetic_dtype(states[0].entered.dtype)
@@ -241,11 +246,11 @@ def _through_layer(
     index: int,
     rows: "_Pack | _Nothing",
     of_nothing: LayerState,
-    maps: LinearMaps,
+    maps: LinearMaps | None,
     seen: list[torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """[1, P, hidden], what enters the next layer. of_nothing: with the keys and values of earlier positions; seen: is given the
-    keys and values of the rows, [1, K, P, D]."""
+    keys and values of the rows, [1, K, P, D]; maps: None for the layer's own."""
     layer, state = engine.decoder.layers[index], engine.states[index]
 
     def attention(own, module, query, key, value, *rest, **arguments):
@@ -255,9 +260,10 @@ def _through_layer(
 
     with ExitStack() as stack:
         stack.enter_context(engine.substituted(attention))
-        if isinstance(layer.mlp, OpaqueMlp):
-            _in_own_dtype(layer.mlp.block, state.entered.dtype, rows.running.dtype, maps, stack)
-        stack.enter_context(maps)
+        if maps is not None and isinstance(layer.mlp, OpaqueMlp):
+            _in_own_dtype(layer.mlp.block, state.entered.dtype, maps, stack)
+        if maps is not None:
+            stack.enter_context(maps)
         output = layer.module(rows.running, **_arguments(state, rows.positions))
     output = output[0] if isinstance(output, tuple) else output
     if state.added is not None:
@@ -276,7 +282,7 @@ def _arguments(state: LayerState, positions: torch.Tensor) -> dict:
     return arguments
 
 
-def _in_own_dtype(block: nn.Module, dtype: torch.dtype, wide: torch.dtype, maps: LinearMaps, stack: ExitStack) -> None:
+def _in_own_dtype(block: nn.Module, dtype: torch.dtype, maps: LinearMaps, stack: ExitStack) -> None:
     """An MLP that is not a chain of linear maps (mixture of experts) takes whole states in the model's dtype."""
     inside = ExitStack()
 
@@ -286,6 +292,7 @@ def _in_own_dtype(block: nn.Module, dtype: torch.dtype, wide: torch.dtype, maps:
 
     def after(module, args, output):
         inside.close()
+        wide = arithmetic_dtype(dtype)
         return (output[0].to(wide), *output[1:]) if isinstance(output, tuple) else output.to(wide)
 
     stack.callback(block.register_forward_pre_hook(before, prepend=True).remove)

@@ -24,6 +24,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA de
 def device(request, monkeypatch):
     """A GPU; or a CPU that is treated as one."""
     monkeypatch.setattr(replay, "ROWS_TOGETHER", {})
+    monkeypatch.setattr(replay, "ROWS_OF_A_RUN", {})
     return request.param
 
 
