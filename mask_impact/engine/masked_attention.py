@@ -7,9 +7,11 @@ heads in K key/value groups; D head dimension.
 from collections.abc import Sequence
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from mask_impact.engine.packing import Run
 from mask_impact.engine.states import LayerState
+from mask_impact.engine.taps import up_to_own
 from mask_impact.engine.variants import Variants
 
 ATTENTION_BYTES = 2**27  # of the logits and weights of all rows' attention at once
@@ -58,24 +60,45 @@ def _attend(query, key, value, state: LayerState, layer: int, edges: Edges | Non
 
     query: [V, H, R, D]; key, value: [V, K, R, D].
     """
-    n_variants, n_heads, n_rows, _ = query.shape
-    n_keys = state.keys.shape[1]
-    at_once = max(1, ATTENTION_BYTES // (8 * n_variants * n_heads * n_keys))
+    n_variants, n_heads, n_rows, head_dim = query.shape
+    n_groups, n_keys = key.shape[1], state.keys.shape[1]
     visible = state.seen_by(n_rows)
+    earlier = tuple(part[:, : n_keys - n_rows].to(query.dtype) for part in (state.keys, state.values))
+    grouped = (n_variants, n_groups, n_heads // n_groups)
+    ablation = "mask" if edges is None else edges.ablation
+    if ablation == "mask" and n_rows * n_heads >= n_groups * head_dim:  # then keys of all are less than their logits
+        hidden = None if edges is None else edges.hidden(layer, slice(None), n_keys, grouped)
+        return _attend_fused(query, key, value, earlier, visible, hidden, state.scaling)
+    at_once = max(1, ATTENTION_BYTES // (8 * n_variants * n_heads * n_keys))
     wide = torch.promote_types(query.dtype, torch.float32)
-    key, value = key.to(wide), value.to(wide)
-    earlier = tuple(part[:, : n_keys - n_rows].to(wide) for part in (state.keys, state.values))
-    grouped = (n_variants, key.shape[1], n_heads // key.shape[1])
     parts = []
     for first in range(0, n_rows, at_once):
         rows = slice(first, min(first + at_once, n_rows))
         hidden = None if edges is None else edges.hidden(layer, rows, n_keys, grouped)
         seen = None if visible is None else visible[rows]
-        asked = query[:, :, rows].to(wide).reshape(*grouped, -1, query.shape[-1])
-        ablation = "mask" if edges is None else edges.ablation
-        parts.append(_attend_rows(asked, key, value, earlier, seen, hidden, state.scaling, ablation))
+        asked = query[:, :, rows].to(wide).reshape(*grouped, -1, head_dim)
+        own = (part.to(wide) for part in (key, value))
+        others = tuple(part.to(wide) for part in earlier)
+        parts.append(_attend_rows(asked, *own, others, seen, hidden, state.scaling, ablation))
     output = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     return output.to(query.dtype)
+
+
+def _attend_fused(query, key, value, earlier, visible, hidden, scaling: float) -> torch.Tensor:
+    """The same by torch's own function, each variant with all keys of its own."""
+    n_variants, _, n_rows, _ = query.shape
+    keys, values = (
+        torch.cat([before.expand(n_variants, -1, -1, -1), own], dim=2)
+        for before, own in zip(earlier, (key, value), strict=True)
+    )
+    n_keys = keys.shape[2]
+    seen = up_to_own(n_rows, n_keys, query.device) if visible is None else visible
+    if hidden is not None:
+        seen = (seen & ~hidden).flatten(1, 2)  # [V, 1 or H, R, N]
+    output = scaled_dot_product_attention(query, keys, values, attn_mask=seen, scale=scaling, enable_gqa=True)
+    if hidden is not None or visible is not None:
+        output = output.masked_fill(~seen.any(dim=-1, keepdim=True), 0.0)  # nothing is left to see
+    return output.transpose(1, 2)
 
 
 def _attend_rows(query, key, value, earlier, visible, hidden, scaling: float, ablation: str) -> torch.Tensor:

@@ -122,7 +122,7 @@ def test_a_table_of_another_run_is_refused(tmp_path):
 
 def test_groups_are_hidden_together(text_checkpoint, tmp_path):
     """Against the oracle, which hides all of a group's positions at once; words as the layout has them."""
-    loaded = loading.load(str(text_checkpoint), kind="text")
+    loaded = loading.load(str(text_checkpoint), kind="text", device="cpu")
     prompt = "the cat sat on the mat"
     (tmp_path / "g.yaml").write_text("both: [cat, mat]\nsat: sat\n")
     result = analyze(loaded, prompt, raw=True, effect=True, groups=tmp_path / "g.yaml", num_tokens=2)
@@ -146,7 +146,7 @@ def test_groups_are_hidden_together(text_checkpoint, tmp_path):
 
 
 def test_a_group_of_the_whole_prompt_is_refused(text_checkpoint, tmp_path):
-    loaded = loading.load(str(text_checkpoint), kind="text")
+    loaded = loading.load(str(text_checkpoint), kind="text", device="cpu")
     (tmp_path / "g.yaml").write_text("cat: cat\neverything: text\n")
     with pytest.raises(
         InputError, match="group 'everything' is the whole prompt: nothing would be left to see; hide less"

@@ -29,7 +29,7 @@ N_STEPS = 2
 
 @pytest.fixture(scope="module")
 def loaded(text_checkpoint):
-    return loading.load(str(text_checkpoint), kind="text")
+    return loading.load(str(text_checkpoint), kind="text", device="cpu")
 
 
 def expected_changes(loaded, found, one, first, last, step):

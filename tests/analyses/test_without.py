@@ -124,7 +124,7 @@ def test_a_broken_one_is_told_from_the_model(broken, monkeypatch):
 
 @pytest.fixture(scope="module")
 def loaded(text_checkpoint):
-    return loading.load(str(text_checkpoint), kind="text")
+    return loading.load(str(text_checkpoint), kind="text", device="cpu")
 
 
 def test_the_api_gives_both_answers(loaded):

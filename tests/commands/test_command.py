@@ -6,6 +6,7 @@ What the measured numbers are is tested below; here it is what the command line 
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -370,7 +371,7 @@ def test_quiet_prints_nothing_but_errors_and_the_table_of_top(run, calls):
 def test_verbose_says_what_the_model_is_and_where_the_time_went(run, calls):
     for name in ("run", "explain", "knockout", "without", "study", "study of a dataset", "verify"):
         plain, verbose = run(*calls[name]), run(*calls[name], "-v")
-        assert "Qwen3ForCausalLM, torch.float32, on cpu, loaded in " in verbose.err
+        assert re.search(r"Qwen3ForCausalLM, torch.float32, on (cpu|cuda:0), loaded in ", verbose.err)
         assert "loaded in" not in plain.err
         if not name.startswith("study"):
             assert "Qwen3ForCausalLM" not in verbose.out or name == "verify"
@@ -472,7 +473,7 @@ def test_verify_passes_on_a_model_that_is_measured_right(run, text_checkpoint, v
         assert code == 0
         lines = out.splitlines()
         assert lines[0].startswith(f"Model: {checkpoint} ({name}")
-        assert lines[0].endswith("float32, on cpu)")
+        assert re.search(r"float32, on (cpu|cuda:0)\)$", lines[0])
         assert "torch 2." in lines[1]
         assert sum("3 really masked, error " in line for line in lines) == n_prompts
         assert lines[-1] == "PASS: the bound for float32 is a relative error of 0.001"

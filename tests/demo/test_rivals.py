@@ -18,7 +18,7 @@ from bench_rivals import told
 
 @pytest.fixture(scope="module")
 def loaded():
-    return mask_impact.load("demo", kind="vl", dtype="float32")
+    return mask_impact.load("demo", kind="vl", device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
