@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from mask_impact.api.functions import analyze, explain
-from mask_impact.engine.backward import estimate, keep_forward
+from mask_impact.engine.backward import estimate, estimates, keep_forward
 from mask_impact.engine.masking import MaskingEngine, SequencePlan
 from mask_impact.engine.taps import tapped
 from mask_impact.engine.targets import Target, measure_targets
@@ -88,11 +88,6 @@ def parts_of(loaded: LoadedModel, inputs: dict[str, torch.Tensor]) -> dict[str, 
     def forward() -> None:
         model(**inputs, use_cache=False, logits_to_keep=1)
 
-    def both() -> None:
-        kept = keep_forward(model, inputs)
-        for rule in ("frozen", "gradient"):
-            estimate(kept, [target], rule)
-
     def measured(directly: bool) -> None:
         with torch.no_grad(), MaskingEngine(model, plans=[SequencePlan(n_steps=0)], keep_states="all") as engine:
             own = model(**inputs, logits_to_keep=1).logits[0]
@@ -104,7 +99,7 @@ def parts_of(loaded: LoadedModel, inputs: dict[str, torch.Tensor]) -> dict[str, 
     return {
         "forward": forward,
         "kept forward and gradient": lambda: estimate(keep_forward(model, inputs), [target], "gradient"),
-        "kept forward and both rules": both,
+        "kept forward and both rules": lambda: estimates(keep_forward(model, inputs), [target]),
         f"states and {N_HIDDEN} hidden, replay": lambda: measured(False),
         f"states and {N_HIDDEN} hidden, directly": lambda: measured(True),
         f"{N_HIDDEN} hidden, batched masks": lambda: batched(model, inputs, hidden),

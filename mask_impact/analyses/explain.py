@@ -34,7 +34,7 @@ from mask_impact.analyses.settings import RunSettings
 from mask_impact.analyses.targets import resolve
 from mask_impact.analyses.units import Unit, answer_units, coarse_units, produced_units, summed
 from mask_impact.analyses.without import generate
-from mask_impact.engine.backward import RULES, Estimates, Forward, estimate, keep_forward
+from mask_impact.engine.backward import Estimates, Forward, estimate, estimates, keep_forward
 from mask_impact.engine.targets import Target
 from mask_impact.errors import DeviceError, UsageError, is_out_of_memory
 from mask_impact.models.architectures import locate
@@ -189,7 +189,7 @@ class _Explained:
         rows = [one.row for one in targets]
         masks = routes.masks_of(self.flows, forward.n_positions, rows)
         try:
-            return {rule: estimate(forward, targets, rule, masks, measure=self.settings.measure) for rule in RULES}
+            return estimates(forward, targets, flows=masks, measure=self.settings.measure)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

@@ -15,7 +15,7 @@ N keys (no cache), D head dimension; one sequence.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,55 +114,88 @@ def estimate(
     measure: str = "log-odds",
     layers: Iterable[int] = (),
 ) -> Estimates:
-    """Estimates for the sum of the targets. rule: one of RULES; measure: one of choices.MEASURES; layers: those whose whole map
-    is kept. The model is as it was afterwards."""
-    if rule not in RULES:
-        raise UsageError(f"a rule is one of {', '.join(RULES)}, not {rule!r}")
-    decoder, frozen = forward.decoder, rule == "frozen"
-    n_layers, n_heads, n_positions = len(decoder.layers), decoder.n_heads, forward.n_positions
-    last, every = (torch.zeros(n_layers, n_heads, n_positions) for _ in range(2))
-    of_flows, attention = torch.zeros(len(flows), n_layers, n_heads), torch.zeros(n_layers, n_positions)
+    """By one rule; see `estimates`."""
+    return estimates(forward, targets, (rule,), flows, measure=measure, layers=layers)[rule]
+
+
+def estimates(
+    forward: Forward,
+    targets: Sequence[Target],
+    rules: Sequence[str] = RULES,
+    flows: Sequence[Flow] = (),
+    *,
+    measure: str = "log-odds",
+    layers: Iterable[int] = (),
+) -> dict[str, Estimates]:
+    """Estimates for the sum of the targets, by rule. rules: of RULES; measure: one of choices.MEASURES; layers: those whose whole
+    map is kept. The model is as it was afterwards."""
+    if unknown := [rule for rule in rules if rule not in RULES]:
+        raise UsageError(f"a rule is one of {', '.join(RULES)}, not {unknown[0]!r}")
+    decoder, n_positions, layers = forward.decoder, forward.n_positions, tuple(layers)
+    n_layers, n_heads = len(decoder.layers), decoder.n_heads
     asked = torch.zeros(n_positions, dtype=torch.bool)
     asked[[one.row for one in targets]] = True
-    maps = {layer: torch.zeros(n_heads, n_positions, n_positions) for layer in layers}
+    sums = [(flow.source, flow.target) for flow in flows]
+    ruled = _Rules(tuple(rules))
     held: list[_Attention] = []
 
     def attend(own, module, query, key, value, mask, *args, **kwargs):
-        held.append(_Attention.of(decoder, query, key, value, mask, kwargs))
-        output = held[-1].frozen_output(value) if frozen else own(query, key, value, mask, *args, **kwargs)[0]
-        output.retain_grad()
-        held[-1].output = output
-        return output, None
+        one = _Attention.of(decoder, query, key, value, mask, kwargs)
+        one.output = ruled.either(
+            lambda: own(query, key, value, mask, *args, **kwargs)[0], lambda: one.frozen_output(value)
+        )
+        held.append(one)
+        return one.output, None
 
-    with _differentiable(forward.model, frozen), forward.attending(attend):
-        values, gradient = _at_targets(forward, targets, measure)
+    with _differentiable(forward.model), ruled, forward.attending(attend):
+        values, gradients = _at_targets(forward, targets, measure, ruled)
+        found = {
+            rule: Estimates(
+                values,
+                *(torch.zeros(n_layers, n_heads, n_positions) for _ in range(2)),
+                torch.zeros(len(flows), n_layers, n_heads),
+                torch.zeros(n_layers, n_positions),
+                {layer: torch.zeros(n_heads, n_positions, n_positions) for layer in layers},
+            )
+            for rule in rules
+        }
         for index in reversed(range(n_layers)):
-            gradient = _through_layer(forward, index, gradient)
-            found = held.pop()
-            sums = found.sums(asked, [(flow.source, flow.target) for flow in flows], maps.get(index))
-            last[index], every[index], of_flows[:, index], attention[index] = (part.float().cpu() for part in sums)
-    return Estimates(tuple(values.tolist()), last, every, of_flows, attention, maps)
+            gradients, of_attention = _through_layer(forward, index, gradients, ruled, held)
+            maps = [found[rule].maps.get(index) for rule in rules]
+            of_layer = held.pop().sums([of_attention[rule] for rule in rules], asked, sums, maps)
+            for one, (last, every, of_flows, attention) in zip(found.values(), of_layer, strict=True):
+                one.last[index], one.every[index], one.flows[:, index], one.attention[index] = (
+                    part.float().cpu() for part in (last, every, of_flows, attention)
+                )
+    return found
 
 
-def _at_targets(forward: Forward, targets: Sequence[Target], measure: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The targets' values [T], and the gradient of their sum at the last layer's output."""
+def _at_targets(
+    forward: Forward, targets: Sequence[Target], measure: str, ruled: "_Rules"
+) -> tuple[tuple[float, ...], dict[str, torch.Tensor]]:
+    """The targets' values, and by rule the gradient of their sum at the last layer's output."""
     rows = [one.row for one in targets]
     states = forward.final[:, rows].clone().requires_grad_(True)
     values = value_of(forward.logits(states), targets, measure)
-    values.sum().backward()
-    gradient = torch.zeros_like(forward.entered[-1])
-    gradient[:, rows] = states.grad.to(gradient)
-    return values.detach(), gradient
+    gradients = {}
+    for rule, (found,) in ruled.gradients(values.sum(), (states,), {}).items():
+        gradients[rule] = torch.zeros_like(forward.entered[-1])
+        gradients[rule][:, rows] = found.to(forward.entered[-1])
+    return tuple(values.tolist()), gradients
 
 
-def _through_layer(forward: Forward, index: int, gradient: torch.Tensor) -> torch.Tensor:
-    """From the gradient at a layer's output to that at its input."""
+def _through_layer(
+    forward: Forward, index: int, gradients: Mapping[str, torch.Tensor], ruled: "_Rules", held: "list[_Attention]"
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """From the gradients at a layer's output to those at its input, by rule; and those at its attention's output, which is the
+    last of `held` then."""
     layer = forward.decoder.layers[index]
     states = forward.entered[index].clone().requires_grad_(True)
     output = layer.module(states, **forward.arguments[index])
     output = output[0] if isinstance(output, tuple) else output
-    output.backward(gradient.to(output.device, output.dtype))
-    return states.grad
+    here = {rule: gradient.to(output.device, output.dtype) for rule, gradient in gradients.items()}
+    found = ruled.gradients(output, (states, held[-1].output), here)
+    return {rule: pair[0] for rule, pair in found.items()}, {rule: pair[1] for rule, pair in found.items()}
 
 
 @dataclass
@@ -211,32 +244,43 @@ class _Attention:
         return torch.cat(parts, dim=1).transpose(0, 1).unsqueeze(0).to(value.dtype)
 
     def sums(
-        self, asked: torch.Tensor, flows: Sequence[tuple[torch.Tensor, torch.Tensor]], whole: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, ...]:
-        """The sums of Estimates of this layer: [H, N], [H, N], [F, H], [N]. asked: bool [n], the targets' rows; whole: [H, n, N],
-        filled in where it is given."""
+        self,
+        gradients: Sequence[torch.Tensor],
+        asked: torch.Tensor,
+        flows: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        maps: Sequence[torch.Tensor | None],
+    ) -> list[tuple[torch.Tensor, ...]]:
+        """For each of the gradients at the output, [1, n, H, D], the sums of Estimates of this layer: [H, N], [H, N], [F, H],
+        [N]. asked: bool [n], the targets' rows; maps: of each gradient [H, n, N], filled in where it is given."""
         dtype = arithmetic_dtype(self.values.dtype)
         n_heads, n_groups, n_keys = len(self.query), *self.keys.shape[:2]
-        gradient = self.output.grad[0].transpose(0, 1).to(dtype)  # [H, n, D]
         values = self.values.to(dtype)
-        every, last = (gradient.new_zeros(n_heads, n_keys) for _ in range(2))
-        attention = gradient.new_zeros(n_keys)
-        of_flows = gradient.new_zeros(len(flows), n_heads)
-        asked = asked.to(gradient.device)
+        wide = [one[0].transpose(0, 1).to(dtype) for one in gradients]  # [H, n, D]
+        asked = asked.to(values.device)
+        attention = values.new_zeros(n_keys)
+        found = [
+            (
+                values.new_zeros(n_heads, n_keys),
+                values.new_zeros(n_heads, n_keys),
+                values.new_zeros(len(flows), n_heads),
+            )
+            for _ in gradients
+        ]
         for rows in self.chunks():
             weights = self.weights(rows, dtype)
-            grouped = gradient[:, rows].reshape(n_groups, -1, gradient.shape[-1])
-            along = (grouped @ values.transpose(1, 2)).view(n_heads, -1, n_keys)  # v_j . g_i
-            effects = hiding_effects(weights, along)
-            every += effects.sum(dim=1)
-            last += effects[:, asked[rows]].sum(dim=1)
-            attention += weights[:, asked[rows]].mean(dim=0).sum(dim=0)
-            for place, (source, target) in enumerate(flows):
-                part = effects[:, target[rows].to(effects.device)][..., source.to(effects.device)]
-                of_flows[place] += part.sum(dim=(1, 2))
-            if whole is not None:
-                whole[:, rows] = effects.float().cpu()
-        return last, every, of_flows, attention / asked.sum()
+            attention += weights[:, asked[rows]].mean(dim=0).sum(dim=0) / asked.sum()
+            for gradient, whole, (last, every, of_flows) in zip(wide, maps, found, strict=True):
+                grouped = gradient[:, rows].reshape(n_groups, -1, gradient.shape[-1])
+                along = (grouped @ values.transpose(1, 2)).view(n_heads, -1, n_keys)  # v_j . g_i
+                effects = hiding_effects(weights, along)
+                every += effects.sum(dim=1)
+                last += effects[:, asked[rows]].sum(dim=1)
+                for place, (source, target) in enumerate(flows):
+                    part = effects[:, target[rows].to(effects.device)][..., source.to(effects.device)]
+                    of_flows[place] += part.sum(dim=(1, 2))
+                if whole is not None:
+                    whole[:, rows] = effects.float().cpu()
+        return [(*one, attention) for one in found]
 
 
 def hiding_effects(weights: torch.Tensor, along: torch.Tensor) -> torch.Tensor:
@@ -259,28 +303,72 @@ def hiding_effects(weights: torch.Tensor, along: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _differentiable(model: nn.Module, frozen: bool) -> Iterator[None]:
-    """While the block is open gradients are formed, of states alone; with the frozen rules where asked for."""
+def _differentiable(model: nn.Module) -> Iterator[None]:
+    """While the block is open gradients are formed, of states alone."""
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         for parameter, _ in wanted:
             parameter.requires_grad_(False)
-        with torch.enable_grad(), _Frozen() if frozen else ExitStack():
+        with torch.enable_grad():
             yield
     finally:
         for parameter, before in wanted:
             parameter.requires_grad_(before)
 
 
-class _Frozen(TorchFunctionMode):
-    """While it is open, the operations that norms, gates and routers are made of have constants in the backward pass."""
+class _Rules(TorchFunctionMode):
+    """While it is open, the operations that norms, gates and routers are made of have the backward passes of some rules: of all
+    of them over one graph."""
+
+    def __init__(self, rules: tuple[str, ...]) -> None:
+        super().__init__()
+        self.rules = rules
+        self.now = rules[0]
+
+    def gradients(
+        self, output: torch.Tensor, inputs: Sequence[torch.Tensor], by_rule: Mapping[str, torch.Tensor]
+    ) -> dict[str, tuple[torch.Tensor, ...]]:
+        """By rule the gradients at the inputs. by_rule: those at the output; nothing for a single number."""
+        found = {}
+        for rule in self.rules:
+            self.now = rule
+            again = rule != self.rules[-1]
+            found[rule] = torch.autograd.grad(output, inputs, by_rule.get(rule), retain_graph=again)
+        return found
+
+    def either(self, plain: Callable[[], torch.Tensor], frozen: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The value of `plain`, with the backward pass of one of them by rule."""
+        if len(self.rules) == 1:
+            return frozen() if self.rules[0] == "frozen" else plain()
+        return _Either.apply(plain(), frozen(), self)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+
+        def plain() -> torch.Tensor:
+            return function(*args, **kwargs)
+
         if function in (torch.rsqrt, torch.Tensor.rsqrt, torch.softmax, torch.Tensor.softmax, functional.softmax):
-            return function(*args, **kwargs).detach()
+            return self.either(plain, lambda: plain().detach())
         if function in (functional.silu, functional.gelu):
             x = args[0]
-            ratio = function(x.detach(), *args[1:], **kwargs) / x.detach()
-            return x * torch.where(x == 0, torch.full_like(ratio, 0.5), ratio)
-        return function(*args, **kwargs)
+
+            def by_ratio() -> torch.Tensor:
+                ratio = function(x.detach(), *args[1:], **kwargs) / x.detach()
+                return x * torch.where(x == 0, torch.full_like(ratio, 0.5), ratio)
+
+            return self.either(plain, by_ratio)
+        return plain()
+
+
+class _Either(torch.autograd.Function):
+    """The first of two tensors of the same value, whose gradient goes to the one that the rule of the moment is about."""
+
+    @staticmethod
+    def forward(ctx, plain: torch.Tensor, frozen: torch.Tensor, rules: _Rules) -> torch.Tensor:
+        ctx.rules = rules
+        return plain.view_as(plain)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+        return (None, gradient, None) if ctx.rules.now == "frozen" else (gradient, None, None)

@@ -386,7 +386,7 @@ def test_the_model_is_as_it_was(own_model):
 @pytest.mark.parametrize(
     ("room", "name", "call"),
     [
-        (explain, "estimate", 2),
+        (explain, "estimates", 1),
         (backward, "hiding_effects", 3),
         (hiding, "measure_targets", 1),
         (hiding, "measure_targets", 2),
@@ -417,7 +417,7 @@ def test_running_out_of_memory_in_the_backward_pass_is_one_line(tiny, monkeypatc
     def fails(*args, **how):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(explain, "estimate", fails)
+    monkeypatch.setattr(explain, "estimates", fails)
     with pytest.raises(DeviceError, match="out of memory in a backward pass: shorten the prompt"):
         run(tiny)
 

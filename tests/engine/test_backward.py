@@ -321,6 +321,21 @@ def test_the_whole_map_of_a_layer_has_the_sums_in_it():
     assert not found.maps[1].triu(1).any()  # no query sees what is behind it
 
 
+@pytest.mark.parametrize("name", [*TEXT, "qwen3_vl"])
+def test_both_rules_over_one_graph_are_each_by_itself(name):
+    model, inputs, token = made(name)
+    forward = keep_forward(model, inputs)
+    target, flow = [Target(N - 1, token), Target(N - 3, 4)], Flow(torch.arange(N) < 3, torch.arange(N) > 4)
+    both = backward.estimates(forward, target, flows=[flow], layers=[1])
+    for rule, found in both.items():
+        alone = backward.estimate(forward, target, rule, [flow], layers=[1])
+        assert found.values == pytest.approx(alone.values, rel=1e-9)
+        for part in ("last", "every", "flows", "attention"):
+            torch.testing.assert_close(getattr(found, part), getattr(alone, part), rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(found.maps[1], alone.maps[1], rtol=1e-6, atol=1e-9)
+    assert not torch.allclose(both["frozen"].every, both["gradient"].every, rtol=0.1)
+
+
 def padded_inputs(inputs, n_padding):
     ids = torch.nn.functional.pad(inputs["input_ids"], (n_padding, 0), value=1)
     mask = torch.nn.functional.pad(inputs["attention_mask"], (n_padding, 0), value=0)
@@ -399,7 +414,9 @@ def test_the_oracle_rejects_a_gradient_that_is_rounded_to_bfloat16(monkeypatch):
     monkeypatch.setattr(
         backward,
         "_through_layer",
-        lambda forward, index, gradient: through(forward, index, gradient.bfloat16().double()),
+        lambda forward, index, gradients, *rest: through(
+            forward, index, {rule: one.bfloat16().double() for rule, one in gradients.items()}, *rest
+        ),
     )
     apart = [abs(single(model, inputs, token, "gradient", pair) / value - 1) for pair, value in expected.items()]
     assert max(apart) > 1e-4
