@@ -21,7 +21,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from mask_impact.api.functions import analyze, explain
-from mask_impact.engine.backward import estimate, estimates, keep_forward
+from mask_impact.engine.backward import estimate, estimates
+from mask_impact.engine.kept import keep
 from mask_impact.engine.masking import MaskingEngine, SequencePlan
 from mask_impact.engine.taps import tapped
 from mask_impact.engine.targets import Target, measure_targets
@@ -98,8 +99,8 @@ def parts_of(loaded: LoadedModel, inputs: dict[str, torch.Tensor]) -> dict[str, 
 
     return {
         "forward": forward,
-        "kept forward and gradient": lambda: estimate(keep_forward(model, inputs), [target], "gradient"),
-        "kept forward and both rules": lambda: estimates(keep_forward(model, inputs), [target]),
+        "kept forward and gradient": lambda: estimate(keep(model, inputs), [target], "gradient"),
+        "kept forward and both rules": lambda: estimates(keep(model, inputs), [target]),
         f"states and {N_HIDDEN} hidden, replay": lambda: measured(False),
         f"states and {N_HIDDEN} hidden, directly": lambda: measured(True),
         f"{N_HIDDEN} hidden, batched masks": lambda: batched(model, inputs, hidden),

@@ -15,7 +15,8 @@ from PIL import ImageFilter
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from mask_impact.engine.backward import estimate, keep_forward
+from mask_impact.engine.backward import estimate
+from mask_impact.engine.kept import keep
 from mask_impact.engine.taps import tapped
 from mask_impact.engine.targets import Target
 from mask_impact.models.architectures import Decoder, locate
@@ -266,8 +267,8 @@ def blurred(loaded: LoadedModel, case: truth.Case) -> Scores:
 
 def contribution(loaded: LoadedModel, case: truth.Case) -> Scores:
     """This project's estimate of hiding each cell, by one backward pass with frozen rules."""
-    forward = keep_forward(loaded.model, truth.inputs_of(loaded, case))
-    token = int(forward.logits(forward.final[:, -1:]).argmax())
+    forward = keep(loaded.model, truth.inputs_of(loaded, case))
+    token = int(forward.logits[-1].argmax())
     target = Target(forward.n_positions - 1, token)
     return -estimate(forward, [target]).every.sum(dim=(0, 1))[case.vision].numpy()
 

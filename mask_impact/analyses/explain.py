@@ -34,7 +34,9 @@ from mask_impact.analyses.settings import RunSettings
 from mask_impact.analyses.targets import resolve
 from mask_impact.analyses.units import Unit, answer_units, coarse_units, produced_units, summed
 from mask_impact.analyses.without import generate
-from mask_impact.engine.backward import Estimates, Forward, estimate, estimates, keep_forward
+from mask_impact.engine.backward import Estimates, estimate, estimates
+from mask_impact.engine.kept import KeptPass, keep, keeping
+from mask_impact.engine.masking import MaskingEngine, SequencePlan
 from mask_impact.engine.targets import Target
 from mask_impact.errors import DeviceError, UsageError, is_out_of_memory
 from mask_impact.models.architectures import locate
@@ -68,15 +70,27 @@ def run(
     observer = observer or Observer()
     prepared = prepare(loaded, prompt, settings, pictures)
     check(loaded, prepared)
-    produced = generate(loaded, prepared.encoded.inputs, (), (), settings.num_tokens)
-    return explain(loaded, prepared, produced, seed=seed, observer=observer)
+    engine = MaskingEngine(loaded.model, plans=[SequencePlan(n_steps=0)], keep_states="all")
+    with keeping(engine) as kept:
+        produced = generate(loaded, prepared.encoded.inputs, (), (), settings.num_tokens)
+    return explain(loaded, prepared, produced, kept[0], seed=seed, observer=observer)
 
 
 def explain(
-    loaded: LoadedModel, prepared: Prepared, produced: Sequence[int], *, seed: int = 0, observer: Observer | None = None
+    loaded: LoadedModel,
+    prepared: Prepared,
+    produced: Sequence[int],
+    kept: KeptPass | None = None,
+    *,
+    seed: int = 0,
+    observer: Observer | None = None,
 ) -> Explanation:
-    """What the model used for tokens that it has produced."""
-    return _Explained(loaded, prepared, list(produced), seed, observer or Observer()).all_targets()
+    """What the model used for tokens that it has produced. kept: the pass that produced them; without it, the sequence runs
+    again."""
+    if kept is None:
+        inputs = extended(on_input_device(loaded.model, prepared.encoded.inputs), produced[:-1])
+        kept = keep(loaded.model, inputs, len(produced))
+    return _Explained(loaded, prepared, list(produced), kept, seed, observer or Observer()).all_targets()
 
 
 @dataclass
@@ -86,12 +100,12 @@ class _Explained:
     loaded: LoadedModel
     prepared: Prepared
     produced: list[int]
+    kept: KeptPass
     seed: int
     observer: Observer
 
     def __post_init__(self) -> None:
         self.settings, self.encoded = self.prepared.settings, self.prepared.encoded
-        self.inputs = on_input_device(self.loaded.model, self.encoded.inputs)
         self.texts, kinds = token_texts(self.loaded.tokenizer, self.produced)
         self.tokens: TokenTable = self.encoded.tokens.extended(self.produced, self.texts, kinds)
         self.n_prompt = self.encoded.n_tokens
@@ -125,10 +139,9 @@ class _Explained:
 
     def _matrix(self) -> np.ndarray:
         """float32 [T, N], of each produced token by itself the contribution of each position of the prompt."""
-        forward = keep_forward(self.loaded.model, extended(self.inputs, self.produced[:-1]))
         rows = []
         for step, token in enumerate(self.produced):
-            found = estimate(forward, [Target(self.n_prompt + step - 1, token)], "frozen")
+            found = estimate(self.kept, [Target(self.n_prompt + step - 1, token)])
             rows.append(_by_position(found)[: self.n_prompt])
         return np.stack(rows).astype(np.float32)
 
@@ -137,18 +150,18 @@ class _Explained:
         settings = self.settings
         instead = None if settings.instead is None else self._instead(steps)
         targets = [Target(self.n_prompt + step - 1, self.produced[step], instead) for step in steps]
-        inputs = extended(self.inputs, self.produced[: steps[-1]])
-        with Hiding(self.loaded, inputs, targets, self.observer) as hiding:
-            estimates = self._estimates(hiding.forward, targets)
-            by_position = _by_position(estimates["frozen"])
-            content = self._content(self.n_prompt + steps[0], find_sinks(estimates["gradient"].attention.numpy()))
-            units, fine = coarse_units(self._units(steps, content), self.tokens, self.encoded.images, by_position)
-            measured = Measured(units, hiding)
-            controls = self._measure(measured, estimates, content, fine)
-            measured.refine(by_position, self.tokens, REFINED * settings.budget)
-            found = self._found(steps, measured, controls, estimates, content)
-            searched = self._search(measured.units, content, found, hiding)
-            found = self._with_routes(found, estimates, hiding)
+        kept = self.kept.until(self.n_prompt + steps[-1])
+        estimates = self._estimates(kept, targets)
+        by_position = _by_position(estimates["frozen"])
+        content = self._content(self.n_prompt + steps[0], find_sinks(estimates["gradient"].attention.numpy()))
+        units, fine = coarse_units(self._units(steps, content), self.tokens, self.encoded.images, by_position)
+        hiding = Hiding(kept, targets, self.observer)
+        measured = Measured(units, hiding)
+        controls = self._measure(measured, estimates, content, fine)
+        measured.refine(by_position, self.tokens, REFINED * settings.budget)
+        found = self._found(steps, measured, controls, estimates, content)
+        searched = self._search(measured.units, content, found, hiding)
+        found = self._with_routes(found, estimates, hiding)
         return replace(found, evidence=tuple(self._confirmed(one, measured.units, steps) for one in searched))
 
     def _units(self, steps: tuple[int, ...], content: np.ndarray) -> list[Unit]:
@@ -184,12 +197,12 @@ class _Explained:
             raise UsageError(f"`instead` {word!r} begins with the token that was produced, {own!r}: give another word")
         return ids[0]
 
-    def _estimates(self, forward: Forward, targets: Sequence[Target]) -> dict[str, Estimates]:
+    def _estimates(self, kept: KeptPass, targets: Sequence[Target]) -> dict[str, Estimates]:
         """Of each rule, with the flows."""
         rows = [one.row for one in targets]
-        masks = routes.masks_of(self.flows, forward.n_positions, rows)
+        masks = routes.masks_of(self.flows, kept.n_positions, rows)
         try:
-            return estimates(forward, targets, flows=masks, measure=self.settings.measure)
+            return estimates(kept, targets, flows=masks, measure=self.settings.measure)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

@@ -1,56 +1,31 @@
-"""Really hiding sets of positions, from every query in all layers, in one sequence whose states are kept."""
+"""Really hiding sets of positions, from every query in all layers, in one sequence that was kept."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
 from mask_impact.analyses.candidates import costs
 from mask_impact.analyses.observer import Observer
-from mask_impact.engine.backward import Forward
-from mask_impact.engine.masking import MaskingEngine, SequencePlan
+from mask_impact.engine.kept import KeptPass
 from mask_impact.engine.replay import rows_through_layers
 from mask_impact.engine.targets import Target, TargetEffects, measure_targets
 from mask_impact.engine.variants import Masks, Variants, each_window_and_group, in_each
-from mask_impact.models.loading import LoadedModel
 
 
 class Hiding:
-    """While its block is open, sets of positions can be hidden. inputs: of the whole sequence, the produced tokens behind the
-    prompt; targets: what is asked about; forwards: what has been taken so far, in forward passes of the sequence."""
+    """Hides sets of positions. kept: of the sequence, the produced tokens behind the prompt; targets: what is asked about, the
+    last at its end; forwards: what has been taken so far, in forward passes of the sequence."""
 
-    def __init__(
-        self, loaded: LoadedModel, inputs: Mapping[str, Any], targets: Sequence[Target], observer: Observer
-    ) -> None:
-        self.loaded, self.inputs, self.targets, self.observer = loaded, inputs, tuple(targets), observer
-        self.n_positions = inputs["input_ids"].shape[1]
+    def __init__(self, kept: KeptPass, targets: Sequence[Target], observer: Observer) -> None:
+        self.kept, self.targets, self.observer = kept, tuple(targets), observer
+        self.n_positions = kept.n_positions
         self.forwards = 0.0
-        self._stack = ExitStack()
-
-    def __enter__(self) -> "Hiding":
-        rows = [one.row for one in self.targets]
-        n_kept = self.n_positions - min(rows)
-        with torch.no_grad(), ExitStack() as stack:
-            engine = MaskingEngine(self.loaded.model, plans=[SequencePlan(n_steps=0)], keep_states="all")
-            self.engine = stack.enter_context(engine)
-            logits = self.loaded.model(**self.inputs, logits_to_keep=n_kept).logits[0]
-            self._logits = logits[[row - self.n_positions for row in rows]]
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._stack.close()
-
-    @property
-    def forward(self) -> Forward:
-        """The pass of the sequence, for estimates."""
-        return Forward.of(self.engine)
+        self._logits = kept.logits[[one.row - self.n_positions for one in self.targets]]
 
     @property
     def n_layers(self) -> int:
         """L, the number of decoder layers."""
-        return len(self.engine.decoder.layers)
+        return len(self.kept.decoder.layers)
 
     def cost(self, first: int) -> float:
         """What hiding a set takes that begins at a position, in forward passes: what stands before it needs not run again."""
@@ -83,7 +58,7 @@ class Hiding:
         keys[:, list(source)], queries[:, list(target)] = True, True
         where = None
         if heads is not None:
-            where = torch.zeros(n, self.n_layers, self.engine.decoder.n_heads, dtype=torch.bool)
+            where = torch.zeros(n, self.n_layers, self.kept.decoder.n_heads, dtype=torch.bool)
             for number, some in enumerate(heads):
                 for layer, head in some:
                     where[number, layer, head] = True
@@ -91,11 +66,11 @@ class Hiding:
         return self._measured(in_each(Masks(keys, queries, where), (first, last)))
 
     def _measured(self, variants: Variants, directly: bool = False) -> TargetEffects:
-        rows = rows_through_layers(self.engine, variants, directly)
+        rows = rows_through_layers(self.kept, variants, directly)
         forwards = rows / (self.n_positions * self.n_layers)
         self.forwards += forwards
 
         def done(share: float) -> None:
             self.observer.forwards_done(forwards * share)
 
-        return measure_targets(self.engine, variants, self.targets, self._logits, directly, done)
+        return measure_targets(self.kept, variants, self.targets, self._logits, directly, done)

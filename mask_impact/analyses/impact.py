@@ -29,6 +29,7 @@ from mask_impact.analyses.prepared import Prepared, prepare
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.analyses.units import effect_groups
 from mask_impact.engine.effects import AtEachStep
+from mask_impact.engine.kept import KeptPass, keeping
 from mask_impact.engine.masking import Masked, MaskingEngine, SequencePlan
 from mask_impact.engine.variants import Variants, check_cost, each_window_and_group
 from mask_impact.engine.verification import choose_layers, verify
@@ -70,17 +71,19 @@ def run_together(loaded: LoadedModel, prompts: Sequence[Prepared], *, observer: 
             max_rows = smaller_chunk(error, max_rows, sum(one.encoded.n_tokens for one in prompts), observer)
     seconds = time.perf_counter() - started
     return [
-        _with_answer(loaded, one, make_result(loaded, one, pass_, groups, max_rows, seconds), observer)
+        _with_answer(loaded, one, make_result(loaded, one, pass_, groups, max_rows, seconds), pass_.kept, observer)
         for one, pass_ in zip(prompts, passes, strict=True)
     ]
 
 
-def _with_answer(loaded: LoadedModel, prompt: Prepared, result: Result, observer: Observer) -> Result:
+def _with_answer(
+    loaded: LoadedModel, prompt: Prepared, result: Result, kept: KeptPass | None, observer: Observer
+) -> Result:
     """The result with what its answer used, where that is asked for."""
     if not prompt.settings.answer:
         return result
     produced = [step.token_id for step in result.steps]
-    return replace(result, answer=explain(loaded, prompt, produced, observer=observer))
+    return replace(result, answer=explain(loaded, prompt, produced, kept, observer=observer))
 
 
 def _generate(
@@ -96,6 +99,7 @@ def _generate(
         model.config.get_text_config().num_hidden_layers, max(one.settings.verify for one in prompts)
     )
     inputs, paddings = join([one.encoded for one in prompts], config.pad_token_id or 0)
+    keeps = len(prompts) == 1 and prompts[0].settings.answer
     engine = MaskingEngine(
         model,
         groups=prompts[0].settings.variants,
@@ -107,7 +111,7 @@ def _generate(
         max_rows=max_rows,
         on_layer=observer.layer_done,
         record_layers=frozenset(layers),
-        keep_states=prompts[0].settings.queries if prompts[0].settings.effect else None,
+        keep_states="all" if keeps else prompts[0].settings.queries if prompts[0].settings.effect else None,
     )
     effects = _effects(engine, prompts[0], groups, observer)
     observer.begin(sum(one.encoded.n_tokens for one in prompts), len(engine.decoder.layers), n_steps)
@@ -117,7 +121,7 @@ def _generate(
         leave_out_finished(model, engine, config),
         record_candidates(model) as candidates,
         warnings.catch_warnings(),
-        engine,
+        keeping(engine) if keeps else engine as kept,
         ExitStack() as stack,
     ):
         # Of a model whose first weights lie on a disk: some versions hold the inputs' device against "meta".
@@ -136,6 +140,7 @@ def _generate(
             [of_step[number] for of_step in candidates[: len(steps)]],
             verification,
             effects.steps if effects is not None else [],
+            kept[0] if keeps else None,
         )
         for number, steps in enumerate(engine.sequences)
     ]

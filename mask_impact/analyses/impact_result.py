@@ -9,6 +9,7 @@ import numpy as np
 from mask_impact.analyses.prepared import Prepared, describe_run
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.engine.effects import StepEffects
+from mask_impact.engine.kept import KeptPass
 from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.recording import RawStep
 from mask_impact.engine.verification import Verification
@@ -21,7 +22,8 @@ from mask_impact.results.sinks import find_sinks
 
 @dataclass(frozen=True)
 class Pass:
-    """What one prompt has of a `generate()` with the engine riding; candidates: (ids, probabilities) of every step."""
+    """What one prompt has of a `generate()` with the engine riding; candidates: (ids, probabilities) of every step; kept: all
+    states, where they were to be kept."""
 
     engine: MaskingEngine
     steps: list[RawStep]
@@ -29,6 +31,7 @@ class Pass:
     candidates: list[tuple[list[int], list[float]]]
     verification: Verification | None
     effects: list[StepEffects]
+    kept: KeptPass | None
 
 
 def make_result(

@@ -15,8 +15,8 @@ N keys (no cache), D head dimension; one sequence.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,9 +25,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from mask_impact.engine.attention import arithmetic_dtype
-from mask_impact.engine.masking import MaskingEngine, SequencePlan
+from mask_impact.engine.kept import KeptPass
 from mask_impact.engine.replay import capped
-from mask_impact.engine.taps import tapped, up_to_own, visible_keys, windowed_kernel
+from mask_impact.engine.taps import up_to_own, visible_keys, windowed_kernel
 from mask_impact.engine.targets import Target, value_of
 from mask_impact.errors import UsageError
 from mask_impact.models.architectures import Decoder
@@ -62,51 +62,8 @@ class Estimates:
     maps: dict[int, torch.Tensor]
 
 
-@dataclass
-class Forward:
-    """A forward pass that was kept. entered: [1, N, hidden], what each layer was given; arguments: what else; final: [1, N,
-    hidden], what stands before the final norm; attending: (attention) -> a block in which layers have that attention, see
-    taps.tapped."""
-
-    model: nn.Module
-    decoder: Decoder
-    entered: list[torch.Tensor]
-    arguments: list[dict[str, Any]]
-    final: torch.Tensor
-    attending: Callable[[Callable], AbstractContextManager]
-
-    @classmethod
-    def of(cls, engine: MaskingEngine) -> "Forward":
-        """The pass that an engine has kept all states of, while its block is open."""
-        return cls(
-            engine.model,
-            engine.decoder,
-            [state.entered.unsqueeze(0) for state in engine.states],
-            [state.arguments | {"attention_mask": state.mask, "past_key_values": None} for state in engine.states],
-            torch.cat(engine.final).unsqueeze(0),
-            engine.substituted,
-        )
-
-    @property
-    def n_positions(self) -> int:
-        """N, the length of the sequence."""
-        return self.entered[0].shape[1]
-
-    def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """[T, vocabulary] of states before the final norm, [1, T, hidden]."""
-        return capped(self.model, self.model.get_output_embeddings()(self.decoder.final_norm(states))[0])
-
-
-@torch.no_grad()
-def keep_forward(model: nn.Module, inputs: Mapping[str, Any]) -> Forward:
-    """Run the model on one whole sequence (prompt and what was produced so far) and keep what the backward passes need."""
-    with MaskingEngine(model, plans=[SequencePlan(n_steps=0)], keep_states="all") as engine:
-        model(**inputs, use_cache=False, logits_to_keep=1)
-        return replace(Forward.of(engine), attending=lambda attend: tapped(engine.decoder, attend))
-
-
 def estimate(
-    forward: Forward,
+    kept: KeptPass,
     targets: Sequence[Target],
     rule: str = "frozen",
     flows: Sequence[Flow] = (),
@@ -115,11 +72,11 @@ def estimate(
     layers: Iterable[int] = (),
 ) -> Estimates:
     """By one rule; see `estimates`."""
-    return estimates(forward, targets, (rule,), flows, measure=measure, layers=layers)[rule]
+    return estimates(kept, targets, (rule,), flows, measure=measure, layers=layers)[rule]
 
 
 def estimates(
-    forward: Forward,
+    kept: KeptPass,
     targets: Sequence[Target],
     rules: Sequence[str] = RULES,
     flows: Sequence[Flow] = (),
@@ -131,7 +88,7 @@ def estimates(
     map is kept. The model is as it was afterwards."""
     if unknown := [rule for rule in rules if rule not in RULES]:
         raise UsageError(f"a rule is one of {', '.join(RULES)}, not {unknown[0]!r}")
-    decoder, n_positions, layers = forward.decoder, forward.n_positions, tuple(layers)
+    decoder, n_positions, layers = kept.decoder, kept.n_positions, tuple(layers)
     n_layers, n_heads = len(decoder.layers), decoder.n_heads
     asked = torch.zeros(n_positions, dtype=torch.bool)
     asked[[one.row for one in targets]] = True
@@ -147,8 +104,8 @@ def estimates(
         held.append(one)
         return one.output, None
 
-    with _differentiable(forward.model), ruled, forward.attending(attend):
-        values, gradients = _at_targets(forward, targets, measure, ruled)
+    with _differentiable(kept.model), ruled, kept.substituted(attend):
+        values, gradients = _at_targets(kept, targets, measure, ruled)
         found = {
             rule: Estimates(
                 values,
@@ -160,7 +117,7 @@ def estimates(
             for rule in rules
         }
         for index in reversed(range(n_layers)):
-            gradients, of_attention = _through_layer(forward, index, gradients, ruled, held)
+            gradients, of_attention = _through_layer(kept, index, gradients, ruled, held)
             maps = [found[rule].maps.get(index) for rule in rules]
             of_layer = held.pop().sums([of_attention[rule] for rule in rules], asked, sums, maps)
             for one, (last, every, of_flows, attention) in zip(found.values(), of_layer, strict=True):
@@ -171,27 +128,28 @@ def estimates(
 
 
 def _at_targets(
-    forward: Forward, targets: Sequence[Target], measure: str, ruled: "_Rules"
+    kept: KeptPass, targets: Sequence[Target], measure: str, ruled: "_Rules"
 ) -> tuple[tuple[float, ...], dict[str, torch.Tensor]]:
     """The targets' values, and by rule the gradient of their sum at the last layer's output."""
     rows = [one.row for one in targets]
-    states = forward.final[:, rows].clone().requires_grad_(True)
-    values = value_of(forward.logits(states), targets, measure)
+    states = kept.final[:, rows].clone().requires_grad_(True)
+    logits = kept.model.get_output_embeddings()(kept.decoder.final_norm(states))[0]
+    values = value_of(capped(kept.model, logits), targets, measure)
     gradients = {}
     for rule, (found,) in ruled.gradients(values.sum(), (states,), {}).items():
-        gradients[rule] = torch.zeros_like(forward.entered[-1])
-        gradients[rule][:, rows] = found.to(forward.entered[-1])
+        gradients[rule] = torch.zeros_like(kept.final)
+        gradients[rule][:, rows] = found.to(kept.final)
     return tuple(values.tolist()), gradients
 
 
 def _through_layer(
-    forward: Forward, index: int, gradients: Mapping[str, torch.Tensor], ruled: "_Rules", held: "list[_Attention]"
+    kept: KeptPass, index: int, gradients: Mapping[str, torch.Tensor], ruled: "_Rules", held: "list[_Attention]"
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """From the gradients at a layer's output to those at its input, by rule; and those at its attention's output, which is the
     last of `held` then."""
-    layer = forward.decoder.layers[index]
-    states = forward.entered[index].clone().requires_grad_(True)
-    output = layer.module(states, **forward.arguments[index])
+    layer, state = kept.decoder.layers[index], kept.states[index]
+    states = state.entered.unsqueeze(0).clone().requires_grad_(True)
+    output = layer.module(states, **state.arguments | {"attention_mask": state.mask, "past_key_values": None})
     output = output[0] if isinstance(output, tuple) else output
     here = {rule: gradient.to(output.device, output.dtype) for rule, gradient in gradients.items()}
     found = ruled.gradients(output, (states, held[-1].output), here)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor
 
-from mask_impact.engine.masking import MaskingEngine
+from mask_impact.engine.kept import Kept
 from mask_impact.engine.replay import logit_differences, logits_of, outputs
 from mask_impact.engine.variants import Masks, Variants
 from mask_impact.errors import ExactnessError
@@ -59,12 +59,12 @@ class AtEachStep(LogitsProcessor):
 
     def __init__(
         self,
-        engine: MaskingEngine,
+        kept: Kept,
         variants_of: Callable[[], Variants],
         on_begin: Callable[[int, int], None],
         on_rows: Callable[[int], None],
     ) -> None:
-        self.engine, self.variants_of, self.on_begin, self.on_rows = engine, variants_of, on_begin, on_rows
+        self.kept, self.variants_of, self.on_begin, self.on_rows = kept, variants_of, on_begin, on_rows
         self.steps: list[StepEffects] = []
         self._logits: torch.Tensor | None = None  # as the model gives them, [vocabulary]
 
@@ -75,7 +75,7 @@ class AtEachStep(LogitsProcessor):
         def keep(module, args, output) -> None:
             self._logits = output.logits[0, -1]
 
-        handle = self.engine.model.register_forward_hook(keep)
+        handle = self.kept.model.register_forward_hook(keep)
         try:
             yield self
         finally:
@@ -93,30 +93,30 @@ class AtEachStep(LogitsProcessor):
             self.on_rows(n_done - n_told)
             n_told = n_done
 
-        self.steps.append(measure_effects(self.engine, variants, self._logits, int(scores[0].argmax()), tell))
+        self.steps.append(measure_effects(self.kept, variants, self._logits, int(scores[0].argmax()), tell))
         return scores
 
 
 @torch.no_grad()
 def measure_effects(
-    engine: MaskingEngine,
+    kept: Kept,
     variants: Variants,
     logits: torch.Tensor,
     produced: int | None = None,
     on_share: Callable[[float], None] = lambda share: None,
 ) -> StepEffects:
-    """The effects of `variants` at the step that `engine` measured last; logits: [vocabulary], the model's own there.
+    """The effects of `variants` at the step that was measured last; logits: [vocabulary], the model's own there.
     produced: the token that it produced (None: the most probable one). on_share: told which share of all is done, part by part.
     Raises ExactnessError where the replayed model is not the model.
     """
     likeliest = int(logits.argmax())
     produced = likeliest if produced is None else produced
-    asked = [(engine.n_positions - 1, produced)]
+    asked = [(kept.n_positions - 1, produced)]
     logits = logits.unsqueeze(0)
-    found = changes(engine, variants, asked, logits, on_share=on_share)
-    seen = sees(engine, variants).cpu()
-    floor = _floor(engine, variants[seen], asked, logits)
-    rounding = _rounding(engine, variants[seen], found.logprob[0, seen.numpy()], asked, logits)
+    found = changes(kept, variants, asked, logits, on_share=on_share)
+    seen = sees(kept, variants).cpu()
+    floor = _floor(kept, variants[seen], asked, logits)
+    rounding = _rounding(kept, variants[seen], found.logprob[0, seen.numpy()], asked, logits)
     probability = float(torch.log_softmax(logits[0].double(), dim=-1)[produced].exp())
     effects = (one[0].astype(np.float32) for one in (found.logit, found.logprob, found.kl))
     return StepEffects(*effects, found.top1[0], produced, floor, probability, likeliest, rounding)
@@ -141,7 +141,7 @@ class Changes:
 
 
 def changes(
-    engine: MaskingEngine,
+    kept: Kept,
     variants: Variants,
     asked: Sequence[tuple[int, int]],
     logits: torch.Tensor,
@@ -149,18 +149,18 @@ def changes(
     directly: bool = False,
     on_share: Callable[[float], None] = lambda share: None,
 ) -> Changes:
-    """What the variants do at some rows of the sequence that the engine measured last. asked: (row, token) of each; logits: [T,
+    """What the variants do at some rows of the sequence that was run last. asked: (row, token) of each; logits: [T,
     vocabulary], the model's own there; others: of each row a second token, or None; directly: see `replay`; on_share: told which
     share of all is done, part by part.
 
     A variant that hides nothing which the query sees has exactly no effect, without being run. Raises ExactnessError where the
     replayed model is not the model.
     """
-    seen = sees(engine, variants).cpu()
+    seen = sees(kept, variants).cpu()
     found, n, n_seen = Changes.none(logits, len(variants)), len(variants), int(seen.sum())
     on_share((n - n_seen) / max(1, n))
     of_seen = _of_all(
-        engine, variants[seen], asked, logits, others, directly, on_layers=lambda share: on_share(share * n_seen / n)
+        kept, variants[seen], asked, logits, others, directly, on_layers=lambda share: on_share(share * n_seen / n)
     )
     for field in fields(found):
         getattr(found, field.name)[:, seen.numpy()] = getattr(of_seen, field.name)
@@ -169,7 +169,7 @@ def changes(
 
 @torch.no_grad()
 def _of_all(
-    engine: MaskingEngine,
+    kept: Kept,
     variants: Variants,
     asked: Sequence[tuple[int, int]],
     logits: torch.Tensor,
@@ -183,13 +183,13 @@ def _of_all(
     found = Changes.none(logits, len(variants))
     rows = [row for row, _ in asked]
     others = [None] * len(asked) if others is None else others
-    for which, states in outputs(engine, variants, rows, scale=scale, directly=directly, **how):
+    for which, states in outputs(kept, variants, rows, scale=scale, directly=directly, **how):
         here = which.numpy()
         for number, ((_, token), other) in enumerate(zip(asked, others, strict=True)):
             if directly:
-                differences = _subtracted(engine, states[1:, number], logits[number])
+                differences = _subtracted(kept, states[1:, number], logits[number])
             else:
-                differences = _checked(engine, states[:, number], logits[number], scale)
+                differences = _checked(kept, states[:, number], logits[number], scale)
             changed = changes_of(differences, logits[number], own[number], token)
             for values, one in zip((found.logit, found.logprob, found.kl, found.top1), changed, strict=True):
                 values[number, here] = one.cpu().numpy()
@@ -198,21 +198,21 @@ def _of_all(
     return found
 
 
-def _checked(engine: MaskingEngine, states: torch.Tensor, logits: torch.Tensor, scale: float) -> torch.Tensor:
+def _checked(kept: Kept, states: torch.Tensor, logits: torch.Tensor, scale: float) -> torch.Tensor:
     """[k, vocabulary], how far the logits of variants are from those of what hides nothing, which have to be the model's own
     [vocabulary]. states: [1 + k, hidden], those of what hides nothing first."""
-    replayed, differences = logit_differences(engine, states, scale)
-    check_replayed(engine, replayed.to(logits.device), logits)
+    replayed, differences = logit_differences(kept, states, scale)
+    check_replayed(kept, replayed.to(logits.device), logits)
     return differences.to(logits.device)
 
 
-def _subtracted(engine: MaskingEngine, states: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+def _subtracted(kept: Kept, states: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """The same of variants that were run directly; states: [k, hidden]."""
-    found = logits_of(engine, states.to(engine.states[-1].entered.dtype)).to(logits.device)
+    found = logits_of(kept, states.to(kept.states[-1].entered.dtype)).to(logits.device)
     return found.to(states.dtype) - logits.to(states.dtype)
 
 
-def sees(engine: MaskingEngine, variants: Variants) -> torch.Tensor:
+def sees(kept: Kept, variants: Variants) -> torch.Tensor:
     """bool [n]: whether a query sees anything of what a variant hides from it, in any of its layers."""
     masks = variants.masks
     inside = variants.first <= variants.last
@@ -220,13 +220,13 @@ def sees(engine: MaskingEngine, variants: Variants) -> torch.Tensor:
         inside = inside & masks.heads.flatten(1).any(dim=1)[variants.mask]
     if masks.queries is not None:  # causality alone; what a window hides anyway changes nothing when it is run
         return (variants.starts < masks.n_positions) & inside
-    visible = torch.zeros(len(engine.states), masks.n_positions, dtype=torch.bool)
-    for index, state in enumerate(engine.states):
+    visible = torch.zeros(len(kept.states), masks.n_positions, dtype=torch.bool)
+    for index, state in enumerate(kept.states):
         n_keys = state.keys.shape[1]
         seen = state.seen_by(1)
         visible[index, masks.n_positions - n_keys :] = True if seen is None else seen[0].cpu()
     sees_in = masks.keys.float() @ visible.t().float() > 0  # [m, L]
-    layers = torch.arange(len(engine.states))
+    layers = torch.arange(len(kept.states))
     within = (variants.first[:, None] <= layers) & (layers <= variants.last[:, None])
     return (sees_in[variants.mask] & within).any(dim=1) & inside
 
@@ -254,11 +254,11 @@ def changes_of(
     )
 
 
-def check_replayed(engine: MaskingEngine, replayed: torch.Tensor, logits: torch.Tensor) -> None:
+def check_replayed(kept: Kept, replayed: torch.Tensor, logits: torch.Tensor) -> None:
     """ExactnessError where the replayed logits are not the model's own, both [..., vocabulary]."""
     logits = logits.double()
     errors = (replayed.to(logits) - logits).square().mean(-1).sqrt() / logits.std(dim=-1).clamp_min(1e-12)
-    error, tolerance = float(errors.max()), TOLERANCE[engine.states[0].entered.dtype]
+    error, tolerance = float(errors.max()), TOLERANCE[kept.states[0].entered.dtype]
     if not error <= tolerance:
         raise ExactnessError(
             f"the replayed model differs from the model by {error:.1e} of its logits' spread ({tolerance:.0e} allowed): no "
@@ -267,21 +267,21 @@ def check_replayed(engine: MaskingEngine, replayed: torch.Tensor, logits: torch.
 
 
 def _floor(
-    engine: MaskingEngine, variants: Variants, asked: Sequence[tuple[int, int]], logits: torch.Tensor
+    kept: Kept, variants: Variants, asked: Sequence[tuple[int, int]], logits: torch.Tensor
 ) -> tuple[float, float, float]:
     """What variants that hide nothing show, whose rows begin where those of some of `variants` do, the longest among them."""
     if not len(variants):
         return 0.0, 0.0, 0.0
     starts = variants.starts.sort().values[_spread(len(variants))]
-    nothing = torch.zeros(1, engine.n_positions, dtype=torch.bool)
+    nothing = torch.zeros(1, kept.n_positions, dtype=torch.bool)
     zeros = torch.zeros(len(starts), dtype=torch.int64)
     none = Variants(Masks(nothing, None if variants.masks.queries is None else nothing), zeros, zeros, zeros)
-    found = _of_all(engine, none, asked, logits, starts=starts)
+    found = _of_all(kept, none, asked, logits, starts=starts)
     return tuple(float(np.abs(one).max()) for one in (found.logit, found.logprob, found.kl))
 
 
 def _rounding(
-    engine: MaskingEngine,
+    kept: Kept,
     variants: Variants,
     logprob_change: np.ndarray,
     asked: Sequence[tuple[int, int]],
@@ -291,7 +291,7 @@ def _rounding(
     if not len(variants):
         return 0.0, 0.0
     sample = _spread(len(variants))
-    again = _of_all(engine, variants[sample], asked, logits, scale=OTHER_SCALE).logprob[0]
+    again = _of_all(kept, variants[sample], asked, logits, scale=OTHER_SCALE).logprob[0]
     first = logprob_change[sample.numpy()]
     apart, size = np.abs(again - first), np.maximum(np.abs(first), np.abs(again))
     relative = np.divide(apart, size, out=np.zeros_like(apart), where=size > 0)

@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 from mask_impact.engine.attention import arithmetic_dtype
+from mask_impact.engine.kept import Kept
 from mask_impact.engine.masked_attention import Edges, attend_packed
-from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.packing import ByDifferences, LinearMaps, OfNothing, Packed, Run, in_units
 from mask_impact.engine.states import LayerState
 from mask_impact.engine.variants import Variants
@@ -42,7 +42,7 @@ PACKS_HELD = 16  # between two layers: what hides nothing runs once for all of t
 
 
 def outputs(
-    engine: MaskingEngine,
+    kept: Kept,
     variants: Variants,
     rows: Sequence[int] | None = None,
     *,
@@ -54,17 +54,16 @@ def outputs(
     """(which variants int64 [k], the last layer's outputs at `rows` of what hides nothing and of each of them: [1 + k, R,
     hidden]). rows: positions (None: the last one).
 
-    Needs an engine that keeps states (of all positions, where queries or rows are given), whose block is still open, and is to
-    be called when the model's own forward is done. starts: int64 [n], where the rows of each begin (None: where they must).
-    scale: of the differences that go through linear maps, which changes nothing but how they are rounded. directly: not by
-    differences; there what hides nothing is not run, and its output is NaN. on_layers: told which share of all is done, part by
-    part.
+    Needs states of all positions, where queries or rows are given, and is to be called when the model's own forward is done.
+    starts: int64 [n], where the rows of each begin (None: where they must). scale: of the differences that go through linear
+    maps, which changes nothing but how they are rounded. directly: not by differences; there what hides nothing is not run, and
+    its output is NaN. on_layers: told which share of all is done, part by part.
     """
-    rows = (engine.n_positions - 1,) if rows is None else tuple(rows)
+    rows = (kept.n_positions - 1,) if rows is None else tuple(rows)
     starts = (variants.starts if starts is None else starts).clamp_max(min(rows))
-    order = torch.argsort(starts * len(engine.states) + variants.first, stable=True)
-    device = engine.states[0].entered.device.type
-    lengths = engine.n_positions - starts[order]
+    order = torch.argsort(starts * len(kept.states) + variants.first, stable=True)
+    device = kept.states[0].entered.device.type
+    lengths = kept.n_positions - starts[order]
     n_at_once = ROWS_TOGETHER.get(device, ROWS_ON_DEVICES)
     most, done = PACKS_HELD * n_at_once, 0
     while done < len(order):
@@ -74,11 +73,11 @@ def outputs(
         for part in _parts(lengths[done : done + n_together], n_at_once):
             which = together[part]
             own = _alike(starts[which], ROWS_OF_A_RUN.get(device, ROWS_OF_A_RUN_ON_DEVICES))
-            packs.append(_Pack(variants[which], own, engine.n_positions, part))
+            packs.append(_Pack(variants[which], own, kept.n_positions, part))
         share = float(lengths[done : done + n_together].sum() / lengths.sum())
         try:
             found = _through_layers(
-                engine,
+                kept,
                 packs,
                 rows,
                 int(starts[together[0]]),
@@ -103,19 +102,19 @@ def outputs(
         done += n_together
 
 
-def rows_through_layers(engine: MaskingEngine, variants: Variants, directly: bool = False) -> int:
+def rows_through_layers(kept: Kept, variants: Variants, directly: bool = False) -> int:
     """How many rows go through how many layers for the variants, as a sum, with what hides nothing."""
-    n_layers, own = len(engine.states), 0
+    n_layers, own = len(kept.states), 0
     if len(variants) and not directly:
-        own = (engine.n_positions - int(variants.starts.min())) * (n_layers - int(variants.first.min()))
+        own = (kept.n_positions - int(variants.starts.min())) * (n_layers - int(variants.first.min()))
     return variants.row_layers(n_layers) + own
 
 
-def unmasked_logits(engine: MaskingEngine, rows: Sequence[int] | None = None) -> torch.Tensor:
+def unmasked_logits(kept: Kept, rows: Sequence[int] | None = None) -> torch.Tensor:
     """Logits [R, vocabulary] of what hides nothing, from the first layer on: the model's own, but for rounding. rows: positions
     (None: the last one)."""
-    rows = (engine.n_positions - 1,) if rows is None else tuple(rows)
-    return logits_of(engine, _through_layers(engine, [], rows, min(rows))[0])
+    rows = (kept.n_positions - 1,) if rows is None else tuple(rows)
+    return logits_of(kept, _through_layers(kept, [], rows, min(rows))[0])
 
 
 def _parts(lengths: torch.Tensor, most: int) -> list[torch.Tensor]:
@@ -141,7 +140,7 @@ def _alike(starts: torch.Tensor, rows_of_a_run: int) -> torch.Tensor:
 
 @torch.no_grad()
 def _through_layers(
-    engine: MaskingEngine,
+    kept: Kept,
     packs: Sequence["_Pack"],
     rows: Sequence[int],
     start: int,
@@ -151,9 +150,9 @@ def _through_layers(
 ) -> torch.Tensor:
     """Outputs of the last layer at `rows`, [1 + V, R, hidden]: of what hides nothing, whose rows begin at `start`, and of each
     variant of the packs."""
-    states, behind = engine.states, start - engine.n_positions
+    states, behind = kept.states, start - kept.n_positions
     begin = min((int(pack.variants.first[0]) for pack in packs), default=0)
-    own = None if directly else _Nothing(engine, start, begin)
+    own = None if directly else _Nothing(kept, start, begin)
     for index in range(begin, len(states)):
         state = states[index]
         entered, of_nothing, pairs = state.entered[behind:], state, None
@@ -164,14 +163,14 @@ def _through_layers(
             at = pack.enter(index, entered, start)
             if at is not None:
                 maps = None if pairs is None else ByDifferences(pairs, at, scale)
-                pack.running = _through_layer(engine, index, pack, of_nothing, maps)
+                pack.running = _through_layer(kept, index, pack, of_nothing, maps)
         on_layers(1 / (len(states) - begin))
     wide = arithmetic_dtype(states[0].entered.dtype)
     device = states[-1].entered.device
     n = sum(len(pack.variants) for pack in packs)
     result = torch.full((1 + n, len(rows), states[-1].entered.shape[-1]), float("nan"), dtype=wide, device=device)
     if own is not None:
-        result[0] = own.running[0, torch.tensor(rows) - engine.n_positions]
+        result[0] = own.running[0, torch.tensor(rows) - kept.n_positions]
     for pack in packs:
         result[1 + pack.which] = pack.running[0, pack.packed.places(rows).to(device)].to(wide)
     return result
@@ -213,11 +212,11 @@ class _Pack:
 class _Nothing:
     """What hides nothing, from the position `start` and the layer `begin` on. running: [1, N, hidden]."""
 
-    def __init__(self, engine: MaskingEngine, start: int, begin: int) -> None:
-        self.engine = engine
+    def __init__(self, kept: Kept, start: int, begin: int) -> None:
+        self.kept = kept
         self.variants = None
-        self.packed = Packed.of(torch.tensor([start]), engine.n_positions)
-        entered = engine.states[begin].entered[start - engine.n_positions :]
+        self.packed = Packed.of(torch.tensor([start]), kept.n_positions)
+        entered = kept.states[begin].entered[start - kept.n_positions :]
         self.running = entered.to(arithmetic_dtype(entered.dtype)).unsqueeze(0)
         self.runs: list[tuple[Run, Edges | None]] = [(run, None) for run in self.packed.runs(1)]
         self.positions = self.packed.positions(0, 1)
@@ -227,13 +226,13 @@ class _Nothing:
 
         The model's own keys are rounded to its dtype: to a variant that begins later the difference of both would count as an
         effect."""
-        state = self.engine.states[index]
+        state = self.kept.states[index]
         n, wide = self.running.shape[1], self.running.dtype
         self.running = self.running.to(state.entered.device)
         self.positions = self.positions.to(state.entered.device)
         seen: list[torch.Tensor] = []
         maps = OfNothing()
-        self.running = _through_layer(self.engine, index, self, state, maps, seen)
+        self.running = _through_layer(self.kept, index, self, state, maps, seen)
         keys, values = (
             torch.cat([of_model[:, :-n].to(wide), own[0]], dim=1)
             for of_model, own in zip((state.keys, state.values), seen, strict=True)
@@ -242,7 +241,7 @@ class _Nothing:
 
 
 def _through_layer(
-    engine: MaskingEngine,
+    kept: Kept,
     index: int,
     rows: "_Pack | _Nothing",
     of_nothing: LayerState,
@@ -251,7 +250,7 @@ def _through_layer(
 ) -> torch.Tensor:
     """[1, P, hidden], what enters the next layer. of_nothing: with the keys and values of earlier positions; seen: is given the
     keys and values of the rows, [1, K, P, D]; maps: None for the layer's own."""
-    layer, state = engine.decoder.layers[index], engine.states[index]
+    layer, state = kept.decoder.layers[index], kept.states[index]
 
     def attention(own, module, query, key, value, *rest, **arguments):
         if seen is not None:
@@ -259,7 +258,7 @@ def _through_layer(
         return attend_packed(query, key, value, of_nothing, index, rows.runs), None
 
     with ExitStack() as stack:
-        stack.enter_context(engine.substituted(attention))
+        stack.enter_context(kept.substituted(attention))
         if maps is not None and isinstance(layer.mlp, OpaqueMlp):
             _in_own_dtype(layer.mlp.block, state.entered.dtype, maps, stack)
         if maps is not None:
@@ -299,10 +298,10 @@ def _in_own_dtype(block: nn.Module, dtype: torch.dtype, maps: LinearMaps, stack:
     stack.callback(block.register_forward_hook(after).remove)
 
 
-def logits_of(engine: MaskingEngine, outputs: torch.Tensor) -> torch.Tensor:
+def logits_of(kept: Kept, outputs: torch.Tensor) -> torch.Tensor:
     """Logits [k, vocabulary] of last layers' outputs [k, hidden], by the model's own norm and head."""
     with OfNothing():
-        return capped(engine.model, engine.model.get_output_embeddings()(engine.decoder.final_norm(outputs)))
+        return capped(kept.model, kept.model.get_output_embeddings()(kept.decoder.final_norm(outputs)))
 
 
 def capped(model: nn.Module, logits: torch.Tensor) -> torch.Tensor:
@@ -311,20 +310,18 @@ def capped(model: nn.Module, logits: torch.Tensor) -> torch.Tensor:
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def logit_differences(
-    engine: MaskingEngine, outputs: torch.Tensor, scale: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor]:
+def logit_differences(kept: Kept, outputs: torch.Tensor, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     """(the logits of the first of the outputs [vocabulary], how far those of the others are from them [k, vocabulary]); outputs:
     [1 + k, hidden].
 
     What leaves a bfloat16 head has three digits, and these differences are what effects are: for the tokens that are
     probable, which effects hang on, they are formed in the rows' own dtype.
     """
-    model = engine.model
+    model = kept.model
     head = model.get_output_embeddings()
     weight = parameter(head, "weight")
     plain = type(head) is nn.Linear and head.bias is None and weight.is_floating_point()
-    states = engine.decoder.final_norm(outputs)
+    states = kept.decoder.final_norm(outputs)
     if not plain or getattr(model.config.get_text_config(), "final_logit_softcapping", None) is not None:
         with OfNothing() as maps:
             own = head(states[:1])

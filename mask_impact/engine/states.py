@@ -4,7 +4,7 @@ Dimensions: S positions of the sequence, of which the last R are kept as rows: a
 last one alone (R = 1); N the last positions whose keys and values are kept, N = S where all rows are.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -89,6 +89,30 @@ class LayerState:
                 whole[n_before:] = added
             added = whole
         self.added, self._left = added, None
+
+    def until(self, n: int) -> "LayerState":
+        """That of the first n of all positions."""
+
+        def first(part: torch.Tensor | None, dim: int) -> torch.Tensor | None:
+            return None if part is None else part.narrow(dim, 0, n)
+
+        arguments = dict(self.arguments)
+        arguments["position_embeddings"] = tuple(first(one, 1) for one in arguments["position_embeddings"])
+        if arguments.get("position_ids") is not None:
+            arguments["position_ids"] = first(arguments["position_ids"], -1)
+        visible = None if self.visible is None else self.visible[:n, :n]
+        return replace(
+            self,
+            entered=first(self.entered, 0),
+            added=first(self.added, 0),
+            keys=first(self.keys, 1),
+            values=first(self.values, 1),
+            visible=visible,
+            arguments=arguments,
+            _masks=[one if one is None or one.dim() != 4 else one[..., :n, :n] for one in self._masks[:1]]
+            if len(self._masks) == 1
+            else self._masks,
+        )
 
     def seen_by(self, n_rows: int) -> torch.Tensor | None:
         """bool [n_rows, N], which keys the last rows see; None for all."""

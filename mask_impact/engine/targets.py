@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mask_impact.engine.effects import changes
-from mask_impact.engine.masking import MaskingEngine
+from mask_impact.engine.kept import Kept
 from mask_impact.engine.variants import Variants
 
 
@@ -60,18 +60,18 @@ def _value(logits: torch.Tensor, target: Target, measure: str) -> torch.Tensor:
 
 
 def measure_targets(
-    engine: MaskingEngine,
+    kept: Kept,
     variants: Variants,
     targets: Sequence[Target],
     logits: torch.Tensor,
     directly: bool = False,
     on_share: Callable[[float], None] = lambda share: None,
 ) -> TargetEffects:
-    """What the variants do to the targets, in the sequence that the engine measured last. logits: [T, vocabulary], the model's
+    """What the variants do to the targets, in the sequence that was run last. logits: [T, vocabulary], the model's
     own at the targets' rows; the rest, and the errors, are those of effects.changes."""
     asked = [(one.row, one.token) for one in targets]
     others = [one.instead for one in targets]
-    found = changes(engine, variants, asked, logits, others, directly, on_share)
+    found = changes(kept, variants, asked, logits, others, directly, on_share)
     against = np.array([one is not None for one in others])[:, None]
     change = np.where(against, found.logit - found.other, found.logprob).sum(axis=0)
     likeliest = logits.argmax(dim=-1).cpu().numpy()

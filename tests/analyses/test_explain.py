@@ -15,7 +15,7 @@ from mask_impact.analyses import explain, hiding, units
 from mask_impact.analyses.prepared import prepare
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.engine import backward
-from mask_impact.engine.backward import keep_forward
+from mask_impact.engine.kept import keep
 from mask_impact.engine.targets import Target
 from mask_impact.errors import DeviceError, InputError, UsageError
 
@@ -126,7 +126,7 @@ def test_an_answer_of_several_tokens_is_asked_about_as_one(tiny):
 def test_estimates_are_sums_over_layers_heads_and_queries_as_changes_of_the_log_probability(tiny):
     found = run(tiny, num_tokens=1)
     (target,) = found.targets
-    forward = keep_forward(tiny.model, inputs_of(tiny))
+    forward = keep(tiny.model, inputs_of(tiny))
     wanted = [Target(found.n_prompt - 1, target.token_ids[0])]
     for rule, values in (("frozen", target.contribution), ("gradient", target.estimate_local)):
         sums = backward.estimate(forward, wanted, rule)
@@ -143,7 +143,7 @@ def test_estimates_are_sums_over_layers_heads_and_queries_as_changes_of_the_log_
 def test_of_several_tokens_the_estimates_are_the_engine_s_sums_as_they_are(tiny, measure):
     found = run(tiny, target="all", measure=measure)
     (target,) = found.targets
-    forward = keep_forward(tiny.model, explain.extended(inputs_of(tiny), target.token_ids[:-1]))
+    forward = keep(tiny.model, explain.extended(inputs_of(tiny), target.token_ids[:-1]))
     wanted = [Target(found.n_prompt - 1 + step, token) for step, token in enumerate(target.token_ids)]
     for rule, values in (("frozen", target.contribution), ("gradient", target.estimate_local)):
         sums = backward.estimate(forward, wanted, rule, measure=measure).every.sum((0, 1)).numpy()
@@ -165,7 +165,7 @@ def test_why_one_word_rather_than_another(tiny):
         expected = float((hidden[produced] - hidden[rival]) - (own[produced] - own[rival]))
         assert target.logprob_change[place] == pytest.approx(expected, rel=2e-3, abs=2e-5)
     against = [Target(n - 1, produced, rival)]
-    sums = backward.estimate(keep_forward(tiny.model, inputs_of(tiny)), against, "frozen").every.sum((0, 1)).numpy()
+    sums = backward.estimate(keep(tiny.model, inputs_of(tiny)), against, "frozen").every.sum((0, 1)).numpy()
     np.testing.assert_allclose(target.contribution, sums, rtol=1e-4, atol=1e-6)
     assert target.instead[1] == tiny.tokenizer.decode([rival])
     with pytest.raises(UsageError, match="is held against one produced token, and the target has 3"):
@@ -180,7 +180,7 @@ def test_the_matrix_has_each_produced_token_by_each_of_the_prompt(tiny):
     for step, target in enumerate(found.targets):
         inputs = explain.extended(inputs_of(tiny), [one.token_ids[0] for one in found.targets[:step]])
         wanted = [Target(found.n_prompt + step - 1, target.token_ids[0])]
-        alone = backward.estimate(keep_forward(tiny.model, inputs), wanted, "frozen").every.sum((0, 1)).numpy()
+        alone = backward.estimate(keep(tiny.model, inputs), wanted, "frozen").every.sum((0, 1)).numpy()
         np.testing.assert_allclose(found.matrix[step], alone[: found.n_prompt], rtol=1e-3, atol=1e-6)
 
 

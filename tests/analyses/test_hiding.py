@@ -1,7 +1,5 @@
 """Really hiding sets of positions, against full forwards of a copy of the model with these edges masked."""
 
-from types import SimpleNamespace
-
 import effect_oracle
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from mask_impact.analyses import hiding
 from mask_impact.analyses.explain import extended
 from mask_impact.analyses.hiding import Hiding
 from mask_impact.analyses.observer import Observer
+from mask_impact.engine.kept import keep
 from mask_impact.engine.targets import Target
 
 PRODUCED = [5, 9, 12]
@@ -45,7 +44,7 @@ class Case:
         self.n_layers = self.model.config.get_text_config().num_hidden_layers
 
     def hiding(self, targets=None, observer=None):
-        return Hiding(SimpleNamespace(model=self.model), self.longer, targets or self.targets, observer or Observer())
+        return Hiding(keep(self.model, self.longer, 3), targets or self.targets, observer or Observer())
 
     def logprobs(self, targets, **edges):
         """Log-probabilities [T, vocabulary] at the targets' rows, by one full forward that the package has no part in."""
@@ -82,8 +81,8 @@ def case(request):
 
 def test_sets_are_hidden_from_every_query_in_all_layers(case):
     sets = [(2,), (case.n_prompt - 1,), (1, 4, 6), (0,), tuple(range(3, 8)), (case.n_prompt,)]
-    with case.hiding() as some:
-        found = some.measure(sets)
+    some = case.hiding()
+    found = some.measure(sets)
     own = case.logprobs(case.targets)
     tokens = [one.token for one in case.targets]
     assert found.probability == pytest.approx(float(own[range(3), tokens].sum().exp()), rel=1e-3)
@@ -96,8 +95,8 @@ def test_sets_are_hidden_from_every_query_in_all_layers(case):
 def test_the_image_can_be_hidden_whole():
     case = Case("qwen3_vl")
     image = torch.nonzero(case.inputs["mm_token_type_ids"][0] == 1).flatten().tolist()
-    with case.hiding() as some:
-        found = some.measure([image, image[:1]])
+    some = case.hiding()
+    found = some.measure([image, image[:1]])
     assert len(image) == 4
     for place, positions in enumerate((image, image[:1])):
         assert agrees(found, place, expected(case, case.targets, keys=positions))
@@ -106,39 +105,39 @@ def test_the_image_can_be_hidden_whole():
 def test_targets_may_be_any_rows_in_any_order():
     case = Case("qwen3")
     for chosen in (case.targets[1:2], case.targets[2:], case.targets[::-1], [case.targets[0], case.targets[2]]):
-        with case.hiding(chosen) as some:
-            found = some.measure([(2,), (case.n_prompt,)])
+        some = case.hiding(chosen)
+        found = some.measure([(2,), (case.n_prompt,)])
         for place, positions in enumerate([(2,), (case.n_prompt,)]):
             assert agrees(found, place, expected(case, chosen, keys=positions))
 
 
 def test_a_set_is_measured_alike_alone_and_among_others():
     case = Case("qwen3")
-    with case.hiding() as some:
-        together = some.measure([(1,), (2, 3), (6,)]).logprob_change
-        alone = [some.measure([one]).logprob_change[0] for one in ((1,), (2, 3), (6,))]
+    some = case.hiding()
+    together = some.measure([(1,), (2, 3), (6,)]).logprob_change
+    alone = [some.measure([one]).logprob_change[0] for one in ((1,), (2, 3), (6,))]
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-6)
 
 
 def test_what_it_takes_is_what_stands_behind_the_first_hidden_position():
     case, told = Case("qwen3"), Told()
-    with case.hiding(observer=told) as some:
-        assert (some.n_layers, some.n_positions, some.forwards) == (case.n_layers, case.n, 0.0)
-        costs = [some.cost(first) for first in range(case.n)]
-        assert costs == [pytest.approx((case.n - first) / case.n) for first in range(case.n)]
-        sets = [(0,), (3, 7), (5,), (5, 6, 8)]
-        some.measure(sets)
-        with_nothing_hidden = costs[0]
-        assert some.forwards == pytest.approx(with_nothing_hidden + sum(costs[one[0]] for one in sets))
-        before = some.forwards
-        some.measure([(8,)])
-        assert some.forwards - before == pytest.approx(2 * costs[8])
-        before = some.forwards
-        some.ask([(8,)])
-        assert some.forwards - before == pytest.approx(costs[8])
-        before = some.forwards
-        some.cut([1], [case.n_prompt - 1], (1, 1))
-        assert 0 < some.forwards - before < 1  # in the last layers, from that row on
+    some = case.hiding(observer=told)
+    assert (some.n_layers, some.n_positions, some.forwards) == (case.n_layers, case.n, 0.0)
+    costs = [some.cost(first) for first in range(case.n)]
+    assert costs == [pytest.approx((case.n - first) / case.n) for first in range(case.n)]
+    sets = [(0,), (3, 7), (5,), (5, 6, 8)]
+    some.measure(sets)
+    with_nothing_hidden = costs[0]
+    assert some.forwards == pytest.approx(with_nothing_hidden + sum(costs[one[0]] for one in sets))
+    before = some.forwards
+    some.measure([(8,)])
+    assert some.forwards - before == pytest.approx(2 * costs[8])
+    before = some.forwards
+    some.ask([(8,)])
+    assert some.forwards - before == pytest.approx(costs[8])
+    before = some.forwards
+    some.cut([1], [case.n_prompt - 1], (1, 1))
+    assert 0 < some.forwards - before < 1  # in the last layers, from that row on
     assert sum(told.forwards) == pytest.approx(some.forwards)
 
 
@@ -147,10 +146,10 @@ def test_a_cut_hides_the_source_from_the_target_s_queries_alone_in_these_layers(
     case = Case("qwen3")
     source, target = [1, 4], [5, case.n_prompt - 1]
     edges = {"keys": source, "queries": target, "layers": range(layers[0], layers[1] + 1)}
-    with case.hiding() as some:
-        found = some.cut(source, target, layers)
-        everyone = some.cut(source, range(case.n), layers)
-        whole = some.measure([source])
+    some = case.hiding()
+    found = some.cut(source, target, layers)
+    everyone = some.cut(source, range(case.n), layers)
+    whole = some.measure([source])
     assert len(found.logprob_change) == 1
     assert agrees(found, 0, expected(case, case.targets, **edges))
     assert not agrees(found, 0, expected(case, case.targets, **edges | {"queries": target[:1]}))
@@ -162,9 +161,9 @@ def test_heads_are_cut_each_where_it_is_named_and_nothing_else():
     case = Case("qwen3")
     source, target = range(case.n_prompt - 1), [case.n_prompt - 1]
     variants = [[(1, 0), (1, 3)], [(0, 2)], [], [(1, head) for head in range(4)]]
-    with case.hiding(case.targets[:1]) as some:
-        found = some.cut(source, target, (0, case.n_layers - 1), variants)
-        layer = some.cut(source, target, (1, 1))
+    some = case.hiding(case.targets[:1])
+    found = some.cut(source, target, (0, case.n_layers - 1), variants)
+    layer = some.cut(source, target, (1, 1))
     for place, heads in enumerate(variants):
         edges = {"keys": source, "queries": target, "layers": {layer for layer, _ in heads}}
         want = expected(case, case.targets[:1], **edges, heads=[head for _, head in heads])
@@ -181,21 +180,19 @@ def state(model):
 def test_the_model_is_as_it_was_whatever_happens(monkeypatch):
     case = Case("qwen3")
     before, enabled = state(case.model), torch.is_grad_enabled()
-    with case.hiding() as some:
-        assert state(case.model) != before
-        some.measure([(2,)])
+    some = case.hiding()
     assert state(case.model) == before
-    with pytest.raises(KeyError), case.hiding() as some:
-        raise KeyError
+    some.measure([(2,)])
     assert state(case.model) == before
 
     def fails(*args, **kwargs):
         raise RuntimeError("no memory")
 
     monkeypatch.setattr(case.model.lm_head, "forward", fails)
-    with pytest.raises(RuntimeError, match="no memory"), case.hiding():
-        pass
-    assert state(case.model) == before
+    for run in (case.hiding, lambda: some.measure([(2,)])):
+        with pytest.raises(RuntimeError, match="no memory"):
+            run()
+        assert state(case.model) == before
     assert torch.is_grad_enabled() == enabled
 
 
@@ -203,7 +200,7 @@ def test_a_set_that_is_hidden_in_part_would_be_seen(monkeypatch):
     case = Case("qwen3")
     real = hiding.each_window_and_group
     monkeypatch.setattr(hiding, "each_window_and_group", lambda sets, *how: real([one[:1] for one in sets], *how))
-    with case.hiding() as some:
-        found = some.measure([(2, 4)])
+    some = case.hiding()
+    found = some.measure([(2, 4)])
     assert not agrees(found, 0, expected(case, case.targets, keys=(2, 4)))
     assert agrees(found, 0, expected(case, case.targets, keys=(2,)))

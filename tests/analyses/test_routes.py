@@ -16,7 +16,8 @@ from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.prepared import prepare
 from mask_impact.analyses.routes import MOST_OF_IT, carrying, cut_heads, placed_flows
 from mask_impact.analyses.settings import RunSettings
-from mask_impact.engine.backward import RULES, estimate, keep_forward
+from mask_impact.engine.backward import RULES, estimate
+from mask_impact.engine.kept import keep
 from mask_impact.engine.targets import Target
 from mask_impact.errors import InputError, UsageError
 
@@ -192,7 +193,7 @@ def test_of_the_layers_by_either_estimate_those_are_kept_whose_cut_takes_more(de
 
 def test_what_a_flow_is_estimated_to_carry_is_the_sum_over_its_edges(tiny):
     target, produced, rows, n_layers = explained(tiny, "cat -> last; tokens 0-2 -> tokens 2-4", num_tokens=2)
-    forward = keep_forward(tiny.model, extended(inputs_of(tiny), produced[:-1]))
+    forward = keep(tiny.model, extended(inputs_of(tiny), produced[:-1]))
     wanted = [Target(row, token) for row, token in zip(rows, produced, strict=True)]
     cat = placed(tiny, "cat -> last")[0].source
     edges = {
@@ -239,7 +240,7 @@ def test_without_being_asked_for_nothing_is_cut(tiny):
 def heads_cut(deep, seed=0):
     """(what was found, the heads of each variant that was measured, token, row)"""
     target, (token,), (row,), _ = explained(deep, "auto")
-    forward = keep_forward(deep.model, inputs_of(deep))
+    forward = keep(deep.model, inputs_of(deep))
     wanted = [Target(row, token)]
     estimates = estimate(forward, wanted, "gradient")
     asked = []
@@ -249,8 +250,8 @@ def heads_cut(deep, seed=0):
             asked.append((list(source), list(target), layers, heads))
             return super().cut(source, target, layers, heads)
 
-    with Watched(deep, inputs_of(deep), wanted, Observer()) as hiding:
-        found = cut_heads(deep, estimates, hiding, [row], seed)
+    hiding = Watched(forward, wanted, Observer())
+    found = cut_heads(deep, estimates, hiding, [row], seed)
     ((source, rows, layers, variants),) = asked
     assert (source, rows) == (list(range(row)), [row])
     assert layers == (0, deep.config.num_hidden_layers - 1)
@@ -294,7 +295,7 @@ def test_heads_drawn_at_random_are_others_than_the_strongest(deep):
 
 def test_strongest_heads_are_sorted_by_what_they_carry(deep):
     found, _, token, row = heads_cut(deep)
-    carried = estimate(keep_forward(deep.model, inputs_of(deep)), [Target(row, token)], "gradient").last
+    carried = estimate(keep(deep.model, inputs_of(deep)), [Target(row, token)], "gradient").last
     values = [float(carried[layer, head, :row].sum()) for layer, head in found.heads]
     assert all(one <= other + 1e-9 for one, other in pairwise(values))
     assert max(values) <= float(carried[..., :row].sum(-1).flatten().sort().values[len(values) - 1]) + 1e-6

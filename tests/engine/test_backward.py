@@ -2,15 +2,19 @@
 
 from contextlib import ExitStack
 
+import numpy as np
 import pytest
 import torch
 from oracle import Float32Becomes
 from tiny_models import tiny_model
 
 from mask_impact.engine import backward
-from mask_impact.engine.backward import Flow, hiding_effects, keep_forward
+from mask_impact.engine.backward import Flow, hiding_effects
+from mask_impact.engine.kept import keep, keeping
+from mask_impact.engine.masking import MaskingEngine, SequencePlan
 from mask_impact.engine.taps import tapped, up_to_own, visible_keys
-from mask_impact.engine.targets import Target, value_of
+from mask_impact.engine.targets import Target, measure_targets, value_of
+from mask_impact.engine.variants import each_window_and_group
 from mask_impact.errors import UsageError
 from mask_impact.models.architectures import LAYOUTS, locate
 
@@ -220,7 +224,7 @@ def single(model, inputs, token, rule, pair):
     layer, head, i, j = pair
     source, target = torch.zeros(N, dtype=torch.bool), torch.zeros(N, dtype=torch.bool)
     source[j], target[i] = True, True
-    found = estimate(keep_forward(model, inputs), token, rule, [Flow(source, target)])
+    found = estimate(keep(model, inputs), token, rule, [Flow(source, target)])
     return float(found.flows[0, layer, head])
 
 
@@ -248,7 +252,7 @@ def test_frozen_estimates_are_those_of_the_model_with_its_constants_put_in(name)
 
 def test_sums_are_those_of_the_single_ones():
     model, inputs, token = made("qwen3")
-    forward = keep_forward(model, inputs)
+    forward = keep(model, inputs)
     everyone = torch.ones(N, dtype=torch.bool)
     flows = []
     for j in range(N):
@@ -265,7 +269,7 @@ def test_sums_are_those_of_the_single_ones():
 
 def test_chunks_of_queries_change_nothing(monkeypatch):
     model, inputs, token = made("qwen3")
-    forward = keep_forward(model, inputs)
+    forward = keep(model, inputs)
     whole = [estimate(forward, token, rule) for rule in backward.RULES]
     monkeypatch.setattr(backward, "BYTES_AT_ONCE", 1)
     for rule, one in zip(backward.RULES, whole, strict=True):
@@ -276,7 +280,7 @@ def test_chunks_of_queries_change_nothing(monkeypatch):
 
 def test_several_targets_are_the_sum_of_each():
     model, inputs, _ = made("qwen3")
-    forward = keep_forward(model, inputs)
+    forward = keep(model, inputs)
     targets = [Target(N - 1, 7), Target(N - 3, 11), Target(4, 5)]
     for measure in ("log-odds", "log-prob"):
         for rule in backward.RULES:
@@ -306,7 +310,7 @@ def test_any_target_is_followed_along_what_hiding_does(targets, measure):
 
     expected = by_hand(model, inputs, None, pairs, of_targets)
     for (layer, head, i, j), value in expected.items():
-        found = backward.estimate(keep_forward(model, inputs), targets, "gradient", measure=measure, layers=[layer])
+        found = backward.estimate(keep(model, inputs), targets, "gradient", measure=measure, layers=[layer])
         assert float(found.maps[layer][head, i, j]) == pytest.approx(value, rel=1e-5, abs=1e-9)
     assert max(map(abs, expected.values())) > 1e-6
     assert sum(found.values) == pytest.approx(of_targets(model, inputs, None), abs=1e-8)
@@ -314,17 +318,46 @@ def test_any_target_is_followed_along_what_hiding_does(targets, measure):
 
 def test_the_whole_map_of_a_layer_has_the_sums_in_it():
     model, inputs, token = made("qwen3")
-    found = estimate(keep_forward(model, inputs), token, "gradient", layers=[1])
+    found = estimate(keep(model, inputs), token, "gradient", layers=[1])
     assert list(found.maps) == [1]
     torch.testing.assert_close(found.maps[1].sum(1), found.every[1], rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(found.maps[1][:, -1], found.last[1], rtol=1e-5, atol=1e-7)
     assert not found.maps[1].triu(1).any()  # no query sees what is behind it
 
 
+@pytest.mark.parametrize("name", [*TEXT, "qwen3_vl", "qwen3_vl_moe"])
+def test_a_pass_of_generate_is_as_good_as_one_of_the_whole_sequence(name):
+    """Kept while tokens were produced one by one; cut short, it is the pass of fewer of them."""
+    model = tiny_model(name).eval()
+    inputs = inputs_of()
+    if name.startswith("qwen3_vl"):
+        inputs["mm_token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+    if name.endswith("moe"):
+        model.set_experts_implementation("eager")
+    engine = MaskingEngine(model, plans=[SequencePlan(n_steps=0)], keep_states="all")
+    with keeping(engine) as kept:
+        ids = model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    for n_more in (5, 2, 0):
+        longer = {key: ids[:, : N + n_more] if key == "input_ids" else value for key, value in inputs.items()}
+        for key in ("attention_mask", "mm_token_type_ids"):
+            if key in inputs:
+                fill = torch.full((1, n_more), int(key == "attention_mask"))
+                longer[key] = torch.cat([inputs[key], fill], dim=1)
+        whole, parts = keep(model, longer, n_more + 1), kept[0].until(N + n_more)
+        torch.testing.assert_close(parts.logits, whole.logits, rtol=1e-4, atol=1e-5)
+        target = [Target(N - 1 + n_more, int(ids[0, N + n_more])), Target(N - 1, 4)]
+        one, other = (backward.estimates(some, target) for some in (parts, whole))
+        for rule in backward.RULES:
+            torch.testing.assert_close(one[rule].every, other[rule].every, rtol=1e-3, atol=1e-5)
+        variants = each_window_and_group([(2,), (N - 2, 3)], N + n_more, len(parts.states), "all", "all")
+        one, other = (measure_targets(some, variants, target, some.logits[[-1, 0]]) for some in (parts, whole))
+        np.testing.assert_allclose(one.logprob_change, other.logprob_change, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", [*TEXT, "qwen3_vl"])
 def test_both_rules_over_one_graph_are_each_by_itself(name):
     model, inputs, token = made(name)
-    forward = keep_forward(model, inputs)
+    forward = keep(model, inputs)
     target, flow = [Target(N - 1, token), Target(N - 3, 4)], Flow(torch.arange(N) < 3, torch.arange(N) > 4)
     both = backward.estimates(forward, target, flows=[flow], layers=[1])
     for rule, found in both.items():
@@ -345,8 +378,8 @@ def padded_inputs(inputs, n_padding):
 @pytest.mark.parametrize("rule", backward.RULES)
 def test_padding_on_the_left_counts_for_nothing(rule, monkeypatch):
     model, inputs, token = made("qwen3")
-    plain = estimate(keep_forward(model, inputs), token, rule)
-    padded = keep_forward(model, padded_inputs(inputs, 3))
+    plain = estimate(keep(model, inputs), token, rule)
+    padded = keep(model, padded_inputs(inputs, 3))
     found = estimate(padded, token, rule)
     torch.testing.assert_close(found.every[..., 3:], plain.every, rtol=1e-5, atol=1e-8)
     assert not found.every[..., :3].any()
@@ -361,7 +394,7 @@ def test_keys_outside_a_sliding_window_have_nothing():
     model, inputs, token = made("mistral")
     window = model.config.sliding_window
     assert window < N
-    found = estimate(keep_forward(model, inputs), token, "gradient", layers=[0])
+    found = estimate(keep(model, inputs), token, "gradient", layers=[0])
     outside = torch.ones(N, N, dtype=torch.bool).tril(-window)
     assert not found.maps[0][:, outside].any()
     assert found.maps[0][:, ~outside].any()
@@ -374,7 +407,7 @@ def test_a_mixture_of_experts_is_followed(rule):
     inputs = inputs_of() | {"mm_token_type_ids": torch.zeros(1, N, dtype=torch.long)}
     pairs = [(0, 1, N - 1, 3), (1, 0, 5, 2)]
     if rule == "frozen":
-        found = estimate(keep_forward(model, inputs), 7, rule)
+        found = estimate(keep(model, inputs), 7, rule)
         assert found.every.isfinite().all()
         assert found.every.any()
         return
@@ -444,7 +477,7 @@ def test_the_model_is_as_it_was():
     next(model.parameters()).requires_grad_(False)
     before = [parameter.requires_grad for parameter in model.parameters()]
     expected = target_with(model, inputs, token)
-    forward = keep_forward(model, inputs)
+    forward = keep(model, inputs)
     found = estimate(forward, token)
     assert found.values == (pytest.approx(expected, abs=1e-9),)
     assert [parameter.requires_grad for parameter in model.parameters()] == before
@@ -454,4 +487,4 @@ def test_the_model_is_as_it_was():
         estimate(forward, token, "attnlrp")
     two = {name: value.repeat(2, 1) for name, value in inputs.items()}
     with pytest.raises(UsageError, match="one sequence at a time"):
-        keep_forward(model, two)
+        keep(model, two)

@@ -9,7 +9,8 @@ from tiny_models import ARCHITECTURES, tiny_inputs, tiny_model
 
 import mask_impact
 from mask_impact.engine import replay
-from mask_impact.engine.backward import estimate, keep_forward
+from mask_impact.engine.backward import estimate
+from mask_impact.engine.kept import keep
 from mask_impact.engine.masking import MaskingEngine, SequencePlan
 from mask_impact.engine.targets import Target, measure_targets
 from mask_impact.engine.variants import each_window_and_group
@@ -40,7 +41,7 @@ def everything(name, device, dtype=torch.float32):
         found = measure_targets(engine, variants, [target], logits)
         directly = measure_targets(engine, variants, [target], logits, directly=True)
         local = engine.steps[0].l2
-    sums = [estimate(keep_forward(model, inputs), [target], rule).every for rule in ("frozen", "gradient")]
+    sums = [estimate(keep(model, inputs), [target], rule).every for rule in ("frozen", "gradient")]
     return local.cpu(), found.logprob_change, directly.logprob_change, *sums
 
 
