@@ -25,8 +25,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from mask_impact.engine.attention import arithmetic_dtype
-from mask_impact.engine.kept import KeptPass
+from mask_impact.engine.kept import Kept, KeptPass
 from mask_impact.engine.replay import capped
+from mask_impact.engine.states import LayerState
 from mask_impact.engine.taps import up_to_own, visible_keys, windowed_kernel
 from mask_impact.engine.targets import Target, value_of
 from mask_impact.errors import UsageError
@@ -156,6 +157,41 @@ def _through_layer(
     return {rule: pair[0] for rule, pair in found.items()}, {rule: pair[1] for rule, pair in found.items()}
 
 
+def estimate_last(kept: Kept, target: Target, measure: str = "log-odds") -> torch.Tensor:
+    """float32 [L, H, N], by the true gradient: what hiding each key from the last query alone does to a target at its position.
+
+    No other query's output depends on the last one, so its row alone goes back, beside the keys and values of the others. kept:
+    states of the last position are enough.
+    """
+    decoder, n_positions = kept.decoder, kept.n_positions
+    if target.row != n_positions - 1:
+        raise UsageError(f"the last of {n_positions} positions is followed, not {target.row}")
+    found = torch.zeros(len(decoder.layers), decoder.n_heads, n_positions)
+    last, gradient = torch.tensor([-1]), None
+    with _differentiable(kept.model):
+        for index in reversed(range(len(decoder.layers))):
+            state, held = kept.states[index], []
+
+            def attend(own, module, query, key, value, *rest, state=state, held=held, **kwargs):
+                held.append(_Attention.of_last(state, query, key, value))
+                return held[-1].output, None
+
+            states = state.entered[-1:].unsqueeze(0).clone().requires_grad_(True)
+            with kept.substituted(attend):
+                output = decoder.layers[index].module(states, **state.arguments_at(last))
+            output = output[0] if isinstance(output, tuple) else output
+            if gradient is None:
+                head = kept.model.get_output_embeddings()
+                output = value_of(capped(kept.model, head(decoder.final_norm(output))[0]), [target], measure).sum()
+            else:
+                gradient = gradient.to(output.device, output.dtype)
+            gradient, of_attention = torch.autograd.grad(output, (states, held[-1].output), gradient)
+            asked = torch.ones(1, dtype=torch.bool)
+            ((of_layer, *_),) = held[-1].sums([of_attention], asked, (), [None])
+            found[index, :, n_positions - of_layer.shape[1] :] = of_layer.float().cpu()
+    return found
+
+
 @dataclass
 class _Attention:
     """One layer's attention of one sequence. query: [H, n, D]; keys, values: [K, N, D]; visible: bool [n, N]; output: what the
@@ -175,6 +211,21 @@ class _Attention:
         seen = up_to_own(n_rows, n_keys, key.device) if seen is None else seen
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
         return cls(query.detach()[0], key.detach()[0], value.detach()[0], seen, scaling)
+
+    @classmethod
+    def of_last(cls, state: LayerState, query, key, value) -> "_Attention":
+        """Of the last row, with its output; query: [1, H, 1, D]; key, value: [1, K, 1, D], its own."""
+        keys, values = (
+            torch.cat([before[:, :-1], own[0]], dim=1)
+            for before, own in zip((state.keys, state.values), (key, value), strict=True)
+        )
+        n_keys = keys.shape[1]
+        seen = state.seen_by(1)
+        seen = torch.ones(1, n_keys, dtype=torch.bool, device=keys.device) if seen is None else seen
+        output = functional.scaled_dot_product_attention(
+            query, keys.unsqueeze(0), values.unsqueeze(0), attn_mask=seen, scale=state.scaling, enable_gqa=True
+        ).transpose(1, 2)
+        return cls(query.detach()[0], keys.detach(), values.detach(), seen, state.scaling, output)
 
     def chunks(self) -> Iterator[slice]:
         """Queries that are looked at together."""

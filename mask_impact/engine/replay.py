@@ -263,22 +263,11 @@ def _through_layer(
             _in_own_dtype(layer.mlp.block, state.entered.dtype, maps, stack)
         if maps is not None:
             stack.enter_context(maps)
-        output = layer.module(rows.running, **_arguments(state, rows.positions))
+        output = layer.module(rows.running, **state.arguments_at(rows.positions))
     output = output[0] if isinstance(output, tuple) else output
     if state.added is not None:
         output = output + state.added[rows.positions.to(state.added.device)].to(output)
     return output
-
-
-def _arguments(state: LayerState, positions: torch.Tensor) -> dict:
-    """What a layer is called with for rows at the positions, counted from the end."""
-    arguments = state.arguments | {"attention_mask": None, "past_key_values": None}
-    arguments["position_embeddings"] = tuple(
-        part[:, positions.to(part.device)] for part in arguments["position_embeddings"]
-    )
-    if arguments.get("position_ids") is not None:
-        arguments["position_ids"] = arguments["position_ids"][..., positions.to(arguments["position_ids"].device)]
-    return arguments
 
 
 def _in_own_dtype(block: nn.Module, dtype: torch.dtype, maps: LinearMaps, stack: ExitStack) -> None:

@@ -114,6 +114,16 @@ class LayerState:
             else self._masks,
         )
 
+    def arguments_at(self, positions: torch.Tensor) -> dict[str, Any]:
+        """What the layer is called with for rows at the positions (int64, counted from the end), besides their states."""
+        arguments = self.arguments | {"attention_mask": None, "past_key_values": None}
+        arguments["position_embeddings"] = tuple(
+            part[:, positions.to(part.device)] for part in arguments["position_embeddings"]
+        )
+        if arguments.get("position_ids") is not None:
+            arguments["position_ids"] = arguments["position_ids"][..., positions.to(arguments["position_ids"].device)]
+        return arguments
+
     def seen_by(self, n_rows: int) -> torch.Tensor | None:
         """bool [n_rows, N], which keys the last rows see; None for all."""
         if self.visible is not None:

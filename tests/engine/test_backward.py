@@ -369,6 +369,24 @@ def test_both_rules_over_one_graph_are_each_by_itself(name):
     assert not torch.allclose(both["frozen"].every, both["gradient"].every, rtol=0.1)
 
 
+@pytest.mark.parametrize("keep_states", ["last", "all"])
+@pytest.mark.parametrize("name", [*TEXT, "qwen3_vl"])
+def test_the_last_query_can_be_followed_by_itself(name, keep_states):
+    model, inputs, token = made(name)
+    target = Target(N - 1, token)
+    whole = backward.estimate(keep(model, inputs), [target], "gradient").last
+    engine = MaskingEngine(model, plans=[SequencePlan(n_steps=0)], keep_states=keep_states)
+    with engine, torch.no_grad():
+        model(**inputs)
+        found = backward.estimate_last(engine, target)
+        odds = backward.estimate_last(engine, target, "log-prob")
+        with pytest.raises(UsageError, match="the last of 9 positions is followed, not 3"):
+            backward.estimate_last(engine, Target(3, token))
+    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-8)
+    assert whole.abs().amax((1, 2)).min() > 1e-6
+    assert not torch.allclose(odds, whole, rtol=1e-2)
+
+
 def padded_inputs(inputs, n_padding):
     ids = torch.nn.functional.pad(inputs["input_ids"], (n_padding, 0), value=1)
     mask = torch.nn.functional.pad(inputs["attention_mask"], (n_padding, 0), value=0)
