@@ -115,12 +115,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[64, 256, 1024], help="prompt lengths")
     parser.add_argument("--layers", type=int, default=6, help="decoder layers (36: the real depth; default: 6)")
     parser.add_argument("--repeats", type=int, default=5, help="each figure is the median of this many runs")
+    parser.add_argument("--parts", help="only those with this in their names (and the forward pass)")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = with_words(build_model(args.layers, device))
     print(f"{args.layers} layers of the 4B shape, bf16, {device}, {os.cpu_count()} cores, torch {torch.__version__}")
     for n_tokens in args.tokens:
         parts = parts_of(loaded, in_sentences(make_inputs(n_tokens, device)))
+        parts = {name: run for name, run in parts.items() if name == "forward" or (args.parts or "") in name}
         taken: dict[str, list[float]] = {name: [] for name in parts}
         for _ in range(args.repeats):
             for name, run in parts.items():

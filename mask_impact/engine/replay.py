@@ -35,7 +35,7 @@ PROBABLE = 512  # tokens whose differences of logits are not rounded to the weig
 ROWS_TOGETHER = {
     "cpu": 512
 }  # through a layer at once: on a CPU what stands between linear maps is to stay in its cache
-ROWS_ON_DEVICES = 4096
+ROWS_ON_DEVICES = 2048
 ROWS_OF_A_RUN = {"cpu": 1}  # that take as long as what attention by itself takes for one more run
 ROWS_OF_A_RUN_ON_DEVICES = 512
 PACKS_HELD = 16  # between two layers: what hides nothing runs once for all of them
