@@ -14,26 +14,23 @@ the first. So memory holds the inputs and one layer's graph. Knows no prompts. S
 N keys (no cache), D head dimension; one sequence.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from mask_impact.engine.attention import arithmetic_dtype
 from mask_impact.engine.kept import Kept, KeptPass
 from mask_impact.engine.replay import capped
+from mask_impact.engine.rules import RULES, Attended, Rules, differentiable
 from mask_impact.engine.states import LayerState
 from mask_impact.engine.taps import up_to_own, visible_keys, windowed_kernel
 from mask_impact.engine.targets import Target, value_of
-from mask_impact.errors import UsageError
+from mask_impact.errors import ExactnessError, UsageError
 from mask_impact.models.architectures import Decoder
 
-RULES = ("frozen", "gradient")
 BYTES_AT_ONCE = 2**27  # of the weights of some queries, all heads and keys
 
 
@@ -94,18 +91,16 @@ def estimates(
     asked = torch.zeros(n_positions, dtype=torch.bool)
     asked[[one.row for one in targets]] = True
     sums = [(flow.source, flow.target) for flow in flows]
-    ruled = _Rules(tuple(rules))
+    ruled = Rules(tuple(rules))
     held: list[_Attention] = []
 
     def attend(own, module, query, key, value, mask, *args, **kwargs):
         one = _Attention.of(decoder, query, key, value, mask, kwargs)
-        one.output = ruled.either(
-            lambda: own(query, key, value, mask, *args, **kwargs)[0], lambda: one.frozen_output(value)
-        )
+        one.output = Attended.apply(query, key, value, lambda *parts: own(*parts, mask, *args, **kwargs)[0], one, ruled)
         held.append(one)
         return one.output, None
 
-    with _differentiable(kept.model), ruled, kept.substituted(attend):
+    with differentiable(kept.model), ruled, kept.substituted(attend):
         values, gradients = _at_targets(kept, targets, measure, ruled)
         found = {
             rule: Estimates(
@@ -125,11 +120,15 @@ def estimates(
                 one.last[index], one.every[index], one.flows[:, index], one.attention[index] = (
                     part.float().cpu() for part in (last, every, of_flows, attention)
                 )
+    if not all(one.every.isfinite().all() for one in found.values()):
+        raise ExactnessError(
+            "gradients are not finite (NaN or inf): no estimates can be given; try another attention backend or `dtype` float32"
+        )
     return found
 
 
 def _at_targets(
-    kept: KeptPass, targets: Sequence[Target], measure: str, ruled: "_Rules"
+    kept: KeptPass, targets: Sequence[Target], measure: str, ruled: Rules
 ) -> tuple[tuple[float, ...], dict[str, torch.Tensor]]:
     """The targets' values, and by rule the gradient of their sum at the last layer's output."""
     rows = [one.row for one in targets]
@@ -144,7 +143,7 @@ def _at_targets(
 
 
 def _through_layer(
-    kept: KeptPass, index: int, gradients: Mapping[str, torch.Tensor], ruled: "_Rules", held: "list[_Attention]"
+    kept: KeptPass, index: int, gradients: Mapping[str, torch.Tensor], ruled: Rules, held: "list[_Attention]"
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """From the gradients at a layer's output to those at its input, by rule; and those at its attention's output, which is the
     last of `held` then."""
@@ -168,7 +167,7 @@ def estimate_last(kept: Kept, target: Target, measure: str = "log-odds") -> torc
         raise UsageError(f"the last of {n_positions} positions is followed, not {target.row}")
     found = torch.zeros(len(decoder.layers), decoder.n_heads, n_positions)
     last, gradient = torch.tensor([-1]), None
-    with _differentiable(kept.model):
+    with differentiable(kept.model):
         for index in reversed(range(len(decoder.layers))):
             state, held = kept.states[index], []
 
@@ -241,16 +240,16 @@ class _Attention:
         logits = logits.view(len(self.query), -1, n_keys).masked_fill(~self.visible[rows], float("-inf"))
         return torch.softmax(logits, dim=-1).nan_to_num(0.0)
 
-    def frozen_output(self, value: torch.Tensor) -> torch.Tensor:
-        """[1, n, H, D]: the attention with its weights as constants."""
-        n_heads, n_groups = len(self.query), len(self.keys)
-        dtype = arithmetic_dtype(value.dtype)
-        wide = value[0].to(dtype)
-        parts = []
+    def gradient_of_values(self, gradient: torch.Tensor) -> torch.Tensor:
+        """[K, N, D], with the weights as constants; gradient: at the output, [1, n, H, D]."""
+        dtype = arithmetic_dtype(self.values.dtype)
+        n_groups, n_keys, head_dim = self.values.shape
+        gradient = gradient[0].transpose(0, 1).to(dtype)
+        found = gradient.new_zeros(n_groups, n_keys, head_dim)
         for rows in self.chunks():
-            weights = self.weights(rows, dtype).view(n_groups, -1, self.keys.shape[1])
-            parts.append((weights @ wide).view(n_heads, -1, value.shape[-1]))
-        return torch.cat(parts, dim=1).transpose(0, 1).unsqueeze(0).to(value.dtype)
+            weights = self.weights(rows, dtype).view(n_groups, -1, n_keys)
+            found += weights.transpose(1, 2) @ gradient[:, rows].reshape(n_groups, -1, head_dim)
+        return found.to(self.values.dtype)
 
     def sums(
         self,
@@ -309,75 +308,3 @@ def hiding_effects(weights: torch.Tensor, along: torch.Tensor) -> torch.Tensor:
     )
     recomputed = largest * (of_others - along.gather(-1, dominant))
     return torch.where(largest > 0.5, effects.scatter(-1, dominant, recomputed), effects)
-
-
-@contextmanager
-def _differentiable(model: nn.Module) -> Iterator[None]:
-    """While the block is open gradients are formed, of states alone."""
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        for parameter, _ in wanted:
-            parameter.requires_grad_(False)
-        with torch.enable_grad():
-            yield
-    finally:
-        for parameter, before in wanted:
-            parameter.requires_grad_(before)
-
-
-class _Rules(TorchFunctionMode):
-    """While it is open, the operations that norms, gates and routers are made of have the backward passes of some rules: of all
-    of them over one graph."""
-
-    def __init__(self, rules: tuple[str, ...]) -> None:
-        super().__init__()
-        self.rules = rules
-        self.now = rules[0]
-
-    def gradients(
-        self, output: torch.Tensor, inputs: Sequence[torch.Tensor], by_rule: Mapping[str, torch.Tensor]
-    ) -> dict[str, tuple[torch.Tensor, ...]]:
-        """By rule the gradients at the inputs. by_rule: those at the output; nothing for a single number."""
-        found = {}
-        for rule in self.rules:
-            self.now = rule
-            again = rule != self.rules[-1]
-            found[rule] = torch.autograd.grad(output, inputs, by_rule.get(rule), retain_graph=again)
-        return found
-
-    def either(self, plain: Callable[[], torch.Tensor], frozen: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """The value of `plain`, with the backward pass of one of them by rule."""
-        if len(self.rules) == 1:
-            return frozen() if self.rules[0] == "frozen" else plain()
-        return _Either.apply(plain(), frozen(), self)
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-
-        def plain() -> torch.Tensor:
-            return function(*args, **kwargs)
-
-        if function in (torch.rsqrt, torch.Tensor.rsqrt, torch.softmax, torch.Tensor.softmax, functional.softmax):
-            return self.either(plain, lambda: plain().detach())
-        if function in (functional.silu, functional.gelu):
-            x = args[0]
-
-            def by_ratio() -> torch.Tensor:
-                ratio = function(x.detach(), *args[1:], **kwargs) / x.detach()
-                return x * torch.where(x == 0, torch.full_like(ratio, 0.5), ratio)
-
-            return self.either(plain, by_ratio)
-        return plain()
-
-
-class _Either(torch.autograd.Function):
-    """The first of two tensors of the same value, whose gradient goes to the one that the rule of the moment is about."""
-
-    @staticmethod
-    def forward(ctx, plain: torch.Tensor, frozen: torch.Tensor, rules: _Rules) -> torch.Tensor:
-        ctx.rules = rules
-        return plain.view_as(plain)
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
-        return (None, gradient, None) if ctx.rules.now == "frozen" else (gradient, None, None)

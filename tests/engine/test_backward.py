@@ -15,7 +15,7 @@ from mask_impact.engine.masking import MaskingEngine, SequencePlan
 from mask_impact.engine.taps import tapped, up_to_own, visible_keys
 from mask_impact.engine.targets import Target, measure_targets, value_of
 from mask_impact.engine.variants import each_window_and_group
-from mask_impact.errors import UsageError
+from mask_impact.errors import ExactnessError, UsageError
 from mask_impact.models.architectures import LAYOUTS, locate
 
 TEXT = sorted(name for name in LAYOUTS if not name.startswith("qwen3_vl"))
@@ -488,6 +488,19 @@ def test_effects_of_a_key_with_nearly_all_of_the_weight_keep_their_digits():
     along = torch.tensor([2.0, -3.0])
     assert hiding_effects(weights, along)[0] == pytest.approx(-5.0, rel=1e-5)
     assert hiding_effects(torch.tensor([1.0]), torch.tensor([2.0]))[0] == pytest.approx(-2.0)
+
+
+def test_gradients_that_are_not_finite_give_no_estimates(monkeypatch):
+    model, inputs, token = made("qwen3")
+    kept = keep(model, inputs)
+    through = backward._through_layer
+
+    def spoiled(kept, index, gradients, *rest):
+        return through(kept, index, {rule: one * float("nan") for rule, one in gradients.items()}, *rest)
+
+    monkeypatch.setattr(backward, "_through_layer", spoiled)
+    with pytest.raises(ExactnessError, match="gradients are not finite"):
+        estimate(kept, token)
 
 
 def test_the_model_is_as_it_was():
