@@ -1,6 +1,6 @@
 """Whether what a run says the answer used is the truth, on held-out demo pictures where that is known.
 
-    python benchmarks/bench_answer.py                         200 pictures and a second draw of 200: some fifteen minutes
+    python benchmarks/bench_answer.py                         three draws of 200 pictures: some ten minutes
     python benchmarks/bench_answer.py --pictures 40 --draws 1 a first look
 
 Each picture is explained as `mask-impact run` does it, with its default budget. Held against it: in which cell the answer stands,
@@ -106,7 +106,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--pictures", type=int, default=200, help="of each draw (default: 200)")
-    parser.add_argument("--draws", type=int, default=2, help="how many, each of another seed (default: 2)")
+    parser.add_argument("--draws", type=int, default=3, help="how many, each of another seed (default: 3)")
     parser.add_argument("--seed", type=int, default=100, help="of the first draw (default: 100)")
     parser.add_argument("--budget", type=int, default=12, help="forward passes (default: 12)")
     args = parser.parse_args()

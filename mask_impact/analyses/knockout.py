@@ -6,13 +6,14 @@ from itself.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import LogitsProcessorList
 
+from mask_impact.analyses.flows import placed
 from mask_impact.analyses.generation import greedy_config, on_input_device
 from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.prepared import Prepared, describe_run, prepare
@@ -24,6 +25,7 @@ from mask_impact.errors import InputError, UsageError
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.encoding import layout_of, token_texts
 from mask_impact.prompts.group_files import WINDOW, FlowSet, default_flows
+from mask_impact.prompts.groups import Layout
 from mask_impact.results.flows import Flow, FlowPositions, FlowStep, Knockouts
 
 
@@ -48,7 +50,7 @@ def plan(reader: Reader, prepared: Prepared, flows: FlowSet | None, window: int 
         raise UsageError("a knockout slides a window over the depth: give it a number of layers (`window` 9)")
     first, last = windows(n_layers, window)
     layout = layout_of(reader, encoded)
-    located = tuple(_locate(flow, layout, encoded.n_tokens, config.num_attention_heads) for flow in flows.flows)
+    located = tuple(_located(flow, layout, encoded.n_tokens, config.num_attention_heads) for flow in flows.flows)
     return Plan(located, window, first, last)
 
 
@@ -128,23 +130,12 @@ def _step(loaded: LoadedModel, number: int, token: int, text: str, effects: Step
     )  # fmt: skip
 
 
-def _locate(flow: Flow, layout, n_prompt: int, n_heads: int) -> FlowPositions:
-    """Where a flow's ends are. InputError where nothing can flow, or a head is not there."""
-    try:
-        source = layout.resolve(flow.source)
-        target = None if flow.target.strip() == "last" else layout.resolve(flow.target)
-    except InputError as error:
-        raise InputError(f"flow '{flow.name}': {error}") from None
-    if wrong := [head for head in flow.heads or () if head not in range(n_heads)]:
-        raise UsageError(f"flow '{flow.name}': head {wrong[0]} is not there: the model has heads 0 to {n_heads - 1}")
-    reached = n_prompt - 1 if target is None else target[-1]
-    if source[0] > reached:
-        raise InputError(
-            f"flow '{flow.name}' is empty by causality: every token of its source stands behind every token of its target, "
-            "and a token sees only what is before it; turn it round"
-        )
-    if target is None:  # the query goes on seeing itself
+def _located(flow: Flow, layout: Layout, n_prompt: int, n_heads: int) -> FlowPositions:
+    """Where a flow's ends are, for a query at the end of the prompt. InputError where nothing would be left to see."""
+    one = placed(flow, layout, n_heads)
+    source = one.source
+    if one.target is None:  # the query goes on seeing itself
         source = tuple(position for position in source if position != n_prompt - 1) or source
-    if len(source) == n_prompt or (target is None and source == (n_prompt - 1,)):
+    if len(source) == n_prompt or (one.target is None and source == (n_prompt - 1,)):
         raise InputError(f"flow '{flow.name}' leaves its target nothing to see; hide less")
-    return FlowPositions(flow, source, target)
+    return replace(one, source=source)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mask_impact.analyses.flows import placed
 from mask_impact.analyses.hiding import Hiding
 from mask_impact.analyses.prepared import Prepared
 from mask_impact.engine.backward import Estimates
@@ -35,21 +36,16 @@ def placed_flows(reader: Reader, prepared: Prepared) -> tuple[FlowPositions, ...
     InputError or UsageError for a flow that was asked for and can't be.
     """
     asked = prepared.settings.routes
-    layout = layout_of(reader, prepared.encoded)
+    layout, n_heads = layout_of(reader, prepared.encoded), reader.config.get_text_config().num_attention_heads
     usual = asked in (None, "auto")
-    placed = []
+    found = []
     for flow in default_flows(bool(prepared.encoded.images)).flows if usual else _asked(asked):
         try:
-            source = layout.resolve(flow.source)
-            target = None if flow.target == "last" else layout.resolve(flow.target)
-        except InputError as error:
-            if usual:
-                continue
-            raise InputError(f"flow '{flow.name}': {error}") from None
-        if target is not None and source[0] > target[-1]:
-            raise InputError(f"flow '{flow.name}' runs backwards: a token sees only what is before it; turn it round")
-        placed.append(FlowPositions(flow, source, target))
-    return tuple(placed)
+            found.append(placed(flow, layout, n_heads))
+        except InputError:
+            if not usual:
+                raise
+    return tuple(found)
 
 
 def _asked(text: str) -> Sequence[Flow]:
@@ -89,7 +85,10 @@ def routes_of(
     """What each flow carries. estimates: by rule; hiding: cuts each where it carries most; None where nothing is to be cut."""
     routes = []
     for place, one in enumerate(flows):
-        gradient, frozen = (estimates[rule].flows[place].numpy() for rule in ("gradient", "frozen"))
+        gradient, frozen = (estimates[rule].flows[place].numpy().copy() for rule in ("gradient", "frozen"))
+        if one.flow.heads is not None:
+            for values in (gradient, frozen):
+                values[:, np.setdiff1d(np.arange(values.shape[1]), one.flow.heads)] = 0.0
         route = Route(one.flow.name, one.flow.source, one.flow.target, gradient, frozen)
         routes.append(route if hiding is None else _cut(route, one, hiding, rows))
     return tuple(routes)
@@ -98,9 +97,11 @@ def routes_of(
 def _cut(route: Route, one: FlowPositions, hiding: Hiding, rows: Sequence[int]) -> Route:
     """The route with what cutting it does, in all layers and in the few that carry most."""
     source, target = _source(one, rows), _target(one, rows)
+    layers, heads = range(hiding.n_layers), one.flow.heads
+    some = None if heads is None else [[(layer, head) for layer in layers for head in heads]]
 
     def change(layers: tuple[int, int]) -> float:
-        return float(hiding.cut(source, target, layers).logprob_change[0])
+        return float(hiding.cut(source, target, layers, some).logprob_change[0])
 
     few = {carrying(estimate.sum(axis=1)) for estimate in (route.estimate, route.contribution)} - {None}
     changes = {layers: change(layers) for layers in sorted(few)}

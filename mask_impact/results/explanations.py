@@ -60,9 +60,10 @@ class Evidence:
 @dataclass(frozen=True)
 class Route:
     """A flow from some tokens to others. source, target: as asked for. estimate, contribution: float32 [L, H], what cutting it in
-    one head of one layer does, by the plain gradient, and with norms, gates and attention weights as constants.
+    one head of one layer does, by the plain gradient, and with norms, gates and attention weights as constants; 0 for heads that
+    the flow is not about.
 
-    whole_change: what really cutting it did, in all heads of all layers; layers: first and last of few layers in a row, and
+    whole_change: what really cutting it did, in all layers; layers: first and last of few layers in a row, and
     logprob_change: what cutting it in these alone did; None where it was not cut.
     """
 

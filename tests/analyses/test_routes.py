@@ -68,7 +68,7 @@ def test_flows_are_those_asked_for_or_the_usual_ones_that_there_are(tiny, tmp_pa
         ("cat -> dog", InputError, "flow 'cat -> dog': 'dog': this text is not in the prompt"),
         ("image -> last", InputError, "flow 'image -> last': 'image': the prompt has no image"),
         ("tokens 90 -> last", InputError, "flow 'tokens 90 -> last'"),
-        ("mat -> cat", InputError, "flow 'mat -> cat' runs backwards"),
+        ("mat -> cat", InputError, "flow 'mat -> cat' is empty by causality"),
     ],
 )
 def test_flows_that_can_t_be_are_refused_in_one_line(tiny, routes, kind, said):
@@ -164,6 +164,22 @@ def test_what_cutting_does_is_what_full_forwards_with_these_edges_masked_give(ti
         cut = change_of(tiny, produced, rows, in_layers(*route.layers, *ends[route.name]))
         assert route.logprob_change == pytest.approx(cut, rel=2e-3, abs=2e-5)
         assert route.estimate.shape == (n_layers, tiny.config.num_attention_heads)
+
+
+def test_a_flow_of_some_heads_is_cut_in_these_alone(tiny, tmp_path):
+    (tmp_path / "flows.yaml").write_text("flows:\n- {source: cat, target: last, heads: [2, 0]}\n")
+    target, produced, rows, n_layers = explained(tiny, str(tmp_path / "flows.yaml"))
+    (route,) = target.routes
+    cat = [text.strip() for text in target.names[: rows[0] + 1]].index("cat")
+    for heads, same in (((0, 2), True), ((0, 1), False), (None, False)):
+        edges = [(layer, heads, [cat], rows) for layer in range(n_layers)]
+        whole = change_of(tiny, produced, rows, edges)
+        assert (route.whole_change == pytest.approx(whole, rel=2e-3, abs=2e-5)) is same
+    assert not route.estimate[:, [1, 3]].any()
+    assert route.estimate[:, [0, 2]].all()
+    (tmp_path / "wrong.yaml").write_text("flows:\n- {source: cat, target: last, heads: [4]}\n")
+    with pytest.raises(UsageError, match="head 4 is not there: the model has heads 0 to 3"):
+        placed(tiny, str(tmp_path / "wrong.yaml"))
 
 
 def test_cutting_in_other_layers_or_from_another_query_would_be_seen(tiny):
