@@ -214,7 +214,6 @@ class _Nothing:
 
     def __init__(self, kept: Kept, start: int, begin: int) -> None:
         self.kept = kept
-        self.variants = None
         self.packed = Packed.of(torch.tensor([start]), kept.n_positions)
         entered = kept.states[begin].entered[start - kept.n_positions :]
         self.running = entered.to(arithmetic_dtype(entered.dtype)).unsqueeze(0)

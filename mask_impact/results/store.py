@@ -16,6 +16,7 @@ from mask_impact.errors import OutputError
 from mask_impact.results.distance_files import WRITERS
 from mask_impact.results.effect_tables import NUMBERS, effect_table, make_record
 from mask_impact.results.explanation_files import TABLES, answer_checksum, explanation_writers, load_explanation
+from mask_impact.results.explanations import Explanation
 from mask_impact.results.files import check_output, without_suffix, write_files
 from mask_impact.results.meta import read_meta
 from mask_impact.results.records import Result
@@ -112,7 +113,7 @@ def load_result(path: str | os.PathLike) -> Result:
         result = _with_effects(result, stem, meta)
     if meta.get("answer_crc32") is not None:
         answer = load_explanation(stem)
-        if answer_checksum(answer) != meta["answer_crc32"]:
+        if answer_checksum(answer) != meta["answer_crc32"] and not _same_prompt(answer, result):
             raise OutputError(f"{stem.name}.answer.meta.json is not of the run in {meta_path}")
         result = replace(result, answer=answer)
     for step, about in zip(result.steps, meta["steps"], strict=True):
@@ -133,6 +134,17 @@ def _read_distances(stem: Path, meta: dict[str, Any]) -> tuple[Path, np.ndarray,
     if len(l2) != meta["n_rows"]:
         raise OutputError(f"{path} is not complete: {len(l2):,} rows, expected {meta['n_rows']:,}")
     return path, l2, cosine
+
+
+def _same_prompt(answer: Explanation, result: Result) -> bool:
+    """Whether an explanation that was written later, by `evidence` say, is of the same model, prompt and first produced token."""
+    n = result.n_prompt
+    return (
+        answer.meta.get("model") == result.meta.get("model")
+        and answer.n_prompt == n
+        and answer.tokens.texts[:n] == result.tokens.texts[:n]
+        and answer.tokens.texts[n:][:1] == tuple(step.token_text for step in result.steps[:1])
+    )
 
 
 def _with_effects(result: Result, stem: Path, meta: dict[str, Any]) -> Result:

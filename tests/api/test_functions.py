@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoints import tiny_loaded
 from PIL import Image
 
 import mask_impact
 from mask_impact.analyses.settings import RunSettings, SettingError, UnknownSetting, of_command
-from mask_impact.errors import InputError, ModelError, UsageError
+from mask_impact.errors import InputError, ModelError, OutputError, UsageError
 from mask_impact.results import answers, flows, records
 from mask_impact.results.flows import Flow
 from mask_impact.views.answers import render_whatif
@@ -241,3 +242,17 @@ def test_every_public_name_is_there():
     assert set(mask_impact.__all__) <= set(dir(mask_impact))
     with pytest.raises(AttributeError, match="no attribute 'analyse'"):
         mask_impact.analyse  # noqa: B018
+
+
+def test_a_later_answer_to_the_same_prompt_belongs_to_the_run(tmp_path):
+    """`evidence` looks longer, and writes over what `run` has written of the answer; the run can be read with it."""
+    model, prompt = tiny_loaded(), "the cat sat on the mat"
+    given = {"raw": True, "num_tokens": 1}
+    mask_impact.analyze(model, prompt, **given).save(tmp_path / "one")
+    later = mask_impact.explain(model, prompt, target="all", budget=60, measure="log-prob", **given)
+    later.save(tmp_path / "one")
+    found = mask_impact.load_result(tmp_path / "one")
+    np.testing.assert_array_equal(found.answer.targets[0].contribution, later.targets[0].contribution)
+    mask_impact.explain(model, "the cat sat on the", **given).save(tmp_path / "one")
+    with pytest.raises(OutputError, match="is not of the run"):
+        mask_impact.load_result(tmp_path / "one")
