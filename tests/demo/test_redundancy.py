@@ -139,7 +139,7 @@ def test_with_one_of_both_painted_over_the_other_is_needed_alone(demo):
 @pytest.mark.slow
 def test_on_more_pictures_and_within_the_usual_budget(demo):
     """Of 16: the model answers all of them right; nearly always both figures are needed and one is enough. Where that is so, a
-    budget of 60 finds both each time, and the usual one mostly."""
+    budget of 60 finds both each time, and the usual one mostly; that one alone is enough it finds somewhat less often."""
     pictures, drawn = answered(demo, 16, seed=2)
     assert drawn <= 18
     painted = [any(changed_by_paint(demo, one, [cell]) for cell in one.cells) for one in pictures]
@@ -147,7 +147,7 @@ def test_on_more_pictures_and_within_the_usual_budget(demo):
     masked = [changed_by_masks(demo, one, [one.cells[:1], one.cells[1:], one.cells]) for one in pictures]
     redundant = [one for one, told in zip(pictures, masked, strict=True) if told == [False, False, True]]
     assert len(redundant) >= 13
-    for budget, least in ((60, 1.0), (12, 0.8)):
+    for budget, least, least_alone in ((60, 1.0, 1.0), (12, 0.8, 0.7)):
         both = one_alone = 0  # found, and confirmed by answers of the model
         for one in redundant:
             target, found = evidence_of(demo, one, budget)
@@ -155,4 +155,4 @@ def test_on_more_pictures_and_within_the_usual_budget(demo):
             alone = named(target, found.sufficient)
             one_alone += len(alone) == 1 and alone < one.names() and found.sufficient.confirmed
         assert both >= least * len(redundant), (budget, both, len(redundant))
-        assert one_alone >= least * len(redundant), (budget, one_alone, len(redundant))
+        assert one_alone >= least_alone * len(redundant), (budget, one_alone, len(redundant))
