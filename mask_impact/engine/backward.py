@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from mask_impact.engine.attention import arithmetic_dtype
 from mask_impact.engine.kept import Kept, KeptPass
-from mask_impact.engine.replay import capped
+from mask_impact.engine.replay import own_logits
 from mask_impact.engine.rules import RULES, Attended, Rules, differentiable
 from mask_impact.engine.states import LayerState
 from mask_impact.engine.taps import up_to_own, visible_keys, windowed_kernel
@@ -133,8 +133,7 @@ def _at_targets(
     """The targets' values, and by rule the gradient of their sum at the last layer's output."""
     rows = [one.row for one in targets]
     states = kept.final[:, rows].clone().requires_grad_(True)
-    logits = kept.model.get_output_embeddings()(kept.decoder.final_norm(states))[0]
-    values = value_of(capped(kept.model, logits), targets, measure)
+    values = value_of(own_logits(kept, states)[0], targets, measure)
     gradients = {}
     for rule, (found,) in ruled.gradients(values.sum(), (states,), {}).items():
         gradients[rule] = torch.zeros_like(kept.final)
@@ -180,8 +179,7 @@ def estimate_last(kept: Kept, target: Target, measure: str = "log-odds") -> torc
                 output = decoder.layers[index].module(states, **state.arguments_at(last))
             output = output[0] if isinstance(output, tuple) else output
             if gradient is None:
-                head = kept.model.get_output_embeddings()
-                output = value_of(capped(kept.model, head(decoder.final_norm(output))[0]), [target], measure).sum()
+                output = value_of(own_logits(kept, output)[0], [target], measure).sum()
             else:
                 gradient = gradient.to(output.device, output.dtype)
             gradient, of_attention = torch.autograd.grad(output, (states, held[-1].output), gradient)

@@ -22,8 +22,7 @@ class Edges:
 
     def __init__(self, variants: Variants, run: Run, device: torch.device) -> None:
         masks, some = variants.masks, variants[torch.arange(run.which.start, run.which.stop)]
-        self.ablation, self.n_rows = masks.ablation, run.n_rows
-        self._first, self._last = some.first, some.last
+        self.ablation, self._last = masks.ablation, some.last
         self._keys = masks.keys[some.mask].to(device)  # [V, S]
         self._heads = None if masks.heads is None else masks.heads[some.mask].to(device)  # [V, H] or [V, L, H]
         if masks.queries is None:
@@ -71,14 +70,13 @@ def _attend(query, key, value, state: LayerState, layer: int, edges: Edges | Non
         return _attend_fused(query, key, value, earlier, visible, hidden, state.scaling)
     at_once = max(1, ATTENTION_BYTES // (8 * n_variants * n_heads * n_keys))
     wide = torch.promote_types(query.dtype, torch.float32)
+    own, others = ([part.to(wide) for part in pair] for pair in ((key, value), earlier))
     parts = []
     for first in range(0, n_rows, at_once):
         rows = slice(first, min(first + at_once, n_rows))
         hidden = None if edges is None else edges.hidden(layer, rows, n_keys, grouped)
         seen = None if visible is None else visible[rows]
         asked = query[:, :, rows].to(wide).reshape(*grouped, -1, head_dim)
-        own = (part.to(wide) for part in (key, value))
-        others = tuple(part.to(wide) for part in earlier)
         parts.append(_attend_rows(asked, *own, others, seen, hidden, state.scaling, ablation))
     output = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     return output.to(query.dtype)

@@ -110,13 +110,6 @@ def rows_through_layers(kept: Kept, variants: Variants, directly: bool = False) 
     return variants.row_layers(n_layers) + own
 
 
-def unmasked_logits(kept: Kept, rows: Sequence[int] | None = None) -> torch.Tensor:
-    """Logits [R, vocabulary] of what hides nothing, from the first layer on: the model's own, but for rounding. rows: positions
-    (None: the last one)."""
-    rows = (kept.n_positions - 1,) if rows is None else tuple(rows)
-    return logits_of(kept, _through_layers(kept, [], rows, min(rows))[0])
-
-
 def _parts(lengths: torch.Tensor, most: int) -> list[torch.Tensor]:
     """int64 [k] each, neighbours of as many rows together as are allowed; one variant at least."""
     parts, first = [], 0
@@ -151,7 +144,7 @@ def _through_layers(
     """Outputs of the last layer at `rows`, [1 + V, R, hidden]: of what hides nothing, whose rows begin at `start`, and of each
     variant of the packs."""
     states, behind = kept.states, start - kept.n_positions
-    begin = min((int(pack.variants.first[0]) for pack in packs), default=0)
+    begin = min(int(pack.variants.first[0]) for pack in packs)
     own = None if directly else _Nothing(kept, start, begin)
     for index in range(begin, len(states)):
         state = states[index]
@@ -287,9 +280,14 @@ def _in_own_dtype(block: nn.Module, dtype: torch.dtype, maps: LinearMaps, stack:
 
 
 def logits_of(kept: Kept, outputs: torch.Tensor) -> torch.Tensor:
-    """Logits [k, vocabulary] of last layers' outputs [k, hidden], by the model's own norm and head."""
+    """Logits [k, vocabulary] of last layers' outputs [k, hidden] of any dtype, by the model's own norm and head."""
     with OfNothing():
-        return capped(kept.model, kept.model.get_output_embeddings()(kept.decoder.final_norm(outputs)))
+        return own_logits(kept, outputs)
+
+
+def own_logits(kept: Kept, outputs: torch.Tensor) -> torch.Tensor:
+    """Logits [..., vocabulary] of last layers' outputs [..., hidden] in the model's dtype."""
+    return capped(kept.model, kept.model.get_output_embeddings()(kept.decoder.final_norm(outputs)))
 
 
 def capped(model: nn.Module, logits: torch.Tensor) -> torch.Tensor:

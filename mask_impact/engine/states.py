@@ -109,9 +109,7 @@ class LayerState:
             values=first(self.values, 1),
             visible=visible,
             arguments=arguments,
-            _masks=[one if one is None or one.dim() != 4 else one[..., :n, :n] for one in self._masks[:1]]
-            if len(self._masks) == 1
-            else self._masks,
+            _masks=[one if one is None or one.dim() != 4 else one[..., :n, :n] for one in self._masks],
         )
 
     def arguments_at(self, positions: torch.Tensor) -> dict[str, Any]:
