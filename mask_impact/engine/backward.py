@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from mask_impact.engine.attention import arithmetic_dtype
-from mask_impact.engine.kept import Kept, KeptPass
+from mask_impact.engine.attention import arithmetic_dtype, attention_received
+from mask_impact.engine.hiding_effects import Factored, hiding_effects, values_along
+from mask_impact.engine.kept import Kept
 from mask_impact.engine.replay import own_logits
 from mask_impact.engine.rules import RULES, Attended, Rules, differentiable
 from mask_impact.engine.states import LayerState
@@ -48,20 +49,20 @@ class Estimates:
 
     values: of each target, see targets.value_of. last: float32 [L, H, N], hidden from the targets' rows; every: float32 [L, H,
     N], hidden from every query, each by itself, summed. flows: float32 [F, L, H], the sums over each flow's keys and queries.
-    attention: float32 [L, N], the weights of the targets' rows, mean over them and over heads. maps: by layer that was asked
-    for, float32 [H, n, N], of each query and key.
+    received: float32 [L, N], see attention.attention_received. maps: by layer that was asked for, float32 [H, n, N], of each
+    query and key.
     """
 
     values: tuple[float, ...]
     last: torch.Tensor
     every: torch.Tensor
     flows: torch.Tensor
-    attention: torch.Tensor
+    received: torch.Tensor
     maps: dict[int, torch.Tensor]
 
 
 def estimate(
-    kept: KeptPass,
+    kept: Kept,
     targets: Sequence[Target],
     rule: str = "frozen",
     flows: Sequence[Flow] = (),
@@ -74,7 +75,7 @@ def estimate(
 
 
 def estimates(
-    kept: KeptPass,
+    kept: Kept,
     targets: Sequence[Target],
     rules: Sequence[str] = RULES,
     flows: Sequence[Flow] = (),
@@ -82,8 +83,8 @@ def estimates(
     measure: str = "log-odds",
     layers: Iterable[int] = (),
 ) -> dict[str, Estimates]:
-    """Estimates for the sum of the targets, by rule. rules: of RULES; measure: one of choices.MEASURES; layers: those whose whole
-    map is kept. The model is as it was afterwards."""
+    """Estimates for the sum of the targets, by rule. kept: with states of all positions; rules: of RULES; measure: one of
+    choices.MEASURES; layers: those whose whole map is kept. The model is as it was afterwards."""
     if unknown := [rule for rule in rules if rule not in RULES]:
         raise UsageError(f"a rule is one of {', '.join(RULES)}, not {unknown[0]!r}")
     decoder, n_positions, layers = kept.decoder, kept.n_positions, tuple(layers)
@@ -115,10 +116,12 @@ def estimates(
         for index in reversed(range(n_layers)):
             gradients, of_attention = _through_layer(kept, index, gradients, ruled, held)
             maps = [found[rule].maps.get(index) for rule in rules]
-            of_layer = held.pop().sums([of_attention[rule] for rule in rules], asked, sums, maps)
-            for one, (last, every, of_flows, attention) in zip(found.values(), of_layer, strict=True):
-                one.last[index], one.every[index], one.flows[:, index], one.attention[index] = (
-                    part.float().cpu() for part in (last, every, of_flows, attention)
+            attention = held.pop()
+            received = attention.received()
+            of_layer = attention.sums([of_attention[rule] for rule in rules], asked, sums, maps)
+            for one, (last, every, of_flows) in zip(found.values(), of_layer, strict=True):
+                one.last[index], one.every[index], one.flows[:, index], one.received[index] = (
+                    part.float().cpu() for part in (last, every, of_flows, received)
                 )
     if not all(one.every.isfinite().all() for one in found.values()):
         raise ExactnessError(
@@ -128,21 +131,21 @@ def estimates(
 
 
 def _at_targets(
-    kept: KeptPass, targets: Sequence[Target], measure: str, ruled: Rules
+    kept: Kept, targets: Sequence[Target], measure: str, ruled: Rules
 ) -> tuple[tuple[float, ...], dict[str, torch.Tensor]]:
     """The targets' values, and by rule the gradient of their sum at the last layer's output."""
-    rows = [one.row for one in targets]
-    states = kept.final[:, rows].clone().requires_grad_(True)
+    rows, final = [one.row for one in targets], kept.final
+    states = final[:, rows].clone().requires_grad_(True)
     values = value_of(own_logits(kept, states)[0], targets, measure)
     gradients = {}
     for rule, (found,) in ruled.gradients(values.sum(), (states,), {}).items():
-        gradients[rule] = torch.zeros_like(kept.final)
-        gradients[rule][:, rows] = found.to(kept.final)
+        gradients[rule] = torch.zeros_like(final)
+        gradients[rule][:, rows] = found.to(final)
     return tuple(values.tolist()), gradients
 
 
 def _through_layer(
-    kept: KeptPass, index: int, gradients: Mapping[str, torch.Tensor], ruled: Rules, held: "list[_Attention]"
+    kept: Kept, index: int, gradients: Mapping[str, torch.Tensor], ruled: Rules, held: "list[_Attention]"
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """From the gradients at a layer's output to those at its input, by rule; and those at its attention's output, which is the
     last of `held` then."""
@@ -233,10 +236,11 @@ class _Attention:
     def weights(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
         """[H, r, N], 0 for a query that sees nothing."""
         n_groups, n_keys, head_dim = self.keys.shape
-        grouped = self.query[:, rows].reshape(n_groups, -1, head_dim).to(dtype)
-        logits = grouped @ self.keys.to(dtype).transpose(1, 2) * self.scaling
-        logits = logits.view(len(self.query), -1, n_keys).masked_fill(~self.visible[rows], float("-inf"))
-        return torch.softmax(logits, dim=-1).nan_to_num(0.0)
+        grouped = (self.query[:, rows].to(dtype) * self.scaling).reshape(n_groups, -1, head_dim)
+        logits = (grouped @ self.keys.to(dtype).transpose(1, 2)).view(len(self.query), -1, n_keys)
+        visible = self.visible[rows]
+        weights = torch.softmax(logits.masked_fill_(~visible, float("-inf")), dim=-1)
+        return weights.masked_fill_(~visible.any(dim=-1, keepdim=True), 0.0)
 
     def gradient_of_values(self, gradient: torch.Tensor) -> torch.Tensor:
         """[K, N, D], with the weights as constants; gradient: at the output, [1, n, H, D]."""
@@ -249,6 +253,10 @@ class _Attention:
             found += weights.transpose(1, 2) @ gradient[:, rows].reshape(n_groups, -1, head_dim)
         return found.to(self.values.dtype)
 
+    def received(self) -> torch.Tensor:
+        """[N], see attention.attention_received."""
+        return attention_received(self.query, self.keys, self.scaling, self.visible)
+
     def sums(
         self,
         gradients: Sequence[torch.Tensor],
@@ -256,14 +264,14 @@ class _Attention:
         flows: Sequence[tuple[torch.Tensor, torch.Tensor]],
         maps: Sequence[torch.Tensor | None],
     ) -> list[tuple[torch.Tensor, ...]]:
-        """For each of the gradients at the output, [1, n, H, D], the sums of Estimates of this layer: [H, N], [H, N], [F, H],
-        [N]. asked: bool [n], the targets' rows; maps: of each gradient [H, n, N], filled in where it is given."""
-        dtype = arithmetic_dtype(self.values.dtype)
-        n_heads, n_groups, n_keys = len(self.query), *self.keys.shape[:2]
+        """For each of the gradients at the output, [1, n, H, D], the sums of Estimates of this layer: [H, N], [H, N], [F, H].
+        asked: bool [n], the targets' rows; maps: of each gradient [H, n, N], filled in where it is given."""
+        dtype, device = arithmetic_dtype(self.values.dtype), self.values.device
         values = self.values.to(dtype)
         wide = [one[0].transpose(0, 1).to(dtype) for one in gradients]  # [H, n, D]
-        asked = asked.to(values.device)
-        attention = values.new_zeros(n_keys)
+        asked = asked.to(device)
+        flows = [(source.to(device), target.to(device)) for source, target in flows]
+        n_heads, n_keys = len(self.query), values.shape[1]
         found = [
             (
                 values.new_zeros(n_heads, n_keys),
@@ -274,35 +282,17 @@ class _Attention:
         ]
         for rows in self.chunks():
             weights = self.weights(rows, dtype)
-            attention += weights[:, asked[rows]].mean(dim=0).sum(dim=0) / asked.sum()
-            for gradient, whole, (last, every, of_flows) in zip(wide, maps, found, strict=True):
-                grouped = gradient[:, rows].reshape(n_groups, -1, gradient.shape[-1])
-                along = (grouped @ values.transpose(1, 2)).view(n_heads, -1, n_keys)  # v_j . g_i
-                effects = hiding_effects(weights, along)
-                every += effects.sum(dim=1)
-                last += effects[:, asked[rows]].sum(dim=1)
-                for place, (source, target) in enumerate(flows):
-                    part = effects[:, target[rows].to(effects.device)][..., source.to(effects.device)]
-                    of_flows[place] += part.sum(dim=(1, 2))
+            here = asked[rows]
+            for gradient, whole, (last, *_) in zip(wide, maps, found, strict=True):
+                along = values_along(gradient[:, rows][:, here], values)
+                last += hiding_effects(weights[:, here], along).sum(dim=1)
                 if whole is not None:
-                    whole[:, rows] = effects.float().cpu()
-        return [(*one, attention) for one in found]
-
-
-def hiding_effects(weights: torch.Tensor, along: torch.Tensor) -> torch.Tensor:
-    """(o' - o) . g of hiding each key, [..., N], for weights p and along = v . g, both [..., N].
-
-    p_j / (1 - p_j) (o.g - v_j.g), and for a key with more than half of the weight p_j (sum of the others' p v.g / sum of the
-    others' p - v_j.g), where 1 - p_j would have no digits. A query that sees one key only loses all of it.
-    """
-    mean = (weights * along).sum(-1, keepdim=True)
-    effects = weights / (1 - weights).clamp_min(0.25) * (mean - along)
-    largest, dominant = weights.max(-1, keepdim=True)
-    others = weights.scatter(-1, dominant, 0.0)
-    rest = others.sum(-1, keepdim=True)
-    tiny = torch.finfo(weights.dtype).tiny
-    of_others = torch.where(
-        rest > 0, (others * along).sum(-1, keepdim=True) / rest.clamp_min(tiny), torch.zeros_like(rest)
-    )
-    recomputed = largest * (of_others - along.gather(-1, dominant))
-    return torch.where(largest > 0.5, effects.scatter(-1, dominant, recomputed), effects)
+                    whole[:, rows] = hiding_effects(weights, values_along(gradient[:, rows], values)).float().cpu()
+            factored = Factored.of(weights, values)
+            sources = [factored.of_keys(source) for source, _ in flows]
+            for gradient, (_, every, of_flows) in zip(wide, found, strict=True):
+                effects = factored.along(gradient[:, rows])
+                every += effects.by_key()
+                for place, (source, (_, target)) in enumerate(zip(sources, flows, strict=True)):
+                    of_flows[place] += effects.by_query(source)[:, target[rows]].sum(dim=1)
+        return found

@@ -1,6 +1,7 @@
 """Estimates by one backward pass against what they are by definition: removed keys, moved head outputs, constants put back."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from oracle import Float32Becomes
 from tiny_models import tiny_model
 
 from mask_impact.engine import backward
-from mask_impact.engine.backward import Flow, hiding_effects
+from mask_impact.engine.backward import Flow
+from mask_impact.engine.hiding_effects import Factored, hiding_effects, values_along
 from mask_impact.engine.kept import keep, keeping
 from mask_impact.engine.masking import MaskingEngine, SequencePlan
 from mask_impact.engine.taps import tapped, up_to_own, visible_keys
@@ -219,13 +221,14 @@ def frozen_target(model, inputs, token, change=None):
 PAIRS = [(0, 1, N - 1, 3), (1, 2, N - 1, N - 1), (1, 0, 5, 2), (0, 3, 4, 4), (2, 1, N - 1, 0), (0, 0, 0, 0)]
 
 
-def single(model, inputs, token, rule, pair):
-    """One E, through a flow of one key to one query."""
+def single(model, inputs, token, rule, pair, how="sums"):
+    """One E: `sums`, a flow of one key to one query; or `map`, its place in the whole map."""
     layer, head, i, j = pair
     source, target = torch.zeros(N, dtype=torch.bool), torch.zeros(N, dtype=torch.bool)
     source[j], target[i] = True, True
-    found = estimate(keep(model, inputs), token, rule, [Flow(source, target)])
-    return float(found.flows[0, layer, head])
+    found = estimate(keep(model, inputs), token, rule, [Flow(source, target)], layers=[layer])
+    of_map = float(found.maps[layer][head, i, j])
+    return float(found.flows[0, layer, head]) if how == "sums" else of_map
 
 
 # --- tests --------------------------------------------------------------------------------------------------------------
@@ -238,7 +241,8 @@ def test_gradient_estimates_are_differences_of_the_target_along_what_hiding_does
     expected = by_hand(model, inputs, token, pairs)
     assert max(map(abs, expected.values())) > 1e-6
     for pair, value in expected.items():
-        assert single(model, inputs, token, "gradient", pair) == pytest.approx(value, rel=1e-5, abs=1e-9), pair
+        for how in ("sums", "map"):
+            assert single(model, inputs, token, "gradient", pair, how) == pytest.approx(value, rel=1e-5, abs=1e-9), pair
 
 
 @pytest.mark.parametrize("name", [*TEXT, "qwen3_vl"])
@@ -264,7 +268,6 @@ def test_sums_are_those_of_the_single_ones():
     found = estimate(forward, token, "gradient", flows)
     torch.testing.assert_close(found.flows[0::2].permute(1, 2, 0), found.every, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(found.flows[1::2].permute(1, 2, 0), found.last, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(found.attention.sum(1), torch.ones(len(found.attention)))
 
 
 def test_chunks_of_queries_change_nothing(monkeypatch):
@@ -363,8 +366,8 @@ def test_both_rules_over_one_graph_are_each_by_itself(name):
     for rule, found in both.items():
         alone = backward.estimate(forward, target, rule, [flow], layers=[1])
         assert found.values == pytest.approx(alone.values, rel=1e-9)
-        for part in ("last", "every", "flows", "attention"):
-            torch.testing.assert_close(getattr(found, part), getattr(alone, part), rtol=1e-6, atol=1e-9)
+        for part in ("last", "every", "flows", "received"):
+            torch.testing.assert_close(getattr(found, part), getattr(alone, part), rtol=1e-6, atol=1e-9, equal_nan=True)
         torch.testing.assert_close(found.maps[1], alone.maps[1], rtol=1e-6, atol=1e-9)
     assert not torch.allclose(both["frozen"].every, both["gradient"].every, rtol=0.1)
 
@@ -433,11 +436,46 @@ def test_a_mixture_of_experts_is_followed(rule):
         assert single(model, inputs, 7, rule, pair) == pytest.approx(value, rel=1e-5, abs=1e-9)
 
 
+def plain(weights, along):
+    """p / (1 - p) (o - v) . g, whatever the weight."""
+    return weights / (1 - weights).clamp_min(0.25) * ((weights * along).sum(-1, keepdim=True) - along)
+
+
+def without_renormalisation(monkeypatch):
+    """The factors of sums are the weights."""
+    of = Factored.of.__func__
+
+    def broken(cls, *args):
+        found = of(cls, *args)
+        return replace(found, factors=found.factors / (1 + found.factors))
+
+    monkeypatch.setattr(Factored, "of", classmethod(broken))
+
+
+def dominant_by_the_plain_form(monkeypatch):
+    along = Factored.along
+
+    def broken(self, gradient):
+        found = along(self, gradient)
+        values = self.values.repeat_interleave(len(gradient) // len(self.values), dim=0)
+        own = (values.gather(1, self.dominant.unsqueeze(-1).expand_as(gradient)) * gradient).sum(dim=-1)
+        return replace(found, at_dominant=self.share / (1 - self.share).clamp_min(0.25) * (found.own - own))
+
+    monkeypatch.setattr(Factored, "along", broken)
+
+
+def in_maps(formula):
+    return lambda monkeypatch: monkeypatch.setattr(backward, "hiding_effects", formula)
+
+
 BROKEN = {
-    "no renormalisation": lambda weights, along: weights * ((weights * along).sum(-1, keepdim=True) - along),
-    "the dominant key by the plain form": lambda weights, along: (
-        weights / (1 - weights).clamp_min(0.25) * ((weights * along).sum(-1, keepdim=True) - along)
+    "no renormalisation": (
+        in_maps(lambda weights, along: weights * ((weights * along).sum(-1, keepdim=True) - along)),
+        "map",
     ),
+    "the dominant key by the plain form": (in_maps(plain), "map"),
+    "no renormalisation in sums": (without_renormalisation, "sums"),
+    "the dominant key by the plain form in sums": (dominant_by_the_plain_form, "sums"),
 }
 
 
@@ -478,9 +516,34 @@ def test_the_oracle_rejects_a_broken_formula(broken, monkeypatch):
     model, inputs, token = made("qwen3")
     pairs = [(0, 0, 0, 0), (0, 1, N - 1, 3), (0, 1, 1, 0), (0, 1, 1, 1), (1, 2, 1, 0), (1, 2, 1, 1)]
     expected = by_hand(model, inputs, token, pairs)
-    monkeypatch.setattr(backward, "hiding_effects", BROKEN[broken])
-    apart = [abs(single(model, inputs, token, "gradient", pair) - value) for pair, value in expected.items()]
+    break_it, how = BROKEN[broken]
+    break_it(monkeypatch)
+    apart = [abs(single(model, inputs, token, "gradient", pair, how) - value) for pair, value in expected.items()]
     assert max(apart) > 1e-4 * max(map(abs, expected.values()))
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+def test_sums_of_effects_are_those_of_each_by_itself(dtype, rtol):
+    """Keys that have all of the weight, or most, or none; queries that see one key, or nothing; values that are much alike."""
+    torch.manual_seed(0)
+    n_heads, n_groups, n, dim = 4, 2, 12, 6
+    logits = 3 * torch.randn(n_heads, n, n, dtype=torch.float64)
+    logits[:, 7, 2] += 40
+    visible = torch.ones(n, n, dtype=torch.bool).tril()
+    visible[5] = False
+    weights = torch.softmax(logits.masked_fill(~visible, float("-inf")), dim=-1).nan_to_num(0.0).to(dtype)
+    values = (torch.randn(n_groups, n, dim, dtype=torch.float64) + 5).to(dtype)
+    gradient = torch.randn(n_heads, n, dim, dtype=torch.float64).to(dtype)
+    along = torch.einsum("hnd,hid->hin", values.repeat_interleave(2, dim=0), gradient)
+    torch.testing.assert_close(values_along(gradient, values), along)
+    each = hiding_effects(weights.double(), along.double())
+    found = Factored.of(weights.clone(), values)
+    by_key, source = found.along(gradient).by_key(), torch.arange(n) % 3 == 2
+    close = {"rtol": rtol, "atol": rtol * float(each.abs().max())}
+    torch.testing.assert_close(by_key.double(), each.sum(dim=1), **close)
+    by_query = found.along(gradient).by_query(found.of_keys(source))
+    torch.testing.assert_close(by_query.double(), each[..., source].sum(dim=-1), **close)
+    assert not by_query[:, 5].any()
 
 
 def test_effects_of_a_key_with_nearly_all_of_the_weight_keep_their_digits():
