@@ -185,7 +185,7 @@ def mean_share(distances: np.ndarray, sinks: Sequence[int]) -> np.ndarray:
 
 def scores_of(loaded: LoadedModel, prompt: Prompt, step: RawStep) -> dict[str, np.ndarray]:
     """By method how much each of the ranked positions matters, [N]; without the random one."""
-    sinks, where = find_sinks(step.attention.numpy()), list(prompt.ranked)
+    sinks, where = find_sinks(step.received.numpy()), list(prompt.ranked)
     inputs, alone = inputs_of(loaded, prompt.encoded), [[one] for one in where]
     target = explained(loaded, prompt)
     places = [target.positions.index((one,)) for one in where]
@@ -254,7 +254,7 @@ def areas(loaded: LoadedModel, prompts: Sequence[Prompt], seed: int, *, sinks: b
     for prompt in prompts:
         step = measure(loaded, prompt)
         if not sinks:
-            left = set(prompt.ranked) - set(find_sinks(step.attention.numpy()))
+            left = set(prompt.ranked) - set(find_sinks(step.received.numpy()))
             prompt = Prompt(prompt.encoded, tuple(sorted(left)))
         orders = orders_of(scores_of(loaded, prompt, step), rng)
         rows = np.repeat(list(orders), [len(own) for own in orders.values()])

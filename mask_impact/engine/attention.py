@@ -95,6 +95,27 @@ def query_attention(
     )
 
 
+N_ASKED, FEWEST_SEEING = 128, 32  # queries
+
+
+def attention_received(query: torch.Tensor, keys: torch.Tensor, scaling: float, visible: torch.Tensor) -> torch.Tensor:
+    """float32 [N], the mean weight that each key gets from the queries behind it, over them and over heads; NaN where so few of
+    them see it that they do not speak for all: fewer than FEWEST_SEEING, and than half of what any key has. query: [H, n, D], of
+    the last n positions; keys: [K, N, D]; visible: bool [n, N]. Of more than N_ASKED queries so many are asked, evenly spread."""
+    (n_heads, n_rows, head_dim), (n_groups, n_keys, _) = query.shape, keys.shape
+    rows = torch.linspace(0, n_rows - 1, min(n_rows, N_ASKED)).long().unique().to(query.device)
+    visible = visible[rows]
+    grouped = query[:, rows].float().reshape(n_groups, -1, head_dim)
+    logits = (grouped @ keys.float().transpose(1, 2) * scaling).view(n_heads, len(rows), n_keys)
+    weights = torch.softmax(logits.masked_fill(~visible, float("-inf")), dim=-1).nan_to_num(0.0).mean(dim=0)
+    own = rows + (n_keys - n_rows)
+    others = visible & (torch.arange(n_keys, device=keys.device) != own[:, None])
+    n_seeing = others.sum(dim=0)
+    received = (weights * others).sum(dim=0) / n_seeing.clamp_min(1)
+    enough = (n_seeing >= FEWEST_SEEING) | (2 * n_seeing >= n_seeing.max())
+    return received.masked_fill(~enough | (n_seeing == 0), float("nan"))
+
+
 def masking_differences(attention: QueryAttention, start: int, stop: int) -> torch.Tensor:
     """o' - o of every head for each masked key in start..stop-1: [stop - start, H, D].
 

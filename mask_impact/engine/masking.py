@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from mask_impact.engine.attention import arithmetic_dtype, query_attention
+from mask_impact.engine.attention import arithmetic_dtype, attention_received, query_attention
 from mask_impact.engine.choices import VARIANT_GROUPS
 from mask_impact.engine.measurement import (
     SELF_CHECK_TOLERANCE,
@@ -28,7 +28,7 @@ from mask_impact.engine.measurement import (
 from mask_impact.engine.recording import LayerInputs, RawStep, gather
 from mask_impact.engine.riders import Rider, propagate_afterwards
 from mask_impact.engine.states import LayerState
-from mask_impact.engine.taps import tapped, visible_keys, windowed_kernel
+from mask_impact.engine.taps import tapped, up_to_own, visible_keys, windowed_kernel
 from mask_impact.errors import ExactnessError, UsageError
 from mask_impact.models.architectures import Decoder, DecoderLayer, GatedMlp, locate
 
@@ -93,9 +93,7 @@ class MaskingEngine:
         if (record_layers or keep_states) and len(self.plans) > 1:
             raise UsageError("what layers are given can be kept for a single sequence only")
         self.states: list[LayerState] = []
-        self.final: list[
-            torch.Tensor
-        ] = []  # where states of all positions are kept: the last layer's outputs, [n, hidden]
+        self._final: list[torch.Tensor] = []  # of each step, where states of all positions are kept
         if keep_states is not None:
             self.states = [LayerState(all_rows=keep_states == "all") for _ in self.decoder.layers]
         self._substitute: Callable | None = None
@@ -104,6 +102,7 @@ class MaskingEngine:
         self._step = -1
         self._positions: dict[int, torch.Tensor] = {}  # by sequence that is measured at this step: those to mask
         self._records: dict[int, list[LayerRecord]] = {}
+        self._received: dict[int, list[torch.Tensor]] = {}
         self._dtype: torch.dtype | None = None
         self._started = 0.0
         self._layer: DecoderLayer | None = None
@@ -122,6 +121,11 @@ class MaskingEngine:
     def n_positions(self) -> int:
         """Length of the sequence at the step that was measured last, padding included."""
         return self._n_positions
+
+    @property
+    def final(self) -> torch.Tensor:
+        """[1, S, hidden], the last layer's output, where states of all positions are kept."""
+        return torch.cat(self._final).unsqueeze(0)
 
     @contextmanager
     def substituted(self, attention: Callable) -> Iterator[None]:
@@ -147,7 +151,7 @@ class MaskingEngine:
         self._stack.close()
         # A generator that is never finished must not keep tensors alive.
         self._layer, self._embarked, self._n_mapped = None, None, 0
-        self._riders, self._records, self.states, self.final = {}, {}, [], []
+        self._riders, self._records, self._received, self.states, self._final = {}, {}, {}, [], []
 
     def _on_tap(self, own, module, query, key, value, attention_mask, *args, **kwargs):
         if self._substitute is not None:
@@ -197,6 +201,7 @@ class MaskingEngine:
                 if number not in self.finished and (plan.n_steps is None or self._step < plan.n_steps)
             }
             self._records = {number: [] for number in self._positions}
+            self._received = {number: [] for number in self._positions}
         if layer.index in self.layer_inputs:
             inputs = self.layer_inputs[layer.index]
             inputs.hidden_states.append(hidden_states.detach().cpu())
@@ -233,11 +238,21 @@ class MaskingEngine:
             seen = visible_keys(mask, 0, n_rows, key.shape[2], window, key.device)
             state.attend(key[0], value[0], seen, scaling)
         for number, rider in self._riders.items():
+            if self._step == 0:
+                self._note_received(number, query[number], key[number], mask, scaling, window)
             self._attend(
                 number, rider.measurement, query[number, :, -1], key[number], value[number], mask, scaling, window
             )
             rider.propagation = rider.measurement.propagate(0, self._chunk(rider.measurement))
             rider.advance(None)
+
+    def _note_received(self, number, query, key, mask, scaling, window) -> None:
+        first = self.plans[number].padding
+        n_rows, n_keys = query.shape[1], key.shape[1]
+        visible = visible_keys(mask, number, n_rows, n_keys, window, key.device)
+        visible = up_to_own(n_rows, n_keys, key.device) if visible is None else visible
+        received = attention_received(query[:, first:], key[:, first:], scaling, visible[first:, first:])
+        self._received[number].append(received)
 
     def _attend(self, number, measurement, query, key, value, mask, scaling, window) -> None:
         visible = visible_keys(mask, number, 1, key.shape[1], window, key.device)
@@ -305,7 +320,7 @@ class MaskingEngine:
             state = self.states[layer.index]
             state.leave(output[0])
             if layer is self.decoder.layers[-1] and state.all_rows:
-                self.final.append(output[0])
+                self._final.append(output[0])
         for number, rider in self._riders.items():
             measurement = rider.measurement
             measurement.observe_layer_output(output[number, -1])
@@ -324,10 +339,10 @@ class MaskingEngine:
     def _finish_step(self) -> None:
         seconds = time.perf_counter() - self._started
         for number, records in self._records.items():
-            step = gather(records, self._positions[number], seconds)
+            step = gather(records, self._positions[number], seconds, self._received[number])
             self._check_step(step)
             self.sequences[number].append(step)
-        self._records = {}
+        self._records, self._received = {}, {}
 
     def _check_step(self, step: RawStep) -> None:
         tolerance = SELF_CHECK_TOLERANCE[self._dtype]

@@ -20,6 +20,7 @@ class RawStep:
     self_check: torch.Tensor  # [L]
     noise_floor: torch.Tensor  # [L]
     seconds: float
+    received: torch.Tensor | None  # [L, S_t], see attention.attention_received; None where not all positions are new
 
 
 @dataclass
@@ -35,8 +36,11 @@ class LayerInputs:
     visible: list[torch.Tensor] = field(default_factory=list)
 
 
-def gather(records: list[LayerRecord], positions: torch.Tensor, seconds: float) -> RawStep:
-    """The step that the records of its layers make, on the CPU. positions: int64 [P_t]."""
+def gather(
+    records: list[LayerRecord], positions: torch.Tensor, seconds: float, received: list[torch.Tensor]
+) -> RawStep:
+    """The step that the records of its layers make, on the CPU. positions: int64 [P_t]; received: [S_t] of each layer, or
+    nothing."""
 
     def stacked(name: str) -> torch.Tensor:
         values = [getattr(record, name) for record in records]
@@ -53,4 +57,5 @@ def gather(records: list[LayerRecord], positions: torch.Tensor, seconds: float) 
         self_check=stacked("self_check").double(),
         noise_floor=stacked("noise_floor").double(),
         seconds=seconds,
+        received=torch.stack([one.cpu() for one in received]) if received else None,
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from mask_impact.errors import OutputError, UsageError
 from mask_impact.results.records import Result, StepRecord
-from mask_impact.results.sinks import find_sinks
+from mask_impact.results.sinks import sinks_of_shares
 from mask_impact.results.tables import COLUMNS
 from mask_impact.results.tokens import IMAGE_PAD, ImageRecord, TokenTable
 
@@ -283,4 +283,4 @@ def _sinks(step: StepRecord, variants: tuple[str, ...]) -> tuple[int, ...]:
     totals = distances.sum(axis=1, keepdims=True)
     shares = np.zeros((len(distances), step.n_positions))
     shares[:, step.positions] = np.divide(distances, totals, out=np.zeros_like(distances), where=totals > 0)
-    return find_sinks(shares)
+    return sinks_of_shares(shares)

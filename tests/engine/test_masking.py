@@ -186,6 +186,49 @@ def test_a_sliding_window_of_one_token_sees_only_itself():
     assert np.all(l2[0][:, -1, 2:] > 0)
 
 
+def received_by_hand(model, inputs):
+    """[L, N]: from the attention weights that transformers' eager attention gives out."""
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        found = model(**inputs, output_attentions=True).attentions
+    means = [weights[0].double().mean(dim=0).numpy() for weights in found]
+    n = len(means[0])
+    rows = np.full((len(means), n), np.nan)
+    for layer, weights in enumerate(means):
+        behind = [[weights[query, key] for query in range(key + 1, n) if weights[query, key] > 0] for key in range(n)]
+        most = max(map(len, behind))
+        for key, one in enumerate(behind):
+            if len(one) >= min(32, most / 2):
+                rows[layer, key] = np.mean(one)
+    return rows
+
+
+@pytest.mark.parametrize("name", ["qwen3", "mistral", "gemma3_text", "phi3"])
+@pytest.mark.parametrize("n", [9, 60])
+def test_what_a_position_receives_from_the_queries_behind_it(name, n):
+    """In the first step; later ones have one query."""
+    model = tiny_model(name)
+    inputs = tiny_inputs(model, n)
+    *_, engine = measure(model, inputs)
+    first, second, *_ = engine.steps
+    expected = received_by_hand(model, inputs)
+    assert np.isfinite(expected).any()
+    assert np.isnan(expected).any()
+    np.testing.assert_allclose(first.received.numpy(), expected, rtol=1e-4, atol=1e-6)
+    assert second.received is None
+
+
+def test_of_many_queries_some_are_asked():
+    """Which is near to what all give."""
+    model = tiny_model("qwen3")
+    inputs = tiny_inputs(model, 220)
+    *_, engine = measure(model, inputs, num_tokens=1)
+    expected = received_by_hand(model, inputs)
+    there = np.isfinite(expected) & np.isfinite(engine.steps[0].received.numpy())
+    assert there.mean() > 0.6
+    assert np.corrcoef(engine.steps[0].received.numpy()[there], expected[there])[0, 1] > 0.9
+
+
 def test_positions_outside_a_sliding_window_are_exactly_zero():
     model = tiny_model("gemma3_text")
     layers = model.model.layers

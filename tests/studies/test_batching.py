@@ -7,6 +7,7 @@ import torch
 from checkpoints import make_tokenizer
 from tiny_models import ARCHITECTURES, is_vision_language, tiny_image_inputs, tiny_inputs, tiny_model
 
+from mask_impact.analyses import impact_result
 from mask_impact.analyses.impact import run_together
 from mask_impact.analyses.prepared import Prepared, prepare
 from mask_impact.analyses.settings import RunSettings
@@ -51,6 +52,21 @@ def assert_same(together, alone, rtol=1e-5):
         for candidate, expected in zip(one.candidates, other.candidates, strict=True):
             assert candidate.id == expected.id
             assert candidate.probability == pytest.approx(expected.probability, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "mistral", "qwen3_vl"])
+def test_sinks_are_found_in_a_batch_as_alone(name, monkeypatch):
+    """From the same attention: none of it is the padding's."""
+    loaded = wrapped(name)
+    seen = []
+    monkeypatch.setattr(impact_result, "find_sinks", lambda received: seen.append(received) or ())
+    prompts = prompts_for(loaded)
+    run_together(loaded, prompts)
+    together = [seen.pop(0) for _ in prompts]
+    for one, prompt in zip(together, prompts, strict=True):
+        run_together(loaded, [prompt])
+        np.testing.assert_allclose(one, seen.pop(), rtol=1e-4, atol=1e-7)
+    assert any(np.isfinite(one).any() for one in together)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -8,7 +8,7 @@ import pytest
 from synthetic import make_result
 
 from mask_impact.findings.ranking import Importance, token_importance
-from mask_impact.results.sinks import find_sinks
+from mask_impact.results.sinks import find_sinks, sinks_of_shares
 from mask_impact.views.summary import render_summary
 from mask_impact.views.text import columns, escape, percent, quoted, token_label
 
@@ -48,12 +48,29 @@ def full_only(l2, sinks=()):
     ],
 )
 def test_a_sink_takes_a_large_share_and_far_more_than_the_others(attention, sinks):
-    assert find_sinks(np.array(attention, dtype=np.float32)) == sinks
+    received = np.array(attention, dtype=np.float32)
+    assert find_sinks(np.stack([received, received])) == sinks_of_shares(received) == sinks
 
 
-def test_sinks_are_found_in_the_mean_over_layers_whatever_its_scale():
-    attention = np.array([[0.9, 0.05, 0.03, 0.02], [0.5, 0.2, 0.2, 0.1]], dtype=np.float32)
-    assert find_sinks(attention) == find_sinks(attention * 0.01) == (0,)
+def test_shares_of_one_query_are_averaged_over_layers_whatever_their_scale():
+    shares = np.array([[0.9, 0.05, 0.03, 0.02], [0.5, 0.2, 0.2, 0.1]], dtype=np.float32)
+    assert sinks_of_shares(shares) == sinks_of_shares(shares * 0.01) == (0,)
+
+
+def test_a_sink_of_one_layer_is_one():
+    little = np.full((12, 10), 0.01)
+    for share, sinks in ((0.55, (4,)), (0.45, ())):
+        received = little.copy()
+        received[7, 4] = share
+        assert find_sinks(received) == sinks
+
+
+def test_what_few_queries_see_is_no_sink():
+    received = np.full((3, 10), 0.01)
+    received[:, 8], received[:, 0] = np.nan, 0.8
+    assert find_sinks(received) == (0,)
+    received[:2, 0] = np.nan  # of two layers nothing is known
+    assert find_sinks(received) == (0,)
 
 
 # Importance
