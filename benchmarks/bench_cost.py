@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from mask_impact.api.functions import analyze, explain
-from mask_impact.engine.backward import estimate, estimates
+from mask_impact.engine.backward import estimate, estimate_last, estimates
 from mask_impact.engine.kept import keep
 from mask_impact.engine.masking import MaskingEngine, SequencePlan
 from mask_impact.engine.taps import tapped
@@ -97,8 +97,14 @@ def parts_of(loaded: LoadedModel, inputs: dict[str, torch.Tensor]) -> dict[str, 
             )
             measure_targets(engine, variants, [target], own, directly)
 
+    def of_last() -> None:
+        with torch.no_grad(), MaskingEngine(model, plans=[SequencePlan(n_steps=0)], keep_states="last") as engine:
+            model(**inputs, logits_to_keep=1)
+            estimate_last(engine, target)
+
     return {
         "forward": forward,
+        "forward and gradient, last query": of_last,
         "kept forward and gradient": lambda: estimate(keep(model, inputs), [target], "gradient"),
         "kept forward and both rules": lambda: estimates(keep(model, inputs), [target]),
         f"states and {N_HIDDEN} hidden, replay": lambda: measured(False),
@@ -130,7 +136,7 @@ def main() -> None:
         print(f"{n_tokens} tokens: a forward pass takes {statistics.median(taken['forward']):.2f} s")
         for name, run in parts.items():
             ratios = [one / plain for one, plain in zip(taken[name], taken["forward"], strict=True)]
-            print(f"  {name:32}{statistics.median(ratios):8.1f} forwards{peak_mib(run, device):9.0f} MiB", flush=True)
+            print(f"  {name:34}{statistics.median(ratios):8.1f} forwards{peak_mib(run, device):9.0f} MiB", flush=True)
 
 
 if __name__ == "__main__":
