@@ -79,13 +79,15 @@ def unsettled(measured: np.ndarray, content: np.ndarray, of_image: np.ndarray) -
     return content & np.isin(of_image, [*open_kinds])
 
 
-def agreement_of(contribution: np.ndarray, measured: np.ndarray, control: np.ndarray) -> Agreement:
-    """How far the contributions agree with what was measured (NaN where nothing was). Changes below NEGLIGIBLE count as
+def agreement_of(
+    estimated: np.ndarray, measured: np.ndarray, control: np.ndarray, negligible: float = NEGLIGIBLE
+) -> Agreement:
+    """How far estimates agree with what was measured (NaN where nothing was). Changes below the negligible one, in nats, count as
     none, since their order says nothing."""
     there = np.isfinite(measured)
     one, other = (
-        np.where(np.abs(values[there]) < NEGLIGIBLE, 0.0, values[there].astype(float))
-        for values in (contribution, measured)
+        np.where(np.abs(values[there]) < negligible, 0.0, values[there].astype(float))
+        for values in (estimated, measured)
     )
     rho, _ = rank_correlation(one, other)
     at_all = other != 0
@@ -100,12 +102,14 @@ def agreement_of(contribution: np.ndarray, measured: np.ndarray, control: np.nda
     )
 
 
-def is_reliable(agreement: Agreement, measured: np.ndarray, control: np.ndarray) -> bool:
-    """By the rule of this module."""
+def is_reliable(
+    agreement: Agreement, measured: np.ndarray, control: np.ndarray, negligible: float = NEGLIGIBLE
+) -> bool:
+    """By the rule of this module. measured: those that are listed first are the most negative."""
     candidates = np.sort(measured[np.isfinite(measured) & ~control])[:LISTED]  # the most negative first
     weakest = abs(candidates[-1]) if len(candidates) else 0.0
     apart = agreement.rho < MIN_RHO  # NaN where all are alike
-    return not apart and not agreement.strongest_control > max(weakest, NEGLIGIBLE)
+    return not apart and not agreement.strongest_control > max(weakest, negligible)
 
 
 def costs(positions: Sequence[Sequence[int]], n_positions: int) -> np.ndarray:

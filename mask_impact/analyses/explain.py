@@ -153,7 +153,7 @@ class _Explained:
         kept = self.kept.until(self.n_prompt + steps[-1])
         estimates = self._estimates(kept, targets)
         by_position = _by_position(estimates["frozen"])
-        content = self._content(self.n_prompt + steps[0], find_sinks(estimates["gradient"].attention.numpy()))
+        content = self._content(self.n_prompt + steps[0], find_sinks(estimates["gradient"].received.numpy()))
         units, fine = coarse_units(self._units(steps, content), self.tokens, self.encoded.images, by_position)
         hiding = Hiding(kept, targets, self.observer)
         measured = Measured(units, hiding)

@@ -27,6 +27,7 @@ from mask_impact.analyses.impact_result import Pass, make_result
 from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.prepared import Prepared, prepare
 from mask_impact.analyses.settings import RunSettings
+from mask_impact.analyses.strongest import Chosen, choose_strongest, most
 from mask_impact.analyses.units import effect_groups
 from mask_impact.engine.effects import AtEachStep
 from mask_impact.engine.kept import KeptPass, keeping
@@ -113,7 +114,8 @@ def _generate(
         record_layers=frozenset(layers),
         keep_states="all" if keeps else prompts[0].settings.queries if prompts[0].settings.effect else None,
     )
-    effects = _effects(engine, prompts[0], groups, observer)
+    chosen: list[Chosen] = []
+    effects = _effects(engine, prompts[0], groups, chosen, observer)
     observer.begin(sum(one.encoded.n_tokens for one in prompts), len(engine.decoder.layers), n_steps)
     inputs = on_input_device(model, inputs)
     with (
@@ -140,6 +142,7 @@ def _generate(
             [of_step[number] for of_step in candidates[: len(steps)]],
             verification,
             effects.steps if effects is not None else [],
+            chosen,
             kept[0] if keeps else None,
         )
         for number, steps in enumerate(engine.sequences)
@@ -154,9 +157,14 @@ def _masked(prompt: Prepared) -> Masked | None:
 
 
 def _effects(
-    engine: MaskingEngine, prompt: Prepared, groups: Sequence[Group] | None, observer: Observer
+    engine: MaskingEngine,
+    prompt: Prepared,
+    groups: Sequence[Group] | None,
+    chosen: list[Chosen],
+    observer: Observer,
 ) -> AtEachStep | None:
-    """What measures the effects; UsageError where they cost more than is allowed."""
+    """What measures the effects; UsageError where they cost more than is allowed. chosen: gets what is measured of each step,
+    where not all is."""
     settings, n_layers = prompt.settings, len(engine.decoder.layers)
     if not settings.effect:
         return None
@@ -166,14 +174,18 @@ def _effects(
             hidden, n_positions, n_layers, settings.window, settings.queries, settings.ablation
         )
 
-    def here() -> Variants:
-        positions = engine.steps[-1].positions.tolist()
-        return variants_of(_hidden_at(groups, positions), engine.n_positions)
+    def here(logits: torch.Tensor, produced: int) -> Variants:
+        hidden = _hidden_at(groups, engine.steps[-1].positions.tolist())
+        variants = variants_of(hidden, engine.n_positions)
+        if settings.top is None:
+            return variants
+        chosen.append(choose_strongest(engine, hidden, variants, logits, produced, settings.top))
+        return variants[torch.from_numpy(chosen[-1].places)]
 
     n_prompt = prompt.encoded.n_tokens
     masked = prompt.encoded.tokens.masked(settings.mask_mode).nonzero()[0].tolist()
     first = variants_of(_hidden_at(groups, masked), n_prompt)
-    check_cost(first, n_layers, settings.num_tokens, settings.max_cost)
+    check_cost(first, n_layers, settings.num_tokens, settings.max_cost, most(settings.top))
     return AtEachStep(engine, here, observer.effects_begin, observer.effects_done)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from mask_impact.analyses.prepared import Prepared, describe_run
 from mask_impact.analyses.settings import RunSettings
+from mask_impact.analyses.strongest import Chosen, judged
 from mask_impact.engine.effects import StepEffects
 from mask_impact.engine.kept import KeptPass
 from mask_impact.engine.masking import MaskingEngine
@@ -16,14 +17,14 @@ from mask_impact.engine.verification import Verification
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.encoding import token_texts
 from mask_impact.prompts.groups import Group
-from mask_impact.results.records import Candidate, EffectRecord, Result, StepRecord, variant_names
+from mask_impact.results.records import Candidate, EffectRecord, Estimated, Result, StepRecord, variant_names
 from mask_impact.results.sinks import find_sinks
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What one prompt has of a `generate()` with the engine riding; candidates: (ids, probabilities) of every step; kept: all
-    states, where they were to be kept."""
+    """What one prompt has of a `generate()` with the engine riding; candidates: (ids, probabilities) of every step; chosen: of
+    every step which effects were measured, empty where all were; kept: all states, where they were to be kept."""
 
     engine: MaskingEngine
     steps: list[RawStep]
@@ -31,6 +32,7 @@ class Pass:
     candidates: list[tuple[list[int], list[float]]]
     verification: Verification | None
     effects: list[StepEffects]
+    chosen: list[Chosen]
     kept: KeptPass | None
 
 
@@ -53,8 +55,8 @@ def make_result(
     )
     if prompt.settings.effect:
         steps = tuple(
-            replace(step, effect=_effect_record(loaded, step, groups, effects))
-            for step, effects in zip(steps, pass_.effects, strict=True)
+            replace(step, effect=_effect_record(loaded, step, groups, effects, chosen))
+            for step, effects, chosen in zip(steps, pass_.effects, pass_.chosen or [None] * len(steps), strict=True)
         )
     return Result(
         variants=variant_names(pass_.engine.decoder.n_heads, prompt.settings.variants),
@@ -62,7 +64,7 @@ def make_result(
         tokens=encoded.tokens.extended(pass_.produced, texts, kinds),
         steps=steps,
         generated_text=loaded.tokenizer.decode(pass_.produced, skip_special_tokens=True),
-        sinks=find_sinks(steps[0].attention),
+        sinks=find_sinks(pass_.steps[0].received.numpy()),
         images=encoded.images,
         meta=describe_run(loaded, prompt, pass_.engine.decoder)
         | {
@@ -97,7 +99,11 @@ def _make_step(
 
 
 def _effect_record(
-    loaded: LoadedModel, step: StepRecord, groups: Sequence[Group] | None, effects: StepEffects
+    loaded: LoadedModel,
+    step: StepRecord,
+    groups: Sequence[Group] | None,
+    effects: StepEffects,
+    chosen: Chosen | None,
 ) -> EffectRecord:
     n_layers, n_hidden = len(step.l2), len(step.positions if groups is None else groups)
     ids = np.unique(effects.top1).tolist()
@@ -107,20 +113,30 @@ def _effect_record(
         """[L, hidden]; the only window of all layers is around each of them."""
         return np.broadcast_to(values.reshape(-1, n_hidden), (n_layers, n_hidden)).copy()
 
+    def measured(values: np.ndarray, otherwise: float = np.nan) -> np.ndarray:
+        return of_layers(values if chosen is None else chosen.spread(values, otherwise))
+
+    estimated = None
+    if chosen is not None:
+        agreement, reliable = judged(chosen, chosen.spread(effects.logprob_change, np.nan), effects.floor[1])
+        change, control = of_layers(chosen.estimate.astype(np.float32)), of_layers(chosen.control)
+        estimated = Estimated(change, control, agreement, reliable, chosen.forwards, chosen.all_forwards)
     return EffectRecord(
-        of_layers(effects.logit_change),
-        of_layers(effects.logprob_change),
-        of_layers(effects.kl_divergence),
-        of_layers(effects.top1),
+        measured(effects.logit_change),
+        measured(effects.logprob_change),
+        measured(effects.kl_divergence),
+        measured(effects.top1, -1),
         dict(zip(ids, texts, strict=True)),
         effects.floor,
         None if groups is None else tuple((group.name, group.positions) for group in groups),
         effects.likeliest,
         effects.rounding,
+        estimated,
     )
 
 
 def _effect_settings(settings: RunSettings) -> dict[str, Any] | None:
     if not settings.effect:
         return None
-    return {"window": settings.window, "queries": settings.queries, "groups": settings.groups or "tokens"}
+    how = {"window": settings.window, "queries": settings.queries, "groups": settings.groups or "tokens"}
+    return how if settings.top is None else how | {"top": settings.top}

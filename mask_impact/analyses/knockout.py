@@ -76,8 +76,11 @@ def run(
     def variants_of(n_positions: int) -> Variants:
         return _variants(cut, n_positions, engine.decoder.n_heads, settings.ablation)
 
+    def here(*_: Any) -> Variants:
+        return variants_of(engine.n_positions)
+
     check_cost(variants_of(encoded.n_tokens), n_layers, settings.num_tokens, settings.max_cost)
-    effects = AtEachStep(engine, lambda: variants_of(engine.n_positions), observer.effects_begin, observer.effects_done)
+    effects = AtEachStep(engine, here, observer.effects_begin, observer.effects_done)
     observer.begin(encoded.n_tokens, n_layers, settings.num_tokens)
     with torch.no_grad(), engine, effects.attached():
         ids = model.generate(

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 import mask_impact
 from mask_impact.analyses.settings import RunSettings
-from mask_impact.errors import InputError
+from mask_impact.errors import InputError, UsageError
 from mask_impact.models.architectures import Decoder
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.encoding import EncodedPrompt, encode, encode_inputs
@@ -41,6 +41,8 @@ def prepare(
     if not encoded.tokens.masked(settings.mask_mode).any():
         kind = "an image: give one" if settings.mask_mode == "vision" else "text: give some"
         raise InputError(f"mask mode {settings.mask_mode} needs a prompt with {kind}, or another mask mode")
+    if settings.effect and settings.top is not None and settings.ablation != "mask":
+        raise UsageError(f"`top` estimates what `ablation` mask does, not {settings.ablation}: leave one of them out")
     _check_context(loaded.config, encoded.n_tokens, settings.num_tokens)
     return Prepared(prompt, encoded, settings)
 

@@ -19,7 +19,7 @@ from mask_impact.results.tokens import MASK_MODES
 
 GROUPS = ("tokens", "words")
 ANSWER_TOKENS = 16  # of an answer with something hidden, where no number is given
-OF_EFFECTS = ("window", "queries")  # settings that mean nothing without effects
+OF_EFFECTS = ("window", "queries", "top")  # settings that mean nothing without effects
 OF_ANSWERS = ("target", "instead", "measure", "budget", "routes", "matrix", "content_only")  # the same without answers
 MAX_COST = 10_000_000  # row-layers: some hours of a 4B model on two CPU cores, some minutes on a GPU
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]+)?")
@@ -153,6 +153,12 @@ class RunSettings(_Checked):
     queries: str = setting(
         "last", one_of(QUERIES), "hide it from the last query, where the answer is produced, or from all queries",
         heading=EFFECT, metavar="WHICH",
+    )  # fmt: skip
+    top: int | None = setting(
+        None, whole(1, null="all of them"),
+        "measure the K that an estimate and the K that the local impact call the strongest, and 16 at random; all others are "
+        "estimated",
+        heading=EFFECT, metavar="K",
     )  # fmt: skip
     groups: str | None = setting(
         None, Kind(

@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     """Measures, writes NAME.* and prints the summary."""
-    if not args.effect and any(getattr(args, name) is not None for name in OF_EFFECTS):
-        raise UsageError("--window and --queries say how the effect is measured: give --effect too")
+    if not args.effect and (idle := [name for name in OF_EFFECTS if getattr(args, name) is not None]):
+        raise UsageError(f"--{idle[0]} says how the effect is measured: give --effect too")
     request = single.prepare(args, caller, command, answer=True)
 
     def check(reader) -> None:

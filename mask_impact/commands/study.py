@@ -112,8 +112,8 @@ def _check(args: argparse.Namespace, flags: dict[str, Any], is_dataset: bool) ->
     wrong = [*pages, *(name for name in ("formats",) if name in flags)] if is_dataset else []
     if not is_dataset and args.output is not None:
         wrong = ["output"]
-    if is_dataset and not flags.get("effect") and any(name in flags for name in OF_EFFECTS):
-        raise UsageError("--window and --queries say how the effect is measured: give --effect too")
+    if is_dataset and not flags.get("effect") and (idle := [name for name in OF_EFFECTS if name in flags]):
+        raise UsageError(f"--{idle[0]} says how the effect is measured: give --effect too")
     if is_dataset and not flags.get("answer") and (idle := [name for name in OF_ANSWERS if name in flags]):
         raise UsageError(f"--{idle[0].replace('_', '-')} is about what the answer used: give --answer too")
     if wrong:

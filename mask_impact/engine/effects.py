@@ -53,14 +53,15 @@ class AtEachStep(LogitsProcessor):
     """Measures effects at every step of a `generate()` of a single sequence, when the produced token is known: as the last
     of its logits processors, which changes nothing.
 
-    variants_of: what to hide at a step, asked when the model's forward is done. on_begin(step, number of variants) and
-    on_rows(how many more are done) are told how it gets on.
+    variants_of(logits, produced): what to hide at a step, asked when the model's forward is done; it is told the model's logits,
+    [vocabulary], and the produced token's id. on_begin(step, number of variants) and on_rows(how many more are done) are told
+    how it gets on.
     """
 
     def __init__(
         self,
         kept: Kept,
-        variants_of: Callable[[], Variants],
+        variants_of: Callable[[torch.Tensor, int], Variants],
         on_begin: Callable[[int, int], None],
         on_rows: Callable[[int], None],
     ) -> None:
@@ -82,7 +83,8 @@ class AtEachStep(LogitsProcessor):
             handle.remove()
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        variants = self.variants_of()
+        produced = int(scores[0].argmax())
+        variants = self.variants_of(self._logits, produced)
         self.on_begin(len(self.steps), len(variants))
         share = n_told = 0
 
@@ -93,7 +95,7 @@ class AtEachStep(LogitsProcessor):
             self.on_rows(n_done - n_told)
             n_told = n_done
 
-        self.steps.append(measure_effects(self.kept, variants, self._logits, int(scores[0].argmax()), tell))
+        self.steps.append(measure_effects(self.kept, variants, self._logits, produced, tell))
         return scores
 
 

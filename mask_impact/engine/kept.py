@@ -59,8 +59,7 @@ def keeping(engine: MaskingEngine) -> Iterator[list[KeptPass]]:
     try:
         with engine:
             yield found
-            states, final = engine.states, torch.cat(engine.final).unsqueeze(0)
-            found.append(KeptPass(engine.model, engine.decoder, states, final, torch.cat(logits)))
+            found.append(KeptPass(engine.model, engine.decoder, engine.states, engine.final, torch.cat(logits)))
     finally:
         handle.remove()
 

@@ -107,7 +107,7 @@ def rows_through_layers(kept: Kept, variants: Variants, directly: bool = False) 
     n_layers, own = len(kept.states), 0
     if len(variants) and not directly:
         own = (kept.n_positions - int(variants.starts.min())) * (n_layers - int(variants.first.min()))
-    return variants.row_layers(n_layers) + own
+    return int(variants.row_layers(n_layers).sum()) + own
 
 
 def _parts(lengths: torch.Tensor, most: int) -> list[torch.Tensor]:

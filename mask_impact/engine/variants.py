@@ -69,9 +69,9 @@ class Variants:
         """int64 [n], the first position that a variant can change; S where it changes none."""
         return self.masks.starts[self.mask]
 
-    def row_layers(self, n_layers: int) -> int:
-        """How many rows go through how many layers, as a sum over the variants."""
-        return int(((self.masks.n_positions - self.starts) * (n_layers - self.first)).sum())
+    def row_layers(self, n_layers: int) -> torch.Tensor:
+        """int64 [n], how many rows of each variant go through how many layers."""
+        return (self.masks.n_positions - self.starts) * (n_layers - self.first)
 
 
 def windows(n_layers: int, width: int | str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -107,9 +107,10 @@ def in_each(masks: Masks, layers: tuple[torch.Tensor, torch.Tensor]) -> Variants
     return Variants(masks, torch.arange(len(masks)).repeat(len(layers[0])), first, last)
 
 
-def check_cost(variants: Variants, n_layers: int, n_steps: int, max_cost: int) -> None:
-    """UsageError where the variants, at each of n_steps, take more than max_cost rows through layers."""
-    cost = variants.row_layers(n_layers) * n_steps
+def check_cost(variants: Variants, n_layers: int, n_steps: int, max_cost: int, n_most: int | None = None) -> None:
+    """UsageError where the variants, at each of n_steps, take more than max_cost rows through layers; n_most: so many of them,
+    whichever they are."""
+    cost = int(variants.row_layers(n_layers).sort(descending=True).values[:n_most].sum()) * n_steps
     if cost > max_cost:
         forwards = cost / (variants.masks.n_positions * n_layers)
         raise UsageError(

@@ -44,7 +44,8 @@ class Effect:
 
     hidden: of each group the positions; names: of groups that have one, None where each is a single position of the step, in
     its order. values: of each of MEASURES float32 [L, G] in nats (logprob: negative is less likely). top1: int64 [L, G], the
-    most probable token then; top1_texts: their texts by id. likeliest: id of the most probable token with nothing hidden.
+    most probable token then, -1 where nothing was measured; top1_texts: their texts by id. likeliest: id of the most probable
+    token with nothing hidden.
     floors: of each of MEASURES.
     """
 
@@ -64,7 +65,7 @@ class Effect:
     @cached_property
     def changed(self) -> np.ndarray:
         """bool [L, G]: whether another token becomes the most probable."""
-        return self.top1 != self.likeliest
+        return (self.top1 >= 0) & (self.top1 != self.likeliest)
 
     @property
     def by_position(self) -> bool:
@@ -87,7 +88,7 @@ def step_effect(result: Result, step: int) -> Effect | None:
     if groups is not None and _are_tokens(result, step):
         places = np.searchsorted(record.positions, [position for _, (position,) in groups])
         values = {measure: _placed(column, places, record.l2.shape[:2], np.nan) for measure, column in values.items()}
-        top1, groups = _placed(top1, places, record.l2.shape[:2], likeliest), None
+        top1, groups = _placed(top1, places, record.l2.shape[:2], -1), None
     return Effect(
         hidden=tuple((int(position),) for position in record.positions)
         if groups is None

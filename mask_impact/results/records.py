@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mask_impact.results.explanations import Explanation
+from mask_impact.results.explanations import Agreement, Explanation
 from mask_impact.results.tokens import ImageRecord, TokenTable, check_shape
 
 
@@ -35,6 +35,24 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Estimated:
+    """Where only some of a step's effects were measured: what is said of all of them, and how that compares.
+
+    change: float32 [L, G], the change of the produced token's log-probability to first order, nats. control: bool [L, G], what
+    was measured because it was drawn at random. agreement: of the estimates with what was measured; reliable: whether they agree
+    well enough to trust that the strongest were measured. forwards, all_forwards: what measuring took and what measuring all
+    takes, in forward passes of the sequence.
+    """
+
+    change: np.ndarray
+    control: np.ndarray
+    agreement: Agreement
+    reliable: bool
+    forwards: float
+    all_forwards: float
+
+
+@dataclass(frozen=True)
 class EffectRecord:
     """What hiding a position in the layers around a layer does to the produced token, for the positions of its step or for
     groups of positions, G in number (P_t without groups).
@@ -45,7 +63,8 @@ class EffectRecord:
     groups: the (name, positions) that were hidden together; None for each position of the step by itself. likeliest: the
     most probable token with nothing hidden (None: the produced one, which generation need not have taken for that).
     rounding: how far logprob_change is from itself in other rounding, in a sample: the median, relative to it, and the
-    largest difference, in nats (None: not known).
+    largest difference, in nats (None: not known). estimated: None where all were measured; else the numbers of those that were
+    not are NaN, and their top1 is -1.
     """
 
     logit_change: np.ndarray
@@ -57,10 +76,16 @@ class EffectRecord:
     groups: tuple[tuple[str, tuple[int, ...]], ...] | None = None
     likeliest: int | None = None
     rounding: tuple[float, float] | None = None
+    estimated: Estimated | None = None
 
     def __post_init__(self) -> None:
         for name in ("logprob_change", "kl_divergence", "top1"):
             check_shape(name, getattr(self, name), self.logit_change.shape)
+
+    @property
+    def measured(self) -> np.ndarray:
+        """bool [L, G]"""
+        return self.top1 >= 0
 
     @property
     def below_floor(self) -> np.ndarray:
@@ -69,7 +94,7 @@ class EffectRecord:
 
     def top1_changed(self, produced: int) -> np.ndarray:
         """bool [L, G], where another token than with nothing hidden is the most probable one."""
-        return self.top1 != (produced if self.likeliest is None else self.likeliest)
+        return self.measured & (self.top1 != (produced if self.likeliest is None else self.likeliest))
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """A result's meta file: everything of a Result but its distances, there and back. Knows records; reads no tables."""
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from mask_impact.results.explanation_files import answer_checksum
 from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes
-from mask_impact.results.records import Candidate, EffectRecord, Result, StepRecord
+from mask_impact.results.records import Candidate, EffectRecord, Estimated, Result, StepRecord
 from mask_impact.results.table_files import checksum, clean_text
 from mask_impact.results.token_meta import image_entry, image_from, token_entries, tokens_from
 
@@ -62,8 +63,14 @@ def _effect_entry(effect: EffectRecord) -> dict[str, Any]:
         "groups": effect.groups and [line([clean_text(name), list(positions)]) for name, positions in effect.groups],
         "likeliest": effect.likeliest,
         "rounding": effect.rounding and line(effect.rounding),
+        "estimated": effect.estimated and line(_estimated_entry(effect.estimated)),
         "crc32": checksum(*(getattr(effect, name) for name in ("logit_change", "logprob_change", "kl_divergence"))),
     }
+
+
+def _estimated_entry(one: Estimated) -> dict[str, Any]:
+    numbers = {name: getattr(one, name) for name in ("reliable", "forwards", "all_forwards")}
+    return {"agreement": asdict(one.agreement)} | numbers
 
 
 def _largest(values: np.ndarray) -> float | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from mask_impact.errors import OutputError
 from mask_impact.results.distance_files import WRITERS
-from mask_impact.results.effect_tables import NUMBERS, effect_table, make_record
+from mask_impact.results.effect_tables import NUMBERS, columns_to_read, effect_table, make_record
 from mask_impact.results.explanation_files import TABLES, answer_checksum, explanation_writers, load_explanation
 from mask_impact.results.explanations import Explanation
 from mask_impact.results.files import check_output, without_suffix, write_files
@@ -154,7 +154,9 @@ def _with_effects(result: Result, stem: Path, meta: dict[str, Any]) -> Result:
             f"{stem.name}.effect.* is missing: {beside(stem, 'meta.json')} says that effects were measured"
         )
     path, form = found
-    columns, first, steps = read_numbers(path, form, dict.fromkeys(NUMBERS, np.float32) | {"top1_id": np.int64}), 0, []
+    entries = [about["effect"] for about in meta["steps"]]
+    columns = read_numbers(path, form, columns_to_read(any(entry.get("estimated") for entry in entries)))
+    first, steps = 0, []
     try:
         for step, about in zip(result.steps, meta["steps"], strict=True):
             groups = about["effect"].get("groups")

@@ -19,6 +19,8 @@ def digest(loaded: LoadedModel, job: Job) -> str:
     idle = {"allow_remote", "max_cost"}
     idle |= {*OF_EFFECTS} if not settings["effect"] else set()
     idle |= {"answer", *OF_ANSWERS} if not settings["answer"] else set()
+    if settings["top"] is None:  # as before there was one
+        idle.add("top")
     if not settings["effect"] and not settings["answer"]:
         idle.add("groups")
     elif settings["groups"] not in (None, *GROUPS):

@@ -6,7 +6,7 @@ from os import PathLike
 
 from mask_impact.analyses.candidates import EVERYTHING, costs
 from mask_impact.analyses.settings import SETTINGS
-from mask_impact.results.explanations import Evidence, ExplainedTarget, Explanation, TokenSet
+from mask_impact.results.explanations import Agreement, Evidence, ExplainedTarget, Explanation, TokenSet
 from mask_impact.results.tokens import box_of
 from mask_impact.views.text import (
     columns,
@@ -187,10 +187,14 @@ def _routes(target: ExplainedTarget) -> Iterator[str]:
 
 
 def _agreement(found: Explanation, target: ExplainedTarget) -> Iterator[str]:
-    one = target.agreement
-    yield f"Estimates against what was measured ({one.n} of {len(target.names)}):"
+    yield f"Estimates against what was measured ({target.agreement.n} of {len(target.names)}):"
+    yield from agreement_lines(target.agreement, int(target.control.sum()))
+
+
+def agreement_lines(one: Agreement, n_controls: int) -> Iterator[str]:
+    """How far estimates agree with what was measured."""
     yield (
         f"  rank correlation {one.rho:.2f}, same sign {percent(one.same_sign)}, estimated is {one.ratio:.2f} of measured (median)"
     )
-    if target.control.any():
-        yield f"  the largest change among {int(target.control.sum())} drawn at random: {one.strongest_control:.3g}"
+    if n_controls:
+        yield f"  the largest change among {n_controls} drawn at random: {one.strongest_control:.3g}"

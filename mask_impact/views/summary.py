@@ -10,8 +10,8 @@ from os import PathLike
 import numpy as np
 
 from mask_impact.findings.ranking import token_importance, vision_impact
-from mask_impact.results.records import Result, StepRecord
-from mask_impact.views.explanation import answer_sections
+from mask_impact.results.records import Estimated, Result, StepRecord
+from mask_impact.views.explanation import agreement_lines, answer_sections
 from mask_impact.views.text import (
     TOKEN_WIDTH,
     WIDTH,
@@ -29,17 +29,6 @@ from mask_impact.views.text import (
 
 BAR_WIDTH = 16
 N_CANDIDATES = 5
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Numbers
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Text that is safe and stays in its column
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The page
 
 
 def render_summary(
@@ -63,7 +52,7 @@ def render_summary(
         *(details if verbose else []),
         _ranking(result, top) if _masks_text(result) or not verbose else [],
         *(further if verbose else []),
-        _effects(result, top) if result.has_effects else [],
+        _effects(result, top, verbose) if result.has_effects else [],
         [*_sinks(result), *_checks(result)],
     ]
     pages = [*map(fitted, sections), saved_lines(paths)]
@@ -187,9 +176,9 @@ def _steps(result: Result) -> list[str]:
     return lines
 
 
-def _effects(result: Result, top: int) -> list[str]:
+def _effects(result: Result, top: int, verbose: bool) -> list[str]:
     """What hiding a token from a layer, or the layers around it, does to the first produced token: of the tokens with the
-    largest effect, each in the layer where it is the largest."""
+    largest effect, each in the layer where it is the largest, of those that were measured."""
     step = result.steps[0]
     effect, how = step.effect, result.meta.get("effect") or {}
     window, what = how.get("window", 1), "group" if effect.groups else "token"
@@ -197,12 +186,14 @@ def _effects(result: Result, top: int) -> list[str]:
     ablation = result.meta.get("ablation", "mask")
     manner = f"{ablation}, for {'every' if how.get('queries') == 'all' else 'the last'} query"
     lines = [f"Effect on the first token, {quoted(step.token_text, 12)}, of hiding a {what} from {where} ({manner}):"]
-    sizes = np.abs(effect.logprob_change)
+    sizes = np.where(effect.measured, np.abs(effect.logprob_change), -1.0)
     layers = sizes.argmax(axis=0)  # of each token the layer where its effect is the largest
     changed = effect.top1_changed(step.token_id)
     lines.append(f"  {'layer':>5} {'pos':>5}  {padded('token', 18)} {'log-prob.':>10} {'KL (nats)':>10}  becomes")
     for row in np.argsort(-sizes.max(axis=0), kind="stable")[:top]:
         layer = layers[row]
+        if not effect.measured[layer, row]:
+            break
         change, kl, top1 = (values[layer, row] for values in (effect.logprob_change, effect.kl_divergence, effect.top1))
         becomes = quoted(effect.top1_texts[int(top1)], 16) if changed[layer, row] else ""
         if effect.groups is None:
@@ -214,16 +205,30 @@ def _effects(result: Result, top: int) -> list[str]:
             label = quoted(name, 18)
         at = "all" if window == "all" else layer
         lines.append(f"  {at:>5} {position:>5}  {padded(label, 18)} {change:>10.3g} {kl:>10.3g}  {becomes}".rstrip())
+    measured, counted = effect.measured, f"(layer, {what})"
     if window == "all":  # which every layer's row repeats
-        lines.append(
-            f"  {int(changed[0].sum()):,} of {changed.shape[1]:,} {what}s change which token is the most probable"
-        )
-    else:
-        lines.append(
-            f"  {int(changed.sum()):,} of {changed.size:,} (layer, {what}) change which token is the most probable"
-        )
+        measured, changed, counted = measured[:1], changed[:1], f"{what}s"
+    lines.append(
+        f"  {int(changed.sum()):,} of {int(measured.sum()):,} {counted} change which token is the most probable"
+    )
+    lines += _estimated(effect.estimated, measured, counted, verbose) if effect.estimated else []
     if effect.rounding:
         lines.append(f"  Rounding changes them by {percent(effect.rounding[0])} (median of a sample)")
+    return lines
+
+
+def _estimated(one: Estimated, measured: np.ndarray, what: str, verbose: bool) -> list[str]:
+    """What was measured, where not all was, and how far the estimates agree with it. what: was hidden."""
+    lines = [
+        f"  {int(measured.sum()):,} of {measured.size:,} {what} were really hidden, the others estimated "
+        f"({one.forwards:.1f} forward passes; all would take {one.all_forwards:.1f})"
+    ]
+    if not one.reliable:
+        lines.append(
+            "  NOT RELIABLE here: the estimates do not agree with what was measured; without --top all is measured"
+        )
+    if verbose:
+        lines += agreement_lines(one.agreement, int(one.control[: len(measured)].sum()))
     return lines
 
 
@@ -235,7 +240,7 @@ def _sinks(result: Result) -> list[str]:
             share = float(step.attention[position] / step.attention.sum()) if step.attention.any() else 0.0
             lines.append(
                 f"Attention sink, left out of the rankings: {token_label(result, position)} at position {position} "
-                f"({percent(share)} of attention)"
+                f"({percent(share)} of the last position's attention)"
             )
     return lines
 

@@ -67,6 +67,7 @@ def _step_entry(result: Result, step: StepRecord, top: int) -> dict[str, Any]:
         sizes = np.abs(np.nan_to_num(changes))
         layers = sizes.argmax(axis=0)
         order = np.argsort(-sizes.max(axis=0), kind="stable")[:top]
+        order = order[effect.top1[layers[order], order] >= 0]
         entry["effects"] = [
             {
                 "name": effect.names[place] if effect.names else result.tokens.texts[effect.hidden[place][0]],
@@ -78,6 +79,14 @@ def _step_entry(result: Result, step: StepRecord, top: int) -> dict[str, Any]:
             }
             for place in order.tolist()
         ]
+        estimated = step.effect.estimated
+        if estimated is not None:
+            entry["effects_estimated"] = {
+                "measured": int(step.effect.measured.sum()),
+                "of": step.effect.measured.size,
+                "rank_correlation": _plain(estimated.agreement.rho),
+                "reliable": estimated.reliable,
+            }
     return entry
 
 

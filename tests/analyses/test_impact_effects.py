@@ -1,5 +1,6 @@
 """Effects on the answer as a user has them: in results and files, by groups, from the script and in studies."""
 
+from dataclasses import replace
 from functools import partial
 
 import effect_oracle
@@ -14,9 +15,11 @@ import mask_impact
 from mask_impact.analyses.observer import Observer
 from mask_impact.api.functions import analyze as analyze_all
 from mask_impact.commands.scripts import main_text
-from mask_impact.errors import InputError, OutputError
+from mask_impact.errors import InputError, OutputError, UsageError
 from mask_impact.models import loading
 from mask_impact.results.effect_tables import EFFECT_COLUMNS
+from mask_impact.views.summary import render_summary
+from mask_impact.views.summary_json import result_entry
 
 N_STEPS = 3
 analyze = partial(analyze_all, answer=False)  # local maps and effects alone
@@ -193,8 +196,9 @@ def test_the_script_says_what_costs_most(tmp_path, monkeypatch, capsys, text_che
 
 
 WRONG = [
-    (["--window", "3"], "--window and --queries say how the effect is measured: give --effect too"),
-    (["--queries", "all"], "--window and --queries say how the effect is measured: give --effect too"),
+    (["--window", "3"], "--window says how the effect is measured: give --effect too"),
+    (["--queries", "all"], "--queries says how the effect is measured: give --effect too"),
+    (["--top", "5"], "--top says how the effect is measured: give --effect too"),
     (["--effect", "--queries", "first"], "--queries must be last or all, not 'first'"),
     (["--effect", "--groups", "nowhere.yaml"], "--groups takes tokens, words or a YAML file of groups, and 'nowhere.yaml' "),
     (["--effect", "--max-cost", "3"], "this takes 66 rows through layers, as many as 2 forward passes of this prompt, and 3 "
@@ -246,3 +250,98 @@ def test_a_study_has_them_where_its_file_says_so(tmp_path, monkeypatch, capsys, 
     assert main_text(argv) == 1
     assert "study.yaml:" in (err := capsys.readouterr().err)
     assert "groups.yaml' is no file" in err
+
+
+# --- only the strongest ---------------------------------------------------------------------------------------------------
+
+LONG = "Anna has the green hat and Boris has the red coat. Who has the coat? The one with the"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"num_tokens": 2},
+        {"window": 3, "groups": "words"},
+        {"window": 2, "queries": "all"},
+        {"window": "all", "queries": "all", "groups": "words"},
+        {"variants": ("heads",)},
+    ],
+)
+def test_what_only_the_strongest_are_measured_for_is_what_all_are(how):
+    """Where it is measured; nothing is said of the rest, but for an estimate."""
+    loaded = mask_impact.load("demo", kind="text", device="cpu", dtype="float32")
+    whole = analyze(loaded, LONG, effect=True, **how)
+    some = analyze(loaded, LONG, effect=True, top=3, **how)
+    for one, other in zip(whole.steps, some.steps, strict=True):
+        measured, estimated = other.effect.measured, other.effect.estimated
+        n_distinct = measured[0].sum() if how.get("window") == "all" else measured.sum()
+        assert 16 + 3 <= n_distinct <= 16 + 6
+        assert one.effect.measured.all()
+        assert one.effect.estimated is None
+        assert (estimated.control & ~measured).sum() == 0
+        for name in ("logit_change", "logprob_change", "kl_divergence"):
+            expected, found = getattr(one.effect, name), getattr(other.effect, name)
+            assert np.isnan(found[~measured]).all()
+            np.testing.assert_allclose(found[measured], expected[measured], rtol=1e-3, atol=1e-6)
+        assert (other.effect.top1[measured] == one.effect.top1[measured]).all()
+        assert not other.effect.top1_changed(other.token_id)[~measured].any()
+        assert np.isfinite(estimated.change).all()
+        assert 0 < estimated.forwards < estimated.all_forwards
+        largest = np.abs(np.nan_to_num(one.effect.logprob_change)).argmax()
+        assert measured.flat[largest] or not estimated.reliable
+    assert some.meta["effect"]["top"] == 3
+    assert "top" not in whole.meta["effect"]
+
+
+def test_estimates_are_of_the_token_s_log_probability():
+    """A small change to first order is what it is: against what was measured, where hiding does little."""
+    loaded = mask_impact.load("demo", kind="text", device="cpu", dtype="float32")
+    effect = analyze(loaded, LONG, effect=True, top=4000).steps[0].effect
+    assert effect.measured.all()  # there are no more
+    little = (np.abs(effect.logprob_change) < 0.01) & (np.abs(effect.logprob_change) > 1e-4)
+    assert little.sum() > 50
+    ratio = effect.estimated.change[little] / effect.logprob_change[little]
+    assert 0.9 < np.median(ratio) < 1.1
+    assert effect.estimated.agreement.n == effect.logprob_change.size
+    assert effect.estimated.reliable == (effect.estimated.agreement.rho >= 0.7)
+
+
+def test_what_was_estimated_is_kept_in_every_format_and_shown(tmp_path):
+    loaded = mask_impact.load("demo", kind="text", device="cpu")
+    result = analyze(loaded, LONG, effect=True, top=3)
+    effect = result.steps[0].effect
+    for form in ("csv", "json", "parquet"):
+        result.save(tmp_path / form, formats=(form,))
+        again = mask_impact.load_result(tmp_path / form).steps[0].effect
+        for name in ("logit_change", "logprob_change", "kl_divergence", "top1"):
+            np.testing.assert_array_equal(getattr(effect, name), getattr(again, name))
+        np.testing.assert_array_equal(effect.estimated.change, again.estimated.change)
+        np.testing.assert_array_equal(effect.estimated.control, again.estimated.control)
+        for name in ("agreement", "reliable", "forwards", "all_forwards"):
+            assert getattr(effect.estimated, name) == getattr(again.estimated, name)
+    frame = pd.read_csv(tmp_path / "csv.effect.csv")
+    assert list(frame.columns) == [*EFFECT_COLUMNS, "estimate", "control"]
+    assert frame.logprob_change.notna().sum() == frame.top1_token.notna().sum() == effect.measured.sum()
+    assert not frame.estimate.isna().any()
+    text = render_summary(result)
+    n, n_all = effect.measured.sum(), effect.measured.size
+    assert f"{n} of {n_all} (layer, token) were really hidden, the others estimated" in " ".join(text.split())
+    assert f"rank correlation {effect.estimated.agreement.rho:.2f}" in text
+    untrue = replace(effect, estimated=replace(effect.estimated, reliable=False))
+    assert "NOT RELIABLE here" in render_summary(replace(result, steps=(replace(result.steps[0], effect=untrue),)))
+    assert ("NOT RELIABLE" in text) != effect.estimated.reliable
+    (entry,) = result_entry(result)["steps"]
+    assert entry["effects_estimated"]["measured"] == n
+    assert all(np.isfinite(one["logprob_change"]) for one in entry["effects"])
+
+
+def test_the_strongest_are_estimated_for_hiding_alone():
+    with pytest.raises(UsageError, match=r"`top` estimates what `ablation` mask does, not zero-value"):
+        analyze("demo", "What is 2+2?", effect=True, top=3, ablation="zero-value")
+
+
+def test_few_cost_little():
+    """What is refused for all may be measured for some."""
+    with pytest.raises(UsageError, match="rows through layers"):
+        analyze("demo", LONG, effect=True, max_cost=800)
+    assert analyze("demo", LONG, effect=True, max_cost=800, top=3).has_effects

@@ -80,7 +80,7 @@ def test_a_shorter_dataset_leaves_no_parts_of_a_longer_one(text_checkpoint, monk
     ("flags", "said"),
     [
         (["--target", "all"], "--target is about what the answer used: give --answer too"),
-        (["--window", "3"], "--window and --queries say how the effect is measured: give --effect too"),
+        (["--window", "3"], "--window says how the effect is measured: give --effect too"),
     ],
 )
 def test_flags_that_would_do_nothing_are_refused(flags, said, capsys):

@@ -317,6 +317,7 @@ WRONG_VALUES = {
     "effect": (['"yes"', "1", "null"], "effect must be true or false, not "),
     "window": (['"9"', "0", "2.5", "some"], "window must be a whole number of layers, at least 1, or all, not "),
     "queries": (["first", "null"], "queries must be last or all, not "),
+    "top": (['"5"', "0", "all"], "top must be a whole number, at least 1, or null (all of them), not "),
     "groups": (["5", '""', "[a]"], "groups must be text: tokens, words, or a path of a YAML file of groups, or null (words "),
     "answer": (["5", "null", "text"], "answer must be true or false, not "),
     "target": (["5", '""', "null"], "target must be text: answer, thinking, all, each, numbers of produced tokens (0-4), or "),

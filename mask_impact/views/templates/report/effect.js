@@ -8,6 +8,7 @@ import { view } from "./view.js";
 export const isSink = (position) => prompt().sinks.some((sink) => sink.position === position);
 export const effectFloor = () => step().effect.floors[state.measure];
 export const isNone = (value) => Math.abs(value) <= effectFloor();
+export const isMeasured = (group, layer) => view.effect.top1[effectPlace(group, layer)] >= 0;
 
 export const groups = () => step().effect.groups;
 export const nGroups = () => (groups() ?? view.positions).length;
@@ -16,7 +17,8 @@ export const hiddenIn = (group) => (groups() ? groups()[group][1] : [view.positi
 export const effectPlace = (group, layer) => layer * nGroups() + group;
 export const effectAt = (group, layer) => view.effect[state.measure][effectPlace(group, layer)];
 export const effectOf = (position, layer) => effectAt(view.at.get(position), layer);
-export const isChanged = (group, layer) => view.effect.top1[effectPlace(group, layer)] !== step().effect.likeliest;
+export const isOther = (top1) => top1 >= 0 && top1 !== step().effect.likeliest;
+export const isChanged = (group, layer) => isOther(view.effect.top1[effectPlace(group, layer)]);
 
 // The columns of the chart: those of the other one, or a group each; `groups` are the effects' columns within one.
 export function effectColumns() {

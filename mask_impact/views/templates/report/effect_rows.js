@@ -1,7 +1,9 @@
 // The rows of CSV files of effects, and of what is found by putting local impact beside them.
 
 import { layerAgreement } from "./agreement.js";
-import { effectAt, effectPlace, groups, hiddenIn, isChanged, isNone, isSink, nGroups } from "./effect.js";
+import {
+  effectAt, effectPlace, groups, hiddenIn, isChanged, isMeasured, isNone, isSink, nGroups,
+} from "./effect.js";
 import { apartLists } from "./effect_text.js";
 import { localDistance, localImpact } from "./local_impact.js";
 import { float32Cell, orNull } from "./rows.js";
@@ -19,6 +21,7 @@ const APART = [
 ];
 
 function changesOf(group, layer) {
+  if (!isMeasured(group, layer)) return CHANGES.map(() => null);
   const place = effectPlace(group, layer);
   const { logprob, kl, top1 } = view.effect;
   const token = [top1[place], step().effect.top1_texts[top1[place]] ?? ""];

@@ -6,7 +6,7 @@ import { SCALE_NAMES } from "../shared/scales.js";
 import { visible } from "../shared/texts.js";
 import { replaceContent } from "./content.js";
 import { changed } from "./drawn.js";
-import { effectColumns, groups, hiddenIn, nGroups } from "./effect.js";
+import { effectColumns, groups, hiddenIn, isOther, nGroups } from "./effect.js";
 import { natsText } from "./effect_tips.js";
 import { MEASURES, METRIC_NAMES } from "./file.js";
 import { answerName, tokenTitle } from "./names.js";
@@ -27,9 +27,12 @@ function unitText() {
 }
 
 function changedText() {
-  const nChanged = view.effect.top1.reduce((sum, id) => sum + (id !== step().effect.likeliest), 0);
-  const all = `(layer, ${groups() ? "group" : "token"})`;
-  const [some, whole] = [nChanged, nGroups() * view.nLayers].map(englishText);
+  const { top1 } = view.effect;
+  const count = (test) => top1.reduce((sum, id) => sum + test(id), 0);
+  const [nChanged, nMeasured] = [count(isOther), count((id) => id >= 0)];
+  const part = nMeasured < top1.length ? " that were measured" : "";
+  const all = `(layer, ${groups() ? "group" : "token"})${part}`;
+  const [some, whole] = [nChanged, nMeasured].map(englishText);
   return `In ${some} of ${whole} ${all} another token than ${answerName()} becomes the most probable.`;
 }
 
