@@ -219,10 +219,10 @@ def _effects(result: Result, top: int, verbose: bool) -> list[str]:
 
 def _estimated(one: Estimated, measured: np.ndarray, what: str, verbose: bool) -> list[str]:
     """What was measured, where not all was, and how far the estimates agree with it. what: was hidden."""
-    lines = [
-        f"  {int(measured.sum()):,} of {measured.size:,} {what} were really hidden, the others estimated "
-        f"({one.forwards:.1f} forward passes; all would take {one.all_forwards:.1f})"
-    ]
+    cost = f"{one.forwards:.1f} forward passes; all would take {one.all_forwards:.1f}"
+    lines = [f"  {int(measured.sum()):,} of {measured.size:,} {what} were really hidden, the others estimated ({cost})"]
+    if measured.all():
+        lines = [f"  All {what} were really hidden ({one.forwards:.1f} forward passes)"]
     if not one.reliable:
         lines.append(
             "  NOT RELIABLE here: the estimates do not agree with what was measured; without --top all is measured"

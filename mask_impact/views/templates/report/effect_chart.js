@@ -96,8 +96,9 @@ function signs() {
 }
 
 function drawLegendOfEffect() {
+  const rest = view.effect.top1.some((id) => id < 0) ? ", or not measured" : "";
   const floor = `no more than the noise floor, ${natsText(effectFloor())} nats`;
-  const empty = effectFloor() > 0 ? floor : "no effect at all";
+  const empty = (effectFloor() > 0 ? floor : "no effect at all") + rest;
   $("effect-legend").replaceChildren(
     ...signs(),
     element("span", {}, element("i", { className: "cell" }), empty),

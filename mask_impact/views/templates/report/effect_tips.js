@@ -3,7 +3,7 @@
 import { float32Text, shortText } from "../shared/numbers.js";
 import { quoted } from "../shared/texts.js";
 import {
-  effectAt, effectFloor, effectPlace, groups, hiddenIn, isChanged, isNone, isSink, strongestOf,
+  effectAt, effectFloor, effectPlace, groups, hiddenIn, isChanged, isMeasured, isNone, isSink, strongestOf,
 } from "./effect.js";
 import { distanceText, tokenName } from "./names.js";
 import { prompt, step } from "./state.js";
@@ -41,6 +41,7 @@ export function effectTip(group, layer) {
   const place = effectPlace(group, layer);
   const { logprob, kl, top1 } = view.effect;
   const lines = [`layer ${layer}${windowText(layer)} · ${groupName(group)}`];
+  if (!isMeasured(group, layer)) return [...lines, "not measured"].join("\n");
   if (Number.isNaN(logprob[place]) && Number.isNaN(kl[place])) return [...lines, "no value"].join("\n");
   lines.push(`log-probability ${signedText(logprob[place])} nats, KL ${distanceText(kl[place], false)} nats`);
   const most = quoted(step().effect.top1_texts[top1[place]] ?? "", 40);
