@@ -2,11 +2,15 @@
 
     python benchmarks/bench_recall.py                 50 prompts of some 90 to 250 tokens, SmolLM2: some twenty minutes
     python benchmarks/bench_recall.py --prompts 8     a first look
+    python benchmarks/bench_recall.py --on demo       the bundled text model, whose truth is known: some two minutes
 
 A prompt tells of several people where they live and what they keep, and asks where one of them lives. What is asked about is
 the first town that is named in the model's own answer, whether that is right or wrong. Every token is really hidden, from all
 queries in all layers: the exact winner is the content token that costs that town most. Held against it, among content: the
 contribution, the plain gradient, and evidence as `mask-impact run` finds it with its default budget.
+
+The demo's stories say where the word stands that carries the answer. There evidence is held against that word; a question that
+the model answers wrongly is left out.
 """
 
 import argparse
@@ -23,7 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mask_impact
 from mask_impact.analyses import explain
+from mask_impact.analyses.prepared import prepare
 from mask_impact.analyses.settings import RunSettings
+from mask_impact.demo import tasks
 from mask_impact.models.loading import LoadedModel
 
 PEOPLE = ("Anna", "Peter", "Maria", "John", "Emma", "David", "Laura", "Simon", "Julia", "Martin", "Helen", "Oscar")
@@ -123,13 +129,66 @@ def look(loaded: LoadedModel, case: Recall) -> dict[str, float] | None:
     return row
 
 
+def look_demo(loaded: LoadedModel, sample: tasks.TextSample) -> dict[str, float] | None:
+    """One story: whether what carries the answer is found; None where the answer is wrong."""
+    prepared = prepare(loaded, sample.prompt, RunSettings(num_tokens=ANSWER))
+    found = explain.run(loaded, sample.prompt, RunSettings(num_tokens=ANSWER))
+    if not found.generated_text.startswith(sample.answer):
+        return None
+    templated = prepared.encoded.text
+    offsets = loaded.tokenizer(templated, return_offsets_mapping=True, add_special_tokens=False)["offset_mapping"]
+    (target,) = found.targets
+    carry = set(tasks.evidence_positions(sample, templated, offsets))
+    of_text = next((one for one in target.evidence if one.kind == "text"), None)
+    needed = None if of_text is None else of_text.necessary
+    places = set() if needed is None else {*needed.places, *of_text.each}
+    named = {at for place in places for at in target.positions[place]}
+    listed = {at for place in target.used(5) for at in target.positions[place]}
+    nan = float("nan")
+    return {
+        "tokens": float(found.n_prompt),
+        "measured: what carries the answer is among what is named first": float(bool(carry & listed)),
+        "evidence: a necessary set is found": float(needed is not None),
+        "evidence: what carries the answer is in it, or changes it alone": nan
+        if needed is None
+        else float(bool(carry & named)),
+        "evidence: words": nan if needed is None else float(len(places)),
+        "said to be reliable": float(target.reliable is not False),
+        "forward passes that measuring took": target.forwards,
+    }
+
+
+def show(looks: list[dict[str, float]]) -> None:
+    """Means."""
+    for key in looks[0]:
+        values = np.array([one[key] for one in looks])
+        values = values[np.isfinite(values)]
+        if values.size:
+            middle = f"   median {np.median(values):g}" if "place" in key or key == "tokens" else ""
+            print(f"  {key:62}{values.mean():8.3f}{middle}")
+
+
+def on_demo(n: int, seed: int) -> None:
+    """The demo's stories."""
+    loaded = mask_impact.load("demo", kind="text", device="cpu")
+    for task in tasks.RECALL_TASKS:
+        samples = tasks.text_samples(task, n, seed)
+        looks = [one for one in (look_demo(loaded, sample) for sample in samples) if one is not None]
+        print(f"\n== demo, {task}: {len(looks)} of {n} that are answered right, seed {seed}")
+        show(looks)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--prompts", type=int, default=50, help="(default: 50)")
+    parser.add_argument("--prompts", type=int, default=50, help="(default: 50; of the demo, of each task)")
+    parser.add_argument("--on", choices=("smollm2", "demo"), default="smollm2", help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=3, help="of the prompts (default: 3)")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.on == "demo":
+        on_demo(args.prompts, args.seed)
+        return
     loaded = mask_impact.load("smollm2", kind="text")
     looks = []
     for number, case in enumerate(draw(args.prompts, args.seed), start=1):
@@ -142,12 +201,8 @@ def main() -> None:
     for right, name in ((None, "all"), (1.0, "right answers"), (0.0, "wrong answers")):
         part = [one for one in looks if right is None or one["right"] == right]
         print(f"\n{name}: {len(part)}")
-        for key in looks[0]:
-            values = np.array([one[key] for one in part])
-            values = values[np.isfinite(values)]
-            if values.size:
-                middle = f"   median {np.median(values):g}" if "place" in key or key == "tokens" else ""
-                print(f"  {key:58}{values.mean():8.3f}{middle}")
+        if part:
+            show(part)
 
 
 if __name__ == "__main__":

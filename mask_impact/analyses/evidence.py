@@ -59,14 +59,15 @@ class Found:
 
 @dataclass(frozen=True)
 class Searched:
-    """What was found among the units of one kind, before it is confirmed. whole: all positions of the kind; spent: forward
-    passes."""
+    """What was found among the units of one kind, before it is confirmed. whole: all positions of the kind; each: the units that
+    change the answer each by itself, as far as was asked; spent: forward passes."""
 
     kind: str
     whole: tuple[int, ...]
     matters: bool
     needed: Found
     enough: Found
+    each: tuple[int, ...]
     spent: float
 
 
@@ -89,7 +90,8 @@ def search(
     # Hiding some can change an answer that hiding all does not: what is left speaks for another one.
     needed = necessary(questions, ranking, units, deep)
     enough = sufficient(questions, ranking, units, whole) if matters else none
-    return Searched(kind, whole, matters, needed, enough, questions.spent - before)
+    each = _deciding_alone(questions, ranking, units)
+    return Searched(kind, whole, matters, needed, enough, each, questions.spent - before)
 
 
 def necessary(questions: Questions, ranking: Sequence[int], units: Sequence[Sequence[int]], deep: bool) -> Found:
@@ -99,11 +101,21 @@ def necessary(questions: Questions, ranking: Sequence[int], units: Sequence[Sequ
     def decides(places: Iterable[int]) -> bool:
         return questions.changes(position for place in places for position in units[place])
 
-    singles = [place for place in ranking if questions.known.get(frozenset(units[place]), (False, 0.0))[0]]
-    if singles:
-        smallest = min(singles, key=lambda place: (len(units[place]), questions.known[frozenset(units[place])][1]))
-        return Found((smallest,), True, False)
+    if alone := _deciding_alone(questions, ranking, units):
+        return Found(alone[:1], True, False)
     return _smallest(decides, ranking, (lambda size: _beam(questions, ranking, units, size)) if deep else None)
+
+
+def _deciding_alone(questions: Questions, ranking: Sequence[int], units: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The units without which the answer is known to be another, each by itself: the smallest first, of one size the strongest;
+    none that shares a position with one before it."""
+    known = {place: questions.known.get(frozenset(units[place]), (False, 0.0)) for place in ranking}
+    deciding = sorted((place for place in ranking if known[place][0]), key=lambda at: (len(units[at]), known[at][1]))
+    found: list[int] = []
+    for place in deciding:
+        if not any({*units[place]} & {*units[other]} for other in found):
+            found.append(place)
+    return tuple(found)
 
 
 def sufficient(

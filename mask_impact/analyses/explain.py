@@ -332,7 +332,7 @@ class _Explained:
         needed, enough = confirmed(searched.needed, False), confirmed(searched.enough, True)
         exhausted = searched.needed.exhausted or searched.enough.exhausted
         forwards = searched.spent + (needed is not None) + (enough is not None)
-        return Evidence(searched.kind, searched.matters, needed, enough, exhausted, forwards)
+        return Evidence(searched.kind, searched.matters, needed, enough, exhausted, forwards, searched.each)
 
     def _answer_without(self, hidden: Sequence[int], steps: tuple[int, ...]) -> tuple[str, bool]:
         """What generate() gives with positions hidden, and whether it is the same up to the target's end."""

@@ -197,7 +197,11 @@ def _target_from(entry: dict[str, Any], numbers: dict[str, np.ndarray]) -> Expla
         reliable=entry["reliable"],
         forwards=entry["forwards"],
         evidence=tuple(
-            Evidence(**one | {name: token_set(one[name]) for name in ("necessary", "sufficient")})
+            Evidence(
+                **one
+                | {name: token_set(one[name]) for name in ("necessary", "sufficient")}
+                | {"each": tuple(one.get("each", ()))}
+            )
             for one in entry["evidence"]
         ),
         routes=tuple(map(route, entry["routes"])),

@@ -46,7 +46,8 @@ class Evidence:
     matters: whether the answer changes where all units of the kind are hidden; hiding some can change it where hiding all does
     not. necessary: without it the answer is another; sufficient: the answer stays where all others of the kind are hidden. None:
     there is none, or none was found within the budget (exhausted: whether the search ended for that reason). forwards: what it
-    took, in forward passes of the sequence.
+    took, in forward passes of the sequence. each: places of the units that were found to change the answer each by itself, the
+    strongest first; a necessary set of one unit is the first of them.
     """
 
     kind: str
@@ -55,6 +56,7 @@ class Evidence:
     sufficient: TokenSet | None
     exhausted: bool
     forwards: float
+    each: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,9 @@ def _of_kind(found: Explanation, target: ExplainedTarget, one: Evidence) -> Iter
     several = SEVERAL[one.kind]
     if one.necessary is not None:
         yield f"  Without {_names(found, target, one.necessary)} it is {quoted(one.necessary.text, 40)}.{_doubt(one.necessary)}"
+    if others := [place for place in one.each if one.necessary is None or place not in one.necessary.places]:
+        them = _named(found, target, others, " or ")
+        yield f"  It is another, too, without {them}{', each by itself' if len(others) > 1 else ' alone'}."
     if one.sufficient is not None:
         yield (
             f"  With {_names(found, target, one.sufficient)} alone, all other {several} hidden, it is "
@@ -138,10 +141,14 @@ def _of_kind(found: Explanation, target: ExplainedTarget, one: Evidence) -> Iter
 
 
 def _names(found: Explanation, target: ExplainedTarget, chosen: TokenSet) -> str:
-    places = sorted(chosen.places, key=lambda place: target.positions[place])
+    return _named(found, target, chosen.places, " and ")
+
+
+def _named(found: Explanation, target: ExplainedTarget, places: Iterable[int], between: str) -> str:
+    places = sorted(places, key=lambda place: target.positions[place])
     names = [_told_apart(found, target, place) for place in places[:NAMED]]
     more = len(places) - NAMED
-    return " and ".join([*names, f"{more} more"] if more > 0 else names)
+    return between.join([*names, f"{more} more"] if more > 0 else names)
 
 
 def _told_apart(found: Explanation, target: ExplainedTarget, place: int) -> str:

@@ -220,6 +220,7 @@ def _evidence_entry(target: ExplainedTarget, one: Evidence) -> dict[str, Any]:
         "necessary": of_set(one.necessary),
         "sufficient": of_set(one.sufficient),
         "exhausted": one.exhausted,
+        "each": [{"token": target.names[place], "positions": list(target.positions[place])} for place in one.each],
     }
 
 

@@ -442,3 +442,19 @@ def test_where_hiding_all_changes_nothing_a_part_may():
     assert (found.matters, found.needed.places) == (False, (2,))
     poor = Answer(lambda hidden: True, budget=0.5)
     assert search("text", [0], poor.units, poor.everything(), poor.questions, False) is None
+
+
+def test_what_changes_the_answer_by_itself_is_named_the_strongest_first():
+    """As far as it was measured; of units within each other the smallest."""
+    answer = Answer(
+        additive([3, 3, 1, 3, 0, 0, 0, 0], 3),
+        known=(0, 1, 2),
+        change=lambda hidden: -float(sum(10 + at for at in hidden)),
+    )
+    units = [*answer.units, (0, 1, 2, 3)]
+    answer.questions.known[frozenset(units[8])] = (True, -50.0)
+    found = search("text", [8, *range(8)], units, answer.everything(), answer.questions, deep=False)
+    assert found.each == (1, 0)
+    assert found.needed == Found((1,), True, False)
+    nothing = Answer(lambda hidden: len(hidden) > 4, known=(0, 1))
+    assert search("text", range(8), nothing.units, nothing.everything(), nothing.questions, deep=False).each == ()

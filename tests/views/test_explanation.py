@@ -70,6 +70,17 @@ def test_evidence_is_said_in_sentences():
     assert 'Without "the" it is "no".' in " ".join(page_of(evidence=(words,)).split())
 
 
+def test_what_changes_the_answer_by_itself_is_said_beside_the_strongest():
+    first = TokenSet((0,), True, "no", True)
+    for each, said in (
+        ((0, 1), 'It is another, too, without " cat" alone.'),
+        ((0, 1, 2), 'without " cat" or image 0 [0, 0], each by itself.'),
+    ):
+        one = Evidence("text", True, first, None, False, 1.0, each)
+        assert said in " ".join(page_of(evidence=(one,)).split())
+    assert "another, too" not in page_of(evidence=(Evidence("text", True, first, None, False, 1.0, (0,)),))
+
+
 def test_names_that_are_alike_are_told_apart_by_their_positions():
     found = made(names=("cat", " cat", "<|image_pad|>"))
     both = Evidence("text", True, TokenSet((0, 1), True, "no", True), None, False, 1.0)
