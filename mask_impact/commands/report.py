@@ -9,7 +9,7 @@ import math
 from mask_impact.commands.caller import Caller
 from mask_impact.commands.console import note, say
 from mask_impact.commands.options import Groups, add_source, add_talk, page_path
-from mask_impact.results.foreign import read_results
+from mask_impact.results.stored import read_stored
 from mask_impact.views.report import MAX_MEGABYTES, build_report, default_path, save_report
 from mask_impact.views.summary_json import to_text
 from mask_impact.views.text import escape
@@ -49,7 +49,7 @@ def _megabytes(text: str) -> float:
 def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     """The path of the page on stdout, remarks on stderr."""
     path = page_path(args.output) if args.output else default_path(args.source)
-    report = build_report(read_results(args.source, args.grid, args.prompt_name), args.max_megabytes)
+    report = build_report(read_stored(args.source, args.grid, args.prompt_name), args.max_megabytes)
     save_report(report, path)
     if args.json:
         say(to_text({"page": str(path), "bytes": len(report.html), "notes": list(report.notes)}))

@@ -1,11 +1,16 @@
-"""`NAME.whatif.json`: answers with tokens hidden. Knows answers and files; nothing is printed."""
+"""`NAME.whatif.json`: answers with tokens hidden, there and back. Knows answers and files; nothing is printed."""
 
 import os
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+from mask_impact.errors import OutputError
 from mask_impact.results.answers import Answer, WhatIf
-from mask_impact.results.files import check_output, write_files
-from mask_impact.results.meta import SCHEMA_VERSION, meta_bytes
+from mask_impact.results.files import check_output, without_suffix, write_files
+from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes, read_meta
+from mask_impact.results.table_files import one_line
+from mask_impact.results.token_meta import token_entries, tokens_from
 
 
 def answer_table(found: WhatIf):
@@ -51,11 +56,65 @@ def save_whatif(found: WhatIf, path: str | os.PathLike, command: str = "") -> Pa
         "schema_version": SCHEMA_VERSION,
         "run": found.meta | {"command": command},
         "layers": found.layers,
+        "n_layers": found.n_layers,
         "answer": entry(found.answer),
         "others": [entry(one) for one in found.others],
-        "tokens": list(found.tokens.texts),
+        "tokens": [line(entry) for entry in token_entries(found.tokens)],
     }
     text = meta_bytes(content)
     target = stem.with_name(f"{stem.name}.whatif.json")
     write_files({target: lambda file: file.write(text)})
     return target
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------------
+
+
+def load_whatif(path: str | os.PathLike) -> WhatIf:
+    """The answers of a run called `path`, as they were saved. OutputError where the file is not there or does not fit."""
+    path = Path(path)
+    stem = path.parent / without_suffix(path.name)
+    where = stem.with_name(f"{stem.name}.whatif.json")
+    content = read_meta(where, _schema)
+    try:
+        return WhatIf(
+            answer=_answer_from(content["answer"]),
+            others=tuple(map(_answer_from, content["others"])),
+            layers=tuple(content["layers"]),
+            tokens=tokens_from(content["tokens"]),
+            n_layers=content["n_layers"],
+            meta=content["run"],
+        )
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise OutputError(f"{where} is not the file of answers without some tokens: {one_line(error)}") from error
+
+
+def _answer_from(entry: dict[str, Any]) -> Answer:
+    tokens = entry["tokens"]
+    return Answer(
+        spec=entry["without"],
+        positions=tuple(entry["positions"]),
+        token_ids=tuple(token["id"] for token in tokens),
+        token_texts=tuple(token["text"] for token in tokens),
+        probabilities=tuple(token["probability"] for token in tokens),
+        text=entry["text"],
+        probability=entry["probability_of_first_token"],
+        differs_at=entry["differs_at"],
+    )
+
+
+@cache
+def _schema() -> Any:
+    """The schema of the file."""
+    from pydantic import BaseModel
+
+    class Answers(BaseModel):
+        schema_version: int
+        run: dict[str, Any]
+        layers: list[int]
+        n_layers: int
+        answer: dict[str, Any]
+        others: list[dict[str, Any]]
+        tokens: list[dict[str, Any]]
+
+    return Answers

@@ -1,17 +1,28 @@
-"""`NAME.flows.*`: the table and the meta file of knockouts. Knows flows and file formats; nothing is printed or drawn."""
+"""`NAME.flows.*`: the table and the meta file of knockouts, there and back. Knows flows and file formats; draws nothing."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from mask_impact.results.files import check_output, write_files
-from mask_impact.results.flows import FlowStep, Knockouts
-from mask_impact.results.meta import SCHEMA_VERSION, meta_bytes
-from mask_impact.results.table_files import clean_text, parse_formats, write_table
+from mask_impact.errors import OutputError
+from mask_impact.results.files import check_output, without_suffix, write_files
+from mask_impact.results.flows import Flow, FlowPositions, FlowStep, Knockouts
+from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes, read_meta
+from mask_impact.results.table_files import (
+    checksum,
+    clean_text,
+    find_table,
+    one_line,
+    parse_formats,
+    read_numbers,
+    write_table,
+)
+from mask_impact.results.token_meta import token_entries, tokens_from
 
 DEFAULT_FORMATS = ("csv", "json")
 FLOW_COLUMNS = (
@@ -73,7 +84,7 @@ def save_flows(
     beside: what else is written with them, such as a picture, by its suffix. Errors as in `store.save`.
     """
     path = Path(path)
-    stem, table = check_output(path.parent, path.name), flow_table(found)
+    stem, table, formats = check_output(path.parent, path.name), flow_table(found), parse_formats(formats)
     meta = {
         "schema_version": SCHEMA_VERSION,
         "run": found.meta | {"command": command},
@@ -90,17 +101,112 @@ def save_flows(
             for one in found.flows
         ],
         "steps": [
-            {"step": step.step, "token_id": step.token_id, "token": step.token_text, "floor": step.floor}
+            {"step": step.step, "token_id": step.token_id, "token": step.token_text, "probability": step.probability}
+            | {"floor": step.floor, "likeliest": step.likeliest}
+            | {"top1_texts": line({str(token): clean_text(text) for token, text in step.top1_texts.items()})}
             for step in found.steps
         ],
-        "tokens": list(found.tokens.texts),
+        "formats": list(formats),
+        "crc32": flows_checksum(found),
+        "tokens": [line(entry) for entry in token_entries(found.tokens)],
     }
     text = meta_bytes(meta)
     writers = {
         stem.with_name(f"{stem.name}.flows.{form}"): lambda file, form=form: write_table(table, form, file)
-        for form in parse_formats(formats)
+        for form in formats
     }
     writers[stem.with_name(f"{stem.name}.flows.meta.json")] = lambda file: file.write(text)
     writers |= {stem.with_name(f"{stem.name}.flows.{suffix}"): write for suffix, write in beside.items()}
     write_files(writers)
     return tuple(writers)
+
+
+def flows_checksum(found: Knockouts) -> int:
+    """Tells whether the table belongs to the meta file."""
+    return checksum(*(getattr(step, name) for step in found.steps for name in ("logprob_change", "kl_divergence")))
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------------
+
+
+def load_flows(path: str | os.PathLike) -> Knockouts:
+    """The knockouts of a run called `path`, as they were saved. OutputError where the files are not there or do not fit."""
+    path = Path(path)
+    stem = path.parent / without_suffix(path.name)
+    where = stem.with_name(f"{stem.name}.flows.meta.json")
+    meta = read_meta(where, _schema)
+    table = find_table(stem, meta["formats"], "flows.")
+    if table is None:
+        raise OutputError(
+            f"{where} is there, but its table is not: expected {stem.name}.flows.csv or the like beside it"
+        )
+    numbers = {"layer": np.int64, "first_layer": np.int64, "last_layer": np.int64, "top1_id": np.int64}
+    columns = read_numbers(*table, numbers | dict.fromkeys(("logprob_change", "kl_divergence"), np.float32))
+    try:
+        shape = (len(meta["steps"]), len(meta["flows"]), -1)
+        values = {name: column.reshape(shape) for name, column in columns.items()}
+        found = Knockouts(
+            flows=tuple(map(_flow_from, meta["flows"])),
+            steps=tuple(
+                _step_from(entry, {name: column[number] for name, column in values.items()})
+                for number, entry in enumerate(meta["steps"])
+            ),
+            first=values["first_layer"][0, 0],
+            last=values["last_layer"][0, 0],
+            generated_text=meta["generated_text"],
+            tokens=tokens_from(meta["tokens"]),
+            meta=meta["run"],
+        )
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise OutputError(f"{where} is not the meta file of knockouts: {one_line(error)}") from error
+    if flows_checksum(found) != meta["crc32"]:
+        raise OutputError(f"{table[0]} does not hold the numbers of the run in {where}")
+    return found
+
+
+def _flow_from(entry: dict[str, Any]) -> FlowPositions:
+    heads, target = (None if entry[name] is None else tuple(entry[name]) for name in ("heads", "target_positions"))
+    flow = Flow(entry["name"], entry["source"], entry["target"], heads)
+    return FlowPositions(flow, tuple(entry["source_positions"]), target)
+
+
+def _step_from(entry: dict[str, Any], values: dict[str, np.ndarray]) -> FlowStep:
+    return FlowStep(
+        step=entry["step"],
+        token_id=entry["token_id"],
+        token_text=entry["token"],
+        probability=entry["probability"],
+        logprob_change=values["logprob_change"],
+        kl_divergence=values["kl_divergence"],
+        top1=values["top1_id"],
+        top1_texts={int(token): text for token, text in entry["top1_texts"].items()},
+        floor=tuple(entry["floor"]),
+        likeliest=entry["likeliest"],
+    )
+
+
+@cache
+def _schema() -> Any:
+    """The schema of the meta file of knockouts."""
+    from pydantic import BaseModel
+
+    class Step(BaseModel):
+        step: int
+        token_id: int
+        token: str
+        probability: float
+        floor: list[float]
+        likeliest: int
+        top1_texts: dict[str, str]
+
+    class Meta(BaseModel):
+        schema_version: int
+        run: dict[str, Any]
+        generated_text: str
+        flows: list[dict[str, Any]]
+        steps: list[Step]
+        formats: list[str]
+        crc32: int
+        tokens: list[dict[str, Any]]
+
+    return Meta

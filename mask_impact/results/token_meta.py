@@ -16,15 +16,15 @@ def image_entry(image: ImageRecord) -> dict[str, Any]:
     return asdict(image) | {"preview": base64.b64encode(image.preview).decode()}
 
 
-def token_entries(tokens: TokenTable, images: Sequence[ImageRecord]) -> Iterator[dict[str, Any]]:
+def token_entries(tokens: TokenTable, images: Sequence[ImageRecord] | None = None) -> Iterator[dict[str, Any]]:
     """A dictionary for each position; image, row, column and box (left, top, right, bottom in pixels of the original image)
-    are null where the token is not part of an image."""
+    are null where the token is not part of an image; without images there is no box."""
     cells = zip(tokens.image.tolist(), tokens.row.tolist(), tokens.column.tolist(), strict=True)
     for position, (token_id, text, kind, cell) in enumerate(
         zip(tokens.ids.tolist(), tokens.texts, tokens.kinds, cells, strict=True)
     ):
         image, row, column = (None if number < 0 else number for number in cell)
-        yield {
+        entry = {
             "position": position,
             "id": token_id,
             "text": clean_text(text),
@@ -32,8 +32,10 @@ def token_entries(tokens: TokenTable, images: Sequence[ImageRecord]) -> Iterator
             "image": image,
             "row": row,
             "column": column,
-            "box": None if image is None else [round(edge, 2) for edge in images[image].box(row, column)],
         }
+        if images is not None:
+            entry["box"] = None if image is None else [round(edge, 2) for edge in images[image].box(row, column)]
+        yield entry
 
 
 def image_from(entry: dict[str, Any]) -> ImageRecord:

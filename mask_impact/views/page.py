@@ -21,10 +21,11 @@ from typing import Any
 
 import mask_impact
 from mask_impact.results.tokens import ImageRecord
+from mask_impact.views.text import escape, percent
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-_IMPORT = re.compile(r'^import \{([^{}]*)\} from "(\.{1,2}/[^"]+)";\n', re.MULTILINE)
+_IMPORT = re.compile(r'^import (?:\{([^{}]*)\} from )?"(\.{1,2}/[^"]+)";\n', re.MULTILINE)
 _DECLARATION = re.compile(r"^(export )?(?:(?:async )?function|const|let|class) ([\w$]+)", re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(?:async )?function|const|let|class)", re.MULTILINE)
 _OTHER_FORM = re.compile(r"^(?:import|export)\b.*", re.MULTILINE)
@@ -35,22 +36,34 @@ def render_page(name: str, values: Mapping[str, Any], styles: Sequence[str]) -> 
 
     values: what the template needs beside these and plotly.js.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    plotly, licence = _plotly()
+    plotly, plotly_hash, licence = _plotly()
     script = joined_script(f"{name}/main.js")
     page = {
         "version": mask_impact.__version__,
         "plotly_licence": licence,
         "plotly": plotly,
-        "plotly_hash": _plotly_hash(),
-        "style": Markup("\n".join(_template(style) for style in styles)),
+        "plotly_hash": plotly_hash,
+        "style": Markup("\n".join(template_text(style) for style in styles)),
         "script": Markup(script),
         "script_hash": content_hash(script),
     }
+    return rendered(f"{name}.html", {**page, **values}).encode()
+
+
+def rendered(template: str, values: Mapping[str, Any]) -> str:
+    """A template with its values, every text escaped."""
+    return _environment().get_template(template).render(values)
+
+
+@cache
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    return environment.get_template(f"{name}.html").render({**page, **values}).encode()
+    environment.filters |= {"shown": shown, "percent": percent}
+    return environment
 
 
 def content_hash(text: str) -> str:
@@ -59,26 +72,24 @@ def content_hash(text: str) -> str:
 
 
 @cache
-def _template(name: str) -> str:
+def template_text(name: str) -> str:
+    """A file of the templates as it is."""
     return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
-@cache
-def _plotly() -> tuple[str, str]:
-    """plotly.js as base64 of its gzip, and the licence notice at its top."""
-    import plotly.offline
+# The charts that need x and y axes, all that pages have: a third of the whole plotly.js. From the npm package
+# plotly.js-cartesian-dist-min 4.1.1, packed by gzip -9 -n.
+_PLOTLY = TEMPLATES / "vendor" / "plotly-cartesian.min.js.gz"
 
-    text = plotly.offline.get_plotlyjs()
+
+@cache
+def _plotly() -> tuple[str, str, str]:
+    """plotly.js as base64 of its gzip, its name in a policy, and the licence notice at its top."""
+    packed = _PLOTLY.read_bytes()
+    text = gzip.decompress(packed).decode()
     notice = re.match(r"/\*\*(.*?)\*/", text, re.DOTALL)
     licence = " ".join(notice[1].replace("*", " ").split()) if notice else "plotly.js"
-    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode(), licence
-
-
-@cache
-def _plotly_hash() -> str:
-    import plotly.offline
-
-    return content_hash(plotly.offline.get_plotlyjs())
+    return base64.b64encode(packed).decode(), content_hash(text), licence
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -101,9 +112,9 @@ def joined_script(entry: str, folder: Path = TEMPLATES) -> str:
     """The module and all that it imports as one classic script: a function that holds them in one scope, strict, each behind
     those that it imports.
 
-    Modules say `import { a, b } from "./other.js";` and `export` before a declaration, and nothing else of that kind. They
-    share one scope in the end, so that a name is declared in one of them only. Raises ValueError for other forms, for a
-    circle of imports, for an import of what is not exported, and for a name that is declared twice.
+    Modules say `import { a, b } from "./other.js";`, `import "./other.js";` and `export` before a declaration, and nothing
+    else. They share one scope in the end, so that a name is declared in one of them only. Raises ValueError for other forms,
+    for a circle of imports, for an import of what is not exported, and for a name that is declared twice.
     """
     modules = _in_order(entry, folder)
     owners: dict[str, str] = {}
@@ -158,6 +169,11 @@ def _read_module(path: str, folder: Path) -> _Module:
 def clean(text: str) -> str:
     """The text with lone surrogates as U+FFFD: the page is UTF-8."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def shown(text: str) -> str:
+    """The text with everything written out that can't be seen."""
+    return escape(clean(text))
 
 
 def image_entry(image: ImageRecord) -> dict[str, Any]:

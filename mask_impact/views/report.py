@@ -13,15 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from mask_impact.errors import UsageError
+from mask_impact.results.answers import WhatIf
+from mask_impact.results.explanations import Explanation
 from mask_impact.results.files import without_suffix, write_files
-from mask_impact.results.foreign import Results, read_results
+from mask_impact.results.flows import Knockouts
 from mask_impact.results.foreign_tables import Grid
 from mask_impact.results.records import Result
+from mask_impact.results.stored import AllStored, Stored, read_stored
 from mask_impact.views.blocks import EXACT, encode
-from mask_impact.views.page import render_page
+from mask_impact.views.card_html import cards_html
+from mask_impact.views.page import clean, render_page, rendered
 from mask_impact.views.report_blocks import effect_values, fitting_blocks
-from mask_impact.views.report_data import notices_of, prompt_entry
+from mask_impact.views.report_data import notices_of, prompt_entry, title_of
+from mask_impact.views.routes_html import knockouts_html, routes_html
 
+One = Result | Explanation | Knockouts | WhatIf | Stored  # of one prompt
 MAX_MEGABYTES = 15.0
 MAX_PROMPTS = 64  # in one page
 SPARE = 500  # bytes that are left for the remark that heads are rounded
@@ -38,22 +44,22 @@ class Report:
 
 
 def write_report(
-    source: Result | Mapping[str, Result] | str | os.PathLike,
+    source: One | Mapping[str, One] | str | os.PathLike,
     path: str | os.PathLike | None = None,
     *,
     grids: Sequence[Grid] | None = None,
     prompt_name: str | None = None,
     max_megabytes: float = MAX_MEGABYTES,
 ) -> Path:
-    """Writes the page of a result, of several by name, or of what `read_results` finds at a path; returns its path.
+    """Writes the page of a result, of several by name, or of what `read_stored` finds at a path; returns its path.
 
-    path: the HTML file (None: beside the source, which must be a path then); grids, prompt_name: see `read_results`.
+    path: the HTML file (None: beside the source, which must be a path then); grids, prompt_name: see `read_stored`.
     max_megabytes: heads are rounded where the file would be larger. Raises OutputError for what cannot be read or written,
     UsageError for a grid or prompt name that does not fit.
     """
     if isinstance(source, str | os.PathLike):
         path = default_path(source) if path is None else path
-        source = read_results(source, grids, prompt_name)
+        source = read_stored(source, grids, prompt_name)
     if path is None:
         raise UsageError("a report of a result in memory needs a path to be written to")
     return save_report(build_report(source, max_megabytes), Path(path))
@@ -71,22 +77,24 @@ def save_report(report: Report, path: Path) -> Path:
     return path
 
 
-def build_report(source: Result | Mapping[str, Result], max_megabytes: float = MAX_MEGABYTES) -> Report:
+def build_report(source: One | Mapping[str, One], max_megabytes: float = MAX_MEGABYTES) -> Report:
     """The page of a result, or of several by name; see `write_report`."""
-    named = {_name_of(source): source} if isinstance(source, Result) else source
-    results = {name: named[name] for name in islice(named, MAX_PROMPTS)}
-    notes = [
-        f"{name}: {note}" if len(results) > 1 else note for name, one in results.items() for note in notices_of(one)
-    ]
+    named = {_name_of(source): source} if isinstance(source, One) else source
+    shown = {name: Stored.of(named[name]) for name in islice(named, MAX_PROMPTS)}
+    notes = [f"{name}: {note}" if len(shown) > 1 else note for name, one in shown.items() for note in notices_of(one)]
     page_notes = []
-    if len(named) > len(results):
-        page_notes.append(f"The first {len(results)} of {len(named):,} prompts; --prompt-name chooses another one")
-    prompts = [prompt_entry(name, result) for name, result in results.items()]
-    page = {"title": _title(results, source), "prompts": prompts}
-    effects = [(name, encode(values)) for name, values in effect_values(list(results.values()))]
+    if len(named) > len(shown):
+        page_notes.append(f"The first {len(shown)} of {len(named):,} prompts; --prompt-name chooses another one")
+    page = {
+        "source": _source_name(shown, source),
+        "prompts": [prompt_entry(name, one) for name, one in shown.items()],
+        "cards": [_card(name, one) for name, one in shown.items()],
+    }
+    results = {number: one.result for number, one in enumerate(shown.values()) if one.result is not None}
+    effects = [(name, encode(values)) for name, values in effect_values(results)]
     without_distances = _render(page | {"blocks": effects, "notes": page_notes, "digits": EXACT})
     room = max_megabytes * 1e6 - len(without_distances) - SPARE
-    digits, blocks = fitting_blocks(list(results.values()), room)
+    digits, blocks = fitting_blocks(results, room)
     if digits < EXACT:
         page_notes.append(
             f"To keep this file below {max_megabytes:g} MB, the distances of the heads are rounded to {digits + 1} binary "
@@ -99,14 +107,28 @@ def build_report(source: Result | Mapping[str, Result], max_megabytes: float = M
     return Report(html, digits, (*page_notes, *notes))
 
 
-def _name_of(result: Result) -> str:
-    return str(result.meta.get("name") or "result")
+def _name_of(one: One) -> str:
+    return str(one.meta.get("name") or "result")
 
 
-def _title(results: Mapping[str, Result], source: Any) -> str:
-    if isinstance(source, Results):
-        return without_suffix(Path(source.source).name) or source.source
-    return next(iter(results), "result")
+def _source_name(shown: Mapping[str, Stored], source: Any) -> str:
+    if isinstance(source, AllStored):
+        return clean(without_suffix(Path(source.source).name) or source.source)
+    return clean(next(iter(shown), "result"))
+
+
+def _card(name: str, one: Stored) -> dict[str, Any]:
+    """What stands in the page as it is: title, images, of each target its card and routes, of each step its cut flows, and the
+    answers without something."""
+    images, targets = ("", []) if one.answer is None else cards_html(one.answer)
+    return {
+        "title": title_of(name, one),
+        "images": images,
+        "targets": targets,
+        "routes": [] if one.answer is None else routes_html(one.answer)[: len(targets)],
+        "knockouts": [] if one.flows is None else knockouts_html(one.flows),
+        "whatif": "" if one.whatif is None else rendered("whatif.html", {"found": one.whatif}),
+    }
 
 
 def _error(digits: int) -> str:
@@ -114,4 +136,4 @@ def _error(digits: int) -> str:
 
 
 def _render(values: dict[str, Any]) -> bytes:
-    return render_page("report", values, ["report.css"])
+    return render_page("report", values, ["report.css", "card.css"])

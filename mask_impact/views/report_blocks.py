@@ -17,14 +17,14 @@ from mask_impact.results.records import Result
 from mask_impact.views.blocks import EXACT, FEWEST, encode
 
 
-def effect_values(results: list[Result]) -> Iterator[tuple[str, np.ndarray]]:
-    """(block's name, values) of each step that has effects: those of each measure and the most probable token's id, [layer,
-    group]; and where each position was hidden by itself the norms, [layer, variant], and the rank correlations and how many
-    tokens they are of, [measure, metric, variant, layer].
+def effect_values(results: Mapping[int, Result]) -> Iterator[tuple[str, np.ndarray]]:
+    """(block's name, values) of each step that has effects, of results by their place in the page: those of each measure and the
+    most probable token's id, [layer, group]; and where each position was hidden by itself the norms, [layer, variant], and the
+    rank correlations and how many tokens they are of, [measure, metric, variant, layer].
 
     All are float32, which holds an id exactly: a vocabulary has fewer than 2^24 tokens.
     """
-    for number, result in enumerate(results):
+    for number, result in results.items():
         if not result.has_effects:
             continue
         for record in result.steps:
@@ -46,7 +46,7 @@ def effect_values(results: list[Result]) -> Iterator[tuple[str, np.ndarray]]:
             yield f"{name}-n", np.array([n for _, n in found])
 
 
-def fitting_blocks(results: list[Result], room: float) -> tuple[int, list[tuple[str, str]]]:
+def fitting_blocks(results: Mapping[int, Result], room: float) -> tuple[int, list[tuple[str, str]]]:
     """(digits of the heads, blocks as (name, text)) with the most digits whose blocks take no more than `room` bytes."""
     exact = dict(_blocks(results, EXACT))
     if _size(exact) <= room:
@@ -72,9 +72,9 @@ def _size(blocks: Mapping[str, str]) -> int:
     return sum(len(name) + len(text) + markup for name, text in blocks.items())
 
 
-def _named_values(results: list[Result]) -> Iterator[tuple[str, str, np.ndarray]]:
+def _named_values(results: Mapping[int, Result]) -> Iterator[tuple[str, str, np.ndarray]]:
     """(block's name, variant, float [L, P]) of each block."""
-    for number, result in enumerate(results):
+    for number, result in results.items():
         for step in result.steps:
             for metric in METRICS:
                 distances = getattr(step, metric)
@@ -82,13 +82,13 @@ def _named_values(results: list[Result]) -> Iterator[tuple[str, str, np.ndarray]
                     yield f"b-{number}-{step.step}-{metric}-{index}", variant, distances[:, :, index]
 
 
-def _head_blocks(results: list[Result]) -> Iterator[tuple[str, np.ndarray]]:
+def _head_blocks(results: Mapping[int, Result]) -> Iterator[tuple[str, np.ndarray]]:
     return ((name, values) for name, variant, values in _named_values(results) if variant.startswith("Head_"))
 
 
-def _head_names(results: list[Result]) -> set[str]:
+def _head_names(results: Mapping[int, Result]) -> set[str]:
     return {name for name, _ in _head_blocks(results)}
 
 
-def _blocks(results: list[Result], digits: int) -> Iterator[tuple[str, str]]:
+def _blocks(results: Mapping[int, Result], digits: int) -> Iterator[tuple[str, str]]:
     return ((name, encode(values, digits)) for name, _, values in _named_values(results))

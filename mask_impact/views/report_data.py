@@ -1,10 +1,10 @@
-"""What a report's script gets as JSON: of each prompt its tokens, images, steps and candidates, and what is said of effects.
+"""What a report's script gets as JSON: of each prompt its tables, tokens, images, steps and candidates, and what effects say.
 
 Knows records and what is counted from them; not the page, nor distances, which are blocks (see `report_blocks`). What is
 counted from effects beside the distances is computed in `agreement`, not on the page.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,17 +12,42 @@ import numpy as np
 from mask_impact.findings.agreement import MEASURES, Apart, apart, how_measured, step_effect, window_of
 from mask_impact.findings.impact import METRICS, step_impact
 from mask_impact.results.records import Result, StepRecord
+from mask_impact.results.stored import Stored
+from mask_impact.results.tokens import ImageRecord
+from mask_impact.views.card import question_of
+from mask_impact.views.card_html import picture_key
 from mask_impact.views.page import clean, image_entry
 from mask_impact.views.summary import N_CANDIDATES
 
 
-def prompt_entry(name: str, result: Result) -> dict[str, Any]:
-    """All that the script gets of a result, under this name, beside its blocks."""
-    tokens = result.tokens
-    return {
+def prompt_entry(name: str, stored: Stored) -> dict[str, Any]:
+    """All that the script gets of what is stored under a name, beside its blocks."""
+    entry = {
         "name": clean(name),
-        "about": [[label, clean(value)] for label, value in _about(result)],
-        "notices": [clean(notice) for notice in notices_of(result)],
+        "title": title_of(name, stored),
+        "tables": list(tables_of(stored)),
+        "n_targets": 0 if stored.answer is None else len(stored.answer.targets),
+        "notices": [clean(notice) for notice in notices_of(stored)],
+        "about": [[label, clean(value)] for label, value in _about(stored)],
+    }
+    if stored.result is not None:
+        return entry | _result_entry(stored.result)
+    nothing = {key: [] for key in ("variants", "texts", "special", "cells", "images", "sinks")}
+    return entry | nothing | {"effect": None, "steps": [{"text": clean(text)} for text in _produced(stored)]}
+
+
+def _produced(stored: Stored) -> Sequence[str]:
+    """The tokens of the answer."""
+    if stored.answer is not None:
+        return stored.answer.tokens.texts[stored.answer.n_prompt :]
+    if stored.flows is not None:
+        return [step.token_text for step in stored.flows.steps]
+    return [] if stored.whatif is None else stored.whatif.answer.token_texts
+
+
+def _result_entry(result: Result) -> dict[str, Any]:
+    tokens, answer = result.tokens, result.answer
+    return {
         "generated": clean(result.generated_text),
         "n_prompt": result.n_prompt,
         "n_layers": result.n_layers,
@@ -34,22 +59,53 @@ def prompt_entry(name: str, result: Result) -> dict[str, Any]:
             [int(position), *(int(cells[position]) for cells in (tokens.image, tokens.row, tokens.column))]
             for position in np.flatnonzero(tokens.image >= 0)
         ],
-        "images": [image_entry(image) for image in result.images],
+        "images": [_image_entry(image, number, answer is not None) for number, image in enumerate(result.images)],
         "sinks": [_sink_entry(result, position) for position in result.sinks],
         "effect": {"about": clean(how_measured(result)), "window": window_of(result)} if result.has_effects else None,
         "steps": [_step_entry(result, step) for step in result.steps],
     }
 
 
-def _about(result: Result) -> Iterator[tuple[str, str]]:
-    meta, n_steps = result.meta, len(result.steps)
-    for key in ("model", "dtype", "device", "mask_mode", "date"):
+def tables_of(stored: Stored) -> Iterator[str]:
+    """What there is for the page's sections."""
+    if stored.result is not None:
+        yield "distances"
+        if stored.result.has_effects:
+            yield "effect"
+    if stored.answer is not None:
+        yield "answer"
+        if any(one.routes for one in stored.answer.targets):
+            yield "routes"
+    if stored.flows is not None:
+        yield "flows"
+    if stored.whatif is not None:
+        yield "whatif"
+
+
+def title_of(name: str, stored: Stored) -> str:
+    """What was asked, and the result's name where that is not known."""
+    if stored.answer is not None:
+        return clean(question_of(stored.answer) or name)
+    return clean(" ".join(str(stored.meta.get("prompt") or name).split()))
+
+
+def _image_entry(image: ImageRecord, number: int, in_card: bool) -> dict[str, Any]:
+    """Where the card has the preview, its key in place of it."""
+    entry = image_entry(image)
+    return entry | {"preview": "", "key": picture_key(image, number)} if in_card else entry
+
+
+def _about(stored: Stored) -> Iterator[tuple[str, str]]:
+    meta, result = stored.meta, stored.result
+    for key in ("model", "dtype", "device", "mask_mode", "date", "command"):
         if isinstance(meta.get(key), str):
             yield key.replace("_", " "), meta[key]
-    yield (
-        "size",
-        f"{result.n_layers} layers, {result.n_prompt} prompt tokens, {n_steps} produced, {result.n_rows:,} rows",
-    )
+    if result is not None:
+        n_steps = len(result.steps)
+        yield (
+            "size",
+            f"{result.n_layers} layers, {result.n_prompt} prompt tokens, {n_steps} produced, {result.n_rows:,} rows",
+        )
 
 
 def _sink_entry(result: Result, position: int) -> dict[str, Any]:
@@ -108,9 +164,9 @@ def _apart_entry(one: Apart, positions: np.ndarray) -> list[float]:
     return [int(positions[one.place]), share, one.share_rank, size, one.size_rank]
 
 
-def notices_of(result: Result) -> list[str]:
+def notices_of(stored: Stored) -> list[str]:
     """What a reader should know of how the result was made."""
-    notices = [str(notice) for notice in result.meta.get("notices") or ()]
-    if any(step.l2.dtype != np.float32 for step in result.steps):
+    notices = [str(notice) for notice in stored.meta.get("notices") or ()]
+    if stored.result is not None and any(step.l2.dtype != np.float32 for step in stored.result.steps):
         notices.append("The distances were measured in float64; here they are rounded to float32")
-    return notices
+    return [*notices, *stored.notes]

@@ -639,7 +639,7 @@ def test_texts_show_as_text_and_run_nothing(hostile, open_page):
     texts = [cleaned(text) for text in result.tokens.texts]
     assert tab.texts("#text .token") == [escape(text) or "\u2205" for text in texts[: result.n_prompt]]
     assert tab.texts("#steps .token") == [escape(step.token_text) for step in result.steps]
-    assert tab.page.title() == f"{name} · masking impact"
+    assert tab.page.title() == f"{name} · mask-impact"
     assert tab.texts("h1") == [name]
     assert tab.texts("#prompt option") == [name, HOSTILE[0]]
     assert HOSTILE[4] in tab.texts("#notices li")

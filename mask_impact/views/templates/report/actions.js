@@ -8,10 +8,12 @@ import { scaleAfter } from "../shared/scales.js";
 import { nextTheme } from "../shared/theme.js";
 import { hideTip } from "../shared/tip.js";
 import { relabelColumns } from "./column_chart.js";
+import { connectCard } from "./card.js";
 import { connectControls } from "./controls.js";
 import { makeReportExports } from "./exports.js";
 import { drawImages } from "./images.js";
 import { togglePlay } from "./play.js";
+import { has } from "./sections.js";
 import { prompt, set, state, takeFromAddress } from "./state.js";
 import { connectText } from "./text.js";
 import { view } from "./view.js";
@@ -26,11 +28,12 @@ const KEYS = {
   m: () => set({ metric: state.metric === "l2" ? "cosine" : "l2" }),
   s: () => set({ scale: scaleAfter(state.scale) }),
   p: togglePlay,
-  e: () => { if (prompt().effect) set({ measure: state.measure === "logprob" ? "kl" : "logprob" }); },
+  e: () => { if (has("effect")) set({ measure: state.measure === "logprob" ? "kl" : "logprob" }); },
 };
 
 // With one step, the page scrolls.
-const applies = (name) => !(name === "ArrowUp" || name === "ArrowDown") || prompt().steps.length > 1;
+const isStep = (name) => name === "ArrowUp" || name === "ArrowDown";
+const applies = (name) => has("distances") && (!isStep(name) || prompt().steps.length > 1);
 
 function fitWindow() {
   if (view) drawImages();
@@ -50,6 +53,7 @@ function connectWindow() {
 }
 
 export function connect() {
+  connectCard();
   connectControls();
   $("play").addEventListener("click", togglePlay);
   $("theme").addEventListener("click", () => set({ theme: nextTheme(state.theme) }));

@@ -7,6 +7,7 @@ import { theme } from "../shared/theme.js";
 import { changedOrMark, drawChart, layerShapes, layoutOverLayers } from "./chart.js";
 import { groups } from "./effect.js";
 import { MEASURES, METRIC_NAMES } from "./file.js";
+import { section } from "./sections.js";
 import { prompt, set, state } from "./state.js";
 import { everyLayer, view } from "./view.js";
 
@@ -42,8 +43,8 @@ function agreementHint(found) {
     + `attention sinks and whose effect is above the noise floor: ${tokens}.${none ? missing : ""}`;
 }
 
-export async function drawAgreement() {
-  if (!prompt().effect || groups()) return;
+async function drawAgreement() {
+  if (groups()) return;
   const { prompt: one, step, variant, metric, measure } = state;
   if (!(await changedOrMark("agreement", [one, step, variant, metric, measure, theme()], layerShapes))) return;
   const found = layerAgreement();
@@ -56,3 +57,5 @@ export async function drawAgreement() {
   const label = `Rank correlation of local impact and effect over ${view.nLayers} layers`;
   $("agreement").setAttribute("aria-label", `${label}. Its numbers can be saved as CSV.`);
 }
+
+section("effect-part", ["effect"], { chart: drawAgreement });

@@ -1,10 +1,10 @@
-// The answer: its produced tokens, the candidates of the current one, and what was run.
+// The produced tokens, and the candidates of the current one.
 
 import { $, element } from "../shared/elements.js";
-import { quoted, visible } from "../shared/texts.js";
+import { quoted } from "../shared/texts.js";
 import { changed } from "./drawn.js";
-import { notes } from "./file.js";
 import { stepName } from "./names.js";
+import { section } from "./sections.js";
 import { prompt, set, state, step } from "./state.js";
 import { tokenElement } from "./tokens.js";
 
@@ -13,13 +13,7 @@ function makeSteps(file) {
     const name = stepName(index);
     return tokenElement(name, `produced token ${index}: ${quoted(name)}`, () => set({ step: index }));
   };
-  const makeAbout = ([name, text]) => [
-    element("dt", { textContent: name }), element("dd", { textContent: visible(text) }),
-  ];
-  const makeNotice = (note) => element("li", { textContent: visible(note) });
   $("steps").replaceChildren(...file.steps.map(makeStep));
-  $("about").replaceChildren(...file.about.flatMap(makeAbout));
-  $("notices").replaceChildren(...[...notes, ...file.notices].map(makeNotice));
 }
 
 function candidateRow(one) {
@@ -40,7 +34,7 @@ function drawCandidates() {
   $("candidates").tBodies[0].replaceChildren(...candidates.map(candidateRow));
 }
 
-export function drawAnswer() {
+function drawAnswer() {
   if (changed("steps", state.prompt)) makeSteps(prompt());
   [...$("steps").querySelectorAll(".token")].forEach((button, index) => {
     button.setAttribute("aria-pressed", index === state.step);
@@ -48,3 +42,5 @@ export function drawAnswer() {
   });
   if (changed("candidates", state.prompt, state.step)) drawCandidates();
 }
+
+section("distances", ["distances"], { draw: drawAnswer });

@@ -4,6 +4,7 @@ import { $, element } from "../shared/elements.js";
 import { replaceContent } from "./content.js";
 import { changed } from "./drawn.js";
 import { tokenTitle } from "./names.js";
+import { section } from "./sections.js";
 import { set, state } from "./state.js";
 import { chosenColour, chosenTokens, focusToken, view } from "./view.js";
 
@@ -20,7 +21,7 @@ function makeChip(position, _, chosen) {
   return chip;
 }
 
-export function drawChips() {
+function drawChips() {
   replaceContent($("chips"), chosenTokens().map(makeChip));
   if (changed("add-token", state.prompt, state.step)) {
     const makeOption = (position) => element("option", { value: position, textContent: tokenTitle(position) });
@@ -29,3 +30,5 @@ export function drawChips() {
   }
   $("add-token").value = "";
 }
+
+section("distances", ["distances"], { draw: drawChips });

@@ -6,6 +6,7 @@ import { visible } from "../shared/texts.js";
 import { changed } from "./drawn.js";
 import { prompts } from "./file.js";
 import { tokenTitle } from "./names.js";
+import { section } from "./sections.js";
 import { prompt, set, state } from "./state.js";
 import { toggleToken } from "./view.js";
 
@@ -29,7 +30,7 @@ function makeChoices(file) {
   $("sinks").replaceChildren(...file.sinks.map(makeSinkBox));
 }
 
-export function drawControls() {
+function drawControls() {
   const file = prompt();
   if (changed("controls", state.prompt)) makeChoices(file);
   for (const box of $("sinks").querySelectorAll("input")) box.checked = !state.kept.includes(Number(box.value));
@@ -71,3 +72,5 @@ export function connectControls() {
     if (target.value !== "") toggleToken(Number(target.value));
   });
 }
+
+section("distances", ["distances"], { draw: drawControls });

@@ -13,7 +13,8 @@ import { effectAt, effectColumns, effectFloor, groups, isChanged, isNone, isSink
 import { effectColumnTip, natsText } from "./effect_tips.js";
 import { MEASURES } from "./file.js";
 import { answerName } from "./names.js";
-import { prompt, state } from "./state.js";
+import { section } from "./sections.js";
+import { state } from "./state.js";
 import { signedColours, signedStops } from "./signed_colours.js";
 import { everyLayer, view } from "./view.js";
 
@@ -76,8 +77,7 @@ async function drawEffectCells() {
   drawLegendOfEffect();
 }
 
-export async function drawEffect() {
-  if (!prompt().effect) return;
+async function drawEffect() {
   const { prompt: one, step, unfolded, scale, measure } = state;
   await drawOrMark("effect", [one, step, unfolded, scale, measure, theme()], drawEffectCells, changedShapes);
 }
@@ -105,3 +105,5 @@ function drawLegendOfEffect() {
     element("span", {}, element("i", { className: "cell struck" }), "another token becomes the most probable"),
   );
 }
+
+section("effect-part", ["effect"], { chart: drawEffect });

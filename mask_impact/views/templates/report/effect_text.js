@@ -10,6 +10,7 @@ import { effectColumns, groups, hiddenIn, isOther, nGroups } from "./effect.js";
 import { natsText } from "./effect_tips.js";
 import { MEASURES, METRIC_NAMES } from "./file.js";
 import { answerName, tokenTitle } from "./names.js";
+import { section } from "./sections.js";
 import { prompt, state, step } from "./state.js";
 import { chosenTokens, toggleToken, view } from "./view.js";
 
@@ -73,10 +74,8 @@ function apartRow([position, share, shareRank, size, sizeRank]) {
 
 const emptyRow = () => element("tr", {}, element("td", { colSpan: 5, textContent: "none" }));
 
-export function drawEffectText() {
+function drawEffectText() {
   const { effect } = prompt();
-  $("effect-part").hidden = !effect;
-  if (!effect) return;
   const { prompt: one, step: nth, unfolded, scale, metric, variant, measure } = state;
   if (!changed("effect-text", one, nth, unfolded, scale, metric, variant, measure, chosenTokens())) return;
   $("effect-about").textContent = visible(effect.about);
@@ -88,3 +87,5 @@ export function drawEffectText() {
     replaceContent($(`apart-${name}`).tBodies[0], rows.length ? rows.map(apartRow) : [emptyRow()]);
   }
 }
+
+section("effect-part", ["effect"], { draw: drawEffectText });

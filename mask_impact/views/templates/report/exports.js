@@ -3,7 +3,7 @@
 import { download, makeExports, safeName } from "../shared/files.js";
 import { imagesCanvas, textCanvas } from "./canvases.js";
 import { EFFECT_FILES } from "./effect_rows.js";
-import { headsAreRounded, prompts } from "./file.js";
+import { headsAreRounded, prompts, sourceName } from "./file.js";
 import { DISTANCE_FILES } from "./rows.js";
 import { prompt, rounded, state } from "./state.js";
 
@@ -14,7 +14,7 @@ function isRounded(card) {
 }
 
 function fileName(card) {
-  const title = document.querySelector("h1").textContent;
+  const title = sourceName;
   const name = prompts.length > 1 ? prompt().name : "";
   const parts = [title, name, `step${state.step}`, card, isRounded(card) ? "rounded" : ""];
   return safeName(parts.filter(Boolean).join("-"));

@@ -1,6 +1,7 @@
 // What the file holds: its prompts with their tokens and steps, made ready to be looked up; and what it measured.
 
 import { page } from "../shared/data.js";
+import { $ } from "../shared/elements.js";
 
 const EXACT = 23; // binary digits of float32
 export const METRIC_NAMES = { l2: "L2", cosine: "Cosine" };
@@ -9,10 +10,14 @@ export const MEASURES = { logprob: "change of the log-probability", kl: "KL dive
 
 export const prompts = page.prompts;
 export const notes = page.notes;
+export const sourceName = page.source;
 export const headsAreRounded = page.digits < EXACT;
 export const isHead = (variant) => variant.startsWith("Head_");
 
 for (const prompt of prompts) {
+  for (const image of prompt.images) {
+    image.preview ||= $(image.key)?.getAttribute("href").split(",")[1] ?? ""; // it stands in the card
+  }
   prompt.cellAt = new Map(prompt.cells.map(([position, image, row, column]) => [position, { image, row, column }]));
   prompt.specialAt = new Set(prompt.special);
   prompt.heads = prompt.variants.map((name, index) => ({ name, index })).filter(({ name }) => isHead(name));

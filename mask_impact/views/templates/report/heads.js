@@ -11,6 +11,7 @@ import {
 import { block } from "./distances.js";
 import { headsAreRounded, METRIC_NAMES } from "./file.js";
 import { distanceText, tokenTitle } from "./names.js";
+import { section } from "./sections.js";
 import { prompt, set, state } from "./state.js";
 import { everyLayer, focusToken, view } from "./view.js";
 
@@ -55,7 +56,7 @@ async function drawHeadCells(heads, position) {
   describe("heads", `Heat map of ${view.nLayers} layers by ${heads.length} heads for ${tokenTitle(position)}`);
 }
 
-export async function drawHeads() {
+async function drawHeads() {
   const { heads } = prompt();
   const position = focusToken();
   $("heads-card").hidden = !heads.length || position === undefined;
@@ -64,3 +65,5 @@ export async function drawHeads() {
   const what = [one, step, metric, scale, colours, theme(), position];
   if (await changedOrMark("heads", what, bandShapes)) await drawHeadCells(heads, position);
 }
+
+section("distances", ["distances"], { chart: drawHeads });

@@ -10,6 +10,7 @@ import { columnLabel, columnValue, makeColumns } from "./columns.js";
 import { replaceContent } from "./content.js";
 import { METRIC_NAMES } from "./file.js";
 import { answerName } from "./names.js";
+import { section } from "./sections.js";
 import { prompt, state } from "./state.js";
 import { cellTip, imageTip } from "./tips.js";
 import { everyLayer, toggleImage, view } from "./view.js";
@@ -31,7 +32,7 @@ async function drawHeatCells() {
   drawFolds();
 }
 
-export async function drawHeat() {
+async function drawHeat() {
   const { prompt: one, step, variant, metric, kept, unfolded, scale, colours } = state;
   await drawOrMark("heat", [one, step, variant, metric, kept, unfolded, scale, colours, theme()], drawHeatCells);
 }
@@ -52,3 +53,5 @@ function drawFolds() {
   const what = `${METRIC_NAMES[state.metric]} distance of ${state.variant}, ${SCALE_NAMES[state.scale]}`;
   $("heat-hint").textContent = `${what}, for ${answerName()}.${folded}${grey}`;
 }
+
+section("distances", ["distances"], { chart: drawHeat });

@@ -9,6 +9,7 @@ import { visible } from "../shared/texts.js";
 import { hideTip, showTip } from "../shared/tip.js";
 import { changed } from "./drawn.js";
 import { drawLegend } from "./legend.js";
+import { section } from "./sections.js";
 import { prompt, state } from "./state.js";
 import { scoreTip } from "./tips.js";
 import { chosenColour, chosenTokens, imageShare, layersText, shareScale, toggleToken, view } from "./view.js";
@@ -145,3 +146,5 @@ function drawGrid(context, [rows, columns], wide, high) {
   }
   context.stroke();
 }
+
+section("distances", ["distances"], { draw: drawImages });

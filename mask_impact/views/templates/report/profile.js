@@ -9,6 +9,7 @@ import { theme } from "../shared/theme.js";
 import { changedOrMark, chartHeight, describe, drawChart, layerShapes, layoutOverLayers } from "./chart.js";
 import { METRIC_NAMES } from "./file.js";
 import { tokenTitle } from "./names.js";
+import { section } from "./sections.js";
 import { set, state } from "./state.js";
 import { cellTip } from "./tips.js";
 import { chosenColour, chosenTokens, everyLayer, view } from "./view.js";
@@ -40,7 +41,7 @@ function profileAxis(lines) {
   return { title, rangemode: "tozero", ...axis };
 }
 
-export async function drawProfile() {
+async function drawProfile() {
   const chosen = chosenTokens();
   const { prompt, step, variant, metric, kept, scale, unit } = state;
   const what = [prompt, step, variant, metric, kept, scale, unit, theme(), chosen];
@@ -51,3 +52,5 @@ export async function drawProfile() {
   await drawChart("profile", lines, layout, tip, ({ x }) => set({ layer: x, range: "layer" }));
   describe("profile", `Profile over layers of ${chosen.map(tokenTitle).join(", ") || "no token"}`);
 }
+
+section("distances", ["distances"], { chart: drawProfile });

@@ -15,7 +15,8 @@ import { effectTip } from "./effect_tips.js";
 import { MEASURES } from "./file.js";
 import { lacksNorms, localImpact, localName } from "./local_impact.js";
 import { tokenTitle } from "./names.js";
-import { adopt, prompt, rounded, state } from "./state.js";
+import { section } from "./sections.js";
+import { adopt, rounded, state } from "./state.js";
 import { chosenColour, chosenTokens, layersShown, layersText, toggleToken, view } from "./view.js";
 
 const MOST_POINTS = 4000;
@@ -112,8 +113,8 @@ function scatterHint(nAll, nDrawn, nLeft) {
   return `Each token in ${layersText()}.${parts.map(([isSaid, text]) => (isSaid ? text : "")).join("")}`;
 }
 
-export async function drawScatter() {
-  if (!prompt().effect || groups()) return;
+async function drawScatter() {
+  if (groups()) return;
   const { prompt: one, step, variant, metric, measure } = state;
   if (!changed("scatter", one, step, variant, metric, measure, layersShown(), chosenTokens(), theme())) return;
   const { points, nLeft } = scatterPoints();
@@ -126,3 +127,5 @@ export async function drawScatter() {
   const label = `Scatter of ${drawn.length} (layer, token): ${axes}. Its numbers can be saved as CSV.`;
   $("scatter").setAttribute("aria-label", label);
 }
+
+section("effect-part", ["effect"], { chart: drawScatter });

@@ -8,6 +8,7 @@ import { theme } from "../shared/theme.js";
 import { describe, drawChart, layoutOverLayers } from "./chart.js";
 import { changed } from "./drawn.js";
 import { METRIC_NAMES } from "./file.js";
+import { section } from "./sections.js";
 import { prompt, set, state } from "./state.js";
 import { everyLayer, view } from "./view.js";
 
@@ -30,7 +31,7 @@ function bars(name, values, color) {
   return { type: "bar", name, x: everyLayer(), y, marker: { color }, hoverinfo: "none" };
 }
 
-export async function drawSplit() {
+async function drawSplit() {
   const isPatch = (position) => prompt().cellAt.has(position);
   const hasBoth = view.positions.some(isPatch) && !view.positions.every(isPatch);
   $("split-card").hidden = !hasBoth;
@@ -52,3 +53,5 @@ export async function drawSplit() {
   await drawChart("split", [image, text], layout, tip, ({ x }) => set({ layer: x, range: "layer" }));
   describe("split", "Share of image and text in each layer");
 }
+
+section("distances", ["distances"], { chart: drawSplit });

@@ -9,9 +9,9 @@ import { headsAreRounded, isHead, MEASURES, METRIC_NAMES, prompts } from "./file
 const MOST_TOKENS = 8; // in the profile
 
 const empty = () => ({
-  prompt: 0, step: 0, layer: 0, range: "all", from: 0, to: Infinity, metric: "l2", variant: "", scale: "sqrt",
-  colours: "layer", kept: [], tokens: [], focus: -1, unfolded: [], opacity: 70, unit: "share", measure: "logprob",
-  theme: "auto",
+  prompt: 0, target: 0, step: 0, layer: 0, range: "all", from: 0, to: Infinity, metric: "l2", variant: "",
+  scale: "sqrt", colours: "layer", kept: [], tokens: [], focus: -1, unfolded: [], opacity: 70, unit: "share",
+  measure: "logprob", theme: "auto",
 });
 
 export let state = empty();
@@ -19,11 +19,16 @@ export const prompt = () => prompts[state.prompt];
 export const step = () => prompt().steps[state.step];
 export const rounded = () => headsAreRounded && isHead(state.variant);
 
+const picked = (all, names) => Object.fromEntries(names.map((name) => [name, all[name]]));
+
 function normalise(wanted) {
   const start = empty();
   const next = { ...start, ...wanted };
   next.prompt = clamp(next.prompt, 0, prompts.length - 1);
   const file = prompts[next.prompt];
+  next.theme = oneOf(next.theme, ["auto", "light", "dark"], start.theme);
+  next.target = clamp(next.target, 0, Math.max(file.n_targets - 1, 0));
+  if (!file.tables.includes("distances")) return { ...start, ...picked(next, ["prompt", "target", "step", "theme"]) };
   const lastLayer = file.n_layers - 1;
   next.step = clamp(next.step, 0, file.steps.length - 1);
   next.layer = clamp(next.layer, 0, lastLayer);
@@ -37,7 +42,6 @@ function normalise(wanted) {
   next.colours = oneOf(next.colours, ["layer", "global"], start.colours);
   next.measure = oneOf(next.measure, Object.keys(MEASURES), start.measure);
   next.unit = oneOf(next.unit, ["share", "distance"], start.unit);
-  next.theme = oneOf(next.theme, ["auto", "light", "dark"], start.theme);
   const masked = new Set(file.steps[next.step].positions);
   next.tokens = [...new Set(next.tokens)].filter((position) => masked.has(position)).slice(-MOST_TOKENS);
   const sinks = file.sinks.map((sink) => sink.position);

@@ -4,6 +4,7 @@ import { $, element } from "../shared/elements.js";
 import { percentText } from "../shared/numbers.js";
 import { changed } from "./drawn.js";
 import { distanceText, tokenName } from "./names.js";
+import { section } from "./sections.js";
 import { state } from "./state.js";
 import { view } from "./view.js";
 
@@ -18,7 +19,7 @@ function makeRow(place) {
   return element("tr", {}, ...texts.map(makeCell));
 }
 
-export function drawStrongest() {
+function drawStrongest() {
   const { prompt, step, variant, metric, kept, colours } = state;
   if (!changed("strongest", prompt, step, variant, metric, kept, colours)) return;
   const found = [];
@@ -29,3 +30,5 @@ export function drawStrongest() {
   found.sort((a, b) => by[b] - by[a] || a - b);
   $("strongest").tBodies[0].replaceChildren(...found.slice(0, N_STRONGEST).map(makeRow));
 }
+
+section("distances", ["distances"], { draw: drawStrongest });

@@ -9,6 +9,7 @@ import { hideTip, showTip } from "../shared/tip.js";
 import { changed } from "./drawn.js";
 import { drawLegend } from "./legend.js";
 import { answerName, tokenTitle } from "./names.js";
+import { section } from "./sections.js";
 import { prompt, state, step } from "./state.js";
 import { scoreTip } from "./tips.js";
 import { tokenElement } from "./tokens.js";
@@ -86,7 +87,7 @@ function drawToken(made, position, isShaded) {
   made.setAttribute("aria-label", scoreTip(position).replaceAll("\n", ", "));
 }
 
-export function drawText() {
+function drawText() {
   if (changed("text", state.prompt, state.step)) makeText(prompt());
   const { levels, scale } = textShades();
   for (const made of $("text").querySelectorAll(".token")) {
@@ -117,3 +118,5 @@ export function connectText() {
   });
   $("text").addEventListener("mouseleave", hideTip);
 }
+
+section("distances", ["distances"], { draw: drawText });

@@ -1,0 +1,121 @@
+"""All that is stored under one name: distances, what the answer used, cut flows, answers without something.
+
+Each kind has files of its own; what belongs to another prompt or model than the first of them is left out, and said.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mask_impact.results.answer_files import load_whatif
+from mask_impact.results.answers import WhatIf
+from mask_impact.results.explanation_files import load_explanation
+from mask_impact.results.explanations import Explanation
+from mask_impact.results.files import without_suffix
+from mask_impact.results.flow_files import load_flows
+from mask_impact.results.flows import Knockouts
+from mask_impact.results.foreign import read_results
+from mask_impact.results.foreign_tables import Grid
+from mask_impact.results.records import Result
+from mask_impact.results.table_files import beside
+
+_KIND = re.compile(r"\.(answer|routes|matrix|flows|whatif)(\.(csv|json|parquet|png|meta\.json))?\Z", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What there is of one prompt, None for what there is not; at least one of them. answer: the result's own where it has one.
+    notes: what was left out, and why."""
+
+    result: Result | None = None
+    answer: Explanation | None = None
+    flows: Knockouts | None = None
+    whatif: WhatIf | None = None
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, one: "Result | Explanation | Knockouts | WhatIf | Stored") -> "Stored":
+        """One of them by itself."""
+        if isinstance(one, Result):
+            return cls(result=one, answer=one.answer)
+        if isinstance(one, Explanation):
+            return cls(answer=one)
+        if isinstance(one, Knockouts):
+            return cls(flows=one)
+        return cls(whatif=one) if isinstance(one, WhatIf) else one
+
+    @property
+    def parts(self) -> list[Any]:
+        """Those that there are."""
+        return [one for one in (self.result, self.answer, self.flows, self.whatif) if one is not None]
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """What was run, of the first of them."""
+        return self.parts[0].meta
+
+
+class AllStored(Mapping[str, Stored]):
+    """By prompt, each read when it is asked for; source: how it was named."""
+
+    def __init__(self, source: str, results: Mapping[str, Any]) -> None:
+        self.source, self._results = source, results
+
+    def __getitem__(self, name: str) -> Stored:
+        return Stored.of(self._results[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._results)
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+
+def read_stored(
+    path: str | os.PathLike, grids: Sequence[Grid] | None = None, prompt_name: str | None = None
+) -> AllStored:
+    """What `path` names, with what else is stored under its name; see `foreign.read_results` for tables of others, folders,
+    grids, prompt_name and errors."""
+    path = Path(path)
+    kind = _KIND.search(path.name)
+    stem = path.parent / (path.name[: kind.start()] if kind else without_suffix(path.name)) if path.name else path
+    if not path.name or not (kind or _is_own(path, stem)):
+        results = read_results(path, grids, prompt_name)
+        return AllStored(str(path), results)
+    if grids or prompt_name is not None:
+        read_results(path, grids, prompt_name)  # which says what is wrong with them
+    return AllStored(str(path), {stem.name: _of_name(stem, kind[1].lower() if kind else None)})
+
+
+def _is_own(path: Path, stem: Path) -> bool:
+    """Whether the path names what this program stored, by the name or by one of its files."""
+    if not any(beside(stem, f"{one}").is_file() for one in ("answer.meta.json", "flows.meta.json", "whatif.json")):
+        return False
+    return path.name in (stem.name, f"{stem.name}.meta.json") or beside(stem, "meta.json").is_file()
+
+
+def _of_name(stem: Path, first: str | None) -> Stored:
+    """All of a name; first: the kind that was asked for by its file, which the others have to belong to."""
+    found: dict[str, Any] = {}
+    if beside(stem, "meta.json").is_file():
+        result = read_results(stem)[stem.name]
+        found = {"result": result, "answer": result.answer}
+    readers = {"answer": load_explanation, "flows": load_flows, "whatif": load_whatif}
+    present = {"answer": "answer.meta.json", "flows": "flows.meta.json", "whatif": "whatif.json"}
+    for kind, reader in readers.items():
+        if found.get(kind) is None and (beside(stem, present[kind]).is_file() or first == kind):
+            found[kind] = reader(stem)
+    found = {kind: one for kind, one in found.items() if one is not None}
+    of = found[first if first in found else next(iter(found))]
+    other = [kind for kind, one in found.items() if _asked(one) != _asked(of)]
+    notes = tuple(f"{stem.name}.{kind} is of another prompt or model, and left out" for kind in other)
+    return Stored(**{kind: one for kind, one in found.items() if kind not in other}, notes=notes)
+
+
+def _asked(one: Any) -> tuple[Any, ...]:
+    """What runs of one prompt have in common."""
+    images = one.meta.get("images") or [image.source for image in getattr(one, "images", ())]
+    return one.meta.get("model"), one.meta.get("prompt"), tuple(images)

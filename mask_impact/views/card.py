@@ -1,0 +1,313 @@
+"""What a card shows of an answer: one sentence, the question's words and the images' cells by effect, the strongest of them, and
+the evidence. Knows explanations; draws nothing: `card_html` and `card_figure` do.
+
+A change is that of the target's log-probability where a unit is hidden, nats, negative where the unit speaks for the target:
+measured, or estimated where it was not. Colours of words and cells share one scale, that of the largest change.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from mask_impact.results.explanations import ExplainedTarget, Explanation, TokenSet
+from mask_impact.results.tokens import box_of
+
+TOP = 5  # rows
+NAMED = 3  # units that one sentence names
+LITTLE = 0.1  # nats: what changes less is not said to matter
+ORDINALS = ("first", "second", "third")
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A word, cell or group that was used. place: of the unit in its target; name: as a sentence says it; label: as the files do;
+    change, measured: see above; becomes: the most probable token without it, None where that stays; image: its number, -1 for
+    text; box: (left, top, right, bottom) in pixels of the image, None for text."""
+
+    place: int
+    name: str
+    label: str
+    change: float
+    measured: bool
+    becomes: str | None
+    image: int
+    box: Box | None
+
+
+@dataclass(frozen=True)
+class Word:
+    """A piece of the prompt's text. place: of its unit, None where it has none; the rest as in Row, 0 without a unit."""
+
+    text: str
+    place: int | None
+    change: float
+    measured: bool
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of an image. evidence: whether it is in a set that decides the answer; the rest as in Row."""
+
+    image: int
+    row: int
+    column: int
+    box: Box
+    place: int
+    change: float
+    measured: bool
+    evidence: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of the answer: with the places of units hidden (`without`), or with all others of their kind hidden (`with`).
+    name: of the units; text: the answer then; confirmed: whether a plain generate() gives it; kind: `image` or `text`."""
+
+    role: str
+    kind: str
+    places: tuple[int, ...]
+    name: str
+    text: str
+    confirmed: bool
+
+
+class Card:
+    """What an answer used, of one of its targets."""
+
+    def __init__(self, found: Explanation, number: int = 0) -> None:
+        self.found, self.target = found, found.targets[number]
+        self._smallest = self._smallest_units()
+
+    # --- what was asked and said ----------------------------------------------------------------------------------------
+
+    @property
+    def question(self) -> str:
+        """What was asked, in one line: the prompt, or its content where there is no text of it."""
+        return question_of(self.found)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the target is all that was said."""
+        return self.target.text.strip() == self.found.generated_text.strip()
+
+    @property
+    def sentence(self) -> str:
+        """All of it in a sentence or two."""
+        answer = self.target.text.strip() or self.found.generated_text.strip() or "This answer"
+        if self.target.instead:
+            answer += f" rather than {self.target.instead[1].strip()}"
+        verdicts = [one for one in self.verdicts if one.role == "without" and one.confirmed]
+        deciding = [row for row in self.rows if row.measured and row.becomes is not None]
+        names = _distinct([*(one.name for one in verdicts), *(row.name for row in deciding)])
+        names = [name for name in names if any(map(str.isalnum, name))] or names  # a question mark is no reason
+        if names:
+            because = f"{_capital(answer)}: because of {_listed(names[:NAMED])}."
+            if verdicts:
+                return f"{because} Without {verdicts[0].name} the model says {_said(verdicts[0].text)}."
+            return f"{because} Without {names[0]} the next token is {_said(deciding[0].becomes or '')}."
+        strongest = [row for row in self.rows if row.change < -LITTLE][:2]
+        if strongest:
+            most = _listed([row.name for row in strongest])
+            return f"{_capital(answer)}: most of all because of {most}. Nothing that was hidden changes the answer."
+        return f"{_capital(answer)}: nothing that was hidden changes the answer."
+
+    # --- rows and evidence ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """The strongest, at most TOP."""
+        return tuple(map(self._row, self.target.used(TOP)))
+
+    def _row(self, place: int) -> Row:
+        target, positions = self.target, self.target.positions[place]
+        becomes = target.top1_texts[int(target.top1[place])] if target.differs[place] else None
+        box = box_of(self.found.tokens, self.found.images, positions)
+        image = -1 if box is None else int(self.found.tokens.image[positions[0]])
+        return Row(
+            place,
+            self.name(place),
+            target.names[place],
+            self._change(place),
+            bool(target.measured[place]),
+            becomes,
+            image,
+            box,
+        )
+
+    @cached_property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """The evidence, what the answer needs before what keeps it."""
+        found = []
+        for role in ("without", "with"):
+            for one in self.target.evidence:
+                chosen = one.necessary if role == "without" else one.sufficient
+                if chosen is not None:
+                    found.append(self._verdict(role, one.kind, chosen))
+        return tuple(found)
+
+    def _verdict(self, role: str, kind: str, chosen: TokenSet) -> Verdict:
+        places = sorted(chosen.places, key=lambda place: self.target.positions[place])
+        return Verdict(role, kind, tuple(places), self.names(places), chosen.text, chosen.confirmed)
+
+    @property
+    def note(self) -> str:
+        """How much was measured, and whether the estimates of the rest can be trusted."""
+        target = self.target
+        n, n_measured = len(target.names), int(target.measured.sum())
+        if target.reliable is None:
+            return f"{n_measured} of {n} words and cells were really hidden."
+        said = f"{n_measured} of {n} words and cells were really hidden; the others are estimated."
+        return (
+            said if target.reliable else f"{said} Here the estimates are NOT RELIABLE: a larger budget measures more."
+        )
+
+    # --- names ----------------------------------------------------------------------------------------------------------
+
+    def name(self, place: int) -> str:
+        """A unit as a sentence says it: the word “star”, the cell at the upper right."""
+        target, positions = self.target, self.target.positions[place]
+        if target.kinds[place] == "group":
+            return target.names[place]
+        image = int(self.found.tokens.image[positions[0]])
+        if image >= 0:
+            return self._cell_name(place, image)
+        text = target.names[place].strip()
+        if not text:
+            return "a line break" if "\n" in target.names[place] else "a space"
+        alike = [other for other, name in enumerate(target.names) if name.strip() == text]
+        alike.sort(key=lambda other: target.positions[other])
+        which = "" if len(alike) == 1 else f"{_ordinal(alike.index(place))} "
+        kind = "word " if re.fullmatch(r"[\w'’-]+", text) else ""
+        return f"the {which}{kind}“{text}”" if kind or which else f"“{text}”"
+
+    def _cell_name(self, place: int, image: int) -> str:
+        positions = self.target.positions[place]
+        left, top, right, bottom = box_of(self.found.tokens, self.found.images, positions) or (0, 0, 0, 0)
+        width, height = self.found.images[image].size
+        where = _where((left + right) / 2 / width, (top + bottom) / 2 / height)
+        of = f" of image {image + 1}" if len(self.found.images) > 1 else ""
+        return f"the {'cell' if len(positions) == 1 else 'region'} {where}{of}"
+
+    def names(self, places: Sequence[int]) -> str:
+        """Several units as a sentence says them."""
+        names = [self.name(place) for place in places]
+        counted = [
+            f"{names.count(name)} cells {name[9:]}" if names.count(name) > 1 else name for name in _distinct(names)
+        ]
+        return _listed(
+            counted if len(counted) <= NAMED else [*counted[: NAMED - 1], f"{len(counted) - NAMED + 1} more"]
+        )
+
+    # --- words and cells ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def largest(self) -> float:
+        """The largest change of a word or cell that is drawn: where the colours of all of them end."""
+        drawn = [abs(one.change) for one in (*self.words, *self.cells)]
+        return max([*drawn, *(abs(row.change) for row in self.rows)], default=0.0) or 1.0
+
+    @cached_property
+    def words(self) -> tuple[Word, ...]:
+        """The prompt's text without the template, each piece with its smallest unit."""
+        tokens, words = self.found.tokens, []
+        before: int | None = None
+        for position in range(self.found.n_prompt):
+            place = self._smallest.get(position)
+            if tokens.image[position] >= 0 or not self._is_content(position, place):
+                before = None
+                continue
+            if place is not None and place == before:
+                words[-1] = Word(words[-1].text + tokens.texts[position], *_of(words[-1]))
+            else:
+                change = 0.0 if place is None else self._change(place)
+                measured = place is not None and bool(self.target.measured[place])
+                words.append(Word(tokens.texts[position], place, change, measured))
+            before = place
+        return tuple(words)
+
+    def _is_content(self, position: int, place: int | None) -> bool:
+        if self.found.tokens.kinds[position] == "special":
+            return False
+        return place is None or bool(self.target.content[place])
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """Of all images."""
+        tokens, found = self.found.tokens, []
+        deciding = {place for one in self.verdicts if one.confirmed for place in one.places}
+        evidence = {at for place in deciding for at in self.target.positions[place]}
+        for position in range(self.found.n_prompt):
+            image, place = int(tokens.image[position]), self._smallest.get(position)
+            if image < 0 or place is None:
+                continue
+            row, column = int(tokens.row[position]), int(tokens.column[position])
+            box = self.found.images[image].box(row, column)
+            share = self._change(place) / len(self.target.positions[place])  # of a region
+            measured = bool(self.target.measured[place])
+            found.append(Cell(image, row, column, box, place, share, measured, position in evidence))
+        return tuple(found)
+
+    def _change(self, place: int) -> float:
+        measured = self.target.measured[place]
+        return float(self.target.logprob_change[place] if measured else self.target.contribution[place])
+
+    def _smallest_units(self) -> dict[int, int]:
+        """Of each position the smallest unit that it is in, one that was measured before others of its size."""
+        found: dict[int, int] = {}
+        order = sorted(
+            range(len(self.target.names)), key=lambda p: (len(self.target.positions[p]), not self.target.measured[p])
+        )
+        for place in order:
+            for position in self.target.positions[place]:
+                found.setdefault(position, place)
+        return found
+
+
+def question_of(found: Explanation) -> str:
+    """What was asked, in one line: the prompt without the marks of its images, or else the content of the prompt's tokens."""
+    prompt = found.meta.get("prompt")
+    if not isinstance(prompt, str) or "<|" in prompt:
+        target: ExplainedTarget = found.targets[0]
+        content = {at for place, one in enumerate(target.positions) if target.content[place] for at in one}
+        kinds, texts = found.tokens.kinds, found.tokens.texts
+        prompt = "".join(texts[at] for at in sorted(content) if kinds[at] == "text")
+    return " ".join(prompt.replace("<image>", " ").split())
+
+
+def _of(word: Word) -> tuple[int | None, float, bool]:
+    return word.place, word.change, word.measured
+
+
+def _said(text: str) -> str:
+    text = text.strip()
+    return f"“{text}”" if text else "nothing"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def _listed(names: Sequence[str]) -> str:
+    """a, b and c"""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _ordinal(number: int) -> str:
+    return ORDINALS[number] if number < len(ORDINALS) else f"{number + 1}th"
+
+
+def _where(x: float, y: float) -> str:
+    """Where a point is, x and y from 0 to 1: at the upper right, in the middle."""
+    side = "left" if x < 1 / 3 else "right" if x > 2 / 3 else ""
+    height = "upper" if y < 1 / 3 else "lower" if y > 2 / 3 else ""
+    if side and height:
+        return f"at the {height} {side}"
+    if side:
+        return f"at the {side}"
+    return {"upper": "at the top", "lower": "at the bottom", "": "in the middle"}[height]

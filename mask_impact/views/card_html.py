@@ -1,0 +1,138 @@
+"""The evidence card as HTML without a script: for a page, a notebook, an app. Knows cards and their template.
+
+Every text of a prompt, a token or a file goes through Jinja2's escaping. What can't be seen in a text is written out.
+"""
+
+from base64 import b64encode
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import exp, log
+from zlib import crc32
+
+from mask_impact.results.explanations import Explanation
+from mask_impact.results.tokens import ImageRecord
+from mask_impact.views.card import Box, Card, Cell, Row, Word
+from mask_impact.views.layer_bars import nats
+from mask_impact.views.page import rendered, shown, template_text
+from mask_impact.views.text import percent
+
+FAINT = 0.02  # of the largest change: cells with less are not drawn
+MOST_TARGETS = 64  # that have a card
+Edge = tuple[float, float, float, float]
+
+
+def card_document(found: Explanation, number: int = 0, theme: str = "light") -> str:
+    """The card of one target with its own styles: a fragment that stands anywhere. theme: `light`, `dark`, or `auto` for the
+    system's."""
+    return rendered(
+        "card_alone.html", {"styles": template_text("card.css"), "theme": theme, "card": CardView(Card(found, number))}
+    )
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of the prompt as the card draws it. key: of its element in the document; source: a data URI, empty without a
+    preview; cells: those that are drawn; outline: the edges around the cells of evidence, (x1, y1, x2, y2) in its pixels."""
+
+    number: int
+    key: str
+    name: str
+    size: tuple[int, int]
+    source: str
+    cells: tuple[Cell, ...]
+    outline: tuple[Edge, ...]
+    blur: float
+
+
+class CardView:
+    """A card's texts and lengths as its template takes them."""
+
+    def __init__(self, card: Card) -> None:
+        self.card, self.target = card, card.target
+        self.pictures = [self._picture(number) for number in range(len(card.found.images))]
+
+    @property
+    def steps(self) -> list[tuple[int, str, bool]]:
+        """(number, text, whether the target has it) of each produced token."""
+        found = self.card.found
+        texts = found.tokens.texts[found.n_prompt :]
+        return [(number, shown(text), number in self.target.steps) for number, text in enumerate(texts)]
+
+    def strength(self, one: Word | Cell | Row) -> float:
+        """0 to 1, how strong a change is beside the largest one of the card."""
+        return round(min(abs(one.change) / self.card.largest, 1.0), 4)
+
+    def tone(self, one: Word | Cell | Row) -> str:
+        """`for` where it speaks for the target, `against` where it speaks against it."""
+        return "for" if one.change <= 0 else "against"
+
+    def tip(self, one: Word | Cell) -> str:
+        """What is said of a word or a cell under the pointer."""
+        if one.place is None:
+            return ""
+        how = "really hidden" if one.measured else "estimated"
+        return f"{shown(self.target.names[one.place]).strip()}: {nats(one.change, one.measured)} nats, {how}"
+
+    def nats(self, row: Row) -> str:
+        """A row's change as text."""
+        return nats(row.change, row.measured)
+
+    def left(self, row: Row) -> str:
+        """The probability with nothing hidden and without a row's unit; empty where it was not measured, or is none."""
+        probability = self.target.probability
+        if not row.measured or self.target.instead or probability <= 0:
+            return ""
+        return f"{percent(probability)} → {percent(min(1.0, exp(log(probability) + row.change)))}"
+
+    def lead(self, word: Word) -> str:
+        """The space before a word, which is not shaded with it."""
+        return word.text[: len(word.text) - len(word.text.lstrip(" "))]
+
+    def body(self, word: Word) -> str:
+        """A word without that space; a line break stays one."""
+        return "\n".join(shown(line) for line in word.text.lstrip(" ").split("\n"))
+
+    def chance(self) -> str:
+        """The target's probability."""
+        return percent(self.target.probability)
+
+    def picture_of(self, row: Row) -> Picture | None:
+        """The image that a row's box is in."""
+        return None if row.image < 0 else self.pictures[row.image]
+
+    def _picture(self, number: int) -> Picture:
+        image = self.card.found.images[number]
+        cells = [one for one in self.card.cells if one.image == number]
+        evidence = {(one.row, one.column): one.box for one in cells if one.evidence}
+        drawn = [one for one in cells if self.strength(one) >= FAINT and not one.evidence]
+        source = f"data:image/jpeg;base64,{b64encode(image.preview).decode()}" if image.preview else ""
+        key = picture_key(image, number)
+        blur = round(min(image.size[0] / image.grid[1], image.size[1] / image.grid[0]) / 2, 2)
+        outline = tuple(_outline(evidence))
+        return Picture(number, key, shown(image.source), image.size, source, tuple(drawn), outline, blur)
+
+
+def _outline(cells: dict[tuple[int, int], Box]) -> Iterator[Edge]:
+    """The edges between cells of the set and others."""
+    for (row, column), (left, top, right, bottom) in sorted(cells.items()):
+        if (row - 1, column) not in cells:
+            yield left, top, right, top
+        if (row + 1, column) not in cells:
+            yield left, bottom, right, bottom
+        if (row, column - 1) not in cells:
+            yield left, top, left, bottom
+        if (row, column + 1) not in cells:
+            yield right, top, right, bottom
+
+
+def picture_key(image: ImageRecord, number: int) -> str:
+    """The id of an image's element in a document."""
+    return f"mi-{crc32(image.preview):08x}-{number}"
+
+
+def cards_html(found: Explanation) -> tuple[str, list[str]]:
+    """(the images, which stand once in the document, the cards of the targets, the first MOST_TARGETS), for a page that has
+    `card.css`."""
+    views = [CardView(Card(found, number)) for number in range(min(len(found.targets), MOST_TARGETS))]
+    images = rendered("card_images.html", {"pictures": views[0].pictures if views else []})
+    return images, [rendered("card.html", {"card": one}) for one in views]

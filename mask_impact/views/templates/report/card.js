@@ -1,0 +1,66 @@
+// The evidence card, which stands in the page as it is: which prompt's and which target's is shown, and what belongs
+// together under the pointer.
+
+import { $ } from "../shared/elements.js";
+import { changed } from "./drawn.js";
+import { section } from "./sections.js";
+import { prompt, set, state } from "./state.js";
+
+const cards = () => [...$("card").querySelectorAll(".mi-card")];
+const stepsOf = (card) => card.dataset.steps.split(" ").map(Number);
+const cardsOf = (number) => cards().filter((card) => Number(card.parentElement.dataset.prompt) === number);
+
+// The target that has a produced token, the current one where none has.
+function targetWith(step) {
+  const found = cardsOf(state.prompt).findIndex((card) => stepsOf(card).includes(step));
+  return found < 0 ? state.target : found;
+}
+
+function lightUp(place) {
+  for (const one of $("card").querySelectorAll("[data-place]")) {
+    one.classList.toggle("mi-lit", one.dataset.place === place);
+  }
+}
+
+// Produced tokens are buttons where they have cards or steps of their own.
+function makeStepButtons() {
+  const many = prompt().steps.length > 1 || cardsOf(state.prompt).length > 1;
+  for (const made of $("card").querySelectorAll(".mi-step")) {
+    if (!many) continue;
+    made.tabIndex = 0;
+    made.setAttribute("role", "button");
+  }
+}
+
+function drawCard() {
+  for (const one of $("card").querySelectorAll("[data-prompt]")) {
+    one.hidden = Number(one.dataset.prompt) !== state.prompt;
+  }
+  cardsOf(state.prompt).forEach((card, number) => { card.hidden = number !== state.target; });
+  if (changed("card", state.prompt)) makeStepButtons();
+  for (const made of $("card").querySelectorAll(".mi-step[role]")) {
+    made.setAttribute("aria-pressed", Number(made.dataset.step) === state.step);
+  }
+}
+
+export function connectCard() {
+  const card = $("card");
+  const chooseStep = (event) => {
+    const made = event.target.closest(".mi-step[role]");
+    if (!made) return;
+    const step = Number(made.dataset.step);
+    set({ step, target: targetWith(step) });
+  };
+  card.addEventListener("click", chooseStep);
+  card.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" || event.key === " ") {
+      if (event.target.closest(".mi-step[role]")) event.preventDefault();
+      chooseStep(event);
+    }
+  });
+  const placeOf = (event) => event.target.closest("[data-place]")?.dataset.place;
+  for (const kind of ["mouseover", "focusin"]) card.addEventListener(kind, (event) => lightUp(placeOf(event)));
+  for (const kind of ["mouseleave", "focusout"]) card.addEventListener(kind, () => lightUp(undefined));
+}
+
+section("card", ["answer"], { draw: drawCard });
