@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from html import escape as escape_html
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from mask_impact.results import (
     answer_files,
@@ -31,7 +32,29 @@ def _in_notebook(picture: bytes, what: str, summary: str) -> str:
     )
 
 
-class Result(records.Result):
+class Page:
+    """The page of a result as a notebook shows it: in a frame of its own, with everything in it that one can click."""
+
+    def __init__(self, one: Any, height: int) -> None:
+        self._one, self._height = one, height
+
+    def _repr_html_(self) -> str:
+        from mask_impact.views.report import build_report
+
+        page = escape_html(build_report(self._one).html.decode())
+        look = f"width: 100%; height: {int(self._height)}px; border: 0"
+        return f'<iframe srcdoc="{page}" sandbox="allow-scripts allow-downloads" style="{look}"></iframe>'
+
+
+class Showable:
+    """What has a page."""
+
+    def show(self, height: int = 760) -> Page:
+        """The page for a notebook, `height` pixels high; nothing is written."""
+        return Page(self, height)
+
+
+class Result(Showable, records.Result):
     """A run's maps and what its answer used (see records.Result for its fields and their shapes); print() shows the summary."""
 
     def __post_init__(self) -> None:
@@ -59,12 +82,14 @@ class Result(records.Result):
         return render_summary(self)
 
     def _repr_html_(self) -> str:
+        if self.answer is not None:
+            return self.answer._repr_html_()
         from mask_impact.views.pictures import layers_png
 
         return _in_notebook(layers_png(self), "Impact of each token in each layer", str(self))
 
 
-class Knockouts(flows.Knockouts):
+class Knockouts(Showable, flows.Knockouts):
     """Cut flows (see flows.Knockouts for its fields and their shapes); print() shows the summary."""
 
     def to_frame(self):
@@ -88,7 +113,7 @@ class Knockouts(flows.Knockouts):
         return _in_notebook(flows_png(self), "Change of each produced token's probability", str(self))
 
 
-class Explanation(explanations.Explanation):
+class Explanation(Showable, explanations.Explanation):
     """What an answer used (see explanations.Explanation for its fields); print() shows the strongest words and cells."""
 
     def to_frame(self):
@@ -115,10 +140,12 @@ class Explanation(explanations.Explanation):
         return render_explanation(self)
 
     def _repr_html_(self) -> str:
-        return f"<pre>{escape_html(str(self))}</pre>"
+        from mask_impact.views.card_html import card_document
+
+        return card_document(self)
 
 
-class WhatIf(answers.WhatIf):
+class WhatIf(Showable, answers.WhatIf):
     """Answers with tokens hidden (see answers.WhatIf for its fields); print() shows them side by side."""
 
     def to_frame(self):

@@ -51,6 +51,11 @@ class LoadedModel(Reader):
     note: str | None = None
     revision: str | None = None
 
+    def __repr__(self) -> str:
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        n_layers = self.config.get_text_config().num_hidden_layers
+        return f"LoadedModel({self.name}, {self.kind}, {n_layers} layers, {dtype} on {self.model.device})"
+
 
 def wrap(model: PreTrainedModel, processor_or_tokenizer: Any, *, name: str | None = None) -> LoadedModel:
     """Make a model that was loaded in the user's own way (quantised, several GPUs, offloaded) ready for `analyze`."""
