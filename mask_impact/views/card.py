@@ -2,7 +2,7 @@
 the evidence. Knows explanations; draws nothing: `card_html` and `card_figure` do.
 
 A change is that of the target's log-probability where a unit is hidden, nats, negative where the unit speaks for the target:
-measured, or estimated where it was not. Colours of words and cells share one scale, that of the largest change.
+measured, or estimated where it was not. Colours of words and cells share one scale.
 """
 
 import re
@@ -16,6 +16,7 @@ from mask_impact.results.tokens import box_of
 TOP = 5  # rows
 NAMED = 3  # units that one sentence names
 LITTLE = 0.1  # nats: what changes less is not said to matter
+WEAK = 1.0  # nats: where nothing changes the answer by more, nothing is drawn as strong
 ORDINALS = ("first", "second", "third")
 Box = tuple[float, float, float, float]
 
@@ -187,7 +188,7 @@ class Card:
         left, top, right, bottom = box_of(self.found.tokens, self.found.images, positions) or (0, 0, 0, 0)
         width, height = self.found.images[image].size
         where = _where((left + right) / 2 / width, (top + bottom) / 2 / height)
-        of = f" of image {image + 1}" if len(self.found.images) > 1 else ""
+        of = f" of image {image}" if len(self.found.images) > 1 else ""
         return f"the {'cell' if len(positions) == 1 else 'region'} {where}{of}"
 
     def names(self, places: Sequence[int]) -> str:
@@ -204,9 +205,9 @@ class Card:
 
     @cached_property
     def largest(self) -> float:
-        """The largest change of a word or cell that is drawn: where the colours of all of them end."""
+        """The largest change of a word, cell or row, at least WEAK: where the colours and the bars of all of them end."""
         drawn = [abs(one.change) for one in (*self.words, *self.cells)]
-        return max([*drawn, *(abs(row.change) for row in self.rows)], default=0.0) or 1.0
+        return max([WEAK, *drawn, *(abs(row.change) for row in self.rows)])
 
     @cached_property
     def words(self) -> tuple[Word, ...]:

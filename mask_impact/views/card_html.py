@@ -53,13 +53,14 @@ class CardView:
 
     @property
     def steps(self) -> list[tuple[int, str, bool]]:
-        """(number, text, whether the target has it) of each produced token."""
+        """(number, text, whether the target has it) of each produced token; without special ones that are not asked about."""
         found = self.card.found
-        texts = found.tokens.texts[found.n_prompt :]
-        return [(number, shown(text), number in self.target.steps) for number, text in enumerate(texts)]
+        tokens = zip(found.tokens.texts[found.n_prompt :], found.tokens.kinds[found.n_prompt :], strict=True)
+        all_steps = [(number, shown(text), number in self.target.steps, kind) for number, (text, kind) in enumerate(tokens)]
+        return [(number, text, own) for number, text, own, kind in all_steps if own or kind != "special"]
 
     def strength(self, one: Word | Cell | Row) -> float:
-        """0 to 1, how strong a change is beside the largest one of the card."""
+        """0 to 1, how strong a change is on the card's scale."""
         return round(min(abs(one.change) / self.card.largest, 1.0), 4)
 
     def tone(self, one: Word | Cell | Row) -> str:

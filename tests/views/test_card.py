@@ -138,6 +138,11 @@ def test_words_and_cells_are_shaded_on_one_scale():
     assert cells == {"5": 1.0, "6": 0.25}
 
 
+def test_where_nothing_matters_nothing_is_drawn_as_strong():
+    html = Elements(card_document(words({0: -0.25, 1: -0.1})))
+    assert [a["style"] for tag, a, _ in html.elements if tag == "i"][:2] == ["width:25.0%", "width:10.0%"]
+
+
 def test_evidence_is_outlined_around_neighbours_and_not_between_them():
     found = picture({4: -4.0, 5: -3.0}, needed=(4, 5))
     (attributes,) = [a for a, _ in Elements(card_document(found)).of("mi-under")]

@@ -763,7 +763,7 @@ def test_a_chooser_changes_between_prompts(tmp_path, open_page):
 
 def test_rounded_heads_say_so(tmp_path, open_page):
     result = make_result([f" {n}" for n in range(60)], n_layers=6, sinks=())
-    tab = open_page(write_report(result, tmp_path / "x.html", max_megabytes=1))
+    tab = open_page(write_report(result, tmp_path / "x.html", max_megabytes=0.1))
     assert any("the distances of the heads are rounded" in note for note in tab.texts("#notices li"))
     tab.select("variant", "Head_0")
     tab.page.mouse.move(*cell_place(tab, 1, 2))

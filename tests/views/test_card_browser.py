@@ -1,0 +1,219 @@
+"""The evidence card and what stands beside it in the page, in a browser: what is shown of which result, and by which click; that
+nobody is shut out.
+
+Screenshots go to the folder that REPORT_SCREENSHOTS names, else to a temporary one.
+"""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import browser
+import numpy as np
+import pytest
+from explained import explained
+from pages import HOSTILE
+from synthetic import make_explanation, make_result, with_effects
+from tab import Tab
+
+from mask_impact.results.answers import Answer, WhatIf
+from mask_impact.results.flows import Flow, FlowPositions, FlowStep, Knockouts
+from mask_impact.results.stored import Stored
+from mask_impact.views.report import write_report
+
+pytestmark = browser.MARKS
+
+AXE = "axe-core@4.14.1"
+META = {"window": 1, "ablation": "mask", "model": "tiny"}
+SIZES = ((1440, 900), (390, 844))
+
+
+def two_targets():
+    """A picture of four cells and three words; two produced tokens, each asked about by itself."""
+    result = make_result(["", "Where", " is", " it"], n_steps=2, grids=((2, 2),), produced=(" up", " left"))
+    one = explained(result, {2: -4.0, 6: -2.0}, needed=(2,), becomes={2: " down"}, answer=" up")
+    other = explained(result, {3: -1.0, 7: -3.0}, answer=" left", steps=(1,))
+    answer = dataclasses.replace(one.answer, targets=(*one.answer.targets, *other.answer.targets))
+    return dataclasses.replace(result, answer=answer, meta={**result.meta, "prompt": "Where is it"})
+
+
+def knockouts():
+    change = -np.arange(8, dtype=np.float32).reshape(2, 4)
+    step = FlowStep(0, 7, " up", 0.9, change, np.abs(change), np.full((2, 4), 7), {7: " up"}, (0.0, 0.0, 0.0), 7)
+    flows = tuple(
+        FlowPositions(Flow(name, *name.split(" -> ")), (1,), None) for name in ("image -> last", "question -> last")
+    )
+    tokens = make_result().tokens
+    return Knockouts(
+        flows, (step,), np.arange(4), np.arange(4), " up", tokens, {"window": 1, "ablation": "mask", "model": "tiny"}
+    )
+
+
+def whatif(text=" up"):
+    def answer(spec, said, differs):
+        return Answer(spec, () if spec is None else (1,), (7,), (said,), (0.5,), said, 0.5, differs)
+
+    return WhatIf(
+        answer(None, text, None), (answer(text, " down", 0),), (0, 1), make_result().tokens, 2, {"model": "tiny"}
+    )
+
+
+def shown(tab):
+    """The sections that are there to see."""
+    return tab.page.evaluate(
+        "[...document.querySelectorAll('main > section, main > div')].filter((one) => one.offsetHeight > 0).map((one) => one.id)"
+    )
+
+
+def cards(tab):
+    return [card for card in tab.page.locator("#card .mi-card").all() if card.is_visible()]
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_question_is_the_title_and_the_card_fits_the_first_screen(tmp_path, open_page):
+    tab = open_page(write_report(two_targets(), tmp_path / "x.html"))
+    assert tab.page.title() == "Where is it · mask-impact"
+    assert tab.texts("h1") == ["Where is it"]
+    (card,) = cards(tab)
+    assert card.locator(".mi-sentence").text_content().startswith("Up: because of the cell at the upper right")
+    assert card.locator(".mi-rows").bounding_box()["y"] < 600
+    assert card.locator(".mi-picture").bounding_box()["width"] > 200
+
+
+def test_a_produced_token_shows_its_own_card_and_its_own_step(tmp_path, open_page):
+    tab = open_page(write_report(two_targets(), tmp_path / "x.html"))
+    tab.click("#card .mi-card:visible .mi-step[data-step='1']")
+    (card,) = cards(tab)
+    assert card.locator(".mi-sentence").text_content().startswith("Left: most of all because of the word “it” and")
+    assert tab["candidates-title"].text_content() == 'Candidates for " left"'
+    assert "target=1" in tab.page.url
+    card.locator(".mi-step[data-step='0']").focus()
+    tab.press("Enter")
+    assert cards(tab)[0].locator(".mi-sentence").text_content().startswith("Up:")
+    again = open_page(tab.path, "#target=1&step=1")
+    assert cards(again)[0].locator(".mi-sentence").text_content().startswith("Left:")
+
+
+def test_what_belongs_together_lights_up(tmp_path, open_page):
+    tab = open_page(write_report(two_targets(), tmp_path / "x.html"))
+    (card,) = cards(tab)
+    row = card.locator(".mi-row").nth(1)
+    row.hover()
+    assert card.locator(".mi-word.mi-lit").text_content() == "is"
+    assert row.get_attribute("data-place") == card.locator(".mi-word.mi-lit").get_attribute("data-place")
+    tab.page.mouse.move(2, 2)
+    card.locator(".mi-row").nth(0).focus()
+    lit = card.locator(".mi-lit")
+    assert {one.get_attribute("data-place") for one in lit.all()} == {"2"}
+
+
+@pytest.mark.parametrize(
+    ("stored", "sections"),
+    [
+        (lambda: make_explanation(), ["card", "routes-card"]),
+        (lambda: knockouts(), ["knockouts-card"]),
+        (lambda: whatif(), ["whatif-card"]),
+        (lambda: Stored(answer=make_explanation(), flows=knockouts(), whatif=whatif()),
+         ["card", "routes-card", "knockouts-card", "whatif-card"]),
+        (lambda: make_result(), ["distances"]),
+        (lambda: two_targets(), ["card", "distances"]),
+    ],
+    ids=["answer", "flows", "whatif", "three", "distances", "both"],
+)  # fmt: skip
+def test_each_result_shows_the_sections_it_has_tables_for(tmp_path, open_page, stored, sections):
+    tab = open_page(write_report(stored(), tmp_path / "x.html"))
+    assert shown(tab) == sections
+    tab.press("ArrowLeft", "m", "e")  # which do nothing without distances
+
+
+def test_prompts_of_other_kinds_share_a_page(tmp_path, open_page):
+    tab = open_page(write_report({"a": two_targets(), "b": make_explanation(), "c": whatif()}, tmp_path / "x.html"))
+    found = {}
+    for number, name in enumerate("abc"):
+        tab.select("prompt", number)
+        found[name] = (shown(tab), len(cards(tab)), tab.texts("h1"))
+    assert found["a"][:2] == (["card", "distances"], 1)
+    assert found["b"][:2] == (["card", "routes-card"], 1)
+    assert found["c"] == (["whatif-card"], 0, ["c"])
+
+
+def test_effects_stay_a_part_of_distances(tmp_path, open_page):
+    tab = open_page(write_report(with_effects(make_result()), tmp_path / "x.html"))
+    assert tab["effect-part"].is_visible()
+
+
+def test_cut_flows_are_drawn_as_long_as_they_are(tmp_path, open_page):
+    tab = open_page(write_report(knockouts(), tmp_path / "x.html"))
+    bars = tab.page.locator("#knockouts .mi-flow-bar").all()
+    heights = [float(bar.get_attribute("height")) for bar in bars]
+    assert len(heights) == 7  # the first of eight changes is 0
+    np.testing.assert_allclose(np.array(heights) / heights[-1], np.arange(1, 8) / 7, atol=1e-3)
+
+
+# --- for everyone -----------------------------------------------------------------------------------------------------------
+
+
+def hostile():
+    text = HOSTILE[0]
+    found = make_explanation(names=(text, HOSTILE[4], "<|image_pad|>"))
+    return Stored(
+        answer=dataclasses.replace(found, meta={"prompt": text, "model": text}), flows=knockouts(), whatif=whatif(text)
+    )
+
+
+def test_texts_show_as_text_and_run_nothing(tmp_path, open_page):
+    tab = open_page(write_report({text: hostile() for text in HOSTILE[:3]}, tmp_path / "x.html"))
+    assert tab.texts("h1") == [HOSTILE[0]]
+    for tag in ("img", "b > *", "script", "main svg script"):
+        assert tab.page.locator(f"main {tag}").count() == 0, tag
+    assert HOSTILE[0] in tab.texts("#card .mi-question")[0]
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory):
+    """The script of axe-core, fetched by npm."""
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("npm is not installed, which fetches axe-core")
+    folder = tmp_path_factory.mktemp("axe")
+    packed = subprocess.run(
+        [npm, "pack", AXE, "--silent"], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    if packed.returncode:
+        pytest.skip(f"{AXE} is not to be had from the npm registry")
+    shutil.unpack_archive(folder / packed.stdout.split()[-1], folder, "gztar", filter="data")
+    return folder / "package" / "axe.min.js"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES, ids=["wide", "phone"])
+def test_axe_finds_nothing_serious(tmp_path, chromium, axe, scheme, size):
+    result = dataclasses.replace(with_effects(two_targets()), answer=two_targets().answer)
+    stored = Stored(result=result, answer=result.answer, flows=knockouts(), whatif=whatif())
+    path = write_report(stored, tmp_path / "x.html")
+    tab = Tab(chromium, path, color_scheme=scheme, bypass_csp=True)
+    tab.page.set_viewport_size({"width": size[0], "height": size[1]})
+    tab.settle()
+    tab.page.add_script_tag(path=axe)
+    found = tab.page.evaluate("axe.run().then((found) => found.violations)")
+    tab.close()
+    serious = [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
+    assert serious == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [*SIZES, (1024, 768)], ids=["wide", "phone", "middle"])
+def test_screenshots(tmp_path, open_page, scheme, size):
+    """To be looked at: nothing sticks out at the side."""
+    stored = Stored(result=two_targets(), answer=two_targets().answer, flows=knockouts(), whatif=whatif())
+    tab = open_page(write_report(stored, tmp_path / "x.html"), color_scheme=scheme)
+    tab.page.set_viewport_size({"width": size[0], "height": size[1]})
+    tab.page.wait_for_timeout(300)
+    folder = Path(os.environ.get("REPORT_SCREENSHOTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    tab.page.screenshot(path=folder / f"card-{size[0]}-{scheme}.png")
+    assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
