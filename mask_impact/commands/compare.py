@@ -1,4 +1,4 @@
-"""Stored results side by side: which tokens matter in each and at which depth, and whether they agree more than by chance.
+"""Stored results side by side: what each answer used and how deep it is read, then the local impact of every token.
 
 Knows the command line and where results come from; not how they are compared, nor how that is told.
 """
@@ -28,6 +28,9 @@ from mask_impact.views.text import escape
 MAX_IN_NAME = 40  # characters of a result's name in that of a page
 
 EPILOG = """\
+First comes a verdict: whether the answers are the same, which words and cells each of them used, and which result reads them
+later. It needs results whose run measured what the answer used; for others it says what local impact alone can say.
+
 Tokens are aligned by their texts in their order, patches of images by their cells where the grids are the same, layers by their
 relative depth: one layer of few counts in several of the depth's bands, by overlap. The test of chance shuffles the tokens'
 importances among the special tokens, among other texts, and among the patches of each image.
@@ -95,10 +98,10 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
         say(json.dumps(as_json(comparison), allow_nan=False))
     if args.quiet:
         return 0
-    for remark in comparison.notes:
-        note(remark)
     if not args.json:
         say(render(comparison, args.k).replace("`keep_sinks`", "--keep-sinks") + "\n" * (not args.no_page))
+    for remark in comparison.notes:
+        note(remark)
     if not args.no_page:
         print_line(f"Side by side: {escape(str(path))}", sys.stderr if args.json else sys.stdout)
     return 0

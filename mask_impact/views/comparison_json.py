@@ -8,7 +8,9 @@ import mask_impact
 from mask_impact.findings.agreement import where_hidden
 from mask_impact.findings.chance import Correlation
 from mask_impact.findings.comparison import Comparison, Pair, Side
+from mask_impact.findings.verdict import MEASURES, Depth
 from mask_impact.views.comparison_text import image_shares, unit, with_effects
+from mask_impact.views.comparison_verdict import Shown, Told, told, verdict_text
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -17,6 +19,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     settings, effects = comparison.settings, with_effects(comparison)
     return {
         "program": f"mask-impact {mask_impact.__version__}",
+        "verdict": _verdict_json(comparison),
         "step": settings.step,
         "metric": settings.metric,
         "variant": comparison.variant,
@@ -29,6 +32,72 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
             _side_json(side) | ({"effect": _effect_json(side)} if side in effects else {}) for side in comparison.sides
         ],
         "pairs": [_pair_json(pair) for pair in comparison.pairs],
+    }
+
+
+def _verdict_json(comparison: Comparison) -> dict[str, Any]:
+    """text: all of it; of each pair what was used in both, and how deep it is read. Depths go from 0 to 1."""
+    pairs = told(comparison)
+    return {"text": verdict_text(comparison, pairs), "pairs": [_told_json(one) for one in pairs]}
+
+
+def _told_json(one: Told) -> dict[str, Any]:
+    found = one.found
+    return {
+        "first": one.sides[0].name,
+        "second": one.sides[1].name,
+        "text": one.text,
+        "answers": list(found.answers),
+        "same_answer": found.same_answer,
+        "explained": [use.target is not None for use in found.uses],
+        "used": [_used_json(row) for row in one.rows()],
+        "evidence": [_evidence_json(one, which) for which in (0, 1)],
+        "depth": _depth_json(found.depth),
+        "impact_depth": _depth_json(found.impact_depth),
+    }
+
+
+def _used_json(row: Shown) -> dict[str, Any]:
+    """A unit that either used; lists have a value for each of the two."""
+    unit = row.unit
+    return {
+        "name": row.name,
+        "positions": [list(positions) for positions in unit.positions],
+        "logprob_change": [_number(change) for change in unit.changes],
+        "measured": list(unit.measured),
+        "becomes": list(row.becomes),
+        "reason": list(unit.reason),
+    }
+
+
+def _evidence_json(one: Told, which: int) -> list[dict[str, Any]]:
+    card = one.cards[which]
+    if card is None:
+        return []
+    return [
+        {
+            "role": found.role,
+            "kind": found.kind,
+            "name": found.name,
+            "positions": sorted(at for place in found.places for at in card.target.positions[place]),
+            "text": found.text,
+            "confirmed": found.confirmed,
+        }
+        for found in card.verdicts
+    ]
+
+
+def _depth_json(depth: Depth | None) -> dict[str, Any] | None:
+    """later: `first`, `second`, or null where that can't be said."""
+    if depth is None:
+        return None
+    return {
+        "measure": MEASURES[depth.measure],
+        "own": depth.own,
+        "centres": [depth.first, depth.second],
+        "least": depth.least,
+        "agreed": depth.agreed,
+        "later": {1: "second", -1: "first", 0: None}[depth.order],
     }
 
 

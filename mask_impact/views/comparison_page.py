@@ -1,4 +1,4 @@
-"""A comparison as one HTML file: the heat maps side by side and linked, so that a token of one is seen in all.
+"""A comparison as one HTML file: the verdict, what the answers used, and the heat maps side by side and linked.
 
 Knows a comparison; not where the results come from. The page is built and protected as a report is (see `page`), and has its
 look and its blocks of distances (see `blocks`): for each result, a block of the distances as measured and one of what is
@@ -23,6 +23,7 @@ from mask_impact.views.comparison_text import (
     unit,
     with_effects,
 )
+from mask_impact.views.comparison_verdict import Told, answers_text, told
 from mask_impact.views.page import clean, image_entry, render_page
 from mask_impact.views.text import escape
 
@@ -45,8 +46,8 @@ def _blocks(number: int, side: Side) -> list[tuple[str, str]]:
 
 
 def _data(comparison: Comparison) -> dict[str, Any]:
-    settings, told = comparison.settings, as_json(comparison)
-    n_bands = settings.n_bands
+    settings, numbers = comparison.settings, as_json(comparison)
+    n_bands, pairs = settings.n_bands, told(comparison)
     return {
         "step": settings.step,
         "metric": METRICS[settings.metric],
@@ -56,10 +57,11 @@ def _data(comparison: Comparison) -> dict[str, Any]:
         "notes": list(comparison.notes),
         "bands": [depth_text(band, n_bands) for band in range(n_bands)],
         "sides": [_side(comparison, side) for side in comparison.sides],
-        "effect": _effect(comparison, told),
+        "effect": _effect(comparison, numbers),
+        "answers": answers_text(comparison, pairs),
         "pairs": [
-            _pair(comparison, pair) | {name: one[name] for name in ("overall", "text", "image", "bands")}
-            for pair, one in zip(comparison.pairs, told["pairs"], strict=True)
+            _pair(comparison, pair) | _told(said) | {name: one[name] for name in ("overall", "text", "image", "bands")}
+            for pair, said, one in zip(comparison.pairs, pairs, numbers["pairs"], strict=True)
         ],
     }
 
@@ -99,22 +101,70 @@ def _pair(comparison: Comparison, pair: Pair) -> dict[str, Any]:
         "unmatched": [list(places) for places in pair.unmatched],
         "differing": [[one, other, _number(difference), band] for one, other, difference, band in pair.differing()],
         "chance": chance_lines(comparison, pair),
+        "map": _map(pair),
     }
 
 
-def _effect(comparison: Comparison, told: dict[str, Any]) -> dict[str, Any] | None:
+def _map(pair: Pair) -> dict[str, Any]:
+    """Of the tokens that are compared: tokens, [place in first, place in second]; shares, of first and of second [band][token],
+    each token's part of the band."""
+    tokens = pair.matched[pair.compared]
+    shares = []
+    for which, side in enumerate((pair.first, pair.second)):
+        bands = [side.shares(row)[tokens[:, which]] for row in side.bands]
+        shares.append([[_short(share) for share in row] for row in bands])
+    return {"tokens": tokens.tolist(), "shares": shares}
+
+
+def _told(said: Told) -> dict[str, Any]:
+    """said: the verdict without the answers; used: of each unit its name, [number of a result, place] of its first token there,
+    and for both results what is written, the change in nats, whether it was measured, and what the answer becomes; explained:
+    whether what the first and the second used was measured; evidence: sentences of the first and of the second."""
+    return {
+        "said": said.rest,
+        "used": [
+            {
+                "name": row.name,
+                "token": _token(said, row.unit.positions),
+                "written": list(row.changes),
+                "changes": [_number(change) for change in row.unit.changes],
+                "measured": list(row.unit.measured),
+                "becomes": list(row.becomes),
+            }
+            for row in said.rows()
+        ],
+        "explained": [card is not None for card in said.cards],
+        "evidence": [said.evidence(which) for which in (0, 1)],
+    }
+
+
+def _token(said: Told, positions: tuple[tuple[int, ...], tuple[int, ...]]) -> list[int] | None:
+    """[0 for the first or 1 for the second, place] of a unit's first token that has distances."""
+    for which, (side, some) in enumerate(zip(said.sides, positions, strict=True)):
+        found = np.flatnonzero(np.isin(side.impact.positions, some))
+        if len(found):
+            return [which, int(found[0])]
+    return None
+
+
+def _effect(comparison: Comparison, numbers_told: dict[str, Any]) -> dict[str, Any] | None:
     """measured: in words; sides: of each result whose effects are compared its number and its correlations of importance with
     effect, all layers first; pairs: of each pair that of the two results' effects, or null. None where there are none."""
     sides = with_effects(comparison)
     if not sides:
         return None
     numbers = [comparison.sides.index(side) for side in sides]
-    found = [told["results"][number]["effect"] for number in numbers]
+    found = [numbers_told["results"][number]["effect"] for number in numbers]
     return {
         "measured": effect_settings(comparison),
         "sides": [[number, [one["overall"], *one["bands"]]] for number, one in zip(numbers, found, strict=True)],
-        "pairs": [one.get("effect") for one in told["pairs"]],
+        "pairs": [one.get("effect") for one in numbers_told["pairs"]],
     }
+
+
+def _short(share: float) -> float | None:
+    """With as many digits as are seen."""
+    return float(f"{share:.4g}") if np.isfinite(share) else None
 
 
 def _number(value: float) -> float | None:

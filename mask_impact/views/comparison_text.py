@@ -1,4 +1,4 @@
-"""A comparison of results in words, for a terminal.
+"""A comparison of results in words, for a terminal: the verdict, what the answers used, then the local impact.
 
 Knows a comparison and how token texts are made safe; not how it was computed, nor where the results come from.
 """
@@ -11,17 +11,27 @@ from mask_impact.findings.agreement import FEWEST_TOKENS, where_hidden
 from mask_impact.findings.chance import Correlation
 from mask_impact.findings.comparison import SCALES, Comparison, Pair, Side
 from mask_impact.findings.impact import METRICS, largest
-from mask_impact.views.text import WIDTH, columns, escape, padded, percent, quoted, token_label, wrapped
+from mask_impact.views.comparison_verdict import LETTERS, Told, answers_text, told
+from mask_impact.views.text import WIDTH, columns, cut, escape, padded, percent, quoted, token_label, wrapped
 
-LETTERS = "ABCDEFGH"  # what the results are called in tables
 TOKEN_WIDTH = 16
 SHORT_LABEL = 8  # columns of a token in the table of depths
 MAX_NAMED = 12  # tokens in a list of those that are not aligned
+UNIT_WIDTH, BECOMES_WIDTH = 34, 10  # columns in the table of effects
+MOST_USED = 10  # its rows
+LOCAL = (
+    "Local impact: how much each layer's update changes where one token is hidden "
+    "from it. That says what layers read, and not what the answer needs."
+)
 
 
 def render(comparison: Comparison, k: int = 10) -> str:
     """The comparison in lines of at most WIDTH columns, safe for a terminal. k: how many differing tokens are listed."""
-    sections = [_heading(comparison), *(_pair(comparison, pair, k) for pair in comparison.pairs)]
+    pairs = told(comparison)
+    sections = [_verdict(comparison, pairs), _who(comparison)]
+    for one in pairs:
+        sections += [part for part in (_used(comparison, one), _evidence(comparison, one)) if part]
+    sections += [_heading(comparison), *(_pair(comparison, pair, k) for pair in comparison.pairs)]
     if comparison.scale != "share":
         sections.append(_depths(comparison))
     if with_effects(comparison):
@@ -39,14 +49,60 @@ def unit(comparison: Comparison) -> str:
     return f"{METRICS[comparison.settings.metric]} distance of {escape(comparison.variant)}, {SCALES[comparison.scale]}"
 
 
-def _heading(comparison: Comparison) -> list[str]:
-    lines = wrapped(f"Importance for produced token {comparison.settings.step}: {unit(comparison)}", "", "  ")
+def _verdict(comparison: Comparison, pairs: Sequence[Told]) -> list[str]:
+    """What comes first: the answers, and of each pair what they used and how deep they read it."""
+    if len(pairs) == 1:
+        return wrapped(pairs[0].text, "")
+    lines = wrapped(answers_text(comparison, pairs), "") if answers_text(comparison, pairs) else []
+    for one in pairs:
+        lines += wrapped(f"{' and '.join(letter(comparison, side) for side in one.sides)}: {one.rest}", "", "  ")
+    return lines
+
+
+def _who(comparison: Comparison) -> list[str]:
+    """Which letter is which result."""
+    lines = []
     for side in comparison.sides:
         model = side.result.meta.get("model")
         facts = [escape(str(model))] if model else []
         facts += [f"{side.result.n_layers} layers", f"{len(side.impact.positions)} tokens"]
         facts += [f"produced {quoted(side.produced, TOKEN_WIDTH)}"] if side.produced else []
         lines += wrapped(f"{letter(comparison, side)}  {escape(side.name)}: {', '.join(facts)}", "  ", "     ")
+    return lines
+
+
+def _used(comparison: Comparison, one: Told) -> list[str]:
+    """The measured effects side by side; nothing where neither of the two is explained."""
+    shown = one.rows()
+    if not shown:
+        return []
+    one_letter, other = (letter(comparison, side) for side in one.sides)
+    rows = [("hidden", one_letter, "then", other, "then")]
+    for row in shown[:MOST_USED]:
+        becomes = [f"-> {quoted(text, BECOMES_WIDTH)}" if text is not None else "" for text in row.becomes]
+        rows.append((cut(row.name, UNIT_WIDTH), row.changes[0], becomes[0], row.changes[1], becomes[1]))
+    title = (
+        f"What {one_letter} and {other} use: change of the answer's log-probability (nats) where it is "
+        "hidden, and the most probable token then"
+    )
+    more = len(shown) - MOST_USED
+    estimated = any("~" in change for row in shown for change in row.changes)
+    lines = [*wrapped(f"{title}{'; ~ is an estimate' if estimated else ''}:", "", "  "), *_grid(rows, right=(1, 3))]
+    return [*lines, f"  and {more} more, each of which matters less"] if more > 0 else lines
+
+
+def _evidence(comparison: Comparison, one: Told) -> list[str]:
+    """The smallest sets of the two, one below the other."""
+    lines = []
+    for which, side in enumerate(one.sides):
+        for nth, sentence in enumerate(one.evidence(which)):
+            lines += wrapped(sentence, f"  {letter(comparison, side) if nth == 0 else ' '}  ", "       ")
+    return ["Evidence (the smallest sets that were found):", *lines] if lines else []
+
+
+def _heading(comparison: Comparison) -> list[str]:
+    lines = wrapped(LOCAL, "", "  ")
+    lines += wrapped(f"Importance for produced token {comparison.settings.step}: {unit(comparison)}", "", "  ")
     return lines + [line for side in comparison.sides for line in _sink_lines(comparison, side)]
 
 

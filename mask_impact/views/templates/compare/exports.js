@@ -3,11 +3,13 @@
 import { downloadChart, downloadCsv, makeExports, safeName, saveButton } from "../shared/files.js";
 import { agreementRows } from "./agreement.js";
 import { keyOf, partners, placeOf } from "./alignment.js";
+import { differenceRows } from "./difference.js";
 import { differingRows } from "./differing.js";
 import { effectRows } from "./effect.js";
 import { about, sides } from "./file.js";
 import { second, shownKey } from "./state.js";
 import { depthOf, layersOf, placesOf } from "./values.js";
+import { usedRows } from "./verdict.js";
 
 const MOST_IN_NAME = 120; // characters
 
@@ -15,6 +17,13 @@ const CELLS = ["layer", "token_masked", "token_position", "aligned_with", "dista
 const CORRELATIONS = ["depth", "layers_first", "layers_second", "tokens", "rho", "p"];
 const DIFFERING = [
   "token", "position_first", "position_second", "share_first", "share_second", "difference", "depth",
+];
+const USED = [
+  "hidden", "logprob_change_first", "how_first", "becomes_first",
+  "logprob_change_second", "how_second", "becomes_second",
+];
+const DIFFERENCE = [
+  "depth", "token", "position_first", "position_second", "share_first", "share_second", "difference",
 ];
 const PROFILE = ["result", "layer", "depth", "position", "compared", "share"];
 
@@ -80,6 +89,8 @@ const effectHeader = () => ["depth", ...lettersOfEffects().flatMap((letter) => [
 
 // By card its [header, rows].
 const CSV = {
+  used: () => [USED, usedRows()],
+  difference: () => [DIFFERENCE, differenceRows()],
   agreement: () => [CORRELATIONS, agreementRows().map(agreementCells)],
   differing: () => [DIFFERING, differingRows().map(differingCells)],
   profile: () => [PROFILE, sides.flatMap(profileRows)],

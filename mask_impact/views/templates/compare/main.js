@@ -11,6 +11,7 @@ import { connect } from "./actions.js";
 import { drawAgreement } from "./agreement.js";
 import { drawControls } from "./controls.js";
 import { drawDepths } from "./depths.js";
+import { drawDifference } from "./difference.js";
 import { drawDiffering } from "./differing.js";
 import { drawEffect } from "./effect.js";
 import { about, readDistances, sides } from "./file.js";
@@ -22,6 +23,7 @@ import { drawResults } from "./results.js";
 import { drawText, markText } from "./running_text.js";
 import { makeSides } from "./sides.js";
 import { set, state, stateInAddress, takeFromAddress, whenSet } from "./state.js";
+import { drawVerdict } from "./verdict.js";
 import { colourOf, isShare, layersText } from "./values.js";
 
 function showTheme() {
@@ -45,6 +47,7 @@ function sayState() {
 }
 
 function drawPage() {
+  drawVerdict();
   drawControls();
   sides.forEach(drawText);
   drawAgreement();
@@ -56,6 +59,7 @@ function drawPage() {
 }
 
 async function drawCharts() {
+  await drawDifference();
   for (const side of sides) await drawHeat(side);
   await drawProfile();
   await drawDepths();
