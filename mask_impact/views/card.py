@@ -157,9 +157,10 @@ class Card:
         """How much was measured, and whether the estimates of the rest can be trusted."""
         target = self.target
         n, n_measured = len(target.names), int(target.measured.sum())
+        said = f"{n_measured} of {n} {'words and cells' if self.found.images else 'words'} were really hidden"
         if target.reliable is None:
-            return f"{n_measured} of {n} words and cells were really hidden."
-        said = f"{n_measured} of {n} words and cells were really hidden; the others are estimated."
+            return f"{said}."
+        said += "; the others are estimated."
         return (
             said if target.reliable else f"{said} Here the estimates are NOT RELIABLE: a larger budget measures more."
         )
@@ -211,14 +212,18 @@ class Card:
 
     @cached_property
     def words(self) -> tuple[Word, ...]:
-        """The prompt's text without the template, each piece with its smallest unit."""
+        """The prompt's text without the template, each piece with its smallest unit; a line break where template was between."""
         tokens, words = self.found.tokens, []
         before: int | None = None
+        last = -1  # the position of the last word
         for position in range(self.found.n_prompt):
             place = self._smallest.get(position)
             if tokens.image[position] >= 0 or not self._is_content(position, place):
                 before = None
                 continue
+            if words and any(tokens.image[at] < 0 for at in range(last + 1, position)):
+                words.append(Word("\n", None, 0.0, False))
+            last = position
             if place is not None and place == before:
                 words[-1] = Word(words[-1].text + tokens.texts[position], *_of(words[-1]))
             else:

@@ -22,6 +22,7 @@ from mask_impact.results.records import Result
 from mask_impact.results.stored import AllStored, Stored, read_stored
 from mask_impact.views.blocks import EXACT, encode
 from mask_impact.views.card_html import cards_html
+from mask_impact.views.matrix_html import matrix_html
 from mask_impact.views.page import clean, render_page, rendered
 from mask_impact.views.report_blocks import effect_values, fitting_blocks
 from mask_impact.views.report_data import notices_of, prompt_entry, title_of
@@ -126,6 +127,7 @@ def _card(name: str, one: Stored) -> dict[str, Any]:
         "images": images,
         "targets": targets,
         "routes": [] if one.answer is None else routes_html(one.answer)[: len(targets)],
+        "matrix": "" if one.answer is None else matrix_html(one.answer),
         "knockouts": [] if one.flows is None else knockouts_html(one.flows),
         "whatif": "" if one.whatif is None else rendered("whatif.html", {"found": one.whatif}),
     }

@@ -76,6 +76,8 @@ def tables_of(stored: Stored) -> Iterator[str]:
         yield "answer"
         if any(one.routes for one in stored.answer.targets):
             yield "routes"
+        if stored.answer.matrix is not None:
+            yield "matrix"
     if stored.flows is not None:
         yield "flows"
     if stored.whatif is not None:

@@ -12,11 +12,13 @@ function drawOwn(id, belongs) {
 
 const drawKnockouts = () => drawOwn("knockouts", ({ step }) => Number(step) === state.step);
 const drawWhatif = () => drawOwn("whatif", () => true);
+const drawMatrix = () => drawOwn("matrix", () => true);
 
 function drawRoutes() {
   drawOwn("routes", ({ target }) => Number(target) === state.target);
 }
 
 section("knockouts-card", ["flows"], { draw: drawKnockouts });
+section("matrix-card", ["matrix"], { draw: drawMatrix });
 section("whatif-card", ["whatif"], { draw: drawWhatif });
 section("routes-card", ["routes"], { draw: drawRoutes });
