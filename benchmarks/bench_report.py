@@ -4,9 +4,10 @@
 
 The result has the shape of a real run with an image: 36 layers, 1,053 tokens, 34 variants, 2 steps = 2.6 million rows. Its
 distances are made up: a scale for each layer, token and head, and what is left, all log-normal, so that mantissas are as
-random as real ones. RESULT names stored results or tables to take in its place. Printed: the page in MB, seconds to write
-it, and milliseconds from the start of loading it (from disk, headless Chromium, nothing cached) to all text and pictures,
-and to all charts. Without a browser the last two are left out.
+random as real ones. RESULT names stored results with an answer to take in its place. Printed: the page in MB, seconds to write
+it, and milliseconds from the start of loading it (from disk, headless Chromium, nothing cached) to the evidence card, to all
+text and pictures, and to all charts; and of the slowest of four keys until everything is drawn again. Without a browser these
+are left out.
 """
 
 import argparse
@@ -24,9 +25,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from browser import open_browser  # noqa: E402
+from explained import explained  # noqa: E402
 from synthetic import make_result  # noqa: E402
 
-from mask_impact.results.foreign import read_results  # noqa: E402
+from mask_impact.results.stored import read_stored  # noqa: E402
 from mask_impact.views.report import build_report  # noqa: E402
 
 
@@ -43,19 +45,39 @@ def realistic(seed: int = 0):
         l2 = np.exp(level).astype(np.float32)
         cosine = (l2**2 * np.exp(rng.normal(size=step.l2.shape) * 0.5) / 50).astype(np.float32)
         steps.append(dataclasses.replace(step, l2=l2, cosine=cosine))
-    return dataclasses.replace(result, steps=tuple(steps), sinks=(0,))
+    result = dataclasses.replace(result, steps=tuple(steps), sinks=(0,))
+    effects = dict(enumerate((-np.exp(rng.normal(size=result.n_prompt) * 2 - 3)).tolist()))
+    return explained(result, effects, needed=(1, 2), becomes={1: " other"})
 
 
-def first_views(browser, page: Path) -> tuple[float, float]:
-    """(text and pictures, all charts) in milliseconds."""
+WATCH = """const look = () => {
+  const rows = document.querySelector(".mi-evidence-list");
+  if (rows && rows.offsetHeight) requestAnimationFrame(() => performance.mark("card"));
+  else requestAnimationFrame(look);
+};
+look();"""
+CLICK = """async (key) => {
+  const start = performance.now();
+  document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+  while (document.documentElement.dataset.drawn !== "true") await new Promise((resolve) => setTimeout(resolve, 1));
+  return performance.now() - start;
+}"""
+
+
+def first_views(browser, page: Path) -> tuple[float, float, float, float]:
+    """(the card, text and pictures, all charts, the slowest of some keys) in milliseconds."""
     with contextlib.closing(browser.new_page(viewport={"width": 1400, "height": 900})) as tab:
+        tab.add_init_script(WATCH)
         tab.goto(page.as_uri())
         tab.wait_for_selector("html[data-drawn=true]", state="attached", timeout=60_000)
         marks = (
+            "performance.getEntriesByName('card')[0].startTime",
             "performance.getEntriesByName('text')[0].startTime",
             "performance.getEntriesByName('charts')[0].startTime",
         )
-        return tuple(tab.evaluate(mark) for mark in marks)
+        views = [tab.evaluate(mark) for mark in marks]
+        keys = [tab.evaluate(CLICK, key) for key in ("ArrowRight", "m", "s", "ArrowUp")]
+        return (*views, max(keys))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,8 +88,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--folder", help="where to write; default: a temporary folder")
     options = parser.parse_args(argv)
 
-    sources = {path: read_results(path) for path in options.results} or {"36 x 1,053 x 34 x 2": realistic()}
-    print(f"{'':<32}{'MB':>7}{'digits of heads':>17}{'written, s':>12}{'text, ms':>10}{'charts, ms':>12}")
+    sources = {path: read_stored(path) for path in options.results} or {"36 x 1,053 x 34 x 2": realistic()}
+    print(
+        f"{'':<32}{'MB':>7}{'digits of heads':>17}{'written, s':>12}{'card, ms':>10}{'text, ms':>10}{'charts, ms':>12}"
+        f"{'a key, ms':>11}"
+    )
     with tempfile.TemporaryDirectory(dir=options.folder) as folder, open_browser(options.chromium) as browser:
         for name, source in sources.items():
             start = time.perf_counter()
@@ -78,8 +103,8 @@ def main(argv: list[str] | None = None) -> int:
             line = f"{name[-31:]:<32}{len(report.html) / 1e6:>7.2f}{report.digits + 1:>17}{seconds:>12.2f}"
             if browser is not None:
                 times = [first_views(browser, page) for _ in range(options.repeats)]
-                text, charts = (statistics.median(one) for one in zip(*times, strict=True))
-                line += f"{text:>10.0f}{charts:>12.0f}"
+                card, text, charts, key = (statistics.median(one) for one in zip(*times, strict=True))
+                line += f"{card:>10.0f}{text:>10.0f}{charts:>12.0f}{key:>11.0f}"
             print(line)
     return 0
 

@@ -333,15 +333,16 @@ def test_patches_lie_over_their_images_as_opaque_as_the_slider_says(tab, files, 
     tab.drag("opacity", opacity)
     tab.drag("layer", 2)
     scores = shares_of(cube(frame))[2]
-    expected = levels(scores[None, 1:9], "sqrt", per_layer=True)[0]
+    expected = levels(scores[None, 1:], "sqrt", per_layer=True)[0]  # one scale with the text
     for position in range(1, 9):
         image, row, column = (int(cells[position]) for cells in (tokens.image, tokens.row, tokens.column))
         rows, columns = IMAGE_GRIDS[image]
         pixels = overlay(tab, image)
         pixel = pixels[int((row + 0.3) / rows * len(pixels)), int((column + 0.3) / columns * len(pixels[0]))]
         value = expected[position - 1]
-        assert pixel[3] == pytest.approx(255 * opacity / 100 * (0.2 + 0.8 * value), abs=2)
-        np.testing.assert_allclose(pixel[:3], colour(value), atol=6)  # a canvas keeps colours times alpha
+        assert pixel[3] == pytest.approx(255 * opacity / 100 * value, abs=2)
+        if pixel[3] > 64:
+            np.testing.assert_allclose(pixel[:3], colour(value), atol=6)  # a canvas keeps colours times alpha
     captions = tab.texts("#images figcaption")
     assert captions[0].endswith(f"2 {TIMES} 3 patches, together {percent(scores[1:7].sum())} of layer 2")
     assert captions[1].endswith(f"1 {TIMES} 2 patches, together {percent(scores[7:9].sum())} of layer 2")

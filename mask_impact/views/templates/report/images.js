@@ -67,15 +67,14 @@ function moveCursor(number, move, canvas) {
 // ---- what is drawn over them ----
 
 export function drawImages() {
-  const { images, cellAt } = prompt();
+  const { images } = prompt();
   $("images-card").hidden = !images.length;
   if (!images.length) return;
   if (changed("images", state.prompt)) {
     $("images").replaceChildren(...images.map(makeFigure));
     images.forEach((_, image) => { cursors[image] = [0, 0]; });
   }
-  const places = view.positions.map((_, i) => i).filter((i) => cellAt.has(view.positions[i]));
-  const scale = shareScale(places);
+  const scale = shareScale(view.positions.map((_, i) => i)); // that of the text
   images.forEach(({ source, grid: [rows, columns] }, number) => {
     const figure = $("images").children[number];
     drawOverlay(figure.querySelector("canvas"), number, scale);
@@ -106,9 +105,9 @@ function drawOverlay(canvas, number, scale) {
   }
 }
 
-// Over a picture, what matters little covers little of it.
+// Over a picture, what matters little covers little of it, and what does not matter covers nothing.
 function drawPatch(context, rect, level, preview) {
-  context.globalAlpha = preview ? (state.opacity / 100) * (0.2 + 0.8 * level) : 1;
+  context.globalAlpha = preview ? (state.opacity / 100) * level : 1;
   context.fillStyle = colourAt(level);
   context.fillRect(...rect);
   context.globalAlpha = 1;
