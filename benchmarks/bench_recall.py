@@ -64,6 +64,8 @@ FILLERS = (
 PETS = ("cat", "dog", "horse", "parrot", "rabbit", "snake", "goat", "turtle", "hamster", "pig", "cow", "fish")
 TOP = 8  # candidates in which the exact top three are looked for
 ANSWER = 12  # tokens
+COST = "exact: what hiding the winner costs, nats"
+CLEAR = 1.0  # nats: where nothing costs as much, no token carries the answer by itself
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ def look(loaded: LoadedModel, case: Recall, chat: bool) -> dict[str, float] | No
     row = {
         "tokens": float(true.n_tokens),
         "right": float(case.answer.startswith(true.town)),
+        COST: float(exact[winner]),
         "exact: the winner is the town that is named": float(true.names[winner].strip() == true.town),
         "measured: the exact winner is among what is named first": float(
             any(at in usual.positions[place] for place in usual.used(5))
@@ -258,8 +261,13 @@ def main() -> None:
     print(f"{args.prompts - len(looks)} of {args.prompts} answers name no town and are left out")
     lengths = [int(one["tokens"]) for one in looks]
     print(f"\n== SmolLM2, {len(looks)} prompts of {min(lengths)} to {max(lengths)} tokens, seed {args.seed}")
-    for right, name in ((None, "all"), (1.0, "right answers"), (0.0, "wrong answers")):
-        part = [one for one in looks if right is None or one["right"] == right]
+    parts = {
+        "all": looks,
+        "right answers": [one for one in looks if one["right"]],
+        "wrong answers": [one for one in looks if not one["right"]],
+        f"hiding the winner costs at least {CLEAR:g} nat": [one for one in looks if one[COST] >= CLEAR],
+    }
+    for name, part in parts.items():
         print(f"\n{name}: {len(part)}")
         if part:
             show(part)

@@ -27,7 +27,9 @@ COMMANDS = (
     "knockout",
     "without",
     "study",
+    "serve",
     "report",
+    "figure",
     "compare",
     "top",
     "models",
@@ -215,6 +217,11 @@ NOT_RUN = [
         "mkdocs is no requirement of the tests; the site is built in test_docs.py",
         lambda words: "mkdocs" in words,
         check_mkdocs,
+    ),
+    (
+        "serves until Ctrl+C; tests/app runs it",
+        lambda words: is_ours(words) and words[1:2] == ["serve"],
+        check_parser,
     ),
     ("pytest collects the same checks", lambda words: words[1:2] == ["test_vl_phase1.py"], check_script),
     (

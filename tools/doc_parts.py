@@ -22,7 +22,8 @@ COLUMNS = 80  # of the terminal that help and outputs are shown for
 PACKAGE = Path(mask_impact.__file__).parent
 # From the lowest room to the highest; a module imports from its own room and those before it.
 ROOMS = (
-    "errors", "demo", "results", "findings", "models", "prompts", "engine", "analyses", "studies", "views", "api", "commands",
+    "errors", "demo", "results", "findings", "models", "prompts", "engine", "analyses", "studies", "views", "api", "app",
+    "commands",
 )  # fmt: skip
 MOST = 100  # characters of a line about a module
 

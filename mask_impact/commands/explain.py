@@ -1,6 +1,7 @@
 """What the answer used: which words, which cells of the image, and what becomes of it without them."""
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 from mask_impact.analyses.settings import ANSWER_TOKENS, EXPLAIN
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_prompt(groups)
     options.add_settings(groups, [EXPLAIN], num_tokens=str(ANSWER_TOKENS))
     options.add_output_name(groups, MASK_IMPACT.output, MASK_IMPACT.output, "-o")
+    options.add_plots(groups, "draw NAME.card.png, what the answer used on one page")
     options.add_talk(groups, loads=True)
 
 
@@ -52,6 +54,13 @@ def explained(args: argparse.Namespace, caller: Caller, command: str, **defaults
 
         found = explain.run(loaded, request.prompt, request.settings, request.pictures, observer=request.observer)
         paths = save_explanation(found, request.path, request.place.formats or DEFAULT_FORMATS, command)
+    card = request.path.with_name(f"{request.path.name}.card.png")
+    if getattr(args, "plots", False):
+        from mask_impact.views.pictures import save_card
+
+        paths = (*paths, *save_card(replace(found, meta=found.meta | {"command": command}), request.path))
+    elif card.exists():
+        request.observer.note(f"{card} is from an earlier run and was left as it is")
     request.answer(
         lambda: render_explanation(found, paths, verbose=args.verbose), lambda: explanation_entry(found, paths)
     )

@@ -24,10 +24,12 @@ COMMANDS = {
         "knockout": "what cutting a flow does to the answer, such as image -> last",
         "without": "the answer again, with some tokens hidden",
         "study": "many prompts: a YAML configuration or a dataset",
+        "serve": "ask by clicks: a local page on one loaded model",
     },
     "look at results": {
         "top": "the strongest tokens, layers or heads of a result, as a table",
         "report": "an interactive page of a result",
+        "figure": "a figure to publish: PDF, SVG or PNG",
         "compare": "results side by side, of two models or two prompts",
     },
     "know your model": {

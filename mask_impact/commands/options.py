@@ -107,8 +107,13 @@ def add_output_name(groups: Groups, default: str | None, said: str, *short: str)
 
 def add_pages(groups: Groups) -> None:
     """--plots and --report"""
-    groups["output"]("--plots", action="store_true", help="draw NAME.layers.png, and NAME.patches.png of the images")
+    add_plots(groups, "draw NAME.layers.png, NAME.patches.png of the images, and NAME.card.png of what the answer used")
     groups["output"]("--report", action="store_true", help="write NAME.html, an interactive page of the result")
+
+
+def add_plots(groups: Groups, said: str) -> None:
+    """--plots. said: which pictures are drawn."""
+    groups["output"]("--plots", action="store_true", help=said)
 
 
 def add_layers(groups: Groups) -> None:

@@ -32,7 +32,7 @@ examples:
   mask-impact run "What is 2+2?" -m demo --effect --window 9
   mask-impact run question.txt -n 5 -o my_question --formats csv,parquet
 """
-BESIDE = ("layers.png", "patches.png", "html")  # what may lie beside a result's own files
+BESIDE = ("layers.png", "patches.png", "card.png", "html")  # what may lie beside a result's own files
 Writer = Callable[[Result, Path], tuple[Path, ...]]
 
 

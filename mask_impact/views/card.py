@@ -101,7 +101,10 @@ class Card:
             answer += f" rather than {self.target.instead[1].strip()}"
         verdicts = [one for one in self.verdicts if one.role == "without" and one.confirmed]
         deciding = [row for row in self.rows if row.measured and row.becomes is not None]
-        names = _distinct([*(one.name for one in verdicts), *(row.name for row in deciding)])
+        sets = [
+            [one.name] if len(one.places) > NAMED else [self.name(place) for place in one.places] for one in verdicts
+        ]
+        names = _distinct([*(name for one in sets for name in one), *(row.name for row in deciding)])
         names = [name for name in names if any(map(str.isalnum, name))] or names  # a question mark is no reason
         if names:
             because = f"{_capital(answer)}: because of {_listed(names[:NAMED])}."

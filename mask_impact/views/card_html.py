@@ -56,7 +56,9 @@ class CardView:
         """(number, text, whether the target has it) of each produced token; without special ones that are not asked about."""
         found = self.card.found
         tokens = zip(found.tokens.texts[found.n_prompt :], found.tokens.kinds[found.n_prompt :], strict=True)
-        all_steps = [(number, shown(text), number in self.target.steps, kind) for number, (text, kind) in enumerate(tokens)]
+        all_steps = [
+            (number, shown(text), number in self.target.steps, kind) for number, (text, kind) in enumerate(tokens)
+        ]
         return [(number, text, own) for number, text, own, kind in all_steps if own or kind != "special"]
 
     def strength(self, one: Word | Cell | Row) -> float:

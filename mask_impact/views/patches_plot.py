@@ -1,6 +1,7 @@
 """`NAME.patches.png`: each image under its patches' impact, in bands of layers."""
 
 import io
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,47 +26,103 @@ from mask_impact.views.plots import (
     colour_map,
     fitted,
     impact_of,
+    inches,
     norm,
 )
 from mask_impact.views.text import percent
 
+NARROW_PANEL = 0.9  # inches: panels of a narrow figure stand in several rows rather than be narrower
 
-def patches_figure(result: Result, step: int | None = None):
+
+@dataclass(frozen=True)
+class _Layout:
+    """How the panels of an image stand: their width in inches, how many are in each row, and how many lines a title has."""
+
+    panel: float
+    rows: tuple[int, ...]
+    title_lines: int = 1
+
+    @property
+    def titles(self) -> float:
+        """The height of the titles above a row."""
+        return 0.2 if self.title_lines == 1 else 0.36
+
+    def draw_title(self, page: Page, x: float, y: float, title: str) -> None:
+        """The title of a panel whose upper left corner with it is there."""
+        if self.title_lines == 1:
+            page.text(x + self.panel / 2, y, title, ha="center")
+        else:
+            lines = title.replace(" (", "\n").rstrip(")")
+            page.text(x + self.panel / 2, y + self.titles - 0.05, lines, SMALL, ha="center", va="bottom")
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """(row, place in it) of each panel."""
+        return [(row, place) for row, n in enumerate(self.rows) for place in range(n)]
+
+    @classmethod
+    def within(cls, width: float | None, n_panels: int) -> "_Layout":
+        """That of a figure of a width in inches, None for panels of their usual size beside each other."""
+        if width is None:
+            return cls(PANEL, (n_panels,))
+        room = width - 2 * MARGIN + GAP
+        most = int(np.clip(room / (NARROW_PANEL + GAP), 1, n_panels))
+        n_rows = -(-n_panels // most)
+        rows = tuple(len(part) for part in np.array_split(np.arange(n_panels), n_rows))[::-1]  # the shorter ones first
+        return cls(min(room / max(rows) - GAP, PANEL), rows, 2)
+
+
+def patches_figure(
+    result: Result,
+    step: int | None = None,
+    *,
+    variant: str | None = None,
+    metric: str = "l2",
+    width: float | None = None,
+    caption: str = "",
+):
     """Each image under the impact of its patches, a matplotlib Figure: all layers, and the thirds of their depth; the mean
     over these layers of the share of the layer's impact on the token produced at `step`, or with None on the answer.
 
-    One colour scale for all; sinks are crossed out and not part of it. The first MAX_IMAGES images are shown.
+    One colour scale for all; sinks are crossed out and not part of it. The first MAX_IMAGES images are shown. variant, metric:
+    the distances (None: Full where it was measured). width: of the figure in inches; caption: at its foot.
     """
     from matplotlib.cm import ScalarMappable
 
-    impact, bands, images = impact_of(result, step), layer_bands(result.n_layers), result.images[:MAX_IMAGES]
+    impact, bands = impact_of(result, step, variant, metric), layer_bands(result.n_layers)
+    images, layout = result.images[:MAX_IMAGES], _Layout.within(width, 1 + len(bands))
     grids = [[_grid(result, impact, number, band) for band in bands.values()] for number in range(len(images))]
     drawn = np.concatenate([np.zeros(0), *(grid.compressed() for row in grids for grid in row)])
     colours = ScalarMappable(norm(drawn), colour_map((0, 0.8)))
     more = f"The first {len(images)} of {len(result.images)} images." if len(images) < len(result.images) else ""
-    sizes, lefts = [_panel(image) for image in images], MARGIN + np.arange(1 + len(bands)) * (PANEL + GAP)
-    height = HEAD + 0.2 + sum(high + ROW_HEAD for _, high in sizes) + 0.2 * bool(more) + 0.8
-    page = Page(max(lefts[-1] + PANEL + MARGIN, 6), height, result, step, impact)
+    sizes, n_rows = [_panel(image, layout.panel) for image in images], len(layout.rows)
+    titles, titled = layout.titles, 1 if n_rows == 1 else len(images)  # their height, and how many images have them
+    whole = max((1 + len(bands)) * (PANEL + GAP) - GAP + 2 * MARGIN, 6) if width is None else width
+    narrow = whole < 5  # no room beside the scale
+    height = HEAD + n_rows * (titles * titled + sum(high for _, high in sizes)) + ROW_HEAD * len(sizes)
+    height += 0.2 * bool(more) + 0.8 + 0.3 * narrow
+    page = Page(whole, height, result, step, impact, caption)
     y, has_sinks = HEAD - 0.1, False
     for number, (image, (wide, high), row) in enumerate(zip(images, sizes, grids, strict=True)):
         page.text(MARGIN, y + 0.17, _image_title(number, image, row[0], wide / high, page.width), SMALL, color=GREY)
         y += ROW_HEAD
-        if number == 0:
-            for left, title in zip(lefts, ["picture", *bands], strict=True):
-                page.text(left + PANEL / 2, y, title, ha="center")
-            y += 0.2
         picture, (_, *sinks) = _picture(image, wide, high), _cells(result, impact.sink, number)
         has_sinks |= len(sinks[0]) > 0
-        for left, grid in zip(lefts, [None, *row], strict=True):
-            _draw_panel(page.axes(left + (PANEL - wide) / 2, y, wide, high), image, picture, grid, sinks, colours)
-        y += high
+        for (line, place), title, grid in zip(layout.places, ["picture", *bands], [None, *row], strict=True):
+            left, top = MARGIN + place * (layout.panel + GAP), y + line * (high + titles)
+            if number < titled:
+                layout.draw_title(page, left, top, title)
+                top += titles
+            panel = page.axes(left + (layout.panel - wide) / 2, top, wide, high)
+            _draw_panel(panel, image, picture, grid, sinks, colours)
+        y += n_rows * (high + titles * (number < titled))
     page.text(MARGIN, y + 0.1, more)
     y += 0.2 + 0.2 * bool(more)
     bar = page.axes(MARGIN, y, 2.3, 0.11)
     bar.set_facecolor("0.8")  # the middle of a faded picture
     page.colour_bar(bar, colours, impact.measure, "horizontal")
     if has_sinks:
-        page.sink_note(MARGIN + 2.6, y - 0.03)
+        page.sink_note(*((MARGIN, y + 0.66) if narrow else (MARGIN + 2.6, y - 0.03)))
     return page.finished()
 
 
@@ -94,10 +151,10 @@ def _grid(result: Result, impact: ShownImpact, number: int, band: slice) -> np.m
     return grid
 
 
-def _panel(image: ImageRecord) -> tuple[float, float]:
-    """Width and height of a panel in inches: the image's aspect, as far as that can be looked at."""
+def _panel(image: ImageRecord, room: float) -> tuple[float, float]:
+    """Width and height of a panel in inches: the image's aspect, as far as that can be looked at. room: its most width."""
     aspect = image.size[0] / image.size[1]
-    high = min(PANEL / aspect, MAX_PANEL_HEIGHT)
+    high = min(room / aspect, MAX_PANEL_HEIGHT)
     return max(high * aspect, MIN_PANEL), max(high, MIN_PANEL)
 
 
@@ -105,8 +162,11 @@ def _image_title(number: int, image: ImageRecord, grid: np.ma.MaskedArray, aspec
     (wide, high), (rows, columns) = image.size, image.grid
     scale = "" if np.isclose(aspect, wide / high) else ", not to scale"
     share = percent(float(grid.sum() or 0) / 100)
-    about = f" · {wide} x {high} pixels{scale} · {rows} x {columns} patches (rows x columns), together {share} of the impact"
-    return fitted(f"image {number}: ", image.source, about, SMALL, width - 2 * MARGIN)
+    cells, room = f"{rows} x {columns} patches", width - 2 * MARGIN
+    about = f" · {wide} x {high} pixels{scale} · {cells} (rows x columns), together {share} of the impact"
+    if inches(about, SMALL) > 0.8 * room:  # in a narrow figure
+        return fitted("", f"image {number} · {cells}{scale} · {share} of the impact", "", SMALL, room)
+    return fitted(f"image {number}: ", image.source, about, SMALL, room)
 
 
 def _picture(image: ImageRecord, wide: float, high: float) -> np.ndarray:

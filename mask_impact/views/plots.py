@@ -8,14 +8,15 @@ formulas; a character that no font has is written as its code. The same result g
 import logging
 import warnings
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from mask_impact.errors import UsageError
 from mask_impact.findings.ranking import token_importance
 from mask_impact.results.records import Result
 from mask_impact.views.text import escape
@@ -31,6 +32,8 @@ MIN_MAP, MAX_MAP, MAX_LONG_MAP = 3.9, 20.0, 70.0  # width; the last for columns 
 COLUMN, BLOCK = 2.5 / DPI, 0.42  # widths of one of many tokens, and of an image
 PANEL, MIN_PANEL, MAX_PANEL_HEIGHT, GAP, ROW_HEAD = 2.0, 0.4, 2.6, 0.1, 0.36
 INK, GREY, SINK_GREY = "0.1", "0.45", "0.78"
+CAPTION, CAPTION_STEP = 6, 0.11  # of the line at the bottom
+FOR, AGAINST = "#e69f00", "#0072b2"  # Okabe and Ito's: what speaks for the answer, as on the page, and against it
 
 # What systems usually have; colour fonts of emoji are left out, since they can't be drawn.
 FONTS = (
@@ -76,9 +79,18 @@ def fonts() -> tuple[list[str], frozenset[int]]:
     return families, frozenset().union(*(get_font(file).get_charmap() for file in files))
 
 
+def glyphs(text: str) -> str:
+    """The text escaped, each character as its code where no font has it."""
+    return "".join(map(_glyph, text))
+
+
 def piece(char: str) -> str:
-    """The character escaped, as its code where no font has it."""
-    shown = escape(char).replace('"', '\\"')
+    """The character as in `glyphs`, and as it stands between double quotes."""
+    return '\\"' if char == '"' else _glyph(char)
+
+
+def _glyph(char: str) -> str:
+    shown = escape(char)
     if all(ord(part) in fonts()[1] for part in shown):
         return shown
     return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"
@@ -104,6 +116,31 @@ def fitted(before: str, data: str, after: str, size: float, room: float) -> str:
     return cuts[max(n_fitting - 1, 0)]
 
 
+def wrapped(text: str, size: float, room: float, most: int) -> list[str]:
+    """The text as at most `most` lines of at most `room` inches, as in `glyphs`: broken at spaces, within a word where that is
+    wider than a line; an ellipsis ends what does not fit."""
+    within = int(room * 72 / size * 5) * (most + 1)  # characters, more than can fit
+    lines, line = [], ""
+    for word in glyphs(" ".join(text[:within].split(" "))).split(" "):
+        line, before = (f"{line} {word}", line) if line else (word, "")
+        if inches(line, size) <= room:
+            continue
+        lines += [before] if before else []
+        line = word
+        while len(lines) <= most and len(line) > 1 and inches(line, size) > room:
+            n = max(1, bisect_left(range(1, len(line)), True, key=lambda n: inches(line[:n], size) > room))
+            lines, line = [*lines, line[:n]], line[n:]
+        if len(lines) > most:
+            break
+    lines = [*lines, line] if line else lines
+    if len(lines) <= most and len(text) <= within:
+        return lines
+    last = lines[most - 1] if len(lines) >= most else lines[-1]
+    while last and inches(f"{last}…", size) > room:
+        last = last[:-1]
+    return [*lines[: min(most, len(lines)) - 1], f"{last.rstrip()}…"]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What both pictures have
 
@@ -118,14 +155,35 @@ class ShownImpact:
     measure: str
 
 
-def impact_of(result: Result, step: int | None) -> ShownImpact:
-    """What a picture shows of the token produced at a step, or of the whole answer (None)."""
-    importance = token_importance(result, step)
+def impact_of(result: Result, step: int | None, variant: str | None = None, metric: str = "l2") -> ShownImpact:
+    """What a picture shows of the token produced at a step, or of the whole answer (None). variant: of the result's, None for the
+    first of Full, Attn and the mean of heads that there is."""
+    importance = token_importance(_only(result, variant, metric), step)
     masked = np.zeros(importance.shares.shape[1], dtype=bool)
     for record in result.steps if step is None else (result.steps[step],):
         masked[record.positions] = True
     sink = masked & np.isin(np.arange(len(masked)), result.sinks)
-    return ShownImpact(100 * importance.shares, masked, sink, importance.measure.replace("mean of heads", "mean head"))
+    measure = importance.measure.replace("mean of heads", "mean head" if variant is None else variant)
+    return ShownImpact(100 * importance.shares, masked, sink, f"{measure}{' cosine' * (metric == 'cosine')}")
+
+
+def _only(result: Result, variant: str | None, metric: str) -> Result:
+    """The result with the distances of one metric, of one variant only where one is named."""
+    if variant is None and metric == "l2":
+        return result
+    if variant is not None and variant not in result.variants:
+        raise UsageError(f"`variant` {variant!r} is not there; the result has {', '.join(result.variants)}")
+    names = result.variants if variant is None else (variant,)
+    kept = [result.variants.index(name) for name in names]
+    steps = [
+        replace(
+            record,
+            **{name: getattr(record, metric)[:, :, kept] for name in ("l2", "cosine")},
+            baseline_norm=record.baseline_norm[:, kept],
+        )
+        for record in result.steps
+    ]
+    return replace(result, variants=names, steps=tuple(steps))
 
 
 def about_line(result: Result, step: int | None, impact: ShownImpact) -> str:
@@ -160,23 +218,16 @@ def colour_map(opacity: tuple[float, float] = (1, 1)):
     return ListedColormap(colours)
 
 
-class Page:
-    """A figure with a heading, and places in inches from its upper left corner."""
+class Sheet:
+    """A figure with places in inches from its upper left corner."""
 
-    def __init__(self, width: float, height: float, result: Result, step: int | None, impact: ShownImpact):
+    def __init__(self, width: float, height: float) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         self.width, self.height = width, height
         self.figure = Figure((width, height), dpi=DPI, facecolor="white")
         FigureCanvasAgg(self.figure)
-        answer = result.generated_text or "".join(record.token_text for record in result.steps)
-        what, told = ("answer", answer) if step is None else ("token", result.steps[step].token_text)
-        room, model, about = width - 2 * MARGIN, result.meta.get("model"), about_line(result, step, impact)
-        self.text(MARGIN, MARGIN, fitted(f'Impact on the {what} "', told, '"', TITLE, room), size=TITLE)
-        if isinstance(model, str):
-            about = fitted("model ", model, f" · {about}", TEXT, room)
-        self.text(MARGIN, MARGIN + 0.24, about, color=GREY)
 
     def text(self, x: float, y: float, text: str, size: float = TEXT, **style: Any) -> None:
         style = {"ha": "left", "va": "top", "color": INK} | style
@@ -190,6 +241,34 @@ class Page:
         axes.spines[:].set(linewidth=0.5, edgecolor=GREY)
         return axes
 
+    def foot(self, lines: Sequence[str]) -> None:
+        """The caption, at the bottom."""
+        for number, line in enumerate(reversed(lines)):
+            self.text(MARGIN, self.height - MARGIN - number * CAPTION_STEP, line, CAPTION, color=GREY, va="bottom")
+
+    def finished(self):
+        return drawn_as_text(self.figure)
+
+
+class Page(Sheet):
+    """A figure with a heading, and a caption where there is one."""
+
+    def __init__(
+        self, width: float, height: float, result: Result, step: int | None, impact: ShownImpact, caption: str = ""
+    ) -> None:
+        lines = caption_lines(caption, width)
+        super().__init__(width, height + foot_height(lines))
+        self.bottom = height  # where the caption begins
+        self.foot(lines)
+        answer = result.generated_text or "".join(record.token_text for record in result.steps)
+        what, told = ("answer", answer) if step is None else ("token", result.steps[step].token_text)
+        room, model, about = width - 2 * MARGIN, result.meta.get("model"), about_line(result, step, impact)
+        self.text(MARGIN, MARGIN, fitted(f'Impact on the {what} "', told, '"', TITLE, room), size=TITLE)
+        if isinstance(model, str):
+            whole = fitted("model ", model, f" · {about}", TEXT, room)
+            about = whole if inches(whole, TEXT) <= room else fitted("", f"model {model} · {about}", "", TEXT, room)
+        self.text(MARGIN, MARGIN + 0.24, about, color=GREY)
+
     def colour_bar(self, axes, colours, measure: str, orientation: str) -> None:
         ticks = colours.norm.inverse(np.linspace(0, 1, 5))  # evenly spread, the largest value among them
         bar = self.figure.colorbar(
@@ -202,8 +281,22 @@ class Page:
         self.text(x + 0.03, y, " \u00d7 ", bbox={"facecolor": SINK_GREY, "edgecolor": "none", "pad": 1})
         self.text(x + 0.25, y, "attention sink, left out of the scale")
 
-    def finished(self):
-        return drawn_as_text(self.figure)
+
+def caption_of(meta: Mapping[str, Any]) -> str:
+    """What a published figure says of its origin: the model, and the command that measured it."""
+    command = meta.get("command") or ""
+    command = command if isinstance(command, str) else " ".join(map(str, command))
+    return " · ".join(part for part in (str(meta.get("model") or ""), command) if part)
+
+
+def caption_lines(caption: str, width: float) -> list[str]:
+    """A caption as it stands under a figure of that width, no lines where there is none."""
+    return wrapped(caption, CAPTION, width - 2 * MARGIN, 2 if width >= 4.6 else 4) if caption else []
+
+
+def foot_height(lines: Sequence[str]) -> float:
+    """The room that a caption takes."""
+    return CAPTION_STEP * len(lines) + 0.12 if lines else 0.0
 
 
 def drawn_as_text(figure):
@@ -213,11 +306,3 @@ def drawn_as_text(figure):
     for text in figure.findobj(Text):  # those of the ticks as well
         text.set(parse_math=False, usetex=False, fontfamily=fonts()[0], fontweight="normal")
     return figure
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Layers x tokens
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Patches

@@ -36,7 +36,7 @@ def files(*names, also=()):
 
 VL, TEXT = files("vl_masking_results"), files("masking_results")
 EFFECT = ("effect.csv", "effect.json")
-PLOTS = ("layers.png", "patches.png")
+PLOTS = ("card.png", "layers.png", "patches.png")
 STUDIES = {
     "vl": ["two_plus_two_results", "capital_results", "conversation_results", "star_results"],
     "text": ["text_two_plus_two_results", "text_capital_results", "text_conversation_results"],

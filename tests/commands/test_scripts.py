@@ -385,7 +385,7 @@ def test_plots_and_report_are_written_beside_the_tables(main, run, text_checkpoi
     Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
     argv = ["--model", vl_checkpoint, "--image", "a.png"] if main is main_vl else ["--model", text_checkpoint]
     outcome = run(main, "--prompt", "the cat", "--output", "mine", "--plots", "--report", *argv)
-    plots = ["mine.layers.png", "mine.patches.png"] if main is main_vl else ["mine.layers.png"]
+    plots = ["mine.card.png", "mine.layers.png", *(["mine.patches.png"] if main is main_vl else [])]
     assert outcome.code == 0
     assert written() == sorted([*files_of("mine"), *plots, "mine.html"])
     assert "Also written: output/mine.html" in outcome.out.splitlines()

@@ -295,7 +295,7 @@ def test_the_tables_are_the_comparison(tab, files):
     for row, (one, other, difference, band) in zip(rows, pair.differing(), strict=False):
         assert row[0].startswith(f"{one} ")
         assert row[1:3] == [percent(overall[0][one]), percent(overall[1][other])]
-        assert row[3].replace("−", "-") == f"{100 * difference:+.1f}"  # noqa: RUF001
+        assert row[3].replace("−", "-") == f"{100 * difference:+.1f}"
         assert row[4] == f"{10 * band} to {10 * band + 10} %"
 
 

@@ -91,4 +91,4 @@ def test_an_odd_picture_runs_through_the_script(kind, mask_mode, vl_checkpoint, 
         assert result.images[0].size == original.size
     written = {path.name for path in (tmp_path / "out").glob("*.png")}
     patches = {"vl_masking_results.patches.png"} if mask_mode != "text" else set()
-    assert written == {"vl_masking_results.layers.png"} | patches
+    assert written == {"vl_masking_results.card.png", "vl_masking_results.layers.png"} | patches
