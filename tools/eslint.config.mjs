@@ -3,8 +3,9 @@
 
 const BROWSER = [
   "addEventListener", "atob", "Blob", "clearInterval", "clearTimeout", "DecompressionStream", "devicePixelRatio", "document",
-  "getComputedStyle", "history", "innerHeight", "innerWidth", "location", "matchMedia", "navigator", "Node", "performance",
-  "Plotly", "requestAnimationFrame", "Response", "setInterval", "setTimeout", "TextDecoder", "URL", "URLSearchParams",
+  "getComputedStyle", "history", "Image", "innerHeight", "innerWidth", "location", "matchMedia", "navigator", "Node", "performance",
+  "Plotly", "print", "requestAnimationFrame", "Response", "setInterval", "setTimeout", "TextDecoder", "URL", "URLSearchParams",
+  "XMLSerializer",
 ];
 const globals = Object.fromEntries(BROWSER.map((name) => [name, "readonly"]));
 

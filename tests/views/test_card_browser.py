@@ -5,6 +5,8 @@ Screenshots go to the folder that REPORT_SCREENSHOTS names, else to a temporary 
 """
 
 import dataclasses
+import html
+import io
 import os
 import shutil
 import subprocess
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 from explained import explained
 from pages import HOSTILE
+from PIL import Image
 from synthetic import make_explanation, make_result, with_effects
 from tab import Tab
 
@@ -152,6 +155,78 @@ def test_cut_flows_are_drawn_as_long_as_they_are(tmp_path, open_page):
     heights = [float(bar.get_attribute("height")) for bar in bars]
     assert len(heights) == 7  # the first of eight changes is 0
     np.testing.assert_allclose(np.array(heights) / heights[-1], np.arange(1, 8) / 7, atol=1e-3)
+
+
+# --- saving -------------------------------------------------------------------------------------------------------------------
+
+
+def picture_of(content):
+    with Image.open(io.BytesIO(content)) as picture:
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize("card", ["card", "routes", "matrix", "knockouts", "whatif", "text", "images"])
+def test_every_part_is_saved_light_whatever_the_page_is(tmp_path, open_page, card):
+    found = two_targets()
+    answer = dataclasses.replace(
+        found.answer,
+        matrix=np.ones((2, found.n_prompt), dtype=np.float32),
+        targets=tuple(
+            dataclasses.replace(one, routes=make_explanation().targets[0].routes) for one in found.answer.targets
+        ),
+    )
+    stored = Stored(dataclasses.replace(found, answer=answer), answer, knockouts(), whatif())
+    tab = open_page(write_report(stored, tmp_path / "x.html"), color_scheme="dark")
+    content, name = tab.download(f"[data-card={card}] button >> nth=0")
+    assert name == f"x-step0-{card}.png" or name == f"result-step0-{card}.png"
+    pixels = picture_of(content)
+    assert (pixels.reshape(-1, 3).min(axis=1) > 240).mean() > 0.3  # white
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20  # not empty
+    tab.settle()
+    assert tab.page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_a_saved_picture_of_images_has_what_lies_over_them(tmp_path, open_page):
+    tab = open_page(write_report(make_result(grids=((2, 2),)), tmp_path / "x.html"))
+    tab.drag("opacity", 100)
+    over = picture_of(tab.download("[data-card=images] button >> nth=0")[0])
+    tab.drag("opacity", 0)
+    bare = picture_of(tab.download("[data-card=images] button >> nth=0")[0])
+    assert (abs(over - bare).max(axis=-1) > 8).sum() > 1000
+
+
+def test_a_chart_is_saved_as_vectors_with_title_and_source(tmp_path, open_page):
+    result = make_result()
+    result = dataclasses.replace(result, meta={**result.meta, "model": "<b>tiny", "command": "mask-impact run x"})
+    tab = open_page(write_report(result, tmp_path / "x.html"))
+    content, name = tab.download("[data-card=heat] button:text-is('SVG')")
+    assert name == "result-step0-heat.svg"
+    text = content.decode()
+    assert "Layers and tokens" in text
+    assert "mask-impact \u00b7 <b>tiny \u00b7 mask-impact run x" in html.unescape(text)
+    assert "<b>" not in text
+    assert "<image" in text or text.count("<path") > 20
+
+
+@pytest.mark.parametrize(("card", "section"), [("card", "card"), ("routes", "routes-card"), ("heat", "heat")])
+def test_a_part_is_printed_alone(tmp_path, open_page, card, section):
+    found = two_targets()
+    stored = Stored(found, found.answer, knockouts(), whatif())
+    tab = open_page(write_report({"x": stored, "y": make_explanation()}, tmp_path / "x.html"))
+    if card == "routes":
+        tab.select("prompt", 1)
+    tab.page.emulate_media(media="print")
+    tab.page.evaluate("""() => { window.print = () => {
+        const visible = (one) => one.checkVisibility() && one.offsetHeight > 0;
+        const parts = [...document.querySelectorAll("main section, header, footer")].filter(visible);
+        window.printed = parts.map((one) => one.id || one.querySelector(".chart, h1")?.id || one.tagName);
+    }; }""")
+    tab.page.locator(f"[data-card={card}] button:text-is('PDF')").evaluate("(button) => button.click()")
+    tab.page.wait_for_function("window.printed")
+    assert tab.page.evaluate("window.printed") == [section]
+    tab.settle()
+    tab.page.emulate_media(media="screen")
+    assert len(shown(tab)) > 1
 
 
 # --- for everyone -----------------------------------------------------------------------------------------------------------

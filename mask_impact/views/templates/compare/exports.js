@@ -1,13 +1,14 @@
 // Saving what is shown: the rows of each card and of each heat map, and how their files are called.
 
-import { downloadChart, downloadCsv, makeExports, safeName, saveButton } from "../shared/files.js";
+import { downloadCsv, makeExports, safeName, saveButton } from "../shared/files.js";
+import { saveChart, whenSaving } from "../shared/saving.js";
 import { agreementRows } from "./agreement.js";
 import { keyOf, partners, placeOf } from "./alignment.js";
 import { differenceRows } from "./difference.js";
 import { differingRows } from "./differing.js";
 import { effectRows } from "./effect.js";
 import { about, sides } from "./file.js";
-import { second, shownKey } from "./state.js";
+import { second, set, shownKey, state } from "./state.js";
 import { depthOf, layersOf, placesOf } from "./values.js";
 import { usedRows } from "./verdict.js";
 
@@ -31,6 +32,8 @@ function fileName(card) {
   const name = `compare-${sides.map((side) => side.name).join("-")}-${card}`;
   return safeName(name).slice(0, MOST_IN_NAME);
 }
+
+const captionText = () => `mask-impact compare · ${sides.map((side) => `${side.letter} ${side.name}`).join(" · ")}`;
 
 const orNothing = (value) => (Number.isFinite(value) ? value : null);
 
@@ -56,7 +59,8 @@ function cellRows(side) {
 // The buttons of a result's heat map.
 export function heatButtons(side, heat) {
   const name = fileName(`heat-${side.letter}`);
-  const savePng = () => downloadChart(name, heat);
+  const about = { title: `${side.letter}: ${side.name}`, caption: captionText() };
+  const savePng = () => saveChart(name, heat, "png", about);
   const saveCsv = () => downloadCsv(name, CELLS, cellRows(side));
   return [
     saveButton("PNG", `Save the heat map of ${side.letter} as PNG`, savePng),
@@ -101,6 +105,17 @@ const CSV = {
   ],
 };
 
+async function lightly(save) {
+  const { theme } = state;
+  await set({ theme: "light" });
+  try {
+    await save();
+  } finally {
+    await set({ theme });
+  }
+}
+
 export function makeComparisonExports() {
-  makeExports(fileName, CSV);
+  whenSaving(lightly);
+  makeExports(fileName, CSV, captionText);
 }

@@ -1,13 +1,15 @@
 // Saving what is shown: which card gives which rows and which picture, and how its file is called.
 
-import { download, makeExports, safeName } from "../shared/files.js";
-import { imagesCanvas, textCanvas } from "./canvases.js";
+import { makeExports, safeName } from "../shared/files.js";
+import { whenSaving } from "../shared/saving.js";
+import { visible } from "../shared/texts.js";
 import { EFFECT_FILES } from "./effect_rows.js";
 import { headsAreRounded, prompts, sourceName } from "./file.js";
 import { DISTANCE_FILES } from "./rows.js";
-import { prompt, rounded, state } from "./state.js";
+import { prompt, rounded, set, state } from "./state.js";
 
 const NEVER_ROUNDED = ["effect", "agreement", "apart"];
+const MOST_CAPTION = 200; // characters
 
 function isRounded(card) {
   return (rounded() && !NEVER_ROUNDED.includes(card)) || (card === "heads" && headsAreRounded);
@@ -20,15 +22,23 @@ function fileName(card) {
   return safeName(parts.filter(Boolean).join("-"));
 }
 
-function downloadCanvas(card, canvas) {
-  canvas.toBlob((blob) => download(`${fileName(card)}.png`, blob), "image/png");
+// Model and command, below a picture.
+function captionText() {
+  const about = Object.fromEntries(prompt().about);
+  return ["mask-impact", about.model, about.command].filter(Boolean).map(visible).join(" · ").slice(0, MOST_CAPTION);
 }
 
-const PNG = {
-  images: () => downloadCanvas("images", imagesCanvas()),
-  text: () => downloadCanvas("text", textCanvas()),
-};
+async function lightly(save) {
+  const { theme } = state;
+  await set({ theme: "light" });
+  try {
+    await save();
+  } finally {
+    await set({ theme });
+  }
+}
 
 export function makeReportExports() {
-  makeExports(fileName, { ...DISTANCE_FILES, ...EFFECT_FILES }, PNG);
+  whenSaving(lightly);
+  makeExports(fileName, { ...DISTANCE_FILES, ...EFFECT_FILES }, captionText);
 }

@@ -1,15 +1,7 @@
-// Files to download: CSV, charts as PNG, and the buttons that save what a card shows.
+// Files to download: CSV, and the buttons that save what a card shows.
 
-import { bytesOf } from "./blocks.js";
 import { $, element } from "./elements.js";
-
-export function download(name, blob) {
-  const link = element("a", { href: URL.createObjectURL(blob), download: name });
-  document.body.append(link);
-  link.click();
-  link.remove();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-}
+import { download, printSection, saveChart, saveNode } from "./saving.js";
 
 function csvCell(value) {
   if (typeof value === "string") return `"${value.replaceAll('"', '""')}"`;
@@ -25,13 +17,6 @@ export function downloadCsv(name, header, rows) {
   download(`${name}.csv`, new Blob([csvText(header, rows)], { type: "text/csv;charset=utf-8" }));
 }
 
-export async function downloadChart(name, chart) {
-  const { width, height } = chart.getBoundingClientRect();
-  const size = { width: Math.round(width), height: Math.round(height) };
-  const url = await Plotly.toImage(chart, { format: "png", scale: 2, ...size });
-  download(`${name}.png`, new Blob([bytesOf(url.split(",")[1])], { type: "image/png" }));
-}
-
 export const safeName = (text) => text.replace(/[^\p{L}\p{N}._-]+/gu, "_");
 
 export function saveButton(kind, label, save) {
@@ -40,17 +25,21 @@ export function saveButton(kind, label, save) {
   return made;
 }
 
-// The buttons of each card that has a place for them. csv: by card what gives [header, rows], or a promise of it; png:
-// by card what saves a picture, of those that are no charts. fileName(card): without an ending.
-export function makeExports(fileName, csv, png = {}) {
+// The buttons of each card that has a place for them. csv: by card what gives [header, rows], or a promise of it, where
+// it has numbers; fileName(card): without an ending; caption(): what is said below a picture.
+export function makeExports(fileName, csv, caption) {
   for (const place of document.querySelectorAll(".exports[data-card]")) {
     const { card } = place.dataset;
-    const title = place.closest("section").querySelector("h2").textContent;
-    if (png[card] || $(card).classList.contains("chart")) {
-      const save = () => (png[card] ? png[card]() : downloadChart(fileName(card), $(card)));
-      place.append(saveButton("PNG", `Save ${title} as PNG`, save));
+    const section = place.closest("section");
+    const title = place.dataset.title ?? section.querySelector("h2").textContent;
+    const add = (kind, what, save) => place.append(saveButton(kind, `Save ${what}${title} as ${kind}`, save));
+    const isChart = $(card).classList.contains("chart");
+    const saveAs = (kind) => saveChart(fileName(card), $(card), kind, { title, caption: caption() });
+    add("PNG", "", () => (isChart ? saveAs("png") : saveNode(fileName(card), section, caption())));
+    if (csv[card]) {
+      add("CSV", "the numbers of ", async () => downloadCsv(fileName(card), ...(await csv[card]())));
     }
-    const save = async () => downloadCsv(fileName(card), ...(await csv[card]()));
-    place.append(saveButton("CSV", `Save the numbers of ${title} as CSV`, save));
+    if (isChart) add("SVG", "", () => saveAs("svg"));
+    add("PDF", "", () => printSection(section));
   }
 }
