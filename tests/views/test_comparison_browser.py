@@ -376,10 +376,10 @@ def test_numbers_are_saved_as_csv(tab, files):
         assert float(row["distance"]) == pytest.approx(result.steps[0].l2[layer, place, 0], rel=1e-6)
         assert row["token_masked"] == result.tokens.texts[place]
         assert row["aligned_with"] == (f"A {partners[place]}" if place in partners else "")
-    rows = read_csv(tab.download("[data-card=agreement] button")[0])
+    rows = read_csv(tab.download("[data-card=agreement] button:text-is('CSV')")[0])
     pair = files[0].pairs[0]
     assert [float(row["rho"]) for row in rows[3:]] == pytest.approx([one.rho for one in pair.bands])
-    rows = read_csv(tab.download("[data-card=differing] button")[0])
+    rows = read_csv(tab.download("[data-card=differing] button:text-is('CSV')")[0])
     assert [float(row["difference"]) for row in rows] == pytest.approx([one[2] for one in pair.differing()])
     assert tab.download("[data-card=profile] button >> nth=0")[0].startswith(b"\x89PNG")
     assert len(read_csv(tab.download("[data-card=profile] button >> nth=1")[0])) == sum(LAYERS)

@@ -207,7 +207,7 @@ def test_the_page_has_the_same_as_a_table(results, tmp_path, open_page):
     for place, row in enumerate(rows):
         expected = [f"{one[place]:.3f}" if nth % 2 == 0 else str(one[place]) for nth, one in enumerate(numbers)]
         assert row[1:] == expected
-    header, saved = table_of(tab.download("[data-card=effect] button")[0])
+    header, saved = table_of(tab.download("[data-card=effect] button:text-is('CSV')")[0])
     assert header == ["depth", "rho_A", "tokens_A", "rho_B", "tokens_B"]
     np.testing.assert_allclose(np.array([row[1:] for row in saved], dtype=float), np.stack(numbers, axis=1), rtol=1e-12)
 

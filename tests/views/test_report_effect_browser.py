@@ -158,7 +158,7 @@ def test_a_result_without_effects_has_no_such_part(tmp_path, open_page):
     assert not tab["effect-part"].is_visible()
     tab.press("e")
     assert tab["live"].text_content() == "Layer 0, produced token 0, L2, Full, square-root scale"
-    assert tab.page.locator("button[aria-label^=Save]:visible").count() == 8
+    assert tab.page.locator("button[aria-label^=Save]:visible").count() == 15
 
 
 @pytest.mark.parametrize("scale", ["linear", "sqrt", "log"])
@@ -450,7 +450,7 @@ def test_the_tables_have_the_tokens_where_impact_and_effect_come_apart(tab, file
             assert row[0] == titles[position]
             assert [row[1], float(row[2]), float(row[4])] == [percent(share), share_rank, size_rank]
             assert (0.0 if row[3] == "none" else float(row[3].replace(MINUS, "-"))) == nats(size)
-    header, rows = table_of(tab.download("[data-card=apart] button")[0])
+    header, rows = table_of(tab.download("[data-card=apart] button:text-is('CSV')")[0])
     expected = [one for tokens in apart_lists(files, *choice) for one in tokens]
     assert [int(row[header.index("token_position")]) for row in rows] == [one[0] for one in expected]
     close_to([float(row[header.index("mean_size")]) for row in rows], [one[3] for one in expected])
@@ -534,7 +534,7 @@ def test_everything_is_reached_with_the_keyboard_alone(files, open_page):
     assert all(outlined for _, _, outlined, _ in reached)
     n_listed = sum(len(one) for one in apart_lists(files))
     assert sum(name == "link" for name, *_ in reached) == n_listed
-    assert sum(label.startswith("Save ") for _, label, *_ in reached) == 12 + 7
+    assert sum(label.startswith("Save ") for _, label, *_ in reached) == 22 + 15
     for name in ("effect", "scatter", "agreement"):
         assert tab[name].get_attribute("role") == "img"
         assert "can be saved as CSV" in tab[name].get_attribute("aria-label")
@@ -602,13 +602,30 @@ def test_numbers_that_are_missing_have_no_place(tmp_path, open_page):
     assert "norms" not in tab["scatter-hint"].text_content()
 
 
-@pytest.mark.parametrize(
-    ("window", "said"), [(1, " ·"), (None, " ·"), ("all", " (hidden in all) ·"), (99, " (hidden in 0{DASH}2) ·")]
-)
+@pytest.mark.parametrize(("window", "said"), [(1, " ·"), (None, " ·"), (99, " (hidden in 0{DASH}2) ·")])
 def test_a_layer_says_where_it_was_hidden(tmp_path, open_page, window, said):
     result = dataclasses.replace(with_effects(make_result(WORDS)), meta={"effect": {"window": window}})
     tab = open_page(write_report(result, tmp_path / "x.html"))
     assert tip_at(tab, 1, 2)[0].startswith(f"layer 1{said.replace('{DASH}', DASH)} position 2")
+
+
+def test_what_was_hidden_in_all_layers_is_one_row(tmp_path, open_page):
+    """Its effects are the same in each layer; the choice of layers is left alone by a click there."""
+    result = with_effects(make_result(WORDS))
+    alike = []
+    for step in result.steps:
+        first = {name: np.repeat(getattr(step.effect, name)[:1], result.n_layers, axis=0)
+                 for name in ("logit_change", "logprob_change", "kl_divergence", "top1")}  # fmt: skip
+        alike.append(dataclasses.replace(step, effect=dataclasses.replace(step.effect, **first)))
+    result = dataclasses.replace(result, steps=tuple(alike), meta={"effect": {"window": "all"}})
+    tab = open_page(write_report(result, tmp_path / "x.html"))
+    np.testing.assert_array_equal(tab.matrix("effect")[0], result.steps[0].effect.logprob_change[0])
+    assert tab.matrix("effect").shape == (1, len(WORDS))
+    assert tip_at(tab, 0, 2)[0].startswith("in all layers · position 2")
+    tab.page.mouse.click(*place_of(tab, 0, 2))
+    tab.settle()
+    assert "tokens=2" in tab.page.url
+    assert "range" not in tab.page.url
 
 
 def test_tokens_that_were_not_masked_have_no_column(tmp_path, open_page):

@@ -9,23 +9,27 @@ import { changed } from "./drawn.js";
 import { adopt, prompt, set } from "./state.js";
 import { chosenColour, chosenTokens, layersShown, toggleToken } from "./view.js";
 
-// By chart its { columns, edges, labelOf }: edges in columns of one token, labelOf(column) the text below it.
+// By chart its { columns, edges, labelOf, nRows }: edges in columns of one token, labelOf(column) the text below it;
+// nRows: of the layers, 1 where all of them are one row.
 const laidOut = {};
 export const columnsOf = (id) => laidOut[id].columns;
 export const edgesOf = (id) => laidOut[id].edges;
 
-export function layOut(id, columns, labelOf) {
+export function layOut(id, columns, labelOf, nRows = prompt().n_layers) {
   const block = Math.max(2, Math.round(columns.length / 14)); // the width of a folded image
   const edges = [0];
   for (const column of columns) edges.push(edges.at(-1) + (column.image === null ? 1 : block));
-  laidOut[id] = { columns, edges, labelOf };
+  laidOut[id] = { columns, edges, labelOf, nRows };
 }
+
+const isOneRow = (id) => laidOut[id].nRows === 1 && prompt().n_layers > 1;
+const marksOfLayers = (id) => (isOneRow(id) ? [] : bandShapes());
 
 // Draws a chart where it was drawn for something else, else its marks where these have changed.
 export async function drawOrMark(id, what, draw, shapes = () => []) {
   if (changed(id, ...what)) await draw();
   else if (changed(`${id}-marks`, what, layersShown(), chosenTokens())) {
-    await Plotly.update(id, markers(id), { shapes: [...bandShapes(), ...shapes()] }, [1]);
+    await Plotly.update(id, markers(id), { shapes: [...marksOfLayers(id), ...shapes()] }, [1]);
   }
   changed(`${id}-marks`, what, layersShown(), chosenTokens());
 }
@@ -37,25 +41,30 @@ export async function drawByColumns(id, heat, tip, shapes = []) {
   const y = heat.z.map((_, layer) => layer);
   const cells = { type: "heatmap", x: edges, y, xgap: gap, ygap: gap, hoverinfo: "none", hoverongaps: true, ...heat };
   const across = { showgrid: false, tickangle: -90, tickfont: { size: 11 }, automargin: false };
-  const layout = baseLayout(chartHeight(240) + 130, {
-    plot_bgcolor: cssColour("--none"), margin: { l: 44, r: 10, t: 18, b: 130 }, shapes: [...bandShapes(), ...shapes],
+  const allLayers = { tickvals: [0], ticktext: ["all"], range: [-0.5, 0.5] };
+  const rows = isOneRow(id) ? { height: 64, axis: allLayers } : { height: chartHeight(240), axis: axisOfLayers() };
+  const layout = baseLayout(rows.height + 130, {
+    plot_bgcolor: cssColour("--none"), margin: { l: 44, r: 10, t: 18, b: 130 },
+    shapes: [...marksOfLayers(id), ...shapes],
     xaxis: { range: [0, edges.at(-1)], ...across },
-    yaxis: { ...axisOfLayers(), showgrid: false, title: layerTitle(4), fixedrange: true },
+    yaxis: { ...rows.axis, showgrid: false, title: layerTitle(4), fixedrange: true },
   });
   const marks = { type: "scatter", mode: "markers", hoverinfo: "skip", cliponaxis: false, ...only(markers(id)) };
   const tipOf = ({ pointNumber: [layer, index] }) => tip(columns[index], layer);
-  const choose = ({ pointNumber: [layer, index] }) => chooseCell(columns[index], layer);
+  const choose = ({ pointNumber: [layer, index] }) => chooseCell(columns[index], isOneRow(id) ? null : layer);
   const isNew = await drawChart(id, [cells, marks], layout, tipOf, choose);
   if (isNew) $(id).on("plotly_relayout", (what) => onRelayout(id, what));
   await labelColumns(id);
 }
 
+// layer: null where the row is all of them.
 function chooseCell({ image, positions }, layer) {
+  const where = layer === null ? {} : { layer, range: "layer" };
   if (image === null && positions.length === 1) {
-    adopt({ layer, range: "layer" });
+    adopt(where);
     toggleToken(positions[0]);
-  } else if (image === null) set({ layer, range: "layer", tokens: positions, focus: -1 });
-  else set({ layer, range: "layer" });
+  } else if (image === null) set({ ...where, tokens: positions, focus: -1 });
+  else set(where);
 }
 
 // ---- marks above the columns ----
@@ -72,7 +81,7 @@ function markers(id) {
     });
   }
   const marker = { symbol: "triangle-down", size: 11, color, line: { width: 1, color: cssColour("--card") } };
-  return { x: [x], y: [x.map(() => prompt().n_layers - 0.5)], marker: [marker] };
+  return { x: [x], y: [x.map(() => laidOut[id].nRows - 0.5)], marker: [marker] };
 }
 
 const only = (changes) => Object.fromEntries(Object.entries(changes).map(([name, [value]]) => [name, value]));

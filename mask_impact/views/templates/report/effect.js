@@ -3,7 +3,7 @@
 
 import { makeColumns } from "./columns.js";
 import { prompt, state, step } from "./state.js";
-import { view } from "./view.js";
+import { everyLayer, view } from "./view.js";
 
 export const isSink = (position) => prompt().sinks.some((sink) => sink.position === position);
 export const effectFloor = () => step().effect.floors[state.measure];
@@ -13,6 +13,9 @@ export const isMeasured = (group, layer) => view.effect.top1[effectPlace(group, 
 export const groups = () => step().effect.groups;
 export const nGroups = () => (groups() ?? view.positions).length;
 export const hiddenIn = (group) => (groups() ? groups()[group][1] : [view.positions[group]]);
+
+// Layers that effects are shown of: one for all where tokens were hidden in all of them at once.
+export const effectLayers = () => (prompt().effect.window === "all" ? [0] : everyLayer());
 
 export const effectPlace = (group, layer) => layer * nGroups() + group;
 export const effectAt = (group, layer) => view.effect[state.measure][effectPlace(group, layer)];

@@ -9,14 +9,16 @@ import { plotlyText, quoted } from "../shared/texts.js";
 import { theme } from "../shared/theme.js";
 import { columnsOf, drawByColumns, drawOrMark, edgesOf, layOut } from "./column_chart.js";
 import { columnLabel } from "./columns.js";
-import { effectAt, effectColumns, effectFloor, groups, isChanged, isNone, isSink, strongestOf } from "./effect.js";
+import {
+  effectAt, effectColumns, effectFloor, effectLayers, groups, isChanged, isNone, isSink, strongestOf,
+} from "./effect.js";
 import { effectColumnTip, natsText } from "./effect_tips.js";
 import { MEASURES } from "./file.js";
 import { answerName } from "./names.js";
 import { section } from "./sections.js";
 import { state } from "./state.js";
 import { signedColours, signedStops } from "./signed_colours.js";
-import { everyLayer, view } from "./view.js";
+import { view } from "./view.js";
 
 const isKl = () => state.measure === "kl"; // and has no sign
 
@@ -48,7 +50,7 @@ function changedShapes() {
   const parts = [];
   columns.forEach((column, index) => {
     const [left, wide] = [edges[index], edges[index + 1] - edges[index]];
-    for (const layer of everyLayer()) {
+    for (const layer of effectLayers()) {
       if (!column.groups.some((group) => isChanged(group, layer))) continue;
       parts.push(`M${left + 0.2 * wide},${layer - 0.3}L${left + 0.8 * wide},${layer + 0.3}`);
     }
@@ -61,9 +63,9 @@ function changedShapes() {
 
 async function drawEffectCells() {
   const columns = effectColumns();
-  layOut("effect", columns, effectLabel);
+  layOut("effect", columns, effectLabel, effectLayers().length);
   const valueOf = (group, layer) => (group < 0 ? null : effectAt(group, layer));
-  const matrix = everyLayer().map((layer) => columns.map((column) => valueOf(strongestOf(column, layer), layer)));
+  const matrix = effectLayers().map((layer) => columns.map((column) => valueOf(strongestOf(column, layer), layer)));
   const { levels, scale, colorbar } = effectLevels(matrix);
   const colours = isKl()
     ? { zmin: 0, zmax: 1, colorscale: colourScale() }
@@ -71,7 +73,8 @@ async function drawEffectCells() {
   const heat = { z: levels, customdata: matrix, colorbar, ...colours };
   await drawByColumns("effect", heat, effectColumnTip, changedShapes());
   const most = `${MEASURES[state.measure]}, at most ${natsText(scale.high)} nats`;
-  const size = `${view.nLayers} layers by ${columns.length} ${groups() ? "groups of tokens" : "tokens"}`;
+  const rows = effectLayers().length === view.nLayers ? `${view.nLayers} layers` : "all layers together";
+  const size = `${rows} by ${columns.length} ${groups() ? "groups of tokens" : "tokens"}`;
   const label = `Heat map of the effect, ${most}, ${size}. Its numbers can be saved as CSV.`;
   $("effect").setAttribute("aria-label", label);
   drawLegendOfEffect();

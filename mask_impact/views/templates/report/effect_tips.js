@@ -32,7 +32,6 @@ function groupName(group) {
 function windowText(layer) {
   const { window: width } = prompt().effect;
   if (width === null || width === 1) return "";
-  if (width === "all") return " (hidden in all)";
   const [first, last] = [layer - ((width - 1) >> 1), layer + (width >> 1)];
   return ` (hidden in ${Math.max(first, 0)}–${Math.min(last, view.nLayers - 1)})`;
 }
@@ -40,7 +39,8 @@ function windowText(layer) {
 export function effectTip(group, layer) {
   const place = effectPlace(group, layer);
   const { logprob, kl, top1 } = view.effect;
-  const lines = [`layer ${layer}${windowText(layer)} · ${groupName(group)}`];
+  const where = prompt().effect.window === "all" ? "in all layers" : `layer ${layer}${windowText(layer)}`;
+  const lines = [`${where} · ${groupName(group)}`];
   if (!isMeasured(group, layer)) return [...lines, "not measured"].join("\n");
   if (Number.isNaN(logprob[place]) && Number.isNaN(kl[place])) return [...lines, "no value"].join("\n");
   lines.push(`log-probability ${signedText(logprob[place])} nats, KL ${distanceText(kl[place], false)} nats`);
