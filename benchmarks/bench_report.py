@@ -76,6 +76,7 @@ def first_views(browser, page: Path) -> tuple[float, float, float, float]:
             "performance.getEntriesByName('charts')[0].startTime",
         )
         views = [tab.evaluate(mark) for mark in marks]
+        tab.wait_for_timeout(1000)  # somebody looks at it first
         keys = [tab.evaluate(CLICK, key) for key in ("ArrowRight", "m", "s", "ArrowUp")]
         return (*views, max(keys))
 

@@ -40,11 +40,12 @@ export async function drawByColumns(id, heat, tip, shapes = []) {
   const gap = edges.at(-1) < 120 ? 1 : 0;
   const y = heat.z.map((_, layer) => layer);
   const cells = { type: "heatmap", x: edges, y, xgap: gap, ygap: gap, hoverinfo: "none", hoverongaps: true, ...heat };
-  const across = { showgrid: false, tickangle: -90, tickfont: { size: 11 }, automargin: false };
+  const { bottom, ...ticks } = ticksOf(id, [0, edges.at(-1)]);
+  const across = { showgrid: false, tickangle: -90, tickfont: { size: 11 }, automargin: false, ...ticks };
   const allLayers = { tickvals: [0], ticktext: ["all"], range: [-0.5, 0.5] };
   const rows = isOneRow(id) ? { height: 64, axis: allLayers } : { height: chartHeight(240), axis: axisOfLayers() };
   const layout = baseLayout(rows.height + 130, {
-    plot_bgcolor: cssColour("--none"), margin: { l: 44, r: 10, t: 18, b: 130 },
+    plot_bgcolor: cssColour("--none"), margin: { l: 44, r: 10, t: 18, b: bottom },
     shapes: [...marksOfLayers(id), ...shapes],
     xaxis: { range: [0, edges.at(-1)], ...across },
     yaxis: { ...rows.axis, showgrid: false, title: layerTitle(4), fixedrange: true },
@@ -54,7 +55,6 @@ export async function drawByColumns(id, heat, tip, shapes = []) {
   const choose = ({ pointNumber: [layer, index] }) => chooseCell(columns[index], isOneRow(id) ? null : layer);
   const isNew = await drawChart(id, [cells, marks], layout, tipOf, choose);
   if (isNew) $(id).on("plotly_relayout", (what) => onRelayout(id, what));
-  await labelColumns(id);
 }
 
 // layer: null where the row is all of them.
@@ -88,23 +88,23 @@ const only = (changes) => Object.fromEntries(Object.entries(changes).map(([name,
 
 // ---- texts below them ----
 
-// Of the columns that are in sight: all, or as many as there is room for.
-async function labelColumns(id) {
-  const chart = $(id);
+// Of the columns that are in sight: all, or as many as there is room for. bottom: the room that the longest takes.
+function ticksOf(id, [from, to]) {
   const { columns, edges, labelOf } = laidOut[id];
-  const [from, to] = chart.layout.xaxis.range ?? [0, edges.at(-1)];
   const indices = columns.map((_, index) => index);
   const inSight = indices.filter((index) => edges[index + 1] > from && edges[index] < to);
-  const room = Math.max(Math.floor((chart.getBoundingClientRect().width - 130) / 13), 4);
+  const room = Math.max(Math.floor(($(id).getBoundingClientRect().width - 130) / 13), 4);
   const every = Math.ceil(inSight.length / room);
   const labelled = inSight.filter((index, nth) => nth % every === 0 || columns[index].image !== null);
   const ticktext = labelled.map((index) => labelOf(columns[index]));
   const longest = Math.max(...ticktext.map((text) => [...text].length), 8);
-  await Plotly.relayout(chart, {
-    "margin.b": Math.min(22 + 6.4 * longest, 150),
-    "xaxis.tickvals": labelled.map((index) => (edges[index] + edges[index + 1]) / 2),
-    "xaxis.ticktext": ticktext,
-  });
+  const tickvals = labelled.map((index) => (edges[index] + edges[index + 1]) / 2);
+  return { bottom: Math.min(22 + 6.4 * longest, 150), tickvals, ticktext };
+}
+
+async function labelColumns(id) {
+  const { bottom, tickvals, ticktext } = ticksOf(id, $(id).layout.xaxis.range ?? [0, laidOut[id].edges.at(-1)]);
+  await Plotly.relayout(id, { "margin.b": bottom, "xaxis.tickvals": tickvals, "xaxis.ticktext": ticktext });
 }
 
 function onRelayout(id, what) {

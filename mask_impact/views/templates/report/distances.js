@@ -2,7 +2,7 @@
 
 import { distancesOf } from "../shared/blocks.js";
 import { $ } from "../shared/elements.js";
-import { MEASURES } from "./file.js";
+import { MEASURES, METRIC_NAMES } from "./file.js";
 import { prompt, state, step } from "./state.js";
 
 const MOST_BLOCKS = 600; // that are kept unpacked
@@ -18,6 +18,20 @@ function blockNamed(name) {
 
 // A promise of the current step's distances, [layer, position].
 export const block = (metric, variantIndex) => blockNamed(`b-${state.prompt}-${state.step}-${metric}-${variantIndex}`);
+
+// Unpacks what a key may ask for next: the other metric, the steps before and behind, as long as it is wanted.
+export async function unpackAhead(isWanted) {
+  const { prompt: one, step: nth } = state;
+  const steps = [nth, nth + 1, nth - 1].filter((number) => prompt().steps[number]);
+  for (const number of steps) {
+    for (const metric of Object.keys(METRIC_NAMES)) {
+      for (const index of prompt().variants.keys()) {
+        if (!isWanted()) return;
+        await blockNamed(`b-${one}-${number}-${metric}-${index}`);
+      }
+    }
+  }
+}
 
 // The step's effects, null where there are none: of each measure and the most probable token's id, [layer, group]; and
 // where each position was hidden by itself norms, [layer, variant], rank correlations and the number of tokens that

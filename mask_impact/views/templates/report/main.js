@@ -14,7 +14,7 @@ import "./answer.js";
 import "./card.js";
 import "./chips.js";
 import "./controls.js";
-import { block, effectBlocks } from "./distances.js";
+import { block, effectBlocks, unpackAhead } from "./distances.js";
 import "./effect_chart.js";
 import "./effect_text.js";
 import { MEASURES, METRIC_NAMES } from "./file.js";
@@ -83,6 +83,7 @@ async function draw() {
   if (ticket !== latest) return;
   firstMark("charts");
   document.documentElement.dataset.drawn = "true";
+  if (has("distances")) unpackAhead(() => ticket === latest);
 }
 
 openPage(async () => {
