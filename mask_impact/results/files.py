@@ -27,6 +27,10 @@ SUFFIXES = (
 MIN_FREE_BYTES = 16 * 2**20
 MAX_NAME_BYTES = 200  # file systems allow 255; the rest is for suffixes and temporary names
 
+_SUFFIX = re.compile(
+    r"(?<=.)((\.(effect|answer|routes|matrix|flows|whatif))?\.(csv|json|parquet|meta)|\.flows\.png)+\Z",
+    re.DOTALL | re.IGNORECASE,
+)
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 
 
@@ -63,7 +67,7 @@ def check_output(output_dir: str | os.PathLike, name: str) -> Path:
 
 def without_suffix(name: str) -> str:
     """The name of a result without the suffix of one of its files."""
-    return re.sub(r"(?<=.)((\.effect)?\.(csv|json|parquet|meta))+\Z", "", name, flags=re.DOTALL | re.IGNORECASE)
+    return _SUFFIX.sub("", name)
 
 
 def _check_name(name: str) -> None:

@@ -52,9 +52,11 @@ def read_results(
     prompt. Raises OutputError for what cannot be read, UsageError for a grid or prompt name that the file does not have.
     """
     path = Path(path)
-    if found := re.search(r"\.(flows|whatif)(\.(csv|json|parquet|png|meta\.json))?\Z", path.name, re.IGNORECASE):
-        what = {"flows": "knockouts", "whatif": "answers without some tokens"}[found[1].lower()]
-        raise OutputError(f"{path} has {what}, not a result of distances: the run has printed what it says")
+    if found := re.search(r"\.(flows|whatif|answer)(\.(csv|json|parquet|png|meta\.json))?\Z", path.name, re.IGNORECASE):
+        what = {"flows": "knockouts", "whatif": "answers without some tokens", "answer": "what an answer used"}[
+            found[1].lower()
+        ]
+        raise OutputError(f"{path} has {what}, not a result of distances; `mask-impact report {path}` shows it")
     results = _open(path, grids)
     if prompt_name is None:
         return results

@@ -292,3 +292,50 @@ def test_screenshots(tmp_path, open_page, scheme, size):
     folder.mkdir(parents=True, exist_ok=True)
     tab.page.screenshot(path=folder / f"card-{size[0]}-{scheme}.png")
     assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------------
+
+
+def one_token():
+    return explained(make_result(["a"], sinks=()), {0: -2.0}, becomes={0: "b"})
+
+
+def many():
+    """3,000 tokens and 40 images of 16 cells."""
+    result = make_result(["", *[f" w{number}" for number in range(2360)]], n_layers=2, n_heads=1, grids=((4, 4),) * 40)
+    return explained(result, {at: -3.0 / (1 + at % 97) for at in range(0, 3000, 7)}, needed=(7, 700), becomes={7: "b"})
+
+
+def nothing():
+    """No unit is content, and nothing was measured."""
+    found = make_explanation()
+    (target,) = found.targets
+    nan = np.full(3, np.nan, dtype=np.float32)
+    none = np.zeros(3, dtype=bool)
+    bare = dataclasses.replace(
+        target,
+        logprob_change=nan,
+        kl_divergence=nan,
+        top1=np.full(3, -1),
+        differs=none,
+        control=none,
+        evidence=(),
+        routes=(),
+    )
+    return dataclasses.replace(found, targets=(bare,))
+
+
+@pytest.mark.parametrize("make", [one_token, many, nothing])
+@pytest.mark.parametrize("size", SIZES, ids=["wide", "phone"])
+def test_little_and_much_fit_the_page(tmp_path, open_page, make, size):
+    tab = open_page(write_report(make(), tmp_path / "x.html"))
+    tab.page.set_viewport_size({"width": size[0], "height": size[1]})
+    tab.page.wait_for_timeout(200)
+    (card,) = cards(tab)
+    assert card.locator(".mi-sentence").text_content()
+    assert card.locator(".mi-sentence").bounding_box()["y"] < 2 * size[1]
+    assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    folder = Path(os.environ.get("REPORT_SCREENSHOTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    tab.page.screenshot(path=folder / f"card-{make.__name__}-{size[0]}.png")

@@ -105,17 +105,7 @@ const CSV = {
   ],
 };
 
-async function lightly(save) {
-  const { theme } = state;
-  await set({ theme: "light" });
-  try {
-    await save();
-  } finally {
-    await set({ theme });
-  }
-}
-
 export function makeComparisonExports() {
-  whenSaving(lightly);
+  whenSaving(() => state.theme, (theme) => set({ theme }));
   makeExports(fileName, CSV, captionText);
 }

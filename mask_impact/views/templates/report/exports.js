@@ -28,17 +28,7 @@ function captionText() {
   return ["mask-impact", about.model, about.command].filter(Boolean).map(visible).join(" · ").slice(0, MOST_CAPTION);
 }
 
-async function lightly(save) {
-  const { theme } = state;
-  await set({ theme: "light" });
-  try {
-    await save();
-  } finally {
-    await set({ theme });
-  }
-}
-
 export function makeReportExports() {
-  whenSaving(lightly);
+  whenSaving(() => state.theme, (theme) => set({ theme }));
   makeExports(fileName, { ...DISTANCE_FILES, ...EFFECT_FILES }, captionText);
 }

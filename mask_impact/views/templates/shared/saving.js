@@ -20,9 +20,17 @@ export function download(name, blob) {
 }
 
 let inLight = (save) => save();
-// How the page is made light while something is saved: a function that takes what saves.
-export function whenSaving(light) {
-  inLight = light;
+// How the page's theme is asked for and set, which is light while something is saved.
+export function whenSaving(themeNow, setTheme) {
+  inLight = async (save) => {
+    const before = themeNow();
+    await setTheme("light");
+    try {
+      await save();
+    } finally {
+      await setTheme(before);
+    }
+  };
 }
 
 // ---- charts ----

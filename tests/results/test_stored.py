@@ -1,0 +1,149 @@
+"""All that is stored under one name, there and back: cut flows, answers without something, and what belongs together."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from synthetic import make_explanation, make_result
+
+from mask_impact.errors import OutputError
+from mask_impact.results.answer_files import load_whatif, save_whatif
+from mask_impact.results.answers import Answer, WhatIf
+from mask_impact.results.explanation_files import save_explanation
+from mask_impact.results.flow_files import load_flows, save_flows
+from mask_impact.results.flows import Flow, FlowPositions, FlowStep, Knockouts
+from mask_impact.results.store import save
+from mask_impact.results.stored import Stored, read_stored
+
+META = {"model": "tiny", "prompt": "Where?", "window": 1, "ablation": "mask"}
+
+
+def knockouts(n_steps=2, **meta):
+    rng = np.random.default_rng(0)
+    flows = (
+        FlowPositions(Flow("a -> last", "a", "last"), (1, 2), None),
+        FlowPositions(Flow("a -> b", "a", "b", (0, 3)), (1,), (3, 4)),
+    )
+    steps = tuple(
+        FlowStep(
+            step, 7 + step, f" t{step}\n", 0.25, rng.normal(size=(2, 3)).astype(np.float32),
+            np.abs(rng.normal(size=(2, 3))).astype(np.float32), np.array([[7, 8, 7], [8, 8, 7]]) + step,
+            {7 + step: " t", 8 + step: "u"}, (0.0, 1e-4, 1e-5), 7 + step,
+        )
+        for step in range(n_steps)
+    )  # fmt: skip
+    return Knockouts(flows, steps, np.array([0, 0, 1]), np.array([1, 2, 2]), " t0", make_result().tokens, META | meta)
+
+
+def whatif(**meta):
+    own = Answer(None, (), (7, 2), (" up", "<end>"), (0.5, 0.75), " up", 0.5, None)
+    other = Answer("a word", (1, 2), (9,), (" down",), (0.25,), " down", 0.125, 0)
+    return WhatIf(own, (other, replace(other, differs_at=None)), (0, 2), make_result().tokens, 4, META | meta)
+
+
+def same_tokens(one, other):
+    assert one.texts == other.texts
+    assert one.kinds == other.kinds
+    for name in ("ids", "image", "row", "column"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "parquet"])
+def test_cut_flows_come_back_as_they_were(tmp_path, form):
+    found = knockouts()
+    save_flows(found, tmp_path / "x", [form])
+    again = load_flows(tmp_path / f"x.flows.{form}")
+    assert again.flows == found.flows
+    same_tokens(again.tokens, found.tokens)
+    np.testing.assert_array_equal((again.first, again.last), (found.first, found.last))
+    for one, other in zip(again.steps, found.steps, strict=True):
+        for name in ("step", "token_id", "token_text", "probability", "top1_texts", "floor", "likeliest"):
+            assert getattr(one, name) == getattr(other, name), name
+        for name in ("logprob_change", "kl_divergence", "top1"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert again.generated_text == found.generated_text
+    assert {key: again.meta[key] for key in META} == META
+
+
+def test_answers_without_something_come_back_as_they_were(tmp_path):
+    found = whatif()
+    again = load_whatif(save_whatif(found, tmp_path / "x"))
+    assert (again.answer, again.others, again.layers, again.n_layers) == (
+        found.answer, found.others, found.layers, found.n_layers,
+    )  # fmt: skip
+    same_tokens(again.tokens, found.tokens)
+
+
+def test_what_does_not_fit_is_refused_in_one_line(tmp_path):
+    save_flows(knockouts(), tmp_path / "x", ["csv"])
+    with pytest.raises(OutputError, match="no result there"):
+        load_flows(tmp_path / "y")
+    save_flows(knockouts(), tmp_path / "z", ["csv"])
+    save_flows(replace(knockouts(), steps=knockouts(3).steps[::-1][:2]), tmp_path / "other", ["csv"])
+    (tmp_path / "z.flows.csv").write_bytes((tmp_path / "other.flows.csv").read_bytes())
+    with pytest.raises(OutputError, match="does not hold the numbers"):
+        load_flows(tmp_path / "z")
+    (tmp_path / "z.flows.csv").unlink()
+    with pytest.raises(OutputError, match=r"its table is not: expected z\.flows\.csv"):
+        load_flows(tmp_path / "z")
+
+
+def test_files_of_an_earlier_version_say_what_they_lack(tmp_path):
+    save_flows(knockouts(), tmp_path / "x", ["csv"])
+    path = tmp_path / "x.flows.meta.json"
+    meta = json.loads(path.read_text())
+    del meta["formats"]
+    path.write_text(json.dumps(meta))
+    with pytest.raises(OutputError, match=r"x\.flows\.meta\.json is not the meta file of a result: formats is missing"):
+        load_flows(tmp_path / "x")
+
+
+# --- together ---------------------------------------------------------------------------------------------------------------
+
+
+def parts(stored):
+    return [name for name in ("result", "answer", "flows", "whatif") if getattr(stored, name) is not None]
+
+
+@pytest.mark.parametrize("asked", ["x", "x.flows.csv", "x.whatif.json", "x.answer.csv", "x.flows.meta.json"])
+def test_a_name_has_all_that_is_of_its_prompt(tmp_path, asked):
+    save_explanation(replace(make_explanation(), meta=META), tmp_path / "x")
+    save_flows(knockouts(images=["a.png"]), tmp_path / "x", ["csv"])
+    save_whatif(whatif(images=["a.png"]), tmp_path / "x")
+    (stored,) = read_stored(tmp_path / asked).values()
+    assert parts(stored) == ["answer", "flows", "whatif"]
+    assert stored.notes == ()
+
+
+def test_what_is_of_another_prompt_is_left_out_and_said(tmp_path):
+    save_flows(knockouts(), tmp_path / "x", ["csv"])
+    save_whatif(whatif(prompt="When?"), tmp_path / "x")
+    (stored,) = read_stored(tmp_path / "x").values()
+    assert parts(stored) == ["flows"]
+    assert stored.notes == ("x.whatif is of another prompt or model, and left out",)
+    (asked,) = read_stored(tmp_path / "x.whatif.json").values()
+    assert parts(asked) == ["whatif"]  # what was asked for by its file stays
+    assert asked.notes == ("x.flows is of another prompt or model, and left out",)
+
+
+def test_distances_alone_and_tables_of_others_are_read_as_before(tmp_path):
+    save(make_result(), tmp_path / "x", ["csv"])
+    (stored,) = read_stored(tmp_path / "x").values()
+    assert parts(stored) == ["result"]
+    (tmp_path / "x.meta.json").unlink()
+    (stored,) = read_stored(tmp_path / "x.csv").values()
+    assert parts(stored) == ["result"]
+    with pytest.raises(OutputError, match="does not exist"):
+        read_stored(tmp_path / "y")
+    with pytest.raises(OutputError, match="no result there"):
+        read_stored(tmp_path / "y.flows.csv")
+
+
+def test_one_by_itself_is_stored_too():
+    result = make_result()
+    assert parts(Stored.of(result)) == ["result"]
+    assert parts(Stored.of(make_explanation())) == ["answer"]
+    assert parts(Stored.of(knockouts())) == ["flows"]
+    assert parts(Stored.of(whatif())) == ["whatif"]
+    assert Stored.of(whatif()).meta["prompt"] == "Where?"
