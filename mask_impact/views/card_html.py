@@ -59,7 +59,8 @@ class CardView:
         all_steps = [
             (number, shown(text), number in self.target.steps, kind) for number, (text, kind) in enumerate(tokens)
         ]
-        return [(number, text, own) for number, text, own, kind in all_steps if own or kind != "special"]
+        said = [(number, text, own) for number, text, own, kind in all_steps if own or kind != "special"]
+        return [(number, text.lstrip() if place == 0 else text, own) for place, (number, text, own) in enumerate(said)]
 
     def strength(self, one: Word | Cell | Row) -> float:
         """0 to 1, how strong a change is on the card's scale."""
@@ -88,8 +89,8 @@ class CardView:
         return f"{percent(probability)} → {percent(min(1.0, exp(log(probability) + row.change)))}"
 
     def lead(self, word: Word) -> str:
-        """The space before a word, which is not shaded with it."""
-        return word.text[: len(word.text) - len(word.text.lstrip(" "))]
+        """The space before a word, which is not shaded with it; none before the first."""
+        return "" if word is self.card.words[0] else word.text[: len(word.text) - len(word.text.lstrip(" "))]
 
     def body(self, word: Word) -> str:
         """A word without that space; a line break stays one."""

@@ -15,9 +15,11 @@ from mask_impact.results.records import Result, StepRecord
 from mask_impact.results.stored import Stored
 from mask_impact.results.tokens import ImageRecord
 from mask_impact.views.card import question_of
-from mask_impact.views.card_html import picture_key
+from mask_impact.views.card_html import MOST_TARGETS, picture_key
 from mask_impact.views.page import clean, image_entry
 from mask_impact.views.summary import N_CANDIDATES
+
+MOST_TITLE = 160  # characters
 
 
 def prompt_entry(name: str, stored: Stored) -> dict[str, Any]:
@@ -26,7 +28,7 @@ def prompt_entry(name: str, stored: Stored) -> dict[str, Any]:
         "name": clean(name),
         "title": title_of(name, stored),
         "tables": list(tables_of(stored)),
-        "n_targets": 0 if stored.answer is None else len(stored.answer.targets),
+        "n_targets": 0 if stored.answer is None else min(len(stored.answer.targets), MOST_TARGETS),
         "notices": [clean(notice) for notice in notices_of(stored)],
         "about": [[label, clean(value)] for label, value in _about(stored)],
     }
@@ -85,10 +87,10 @@ def tables_of(stored: Stored) -> Iterator[str]:
 
 
 def title_of(name: str, stored: Stored) -> str:
-    """What was asked, and the result's name where that is not known."""
-    if stored.answer is not None:
-        return clean(question_of(stored.answer) or name)
-    return clean(" ".join(str(stored.meta.get("prompt") or name).split()))
+    """What was asked, its middle left out where it is long; the result's name where it is not known."""
+    asked = question_of(stored.answer) if stored.answer else " ".join(str(stored.meta.get("prompt") or "").split())
+    title = clean(asked or name)
+    return title if len(title) <= MOST_TITLE else f"{title[: MOST_TITLE // 2]} … {title[-MOST_TITLE // 2 :]}"
 
 
 def _image_entry(image: ImageRecord, number: int, in_card: bool) -> dict[str, Any]:

@@ -294,6 +294,15 @@ def test_screenshots(tmp_path, open_page, scheme, size):
     assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+def test_a_long_question_is_scrolled_to_its_strongest_word(tmp_path, open_page):
+    result = make_result([f" w{number}" for number in range(900)], n_layers=2, n_heads=1)
+    tab = open_page(write_report(explained(result, {870: -3.0, 5: -1.0}), tmp_path / "x.html"))
+    box, word = (
+        tab.page.locator(f"#card {one}").bounding_box() for one in (".mi-question", "[data-place='870'].mi-word")
+    )
+    assert box["y"] < word["y"] < box["y"] + box["height"]
+
+
 # --- sizes ------------------------------------------------------------------------------------------------------------------
 
 
@@ -334,7 +343,8 @@ def test_little_and_much_fit_the_page(tmp_path, open_page, make, size):
     tab.page.wait_for_timeout(200)
     (card,) = cards(tab)
     assert card.locator(".mi-sentence").text_content()
-    assert card.locator(".mi-sentence").bounding_box()["y"] < 2 * size[1]
+    assert len(tab.texts("h1")[0]) < 170
+    assert card.locator(".mi-sentence").bounding_box()["y"] < 1.2 * size[1]
     assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     folder = Path(os.environ.get("REPORT_SCREENSHOTS", tmp_path))
     folder.mkdir(parents=True, exist_ok=True)

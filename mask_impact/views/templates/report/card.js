@@ -32,12 +32,21 @@ function makeStepButtons() {
   }
 }
 
+// A long question is scrolled to its strongest word.
+function showStrongest(card) {
+  const strengthOf = (word) => Number(word.style.getPropertyValue("--s"));
+  const question = card.querySelector(".mi-question");
+  const [strongest] = [...question.querySelectorAll(".mi-word")].sort((a, b) => strengthOf(b) - strengthOf(a));
+  if (strongest) question.scrollTop = strongest.offsetTop - question.offsetTop - question.clientHeight / 2;
+}
+
 function drawCard() {
   for (const one of $("card").querySelectorAll("[data-prompt]")) {
     one.hidden = Number(one.dataset.prompt) !== state.prompt;
   }
   cardsOf(state.prompt).forEach((card, number) => { card.hidden = number !== state.target; });
   if (changed("card", state.prompt)) makeStepButtons();
+  if (changed("question", state.prompt, state.target)) showStrongest(cardsOf(state.prompt)[state.target]);
   for (const made of $("card").querySelectorAll(".mi-step[role]")) {
     made.setAttribute("aria-pressed", Number(made.dataset.step) === state.step);
   }
