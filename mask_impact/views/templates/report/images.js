@@ -114,7 +114,8 @@ function drawPatch(context, rect, level, preview) {
 }
 
 // Where a patch has no value.
-function drawCross(context, [x, y, w, h]) {
+function drawCross(context, rect) {
+  const [x, y, w, h] = rect;
   context.fillStyle = "rgb(128 128 128 / 55%)";
   context.fillRect(x, y, w, h);
   context.strokeStyle = "#ffffff";

@@ -4,7 +4,7 @@ const arrowsAreTaken = (target) => target.matches("input[type='radio'], input[ty
 const isTaken = (target) => target.matches("select, input[type='number'], input[type='text']");
 
 // actions: by key what it does, letters in lower case. applies(name): whether a key does anything now.
-export function connectKeys(actions, applies = () => true) {
+export function connectKeys(actions, applies = (name) => Boolean(name)) {
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey) return;
     const name = event.key.length === 1 ? event.key.toLowerCase() : event.key;

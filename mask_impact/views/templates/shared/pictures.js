@@ -30,7 +30,8 @@ export function fitCanvas(canvas, [rows, columns]) {
 }
 
 // A frame in a colour on white, `inset` pixels within the patch.
-export function strokeFrame(context, [x, y, w, h], inset, ratio, frame) {
+export function strokeFrame(context, rect, inset, ratio, frame) {
+  const [x, y, w, h] = rect;
   for (const [colour, width] of [["#ffffff", 5], [frame, 3]]) {
     context.strokeStyle = colour;
     context.lineWidth = width * ratio;
