@@ -24,7 +24,7 @@ from mask_impact.views.blocks import EXACT, encode
 from mask_impact.views.card_html import cards_html
 from mask_impact.views.matrix_html import matrix_html
 from mask_impact.views.page import clean, render_page, rendered
-from mask_impact.views.report_blocks import effect_values, fitting_blocks
+from mask_impact.views.report_blocks import effect_values, fitting_blocks, norm_values
 from mask_impact.views.report_data import notices_of, prompt_entry, title_of
 from mask_impact.views.routes_html import knockouts_html, routes_html
 
@@ -92,8 +92,8 @@ def build_report(source: One | Mapping[str, One], max_megabytes: float = MAX_MEG
         "cards": [_card(name, one) for name, one in shown.items()],
     }
     results = {number: one.result for number, one in enumerate(shown.values()) if one.result is not None}
-    effects = [(name, encode(values)) for name, values in effect_values(results)]
-    without_distances = _render(page | {"blocks": effects, "notes": page_notes, "digits": EXACT})
+    exact = [(name, encode(values)) for name, values in (*norm_values(results), *effect_values(results))]
+    without_distances = _render(page | {"blocks": exact, "notes": page_notes, "digits": EXACT})
     room = max_megabytes * 1e6 - len(without_distances) - SPARE
     digits, blocks = fitting_blocks(results, room)
     if digits < EXACT:
@@ -102,7 +102,7 @@ def build_report(source: One | Mapping[str, One], max_megabytes: float = MAX_MEG
             f"digits (relative error at most {_error(digits)}); Full and Attn are exact. --max-megabytes 1000 keeps all, as do "
             "the result's own files"
         )
-    html = _render(page | {"blocks": blocks + effects, "notes": page_notes, "digits": digits})
+    html = _render(page | {"blocks": blocks + exact, "notes": page_notes, "digits": digits})
     if len(html) > max_megabytes * 1e6:
         page_notes.append(f"The page has {len(html) / 1e6:.1f} MB; fewer do not hold this result")
     return Report(html, digits, (*page_notes, *notes))

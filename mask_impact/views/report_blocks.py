@@ -17,9 +17,16 @@ from mask_impact.results.records import Result
 from mask_impact.views.blocks import EXACT, FEWEST, encode
 
 
+def norm_values(results: Mapping[int, Result]) -> Iterator[tuple[str, np.ndarray]]:
+    """(block's name, norms of the unmasked quantities [layer, variant]) of each step, of results by their place in the page."""
+    for number, result in results.items():
+        for record in result.steps:
+            yield f"n-{number}-{record.step}", record.baseline_norm
+
+
 def effect_values(results: Mapping[int, Result]) -> Iterator[tuple[str, np.ndarray]]:
     """(block's name, values) of each step that has effects, of results by their place in the page: those of each measure and the
-    most probable token's id, [layer, group]; and where each position was hidden by itself the norms, [layer, variant], and the
+    most probable token's id, [layer, group]; and where each position was hidden by itself the
     rank correlations and how many tokens they are of, [measure, metric, variant, layer].
 
     All are float32, which holds an id exactly: a vocabulary has fewer than 2^24 tokens.
@@ -35,7 +42,6 @@ def effect_values(results: Mapping[int, Result]) -> Iterator[tuple[str, np.ndarr
             yield f"{name}-top1", effect.top1
             if not effect.by_position:
                 continue
-            yield f"{name}-norm", record.baseline_norm
             found = [
                 layer_agreement(step_impact(result, record.step, variant, metric), effect, measure)
                 for measure in MEASURES

@@ -194,14 +194,13 @@ def test_a_page_holds_every_effect_and_correlation(stored):
         for _, attributes, text in page.all("script")
         if attributes.get("id", "").startswith("e-")
     }
-    assert len(blocks) == 6 * len(result.steps)
+    assert len(blocks) == 5 * len(result.steps)
     for step, record in enumerate(result.steps):
         shape = record.l2.shape[:2]
         for measure, column in MEASURES.items():
             values = decode(blocks[f"e-0-{step}-{measure}"])
             assert values.tobytes() == np.ascontiguousarray(getattr(record.effect, column)).tobytes()
         assert (decode(blocks[f"e-0-{step}-top1"]).reshape(shape) == record.effect.top1).all()
-        assert decode(blocks[f"e-0-{step}-norm"]).tobytes() == record.baseline_norm.tobytes()
         entry = page.data["prompts"][0]["steps"][step]["effect"]
         assert entry["floors"] == {name: float(np.float32(floor)) for name, floor in FLOOR.items()}
         assert entry["top1_texts"] == {str(token): text for token, text in record.effect.top1_texts.items()}

@@ -443,6 +443,23 @@ def test_image_and_text_share_each_layer(tab, files):
         close_to(tab.chart("split", 1)["y"], 100 * np.nansum(shares[:, [0, *range(9, 15)]], axis=1))
 
 
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_how_much_each_layer_reads_is_the_sum_over_the_norm(tab, files, metric):
+    """Of l2 over the norm of the unmasked quantity, of cosine as it is; sinks are left out until they are let in."""
+    result, frame, _ = files
+    tab.choose("metric", metric)
+    for sinks in ((0,), ()):
+        if not sinks:
+            tab.page.locator("#sinks input").uncheck()
+            tab.settle()
+        values = np.delete(cube(frame, metric=metric), sinks, axis=1).sum(axis=1)
+        norms = result.steps[0].baseline_norm[:, result.variants.index("Full")].astype(float)
+        expected = values / norms if metric == "l2" else values
+        np.testing.assert_allclose(tab.chart("totals")["y"], expected, rtol=1e-5)
+    _, rows = table_of(tab.download("[data-card=totals] button:text-is('CSV')")[0])
+    np.testing.assert_allclose([float(row[-1]) for row in rows], expected, rtol=1e-5)
+
+
 # --- keys, links, themes ----------------------------------------------------------------------------------------------
 
 
@@ -493,7 +510,7 @@ def test_everything_is_reached_with_the_keyboard_alone(files, open_page):
     assert all(outlined for _, _, outlined, _ in reached)
     tops = [top for name, _, _, top in reached if name in ("copy-link", "play", "opacity", "add-token")]
     assert tops == sorted(tops)
-    assert sum(label.startswith("Save ") for _, label, *_ in reached) == 22
+    assert sum(label.startswith("Save ") for _, label, *_ in reached) == 26
 
 
 def test_a_button_that_is_drawn_anew_keeps_the_focus(tab):

@@ -19,6 +19,9 @@ function blockNamed(name) {
 // A promise of the current step's distances, [layer, position].
 export const block = (metric, variantIndex) => blockNamed(`b-${state.prompt}-${state.step}-${metric}-${variantIndex}`);
 
+// A promise of the norms of the current step's unmasked quantities, [layer, variant].
+export const norms = () => blockNamed(`n-${state.prompt}-${state.step}`);
+
 // Unpacks what a key may ask for next: the other metric, the steps before and behind, as long as it is wanted.
 export async function unpackAhead(isWanted) {
   const { prompt: one, step: nth } = state;
@@ -34,11 +37,11 @@ export async function unpackAhead(isWanted) {
 }
 
 // The step's effects, null where there are none: of each measure and the most probable token's id, [layer, group]; and
-// where each position was hidden by itself norms, [layer, variant], rank correlations and the number of tokens that
+// where each position was hidden by itself rank correlations and the number of tokens that
 // they are of, [measure, metric, variant, layer].
 export async function effectBlocks() {
   if (!prompt().effect) return null;
-  const names = [...Object.keys(MEASURES), "top1", ...(step().effect.groups ? [] : ["norm", "rho", "n"])];
+  const names = [...Object.keys(MEASURES), "top1", ...(step().effect.groups ? [] : ["rho", "n"])];
   const values = await Promise.all(names.map((name) => blockNamed(`e-${state.prompt}-${state.step}-${name}`)));
   return Object.fromEntries(names.map((name, nth) => [name, values[nth]]));
 }

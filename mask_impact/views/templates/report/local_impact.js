@@ -1,4 +1,4 @@
-// Local impact as it is put beside effects: a distance over the norm of what it is a distance of, where norms are
+// Local impact as it is compared between layers: a distance over the norm of what it is a distance of, where norms are
 // known.
 
 import { visible } from "../shared/texts.js";
@@ -6,7 +6,7 @@ import { METRIC_NAMES } from "./file.js";
 import { prompt, state } from "./state.js";
 import { view } from "./view.js";
 
-const hasNorms = () => view.effect.norm.every(Number.isFinite);
+export const hasNorms = () => view.norm.every(Number.isFinite);
 
 // Whether it can't be compared between layers.
 export const lacksNorms = () => state.metric === "l2" && !hasNorms();
@@ -17,7 +17,7 @@ export function localImpact(position, layer) {
   const value = localDistance(position, layer);
   if (state.metric !== "l2" || !hasNorms()) return value;
   const { variants } = prompt();
-  const norm = view.effect.norm[layer * variants.length + variants.indexOf(state.variant)];
+  const norm = view.norm[layer * variants.length + variants.indexOf(state.variant)];
   return norm > 0 ? value / norm : NaN;
 }
 

@@ -14,7 +14,7 @@ import "./answer.js";
 import "./card.js";
 import "./chips.js";
 import "./controls.js";
-import { block, effectBlocks, unpackAhead } from "./distances.js";
+import { block, effectBlocks, norms, unpackAhead } from "./distances.js";
 import "./effect_chart.js";
 import "./effect_text.js";
 import { MEASURES, METRIC_NAMES } from "./file.js";
@@ -30,6 +30,7 @@ import "./split.js";
 import { prompt, set, state, stateInAddress, takeFromAddress, whenSet } from "./state.js";
 import "./strongest.js";
 import "./text.js";
+import "./totals.js";
 import { look } from "./view.js";
 
 // What is shown, said to those who can't see it.
@@ -64,8 +65,9 @@ let latest = 0;
 async function takeNumbers(ticket) {
   if (!has("distances")) return;
   const nth = prompt().variants.indexOf(state.variant);
-  const [l2, cosine, effect] = await Promise.all([block("l2", nth), block("cosine", nth), effectBlocks()]);
-  if (ticket === latest) look({ l2, cosine }, effect);
+  const wanted = [block("l2", nth), block("cosine", nth), norms(), effectBlocks()];
+  const [l2, cosine, norm, effect] = await Promise.all(wanted);
+  if (ticket === latest) look({ l2, cosine }, norm, effect);
 }
 
 // Draws the state; gives up where it has changed meanwhile.

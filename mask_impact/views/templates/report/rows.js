@@ -4,6 +4,7 @@ import { float32Text } from "../shared/numbers.js";
 import { block } from "./distances.js";
 import { prompt, state } from "./state.js";
 import { imageShares } from "./split.js";
+import { layerTotals } from "./totals.js";
 import { chosenTokens, everyLayer, focusToken, layersShown, view } from "./view.js";
 
 const DISTANCES = [
@@ -13,6 +14,7 @@ const SCORES = [
   "generation_step", "first_layer", "last_layer", "token_masked", "token_position", "image", "row", "column", "variant",
   "metric", "mean_share",
 ];
+const TOTALS = ["generation_step", "layer", "variant", "metric", "impact_over_norm"];
 const SPLIT = ["generation_step", "layer", "variant", "metric", "image_share", "text_share"];
 
 export const orNull = (value) => (Number.isFinite(value) ? value : null);
@@ -54,6 +56,8 @@ function splitRow(share, layer) {
   return [state.step, layer, state.variant, state.metric, orNull(share), orNull(1 - share)];
 }
 
+const totalRow = (total, layer) => [state.step, layer, state.variant, state.metric, orNull(total)];
+
 const isPatch = (position) => prompt().cellAt.has(position);
 const isCounted = (position) => !view.leftOut.has(position);
 
@@ -65,4 +69,5 @@ export const DISTANCE_FILES = {
   text: () => [SCORES, view.positions.filter((position) => !isPatch(position)).map(scoreRow)],
   images: () => [SCORES, view.positions.filter(isPatch).map(scoreRow)],
   split: () => [SPLIT, imageShares().map(splitRow)],
+  totals: () => [TOTALS, layerTotals().map(totalRow)],
 };

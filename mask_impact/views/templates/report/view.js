@@ -53,7 +53,7 @@ function meanShares(shares, n, layers) {
 
 // Takes the numbers of the state. positions[i] of the sequence has its distances at [layer * n + i]. at: i by position.
 // scores: mean share over the layers shown. ranked: positions by their mean share over all layers, the largest first.
-export function look(distances, effect) {
+export function look(distances, norm, effect) {
   const { positions } = step();
   const [n, nLayers] = [positions.length, prompt().n_layers];
   const values = distances[state.metric];
@@ -64,7 +64,7 @@ export function look(distances, effect) {
   const overall = meanShares(shares, n, everyLayer());
   const ranked = upTo(n).filter((i) => overall[i] > 0).sort((a, b) => overall[b] - overall[a] || a - b);
   view = {
-    positions, n, nLayers, distances, effect, values, leftOut, counted, shares,
+    positions, n, nLayers, distances, norm, effect, values, leftOut, counted, shares,
     at: new Map(positions.map((position, i) => [position, i])),
     scores: meanShares(shares, n, layersShown()),
     ranked: ranked.map((i) => positions[i]),
