@@ -5,11 +5,14 @@ Knows the command line and where results come from; not how the page is made.
 
 import argparse
 import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from mask_impact.commands.caller import Caller
 from mask_impact.commands.console import note, say
 from mask_impact.commands.options import Groups, add_source, add_talk, page_path
-from mask_impact.results.stored import read_stored
+from mask_impact.results.files import without_suffix
+from mask_impact.results.stored import AllStored, Stored, read_stored
 from mask_impact.views.report import MAX_MEGABYTES, build_report, default_path, save_report
 from mask_impact.views.summary_json import to_text
 from mask_impact.views.text import escape
@@ -17,14 +20,23 @@ from mask_impact.views.text import escape
 EPILOG = """\
 examples:
   mask-impact report output/vl_masking_results
+  mask-impact report output/*_results.meta.json        all prompts of a study
   mask-impact report measured_elsewhere.parquet --grid 16x16 --output page.html
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `mask-impact report`."""
-    add_source(parser)
-    parser.add_argument("--output", metavar="FILE", help="the page (default: NAME.html beside the result)")
+    add_source(
+        parser,
+        name="sources",
+        nargs="+",
+        help="a stored result (output/NAME) with all that is stored under its name, a .csv, .json or .parquet with the seven "
+        "columns, or a dataset's folder; several are one page with a choice",
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", help="the page (default: NAME.html beside the result; report.html for several)"
+    )
     parser.add_argument("--prompt-name", metavar="NAME", help="only this one of several prompts")
     parser.add_argument(
         "--max-megabytes",
@@ -34,6 +46,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="round the heads' distances where the page would be larger; Full and Attn are always exact (default: %(default)g)",
     )
     add_talk(Groups(parser))
+
+
+def _default_path(sources: Sequence[str]) -> Path:
+    return default_path(sources[0]) if len(sources) == 1 else Path(sources[0]).parent / "report.html"
+
+
+def _read(args: argparse.Namespace) -> Mapping[str, Stored]:
+    """What the sources have by prompt; where two have one of the same name, by folder and name. A source that is given twice,
+    by two of its files say, is read once."""
+    found = [read_stored(source, args.grid, args.prompt_name) for source in args.sources]
+    if len(found) == 1:
+        return found[0]
+    kept: dict[tuple[Path, str], AllStored] = {}
+    for one in found:
+        kept.setdefault((Path(one.source).parent, without_suffix(Path(one.source).name)), one)
+    names = [name for one in kept.values() for name in one]
+    return {
+        name if names.count(name) == 1 else str(folder / name): one[name]
+        for (folder, _), one in kept.items()
+        for name in one
+    }
 
 
 def _megabytes(text: str) -> float:
@@ -48,8 +81,8 @@ def _megabytes(text: str) -> float:
 
 def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     """The path of the page on stdout, remarks on stderr."""
-    path = page_path(args.output) if args.output else default_path(args.source)
-    report = build_report(read_stored(args.source, args.grid, args.prompt_name), args.max_megabytes)
+    path = page_path(args.output) if args.output else _default_path(args.sources)
+    report = build_report(_read(args), args.max_megabytes)
     save_report(report, path)
     if args.json:
         say(to_text({"page": str(path), "bytes": len(report.html), "notes": list(report.notes)}))

@@ -242,6 +242,21 @@ def test_report_writes_beside_the_result_and_says_where(stored, capsys):
     assert (stored / "run.html").read_bytes() == build_report({"run": make_result()}).html
 
 
+def test_several_sources_are_one_page_with_a_choice(stored, capsys):
+    """A result that is named by two of its files is there once; names of two folders are told apart."""
+    save(make_result(seed=1), stored / "other")
+    (stored / "b").mkdir()
+    save(make_result(seed=2), stored / "b" / "run")
+    assert main(["report", "run.csv", "run.meta.json", "other", "b/run"]) == 0
+    assert "report.html" in capsys.readouterr().out
+    page = Page((stored / "report.html").read_bytes())
+    names = [one["name"] for one in page.data["prompts"]]
+    assert names == ["run", "other", "b/run"]
+    for number, seed in enumerate((0, 1, 2)):
+        values = distances(page, make_result(seed=seed), number)
+        assert (values[0, "l2", "Full"] == make_result(seed=seed).steps[0].l2[:, :, 0]).all()
+
+
 def test_report_says_what_it_guessed_on_stderr(stored, capsys):
     (stored / "run.meta.json").unlink()
     save(make_result(["a", *["<|image_pad|>"] * 6, "b"]), "x", ["csv"])
