@@ -32,7 +32,7 @@ def card_document(found: Explanation, number: int = 0, theme: str = "light") -> 
 @dataclass(frozen=True)
 class Picture:
     """An image of the prompt as the card draws it. key: of its element in the document; source: a data URI, empty without a
-    preview; cells: those that are drawn; outline: the edges around the cells of evidence, (x1, y1, x2, y2) in its pixels."""
+    preview; cells: those that are drawn, evidence without a tint; outline: the edges around the cells of evidence, (x1, y1, x2, y2) in its pixels."""
 
     number: int
     key: str
@@ -77,6 +77,10 @@ class CardView:
         how = "really hidden" if one.measured else "estimated"
         return f"{shown(self.target.names[one.place]).strip()}: {nats(one.change, one.measured)} nats, {how}"
 
+    def positions(self, place: int) -> str:
+        """A unit's positions, separated by spaces."""
+        return " ".join(map(str, self.target.positions[place]))
+
     def nats(self, row: Row) -> str:
         """A row's change as text."""
         return nats(row.change, row.measured)
@@ -108,7 +112,7 @@ class CardView:
         image = self.card.found.images[number]
         cells = [one for one in self.card.cells if one.image == number]
         evidence = {(one.row, one.column): one.box for one in cells if one.evidence}
-        drawn = [one for one in cells if self.strength(one) >= FAINT and not one.evidence]
+        drawn = [one for one in cells if one.evidence or self.strength(one) >= FAINT]
         source = f"data:image/jpeg;base64,{b64encode(image.preview).decode()}" if image.preview else ""
         key = picture_key(image, number)
         blur = round(min(image.size[0] / image.grid[1], image.size[1] / image.grid[0]) / 2, 2)

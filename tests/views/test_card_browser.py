@@ -114,6 +114,24 @@ def test_what_belongs_together_lights_up(tmp_path, open_page):
     assert {one.get_attribute("data-place") for one in lit.all()} == {"2"}
 
 
+def test_a_word_that_is_clicked_is_chosen_in_every_part(tmp_path, open_page):
+    """By click and by key; another click lets it go."""
+    tab = open_page(write_report(two_targets(), tmp_path / "x.html"))
+    (card,) = cards(tab)
+    card.locator(".mi-word", has_text="is").click()
+    tab.settle()
+    assert "tokens=6" in tab.page.url
+    assert tab.page.locator("#text .token.chosen").all_text_contents() == [" is"]
+    chosen = card.locator(".mi-chosen")
+    assert {one.get_attribute("data-positions") for one in chosen.all()} == {"6"}
+    assert chosen.count() == 2  # the word and its row
+    card.locator(".mi-row").first.focus()
+    tab.press("Enter")
+    assert "tokens=2" in tab.page.url
+    tab.press("Enter")
+    assert "tokens" not in tab.page.url
+
+
 @pytest.mark.parametrize(
     ("stored", "sections"),
     [

@@ -3,7 +3,7 @@
 
 import { $ } from "../shared/elements.js";
 import { changed } from "./drawn.js";
-import { section } from "./sections.js";
+import { has, section } from "./sections.js";
 import { prompt, set, state } from "./state.js";
 
 const cards = () => [...$("card").querySelectorAll(".mi-card")];
@@ -48,7 +48,26 @@ function drawCard() {
   if (changed("card", state.prompt)) makeStepButtons();
   if (changed("question", state.prompt, state.target)) showStrongest(cardsOf(state.prompt)[state.target]);
   for (const made of $("card").querySelectorAll(".mi-step[role]")) {
-    made.setAttribute("aria-pressed", Number(made.dataset.step) === state.step);
+    made.setAttribute("aria-pressed", String(Number(made.dataset.step) === state.step));
+  }
+  markChosen();
+}
+
+const positionsOf = (made) => made.dataset.positions.split(" ").map(Number);
+
+// A word, cell or row that is clicked is chosen in all parts that show single tokens, and let go by another click.
+function choosePlace(event) {
+  const made = event.target.closest("[data-positions]");
+  if (!made || !has("distances")) return;
+  const positions = positionsOf(made);
+  const isChosen = positions.every((position) => state.tokens.includes(position));
+  set({ tokens: isChosen ? [] : positions, focus: -1 });
+}
+
+function markChosen() {
+  for (const made of $("card").querySelectorAll("[data-positions]")) {
+    const isChosen = positionsOf(made).some((position) => state.tokens.includes(position));
+    made.classList.toggle("mi-chosen", isChosen);
   }
 }
 
@@ -60,11 +79,12 @@ export function connectCard() {
     const step = Number(made.dataset.step);
     set({ step, target: targetWith(step) });
   };
-  card.addEventListener("click", chooseStep);
+  card.addEventListener("click", (event) => { chooseStep(event); choosePlace(event); });
   card.addEventListener("keydown", (event) => {
     if (event.key === "Enter" || event.key === " ") {
-      if (event.target.closest(".mi-step[role]")) event.preventDefault();
+      event.preventDefault();
       chooseStep(event);
+      choosePlace(event);
     }
   });
   const placeOf = (event) => event.target.closest("[data-place]")?.dataset.place;
