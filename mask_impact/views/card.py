@@ -100,7 +100,8 @@ class Card:
         if self.target.instead:
             answer += f" rather than {self.target.instead[1].strip()}"
         verdicts = [one for one in self.verdicts if one.role == "without" and one.confirmed]
-        deciding = [row for row in self.rows if row.measured and row.becomes is not None]
+        in_sets = {place for one in verdicts for place in one.places}
+        deciding = [row for row in self.rows if row.measured and row.becomes is not None and row.place not in in_sets]
         sets = [
             [one.name] if len(one.places) > NAMED else [self.name(place) for place in one.places] for one in verdicts
         ]
@@ -110,12 +111,14 @@ class Card:
             because = f"{_capital(answer)}: because of {_listed(names[:NAMED])}."
             if verdicts:
                 return f"{because} Without {verdicts[0].name} the model says {_said(verdicts[0].text)}."
-            return f"{because} Without {names[0]} the next token is {_said(deciding[0].becomes or '')}."
-        strongest = [row for row in self.rows if row.change < -LITTLE][:2]
+            first = next(row for row in deciding if row.name == names[0])
+            return f"{because} Without {names[0]} the next token is {_said(first.becomes or '')}."
+        changes = bool((self.target.differs & self.target.measured).any()) or bool(self.verdicts)
+        stays = "" if changes else " Nothing that was hidden changes the answer."
+        strongest = [row.name for row in self.rows if row.change < -LITTLE][:2]
         if strongest:
-            most = _listed([row.name for row in strongest])
-            return f"{_capital(answer)}: most of all because of {most}. Nothing that was hidden changes the answer."
-        return f"{_capital(answer)}: nothing that was hidden changes the answer."
+            return f"{_capital(answer)}: most of all because of {_listed(strongest)}.{stays}"
+        return f"{_capital(answer)}: {'no word or cell stands out' if changes else 'nothing that was hidden changes it'}."
 
     # --- rows and evidence ----------------------------------------------------------------------------------------------
 

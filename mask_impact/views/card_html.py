@@ -52,6 +52,11 @@ class CardView:
         self.pictures = [self._picture(number) for number in range(len(card.found.images))]
 
     @property
+    def tinted(self) -> bool:
+        """Whether some cell is tinted, which may be shown smoothly."""
+        return any(not cell.evidence for picture in self.pictures for cell in picture.cells)
+
+    @property
     def steps(self) -> list[tuple[int, str, bool]]:
         """(number, text, whether the target has it) of each produced token; without special ones that are not asked about."""
         found = self.card.found

@@ -71,7 +71,31 @@ def test_where_nothing_changes_the_answer_the_sentence_says_so():
     assert Card(words({1: -3.0, 2: -1.0})).sentence == (
         "Mat: most of all because of the word “cat” and the word “sat”. Nothing that was hidden changes the answer."
     )
-    assert Card(words({1: -0.01, 2: 0.5})).sentence == "Mat: nothing that was hidden changes the answer."
+    assert Card(words({1: -0.01, 2: 0.5})).sentence == "Mat: nothing that was hidden changes it."
+
+
+def test_the_word_that_is_named_is_the_one_whose_loss_is_told():
+    """A mark is no reason, however much it changes: what becomes of the answer without it is not told of the word."""
+    found = words({3: -4.0, 1: -3.0}, becomes={3: " five", 1: " dog"})
+    assert Card(found).sentence == "Mat: because of the word “cat”. Without the word “cat” the next token is “dog”."
+
+
+def test_a_change_by_what_is_not_among_the_first_five_is_not_denied():
+    texts = ("a", " b", " c", " d", " e", " f")
+    found = words({place: -2.0 + 0.1 * place for place in range(6)}, texts=texts, becomes={5: " dog"})
+    assert Card(found).sentence == "Mat: most of all because of the word “a” and the word “b”."
+
+
+def test_a_set_is_not_named_again_by_its_parts():
+    found = words(
+        dict.fromkeys(range(5), -2.0),
+        texts=("a", " b", " c", " d", " e"),
+        needed=(0, 1, 2, 3),
+        becomes={1: "x", 4: "y"},
+    )
+    assert Card(found).sentence.startswith(
+        "Mat: because of the word “a”, the word “b” and 2 more and the word “e”. Without"
+    )
 
 
 def test_a_set_that_generate_does_not_confirm_is_no_reason():
