@@ -19,9 +19,8 @@ from mask_impact.errors import OutputError, UsageError
 from mask_impact.findings.comparison import Settings, compare_results
 from mask_impact.findings.impact import METRICS
 from mask_impact.results.explanations import Explanation
-from mask_impact.results.files import without_suffix
 from mask_impact.results.records import Result
-from mask_impact.results.stored import Stored, read_stored
+from mask_impact.results.stored import Stored, read_stored, stem_of
 from mask_impact.views.card_figure import card_figure
 from mask_impact.views.comparison_plot import comparison_figure
 from mask_impact.views.figure_files import WIDTHS, figure_path, figure_width, save_figure
@@ -40,9 +39,6 @@ KINDS = {
     "patches": ("each image under the impact of its patches", ("step", "variant", "metric", "grid", "prompt_name")),
     "compare": ("several results side by side", ("step", "variant", "metric", "grid", "prompt_name")),
 }
-PARTS = re.compile(
-    r"(?<=.)\.(answer|routes|matrix|flows|whatif)(\.png)?\Z", re.IGNORECASE
-)  # of what is stored under a name
 FLOWS = re.compile(r"\.flows(\.(csv|json|parquet|png|meta\.json))?\Z", re.IGNORECASE)
 
 EPILOG = """\
@@ -141,8 +137,7 @@ def _drawing(args: argparse.Namespace) -> tuple[Callable[[], Any], Path]:
 
 def _stem(source: str) -> Path:
     """The name of a result, without what follows it in the names of its files."""
-    path = Path(source)
-    return path.with_name(PARTS.sub("", without_suffix(path.name))) if path.name else path.resolve()
+    return stem_of(source) if Path(source).name else Path(source).resolve()
 
 
 def _stored(args: argparse.Namespace) -> Stored:

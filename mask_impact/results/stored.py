@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mask_impact.errors import OutputError
 from mask_impact.results.answer_files import load_whatif
 from mask_impact.results.answers import WhatIf
 from mask_impact.results.explanation_files import load_explanation
@@ -81,13 +82,20 @@ def read_stored(
     grids, prompt_name and errors."""
     path = Path(path)
     kind = _KIND.search(path.name)
-    stem = path.parent / (path.name[: kind.start()] if kind else without_suffix(path.name)) if path.name else path
+    stem = stem_of(path)
     if not path.name or not (kind or _is_own(path, stem)):
         results = read_results(path, grids, prompt_name)
         return AllStored(str(path), results)
     if grids or prompt_name is not None:
         read_results(path, grids, prompt_name)  # which says what is wrong with them
     return AllStored(str(path), {stem.name: _of_name(stem, kind[1].lower() if kind else None)})
+
+
+def stem_of(path: str | os.PathLike) -> Path:
+    """The name that a file belongs to, in its folder: output/star of output/star.flows.csv, output/star.answer, output/star."""
+    path = Path(path)
+    kind = _KIND.search(path.name)
+    return path.parent / (path.name[: kind.start()] if kind else without_suffix(path.name)) if path.name else path
 
 
 def _is_own(path: Path, stem: Path) -> bool:
@@ -100,6 +108,7 @@ def _is_own(path: Path, stem: Path) -> bool:
 def _of_name(stem: Path, first: str | None) -> Stored:
     """All of a name; first: the kind that was asked for by its file, which the others have to belong to."""
     found: dict[str, Any] = {}
+    unread: list[OutputError] = []
     if beside(stem, "meta.json").is_file():
         result = read_results(stem)[stem.name]
         found = {"result": result, "answer": result.answer}
@@ -107,15 +116,25 @@ def _of_name(stem: Path, first: str | None) -> Stored:
     present = {"answer": "answer.meta.json", "flows": "flows.meta.json", "whatif": "whatif.json"}
     for kind, reader in readers.items():
         if found.get(kind) is None and (beside(stem, present[kind]).is_file() or first == kind):
-            found[kind] = reader(stem)
+            try:
+                found[kind] = reader(stem)
+            except OutputError as error:  # such as a file of an earlier version
+                if first == kind:
+                    raise
+                unread.append(error)
     found = {kind: one for kind, one in found.items() if one is not None}
+    if not found:
+        raise unread[0]
     of = found[first if first in found else next(iter(found))]
     other = [kind for kind, one in found.items() if _asked(one) != _asked(of)]
-    notes = tuple(f"{stem.name}.{kind} is of another prompt or model, and left out" for kind in other)
+    notes = (
+        *(f"{stem.name}.{kind} is of another prompt, image or model, and left out" for kind in other),
+        *(f"Left out: {error}" for error in unread),
+    )
     return Stored(**{kind: one for kind, one in found.items() if kind not in other}, notes=notes)
 
 
 def _asked(one: Any) -> tuple[Any, ...]:
     """What runs of one prompt have in common."""
     images = one.meta.get("images") or [image.source for image in getattr(one, "images", ())]
-    return one.meta.get("model"), one.meta.get("prompt"), tuple(images)
+    return one.meta.get("model"), one.meta.get("prompt"), tuple(os.path.normpath(str(image)) for image in images)

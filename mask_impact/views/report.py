@@ -19,7 +19,7 @@ from mask_impact.results.files import without_suffix, write_files
 from mask_impact.results.flows import Knockouts
 from mask_impact.results.foreign_tables import Grid
 from mask_impact.results.records import Result
-from mask_impact.results.stored import AllStored, Stored, read_stored
+from mask_impact.results.stored import AllStored, Stored, read_stored, stem_of
 from mask_impact.views.blocks import EXACT, encode
 from mask_impact.views.card_html import cards_html
 from mask_impact.views.matrix_html import matrix_html
@@ -68,8 +68,8 @@ def write_report(
 
 def default_path(source: str | os.PathLike) -> Path:
     """Where the page of a source goes: NAME.html for all files of NAME, or its folder."""
-    source = Path(source)
-    return source.parent / f"{without_suffix(source.name) or 'report'}.html"
+    stem = stem_of(source)
+    return Path(source).parent / f"{stem.name or 'report'}.html"
 
 
 def save_report(report: Report, path: Path) -> Path:

@@ -28,6 +28,7 @@ def prompt_entry(name: str, stored: Stored) -> dict[str, Any]:
         "name": clean(name),
         "title": title_of(name, stored),
         "tables": list(tables_of(stored)),
+        "n_cut": 0 if stored.flows is None else len(stored.flows.steps),
         "n_targets": 0 if stored.answer is None else min(len(stored.answer.targets), MOST_TARGETS),
         "notices": [clean(notice) for notice in notices_of(stored)],
         "about": [[label, clean(value)] for label, value in _about(stored)],

@@ -121,10 +121,24 @@ def test_what_is_of_another_prompt_is_left_out_and_said(tmp_path):
     save_whatif(whatif(prompt="When?"), tmp_path / "x")
     (stored,) = read_stored(tmp_path / "x").values()
     assert parts(stored) == ["flows"]
-    assert stored.notes == ("x.whatif is of another prompt or model, and left out",)
+    assert stored.notes == ("x.whatif is of another prompt, image or model, and left out",)
     (asked,) = read_stored(tmp_path / "x.whatif.json").values()
     assert parts(asked) == ["whatif"]  # what was asked for by its file stays
-    assert asked.notes == ("x.flows is of another prompt or model, and left out",)
+    assert asked.notes == ("x.flows is of another prompt, image or model, and left out",)
+
+
+def test_a_sibling_of_an_earlier_version_is_left_out_and_said(tmp_path):
+    save(make_result(), tmp_path / "x", ["csv"])
+    save_flows(knockouts(), tmp_path / "x", ["csv"])
+    (tmp_path / "x.whatif.json").write_text("{")
+    path = tmp_path / "x.flows.meta.json"
+    path.write_text(path.read_text().replace('"formats"', '"forms"'))
+    (stored,) = read_stored(tmp_path / "x").values()
+    assert parts(stored) == ["result"]
+    assert [note.partition(":")[0] for note in stored.notes] == ["Left out", "Left out"]
+    assert "formats is missing" in stored.notes[0]
+    with pytest.raises(OutputError, match="formats is missing"):
+        read_stored(tmp_path / "x.flows.csv")
 
 
 def test_distances_alone_and_tables_of_others_are_read_as_before(tmp_path):

@@ -13,6 +13,7 @@ import { connectControls } from "./controls.js";
 import { makeReportExports } from "./exports.js";
 import { drawImages } from "./images.js";
 import { togglePlay } from "./play.js";
+import { connectCut } from "./routes.js";
 import { has } from "./sections.js";
 import { prompt, set, state, takeFromAddress } from "./state.js";
 import { connectText } from "./text.js";
@@ -33,7 +34,7 @@ const KEYS = {
 
 // With one step, the page scrolls.
 const isStep = (name) => name === "ArrowUp" || name === "ArrowDown";
-const applies = (name) => has("distances") && (!isStep(name) || prompt().steps.length > 1);
+const applies = (name) => (isStep(name) ? prompt().steps.length > 1 : has("distances"));
 
 function fitWindow() {
   if (view) drawImages();
@@ -54,6 +55,7 @@ function connectWindow() {
 
 export function connect() {
   connectCard();
+  connectCut();
   connectControls();
   $("play").addEventListener("click", togglePlay);
   $("theme").addEventListener("click", () => set({ theme: nextTheme(state.theme) }));

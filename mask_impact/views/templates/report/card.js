@@ -81,7 +81,7 @@ export function connectCard() {
   };
   card.addEventListener("click", (event) => { chooseStep(event); choosePlace(event); });
   card.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" || event.key === " ") {
+    if ((event.key === "Enter" || event.key === " ") && event.target.closest(".mi-step[role], [data-positions]")) {
       event.preventDefault();
       chooseStep(event);
       choosePlace(event);

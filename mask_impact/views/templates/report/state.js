@@ -28,9 +28,9 @@ function normalise(wanted) {
   const file = prompts[next.prompt];
   next.theme = oneOf(next.theme, ["auto", "light", "dark"], start.theme);
   next.target = clamp(next.target, 0, Math.max(file.n_targets - 1, 0));
+  next.step = clamp(next.step, 0, Math.max(file.steps.length - 1, 0));
   if (!file.tables.includes("distances")) return { ...start, ...picked(next, ["prompt", "target", "step", "theme"]) };
   const lastLayer = file.n_layers - 1;
-  next.step = clamp(next.step, 0, file.steps.length - 1);
   next.layer = clamp(next.layer, 0, lastLayer);
   next.from = clamp(next.from, 0, lastLayer);
   next.to = next.to === Infinity ? lastLayer : clamp(next.to, next.from, lastLayer);
