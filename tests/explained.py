@@ -24,7 +24,7 @@ def explained(
     as (name, positions, measured change or None, estimate)."""
     estimated, becomes = estimated or {}, becomes or {}
     texts, n = result.tokens.texts, result.n_prompt
-    is_image = [result.tokens.image[at] >= 0 for at in range(n)]
+    is_image = [at >= 0 for at in result.tokens.image]
     units = [
         (
             f"image 0 [{result.tokens.row[at]}, {result.tokens.column[at]}]" if is_image[at] else texts[at],

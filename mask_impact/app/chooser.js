@@ -110,7 +110,8 @@ element.addEventListener("click", (event) => {
   if (event.target.closest(".app-clear")) clear();
   if (event.target.closest(".app-hide")) {
     const chosen = all(".app-word, .app-cell").filter(isChosen);
-    trigger("submit", { positions: chosen.flatMap((one) => one.dataset.positions.split(" ").map(Number)) });
+    const { asked } = element.querySelector(".app-choose").dataset;
+    trigger("submit", { asked, positions: chosen.flatMap((one) => one.dataset.positions.split(" ").map(Number)) });
   }
 });
 

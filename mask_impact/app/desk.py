@@ -6,10 +6,11 @@ Knows the Python functions; neither gradio nor HTML. What comes from a browser i
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from mask_impact.analyses import settings
 from mask_impact.analyses.observer import Observer
@@ -23,6 +24,7 @@ from mask_impact.prompts.images import read_picture
 from mask_impact.results.explanation_files import load_explanation
 from mask_impact.results.explanations import Explanation
 
+STOPPED = "stopped: nothing was changed"
 POLL_S = 0.1  # between two looks whether work that waits for the model is to be stopped
 MOST_PICTURES = 16
 MOST_CHARACTERS = 200_000  # of a question
@@ -52,7 +54,7 @@ class Watch(Observer):
 
     def _advance(self, amount: float) -> None:
         if self._stop.is_set():
-            raise Stopped("stopped: nothing was changed")
+            raise Stopped(STOPPED)
         self._done = min(self._done + amount, self._total)
         self._tell(self._done / self._total, self._what)
 
@@ -71,13 +73,14 @@ class Watch(Observer):
 
 @dataclass(frozen=True)
 class Asked:
-    """A question that was answered. images: PIL images, upright RGB; found: what its answer used; words: those of the prompt that
-    can be hidden, without the chat template's."""
+    """A question that was answered. key: which one, for what is chosen in it; images: PIL images, upright RGB; found: what its
+    answer used; words: those of the prompt that can be hidden, without the chat template's."""
 
     question: str
     images: tuple[Any, ...]
     found: Explanation
     words: tuple[Group, ...]
+    key: str = field(default_factory=lambda: uuid4().hex)
 
 
 @dataclass(frozen=True)
@@ -229,7 +232,7 @@ def _named(asked: Asked, positions: tuple[int, ...]) -> str:
     parts += [f"{len(words) - MOST_NAMED} more words"] if len(words) > MOST_NAMED else []
     for number, image in enumerate(asked.found.images):
         n = sum(int(tokens.image[position]) == number for position in positions)
-        which = "the picture" if len(asked.found.images) == 1 else f"picture {number + 1}"
+        which = "the picture" if len(asked.found.images) == 1 else f"picture {number}"
         if n == image.n_tokens:
             parts.append(which)
         elif n:

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from mask_impact.app import pieces
-from mask_impact.app.desk import Asked, Desk, Stopped, Tried
+from mask_impact.app.desk import STOPPED, Asked, Desk, Stopped, Tried
 from mask_impact.app.serving import Serving
 from mask_impact.errors import MaskImpactError, UsageError
 
@@ -123,15 +123,17 @@ class Page:
             doing = gr.HTML(elem_id="doing", min_height=24)
             answers = gr.HTML(elem_id="answers", apply_default_css=False)
         shown = [asked, tries, result, choose, answers, doing, compare, status]
-        ask.click(self._ask, [text, files], shown, show_progress_on=status, **MODEL)
-        compare.click(self._compare, [text, files, asked], shown, show_progress_on=status, **MODEL)
-        choose.submit(self._hide, [asked, tries], [tries, answers, doing], show_progress_on=doing, **MODEL)
-        stop.click(self._stop, None, None, queue=False, **PRIVATE)
+        waiting = [
+            ask.click(self._ask, [text, files], shown, show_progress_on=status, **MODEL),
+            compare.click(self._compare, [text, files, asked], shown, show_progress_on=status, **MODEL),
+            choose.submit(self._hide, [asked, tries], [tries, answers, doing], show_progress_on=doing, **MODEL),
+        ]
+        stop.click(self._stop, None, status, queue=False, cancels=waiting, **PRIVATE)
 
     def _stored(self) -> None:
         with gr.Row(elem_classes="app-open"):
             name = gr.Dropdown([], label=f"Results in {self._desk.folder}", elem_id="stored", scale=3)
-            again = gr.Button("Look again", elem_id="again", min_width=120, scale=0)
+            again = gr.Button("Look again", elem_id="look-again", min_width=120, scale=0)
         status = gr.HTML(elem_id="stored-status")
         card = gr.HTML(elem_id="stored-card", apply_default_css=False)
         gr.on([again.click, self.blocks.load], self._list, None, [name, status], **PRIVATE)
@@ -169,14 +171,18 @@ class Page:
         def work() -> tuple:
             if asked is None:
                 raise UsageError("ask a question first: this page was left for too long, and its answer is gone")
+            if event._data.get("asked") != asked.key:
+                raise UsageError("the question has changed since: choose again what to hide")
             with self._desk.working(request.session_hash, progress) as watch:
                 tried = [*(tries or ()), self._desk.hide(asked, event._data.get("positions"), watch)]
             return tried, pieces.answers(tried), ""
 
         return _guarded(work, 3)
 
-    def _stop(self, request: gr.Request) -> None:
+    def _stop(self, request: gr.Request) -> str:
+        """Ends what runs; what waits in the queue is taken out of it, and both tell nothing any more."""
         self._desk.stop(request.session_hash)
+        return pieces.status_line(STOPPED)
 
     def _left(self, request: gr.Request) -> None:
         """The tab was closed: nobody waits for its answer."""

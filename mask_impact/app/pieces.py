@@ -83,7 +83,8 @@ def chooser(asked: Asked) -> str:
     pictures = "".join(_picture(number, image, tokens) for number, image in enumerate(images))
     how = "Click words, or draw a box on the picture" if pictures else "Click words"
     return (
-        f'<div class="app-choose"><div class="app-choose-head"><h2 class="app-label">Hide something and ask again</h2>'
+        f'<div class="app-choose" data-asked="{asked.key}"><div class="app-choose-head">'
+        f'<h2 class="app-label">Hide something and ask again</h2>'
         f'<p class="app-soft">{how}. The answer is then made anew without them.</p></div>'
         f'{f"""<div class="app-pictures">{pictures}</div>""" if pictures else ""}'
         f'<div class="app-words" role="group" aria-label="Words of the question">{words}</div>'
@@ -111,9 +112,7 @@ def _picture(number: int, image: ImageRecord, tokens: TokenTable) -> str:
                 f'data-positions="{position}" data-row="{row}" data-column="{column}"/>'
             )
     rows, columns = image.grid
-    label = (
-        f"Picture {number + 1}, {rows} x {columns} cells: draw a box, or move with the arrow keys and choose with space"
-    )
+    label = f"Picture {number}, {rows} x {columns} cells: draw a box, or move with the arrow keys and choose with space"
     return (
         f'<svg class="app-picture" viewBox="0 0 {width} {height}" preserveAspectRatio="xMinYMid" tabindex="0" '
         f'role="application" data-rows="{rows}" data-columns="{columns}" aria-label="{label}">'

@@ -153,12 +153,13 @@ def _verdict(comparison: Comparison, pair: Pair, uses: tuple[Use, Use]) -> Verdi
 
 
 def _answers(pair: Pair, uses: Sequence[Use]) -> tuple[str | None, str | None]:
-    """The targets' texts, where both have one; else all that was said, or the produced token."""
-    sides = (pair.first, pair.second)
-    if all(use.target for use in uses):
-        texts = [use.target.text for use in uses]
-    else:
-        texts = [side.result.generated_text.strip() or side.produced for side in sides]
+    """The targets' texts where both have one, all that was said where they are parts of it; else that, or the produced token."""
+    texts = []
+    for side, use in zip((pair.first, pair.second), uses, strict=True):
+        said = side.result.generated_text.strip()
+        asked = use.target.text.strip() if all(one.target for one in uses) else ""
+        texts.append(said if not asked or asked in said else asked)
+    texts = [text or side.produced for text, side in zip(texts, (pair.first, pair.second), strict=True)]
     first, second = (text.strip() or None for text in texts)
     return first, second
 

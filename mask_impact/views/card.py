@@ -10,13 +10,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from mask_impact.prompts.content import content_positions
 from mask_impact.results.explanations import ExplainedTarget, Explanation, TokenSet
 from mask_impact.results.tokens import box_of
 
 TOP = 5  # rows
 NAMED = 3  # units that one sentence names
+LONG = 80  # characters of an answer in a sentence
 LITTLE = 0.1  # nats: what changes less is not said to matter
 WEAK = 1.0  # nats: where nothing changes the answer by more, nothing is drawn as strong
+DOUBT = "generate() does not confirm it: rounding decides here"
+ANEW = "there the answer begins anew, and goes another way"
 ORDINALS = ("first", "second", "third")
 Box = tuple[float, float, float, float]
 
@@ -80,6 +84,7 @@ class Card:
     def __init__(self, found: Explanation, number: int = 0) -> None:
         self.found, self.target = found, found.targets[number]
         self._smallest = self._smallest_units()
+        self._content = content_positions(found.tokens, found.n_prompt)
 
     # --- what was asked and said ----------------------------------------------------------------------------------------
 
@@ -94,31 +99,57 @@ class Card:
         return self.target.text.strip() == self.found.generated_text.strip()
 
     @property
-    def sentence(self) -> str:
-        """All of it in a sentence or two."""
-        answer = self.target.text.strip() or self.found.generated_text.strip() or "This answer"
+    def subject(self) -> str:
+        """What was said, as a sentence begins with it."""
+        text = self.target.text
         if self.target.instead:
-            answer += f" rather than {self.target.instead[1].strip()}"
-        verdicts = [one for one in self.verdicts if one.role == "without" and one.confirmed]
+            return f"“{_short(text)}” rather than “{_short(self.target.instead[1])}”"
+        return _short(text)[:1].upper() + _short(text)[1:] if text.strip() else f"“{_short(text)}”"
+
+    @property
+    def effect(self) -> str:
+        """What the changes are of."""
+        if self.target.instead:
+            return (
+                f"the log-probability of “{_short(self.target.text)}” over that of “{_short(self.target.instead[1])}”"
+            )
+        return "the answer's log-probability"
+
+    @property
+    def sentence(self) -> str:
+        """All of it in a sentence or two. What generate() says then is told of the first produced token alone: for a later one
+        the answer begins anew, and may be another before it comes to that."""
+        first = self.target.step == 0
+        verdicts = [one for one in self.verdicts if one.role == "without" and one.confirmed and first]
         in_sets = {place for one in verdicts for place in one.places}
         deciding = [row for row in self.rows if row.measured and row.becomes is not None and row.place not in in_sets]
-        sets = [
-            [one.name] if len(one.places) > NAMED else [self.name(place) for place in one.places] for one in verdicts
-        ]
-        names = _distinct([*(name for one in sets for name in one), *(row.name for row in deciding)])
-        names = [name for name in names if any(map(str.isalnum, name))] or names  # a question mark is no reason
+        names = _distinct([*(name for one in verdicts for name in self._parts(one)), *(row.name for row in deciding)])
+        marks = {row.name for row in deciding if self._is_mark(row.place)}
+        names = [name for name in names if name not in marks] or names  # a question mark is no reason
         if names:
-            because = f"{_capital(answer)}: because of {_listed(names[:NAMED])}."
+            because = f"{self.subject}: because of {_listed(names[:NAMED])}."
             if verdicts:
                 return f"{because} Without {verdicts[0].name} the model says {_said(verdicts[0].text)}."
-            first = next(row for row in deciding if row.name == names[0])
-            return f"{because} Without {names[0]} the next token is {_said(first.becomes or '')}."
+            row = next(row for row in deciding if row.name == names[0])
+            return f"{because} Without {names[0]} the next token is {_said(row.becomes or '')}."
         changes = bool((self.target.differs & self.target.measured).any()) or bool(self.verdicts)
         stays = "" if changes else " Nothing that was hidden changes the answer."
         strongest = [row.name for row in self.rows if row.change < -LITTLE][:2]
         if strongest:
-            return f"{_capital(answer)}: most of all because of {_listed(strongest)}.{stays}"
-        return f"{_capital(answer)}: {'no word or cell stands out' if changes else 'nothing that was hidden changes it'}."
+            return f"{self.subject}: most of all because of {_listed(_distinct(strongest))}.{stays}"
+        return f"{self.subject}: {'no word or cell stands out' if changes else 'nothing that was hidden changes it'}."
+
+    def _parts(self, verdict: Verdict) -> list[str]:
+        """The names of a set's units, or one name for all of them where they are many or called alike."""
+        names = [self.name(place) for place in verdict.places]
+        return names if len(names) <= NAMED and len({*names}) == len(names) else [verdict.name]
+
+    def _is_mark(self, place: int) -> bool:
+        """Whether a unit is text without a letter or digit."""
+        in_image = self.found.tokens.image[self.target.positions[place][0]] >= 0
+        return (
+            not in_image and self.target.kinds[place] != "group" and not any(map(str.isalnum, self.target.names[place]))
+        )
 
     # --- rows and evidence ----------------------------------------------------------------------------------------------
 
@@ -136,7 +167,7 @@ class Card:
             place,
             self.name(place),
             target.names[place],
-            self._change(place),
+            self.change(place),
             bool(target.measured[place]),
             becomes,
             image,
@@ -158,12 +189,20 @@ class Card:
         places = sorted(chosen.places, key=lambda place: self.target.positions[place])
         return Verdict(role, kind, tuple(places), self.names(places), chosen.text, chosen.confirmed)
 
+    def doubt(self, one: Verdict) -> str:
+        """What is said, in parentheses, where a plain generate() does not confirm a verdict."""
+        if one.confirmed:
+            return ""
+        return f" ({DOUBT if self.target.step == 0 else ANEW})"
+
     @property
     def note(self) -> str:
         """How much was measured, and whether the estimates of the rest can be trusted."""
         target = self.target
         n, n_measured = len(target.names), int(target.measured.sum())
-        said = f"{n_measured} of {n} {'words and cells' if self.found.images else 'words'} were really hidden"
+        units = "words and cells" if self.found.images else "words"
+        units = "groups" if all(kind == "group" for kind in target.kinds) else units
+        said = f"{n_measured} of {n} {units} were really hidden"
         if target.reliable is None:
             return f"{said}."
         said += "; the others are estimated."
@@ -184,10 +223,16 @@ class Card:
         text = target.names[place].strip()
         if not text:
             return "a line break" if "\n" in target.names[place] else "a space"
-        alike = [other for other, name in enumerate(target.names) if name.strip() == text]
+        kind = "word " if re.fullmatch(r"[\w'’-]+", text) else ""
+        if positions[0] >= self.found.n_prompt:
+            return f"the answer's own {kind}“{text}”"
+        alike = [
+            other
+            for other, name in enumerate(target.names)
+            if name.strip() == text and target.positions[other][0] < self.found.n_prompt
+        ]
         alike.sort(key=lambda other: target.positions[other])
         which = "" if len(alike) == 1 else f"{_ordinal(alike.index(place))} "
-        kind = "word " if re.fullmatch(r"[\w'’-]+", text) else ""
         return f"the {which}{kind}“{text}”" if kind or which else f"“{text}”"
 
     def _cell_name(self, place: int, image: int) -> str:
@@ -201,9 +246,7 @@ class Card:
     def names(self, places: Sequence[int]) -> str:
         """Several units as a sentence says them."""
         names = [self.name(place) for place in places]
-        counted = [
-            f"{names.count(name)} cells {name[9:]}" if names.count(name) > 1 else name for name in _distinct(names)
-        ]
+        counted = [_several(name, names.count(name)) for name in _distinct(names)]
         return _listed(
             counted if len(counted) <= NAMED else [*counted[: NAMED - 1], f"{len(counted) - NAMED + 1} more"]
         )
@@ -233,7 +276,7 @@ class Card:
             if place is not None and place == before:
                 words[-1] = Word(words[-1].text + tokens.texts[position], *_of(words[-1]))
             else:
-                change = 0.0 if place is None else self._change(place)
+                change = 0.0 if place is None else self.change(place)
                 measured = place is not None and bool(self.target.measured[place])
                 words.append(Word(tokens.texts[position], place, change, measured))
             before = place
@@ -242,7 +285,7 @@ class Card:
     def _is_content(self, position: int, place: int | None) -> bool:
         if self.found.tokens.kinds[position] == "special":
             return False
-        return place is None or bool(self.target.content[place])
+        return bool(self._content[position] if place is None else self.target.content[place])
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
@@ -256,12 +299,13 @@ class Card:
                 continue
             row, column = int(tokens.row[position]), int(tokens.column[position])
             box = self.found.images[image].box(row, column)
-            share = self._change(place) / len(self.target.positions[place])  # of a region
+            share = self.change(place) / len(self.target.positions[place])  # of a region
             measured = bool(self.target.measured[place])
             found.append(Cell(image, row, column, box, place, share, measured, position in evidence))
         return tuple(found)
 
-    def _change(self, place: int) -> float:
+    def change(self, place: int) -> float:
+        """Of a unit: measured, or estimated where it was not."""
         measured = self.target.measured[place]
         return float(self.target.logprob_change[place] if measured else self.target.contribution[place])
 
@@ -293,12 +337,24 @@ def _of(word: Word) -> tuple[int | None, float, bool]:
 
 
 def _said(text: str) -> str:
-    text = text.strip()
-    return f"“{text}”" if text else "nothing"
+    return f"“{_short(text)}”" if text.strip() else "nothing"
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def _short(text: str) -> str:
+    """A text as a sentence quotes it: one line, its end left out where it is long."""
+    line = " ".join(text.split()) or text.replace("\n", "\\n")
+    return line if len(line) <= LONG else f"{line[: LONG - 1]}…"
+
+
+def _several(name: str, n: int) -> str:
+    """A unit's name where n units have it: 2 cells at the upper right, 2 line breaks."""
+    if n == 1:
+        return name
+    article, _, rest = name.partition(" ")
+    if article == "a":
+        return f"{n} {rest}s"
+    kind, _, where = rest.partition(" ")
+    return f"{n} {kind}s {where}" if kind in ("cell", "region") else f"{name} ({n} times)"
 
 
 def _distinct(names: Iterable[str]) -> list[str]:
@@ -311,7 +367,11 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _ordinal(number: int) -> str:
-    return ORDINALS[number] if number < len(ORDINALS) else f"{number + 1}th"
+    """first, second, third, 4th, 21st."""
+    if number < len(ORDINALS):
+        return ORDINALS[number]
+    n = number + 1
+    return f"{n}{'th' if n % 100 in (11, 12, 13) else {1: 'st', 2: 'nd', 3: 'rd'}.get(n % 10, 'th')}"
 
 
 def _where(x: float, y: float) -> str:

@@ -32,7 +32,8 @@ def card_document(found: Explanation, number: int = 0, theme: str = "light") -> 
 @dataclass(frozen=True)
 class Picture:
     """An image of the prompt as the card draws it. key: of its element in the document; source: a data URI, empty without a
-    preview; cells: those that are drawn, evidence without a tint; outline: the edges around the cells of evidence, (x1, y1, x2, y2) in its pixels."""
+    preview; cells: those that are drawn, evidence without a tint; outline: the edges around the cells of
+    evidence, (x1, y1, x2, y2) in its pixels."""
 
     number: int
     key: str
@@ -80,7 +81,8 @@ class CardView:
         if one.place is None:
             return ""
         how = "really hidden" if one.measured else "estimated"
-        return f"{shown(self.target.names[one.place]).strip()}: {nats(one.change, one.measured)} nats, {how}"
+        change = self.card.change(one.place)
+        return f"{shown(self.target.names[one.place]).strip()}: {nats(change, one.measured)} nats, {how}"
 
     def positions(self, place: int) -> str:
         """A unit's positions, separated by spaces."""

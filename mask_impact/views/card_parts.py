@@ -174,7 +174,7 @@ def images_block(card: Card, room: float, columns: int) -> Block:
         for place, (number, (wide, high)) in enumerate(zip(shown, sizes, strict=True)):
             left, upper = x + place % columns * (cell + GAP), top + tops[place]
             if named:
-                sheet.text(left, upper + 0.11, f"image {number + 1}", SMALL, color=GREY, va="baseline")
+                sheet.text(left, upper + 0.11, f"image {number}", SMALL, color=GREY, va="baseline")
             axes = sheet.axes(left, upper + named, wide, high)
             _draw_image(axes, images[number], by_image[number], card.largest, (wide, high))
         note.draw(sheet, x, top + y)

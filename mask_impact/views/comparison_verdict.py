@@ -64,8 +64,20 @@ class Told:
     def rest(self) -> str:
         """What they used and how deep they read it, or what can be said of that."""
         if all(self.cards):
-            return escape(" ".join((*self._uses(), *self._doubts())))
+            return escape(" ".join((*self._measures(), *self._uses(), *self._doubts())))
         return escape(" ".join((*self._unknown(), self._impact())))
+
+    def _measures(self) -> Iterator[str]:
+        """Where one is held against another token and the other is not: their numbers are of different things."""
+        instead = [None if use.target is None else use.target.instead for use in self.found.uses]
+        if instead[0] == instead[1]:
+            return
+        said = [
+            f"{name} is asked why it is this rather than {_quoted(one[1])}"
+            for name, one in zip(self.names, instead, strict=True)
+            if one is not None
+        ]
+        yield f"{'; '.join(said)}: the numbers of both are of different things."
 
     # --- both are explained ---------------------------------------------------------------------------------------------
 
@@ -292,8 +304,7 @@ def evidence_of(card: Card) -> list[str]:
         start = f"Without {one.name}"
         if one.role == "with":
             start = f"With {one.name} alone, all other {SEVERAL.get(one.kind, one.kind)} hidden,"
-        doubt = "" if one.confirmed else " (not confirmed by generate(): rounding decides here)"
-        found.append(escape(f"{start} it is {_quoted(one.text)}.{doubt}"))
+        found.append(escape(f"{start} it is {_quoted(one.text)}.{card.doubt(one)}"))
     return found
 
 
@@ -317,8 +328,8 @@ def _strongest_token(side: Side) -> str | None:
         return None
     position, tokens = int(side.impact.positions[best[0]]), side.result.tokens
     if tokens.image[position] >= 0:
-        of = f" of image {tokens.image[position] + 1}" if len(side.result.images) > 1 else ""
-        return f"the cell in row {tokens.row[position] + 1}, column {tokens.column[position] + 1}{of}"
+        of = f" of image {tokens.image[position]}" if len(side.result.images) > 1 else ""
+        return f"the cell [{tokens.row[position]}, {tokens.column[position]}]{of}"
     return _quoted(tokens.texts[position].strip() or tokens.texts[position])
 
 

@@ -272,3 +272,14 @@ def test_targets_are_compared_where_both_are_explained():
     one, other = make_result(WORDS), make_result(OTHER, seed=1)
     found = verdict(explained(one, {4: -1.0}, answer=" red"), explained(other, {5: -1.0}, answer=" blue"))
     assert (found.answers, found.same_answer) == (("red", "blue"), False)
+
+
+def test_an_answer_of_which_a_part_is_asked_about_is_compared_whole():
+    """Two answers that begin alike are not the same answer."""
+    one, other = (
+        make_result(["a", " b"], generated_text=text, produced=(" The",)) for text in (" The star.", " The cross.")
+    )
+    results = {"one": explained(one, {1: -2.0}, answer=" The"), "other": explained(other, {1: -2.0}, answer=" The")}
+    (found,) = verdicts(compare_results(results, FEW))
+    assert found.answers == ("The star.", "The cross.")
+    assert not found.same_answer

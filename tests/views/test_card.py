@@ -127,6 +127,82 @@ def test_cells_of_one_place_are_counted():
     assert Card(found).names([1, 36]) == "the cell at the upper left and the cell at the lower right"
 
 
+def test_what_is_called_alike_is_counted_by_what_it_is():
+    found = words({0: -1.0, 2: -1.0}, texts=("\n", "a", "\n", " ", " "))
+    assert Card(found).names([0, 2]) == "2 line breaks"
+    assert Card(found).names([3, 4]) == "2 spaces"
+    result = make_result(["", "What"], grids=((6, 6),), generated_text=" x", produced=(" x",))
+    regions = [
+        ("image 0 rows 0-0 columns 0-1", (1, 2), -2.0, -2.0),
+        ("image 0 rows 1-1 columns 0-1", (7, 8), -2.0, -2.0),
+    ]
+    found = explained(result, {}, extra=regions).answer
+    assert (
+        Card(found).names([len(found.targets[0].names) - 2, len(found.targets[0].names) - 1])
+        == "2 regions at the upper left"
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(0, "first"), (2, "third"), (3, "4th"), (10, "11th"), (20, "21st"), (21, "22nd"), (22, "23rd"), (110, "111th")],
+)
+def test_ordinals_are_english(number, name):
+    found = words({number: -3.0}, texts=[" a"] * 112)
+    assert Card(found).name(number) == f"the {name} word “a”"
+
+
+def test_a_produced_token_is_the_answer_s_own_and_no_word_of_the_question():
+    result = make_result(["Ann", " met"], n_steps=2, produced=(" Ann", " left"))
+    found = explained(result, {0: -1.0}, steps=(1,), answer=" left", extra=[(" Ann", (2,), -3.0, -3.0)]).answer
+    card = Card(found)
+    assert [row.name for row in card.rows[:2]] == ["the answer's own word “Ann”", "the word “Ann”"]
+
+
+def test_of_a_later_token_the_sentence_tells_the_next_token_and_not_a_whole_answer():
+    """For the whole answer generate() begins anew, and may still come to say that token."""
+    result = make_result(["Ann", " met"], n_steps=2, produced=(" Ann", " left"))
+    found = explained(result, {0: -3.0}, needed=(0,), becomes={0: " came"}, steps=(1,), answer=" left").answer
+    assert Card(found).sentence == "Left: because of the word “Ann”. Without the word “Ann” the next token is “came”."
+    unsure = explained(result, {0: -3.0}, needed=(0,), steps=(1,), answer=" left", confirmed=False).answer
+    assert "the answer begins anew" in card_document(unsure)
+    assert "rounding" not in card_document(unsure)
+
+
+def test_held_against_another_token_the_numbers_are_of_both():
+    found = words({0: -3.0})
+    (target,) = found.targets
+    found = replace(found, targets=(replace(target, instead=(9, " B"), text=" b"),))
+    assert Card(found).sentence.startswith("“b” rather than “B”: most of all because of the word “The”.")
+    text = " ".join(Elements(card_document(found)).of("mi-note")[0][1].split())
+    assert "change of the log-probability of “b” over that of “B” in nats" in text
+
+
+def test_groups_have_their_own_numbers_and_leave_the_template_out():
+    result = make_result(
+        ["", "<|im_start|>", "user", "\n", "Where", "?"], grids=((2, 2),), generated_text=" up", produced=(" up",)
+    )
+    kinds = list(result.tokens.kinds)
+    kinds[5] = "special"
+    result = replace(result, tokens=replace(result.tokens, kinds=tuple(kinds)))
+    at = [position for position in range(len(result.tokens)) if result.tokens.image[position] >= 0]
+    found = explained(
+        result, {}, extra=[("top half", tuple(at[:2]), -4.0, -4.0), ("bottom", tuple(at[2:]), -1.0, -1.0)]
+    ).answer
+    (target,) = found.targets
+    keep = slice(len(target.names) - 2, None)
+    parts = {name: getattr(target, name)[keep] for name in (
+        "names", "positions", "contribution", "estimate_local", "logprob_change", "kl_divergence", "top1", "differs", "control",
+        "content",
+    )}  # fmt: skip
+    found = replace(found, targets=(replace(target, kinds=("group", "group"), **parts),))
+    html = card_document(found)
+    assert "top half: −4.00 nats, really hidden" in html
+    assert "2 of 2 groups were really hidden" in html
+    assert "user" not in "".join(word.text for word in Card(found).words)
+    assert "Where" in "".join(word.text for word in Card(found).words)
+
+
 def test_many_names_are_cut():
     found = words(dict.fromkeys(range(6), -1.0), texts=("a", " b", " c", " d", " e", " f"))
     assert Card(found).names(range(6)) == "the word “a”, the word “b” and 4 more"

@@ -236,9 +236,7 @@ def test_of_many_images_those_with_evidence_and_the_largest_effects_are_shown():
     card, figure = Card(found), card_figure(found)
     weights = {n: max(abs(cell.change) for cell in card.cells if cell.image == n) for n in range(12)}
     expected = sorted({11, *sorted(set(weights) - {11}, key=lambda n: -weights[n])[:7]})
-    assert [text for text in texts_of(figure) if re.fullmatch(r"image \d+", text)] == [
-        f"image {n + 1}" for n in expected
-    ]
+    assert [text for text in texts_of(figure) if re.fullmatch(r"image \d+", text)] == [f"image {n}" for n in expected]
     assert len(images_axes(figure)) == 8
     assert "the 8 of 12 images with the largest effects" in texts_of(figure)
 
