@@ -238,6 +238,16 @@ def test_ci_pins_what_requirements_leave_out_within_range():
     assert found["gguf"] in by_name(pins())["gguf"]
 
 
+def test_each_mutant_breaks_a_line_that_is_there_once():
+    """The list is run by hand and seldom; a line that has changed since would break nothing."""
+    sys.path.insert(0, str(REPOSITORY / "tools"))
+    from mutants import MUTANTS
+
+    assert {one.name: (PACKAGE / one.file).read_text(encoding="utf-8").count(one.old) for one in MUTANTS} == {
+        one.name: 1 for one in MUTANTS
+    }
+
+
 # --- what must not be there -----------------------------------------------------------------------------------------------
 
 

@@ -162,8 +162,8 @@ MUTANTS = (
     Mutant(
         "sink rule",
         "results/sinks.py",
-        "(share >= min_share) & (share >= min_ratio * others)",
-        "(share >= min_share)",
+        "(known >= least) & (known >= MIN_RATIO * others)",
+        "known >= least",
         "short prompts have sinks that are none",
     ),
     # findings
@@ -251,6 +251,41 @@ MUTANTS = (
         "return [int(layer) for layer in np.argsort(-shares",
         "return [int(layer) for layer in np.argsort(shares",
         "the weakest layers are named as the strongest",
+    ),
+    Mutant(
+        "card reason",
+        "views/card.py",
+        "row = next(row for row in deciding if row.name == names[0])",
+        "row = deciding[0]",
+        "the card tells of one word what becomes of the answer without another",
+    ),
+    Mutant(
+        "card outline",
+        "views/card_html.py",
+        "if (row, column + 1) not in cells:",
+        "if (row, column) not in cells:",
+        "evidence is open at its right",
+    ),
+    Mutant(
+        "card bars",
+        "views/card_html.py",
+        "min(abs(one.change) / self.card.largest, 1.0)",
+        "min(abs(one.change), 1.0)",
+        "bars are as long as their change in nats, and the strongest are alike",
+    ),
+    Mutant(
+        "left out",
+        "results/stored.py",
+        "if first == kind:",
+        "if True:",
+        "a file of an earlier version keeps a result from being shown",
+    ),
+    Mutant(
+        "depth",
+        "findings/verdict.py",
+        "(np.arange(len(by_layer)) + 0.5) / len(by_layer)",
+        "np.arange(len(by_layer)) / len(by_layer)",
+        "the centre of a single layer lies at its upper edge",
     ),
     Mutant(
         "page policy",
