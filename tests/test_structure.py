@@ -243,6 +243,7 @@ def test_each_mutant_breaks_a_line_that_is_there_once():
     sys.path.insert(0, str(REPOSITORY / "tools"))
     from mutants import MUTANTS
 
+    assert len({one.name for one in MUTANTS}) == len(MUTANTS)
     assert {one.name: (PACKAGE / one.file).read_text(encoding="utf-8").count(one.old) for one in MUTANTS} == {
         one.name: 1 for one in MUTANTS
     }

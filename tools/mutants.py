@@ -281,7 +281,7 @@ MUTANTS = (
         "a file of an earlier version keeps a result from being shown",
     ),
     Mutant(
-        "depth",
+        "verdict depth",
         "findings/verdict.py",
         "(np.arange(len(by_layer)) + 0.5) / len(by_layer)",
         "np.arange(len(by_layer)) / len(by_layer)",
