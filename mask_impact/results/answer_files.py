@@ -106,15 +106,28 @@ def _answer_from(entry: dict[str, Any]) -> Answer:
 @cache
 def _schema() -> Any:
     """The schema of the file."""
-    from pydantic import BaseModel
+    from pydantic import BaseModel, Field
+
+    class Token(BaseModel):
+        id: int
+        text: str
+        probability: float = Field(ge=0, le=1)
+
+    class Said(BaseModel):
+        without: str | None
+        positions: list[int]
+        text: str
+        probability_of_first_token: float = Field(ge=0, le=1)
+        differs_at: int | None
+        tokens: list[Token] = Field(min_length=1)
 
     class Answers(BaseModel):
         schema_version: int
         run: dict[str, Any]
         layers: list[int]
         n_layers: int
-        answer: dict[str, Any]
-        others: list[dict[str, Any]]
+        answer: Said
+        others: list[Said]
         tokens: list[dict[str, Any]]
 
     return Answers

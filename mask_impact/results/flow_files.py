@@ -171,6 +171,9 @@ def _flow_from(entry: dict[str, Any]) -> FlowPositions:
 
 
 def _step_from(entry: dict[str, Any], values: dict[str, np.ndarray]) -> FlowStep:
+    top1_texts = {int(token): text for token, text in entry["top1_texts"].items()}
+    if unnamed := {*values["top1_id"].ravel().tolist()} - {*top1_texts}:
+        raise ValueError(f"step {entry['step']} has no text of token {min(unnamed)}")
     return FlowStep(
         step=entry["step"],
         token_id=entry["token_id"],
@@ -179,7 +182,7 @@ def _step_from(entry: dict[str, Any], values: dict[str, np.ndarray]) -> FlowStep
         logprob_change=values["logprob_change"],
         kl_divergence=values["kl_divergence"],
         top1=values["top1_id"],
-        top1_texts={int(token): text for token, text in entry["top1_texts"].items()},
+        top1_texts=top1_texts,
         floor=tuple(entry["floor"]),
         likeliest=entry["likeliest"],
     )
@@ -188,13 +191,13 @@ def _step_from(entry: dict[str, Any], values: dict[str, np.ndarray]) -> FlowStep
 @cache
 def _schema() -> Any:
     """The schema of the meta file of knockouts."""
-    from pydantic import BaseModel
+    from pydantic import BaseModel, Field
 
     class Step(BaseModel):
         step: int
         token_id: int
         token: str
-        probability: float
+        probability: float = Field(ge=0, le=1)
         floor: list[float]
         likeliest: int
         top1_texts: dict[str, str]

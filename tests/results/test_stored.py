@@ -1,6 +1,7 @@
 """All that is stored under one name, there and back: cut flows, answers without something, and what belongs together."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -80,7 +81,8 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path):
     with pytest.raises(OutputError, match="no result there"):
         load_flows(tmp_path / "y")
     save_flows(knockouts(), tmp_path / "z", ["csv"])
-    save_flows(replace(knockouts(), steps=knockouts(3).steps[::-1][:2]), tmp_path / "other", ["csv"])
+    twice = tuple(replace(step, logprob_change=2 * step.logprob_change) for step in knockouts().steps)
+    save_flows(replace(knockouts(), steps=twice), tmp_path / "other", ["csv"])
     (tmp_path / "z.flows.csv").write_bytes((tmp_path / "other.flows.csv").read_bytes())
     with pytest.raises(OutputError, match="does not hold the numbers"):
         load_flows(tmp_path / "z")
@@ -125,6 +127,35 @@ def test_what_is_of_another_prompt_is_left_out_and_said(tmp_path):
     (asked,) = read_stored(tmp_path / "x.whatif.json").values()
     assert parts(asked) == ["whatif"]  # what was asked for by its file stays
     assert asked.notes == ("x.flows is of another prompt, image or model, and left out",)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda content: content["answer"].update(tokens=[]), "answer.tokens"),
+        (lambda content: content["others"][0].update(probability_of_first_token="much"), "others.0.probability_of_first_token"),
+        (lambda content: content["answer"]["tokens"][0].update(probability=7.0), "answer.tokens.0.probability"),
+        (lambda content: content["others"][1].pop("text"), "others.1.text is missing"),
+    ],
+)  # fmt: skip
+def test_answers_that_are_damaged_are_refused_in_one_line(tmp_path, change, said):
+    path = save_whatif(whatif(), tmp_path / "x")
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(OutputError, match=re.escape(said)) as caught:
+        load_whatif(tmp_path / "x")
+    assert "\n" not in str(caught.value)
+
+
+def test_flows_whose_tokens_have_no_text_are_refused_in_one_line(tmp_path):
+    save_flows(knockouts(), tmp_path / "x", ["csv"])
+    path = tmp_path / "x.flows.meta.json"
+    content = json.loads(path.read_text())
+    del content["steps"][1]["top1_texts"]["9"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(OutputError, match="step 1 has no text of token 9"):
+        load_flows(tmp_path / "x")
 
 
 def test_a_sibling_of_an_earlier_version_is_left_out_and_said(tmp_path):
