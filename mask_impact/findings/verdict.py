@@ -188,12 +188,7 @@ def reasons(target: ExplainedTarget) -> list[int]:
             found.append(place)
             taken |= {*target.positions[place]}
     found = [place for place in found if any(map(str.isalnum, target.names[place]))] or found
-    return found or [place for place in used if change_of(target, place) < -LITTLE][:STRONGEST]
-
-
-def change_of(target: ExplainedTarget, place: int) -> float:
-    """What hiding a unit changes, nats: measured, or estimated where it was not."""
-    return float((target.logprob_change if target.measured[place] else target.contribution)[place])
+    return found or [place for place in used if target.change(place) < -LITTLE][:STRONGEST]
 
 
 # --- the same unit ---------------------------------------------------------------------------------------------------------
@@ -225,7 +220,7 @@ def _units_of_one(pair: Pair, uses: Sequence[Use], explained: Sequence[int]) -> 
             unit = Unit(
                 (place, None),
                 (tokens, there),
-                (change_of(target, place), np.nan),
+                (target.change(place), np.nan),
                 (bool(target.measured[place]), False),
                 (bool(target.differs[place]), False),
                 (place in uses[which].reasons, False),
@@ -291,14 +286,14 @@ def _unit(uses: Sequence[Use], places: tuple[int, int | None], tokens: tuple[int
     (one, other), (place, partner) = (uses[0].target, uses[1].target), places
     change, measured, differs = np.nan, False, False
     if partner is not None:
-        change, measured = change_of(other, partner), bool(other.measured[partner])
+        change, measured = other.change(partner), bool(other.measured[partner])
         differs = bool(other.differs[partner])
     elif tokens:
         change = _summed(other, tokens)
     return Unit(
         (place, partner),
         (tuple(one.positions[place]), tokens),
-        (change_of(one, place), change),
+        (one.change(place), change),
         (bool(one.measured[place]), measured),
         (bool(one.differs[place]), differs),
         (place in uses[0].reasons, partner is not None and partner in uses[1].reasons),

@@ -149,6 +149,10 @@ class ExplainedTarget:
         """bool [G], which units were really hidden."""
         return np.isfinite(self.logprob_change)
 
+    def change(self, place: int) -> float:
+        """What hiding a unit changes, nats: measured, or estimated where it was not."""
+        return float((self.logprob_change if self.measured[place] else self.contribution)[place])
+
     def ranked(self, k: int | None = None, content_only: bool = False) -> list[int]:
         """The units that speak most for the target, strongest first: those that were measured, by what was measured; behind
         them the others, by contribution. content_only: without template and sinks."""
@@ -204,3 +208,7 @@ class Explanation:
         shape = (len(self.tokens) - self.n_prompt, self.n_prompt)
         if self.matrix is not None and self.matrix.shape != shape:
             raise ValueError(f"matrix has shape {self.matrix.shape}, expected {shape}")
+
+    def is_all(self, target: ExplainedTarget) -> bool:
+        """Whether a target is all that was said."""
+        return target.text.strip() == self.generated_text.strip()

@@ -10,17 +10,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from mask_impact.findings.verdict import LITTLE, TOP
 from mask_impact.prompts.content import content_positions
 from mask_impact.results.explanations import ExplainedTarget, Explanation, TokenSet
 from mask_impact.results.tokens import box_of
 
-TOP = 5  # rows
 NAMED = 3  # units that one sentence names
 LONG = 80  # characters of an answer in a sentence
-LITTLE = 0.1  # nats: what changes less is not said to matter
 WEAK = 1.0  # nats: where nothing changes the answer by more, nothing is drawn as strong
 DOUBT = "generate() does not confirm it: rounding decides here"
 ANEW = "there the answer begins anew, and goes another way"
+SEVERAL = {"image": "cells of the image", "text": "words"}  # of a kind
 ORDINALS = ("first", "second", "third")
 Box = tuple[float, float, float, float]
 
@@ -96,7 +96,7 @@ class Card:
     @property
     def whole(self) -> bool:
         """Whether the target is all that was said."""
-        return self.target.text.strip() == self.found.generated_text.strip()
+        return self.found.is_all(self.target)
 
     @property
     def subject(self) -> str:
@@ -127,7 +127,7 @@ class Card:
         marks = {row.name for row in deciding if self._is_mark(row.place)}
         names = [name for name in names if name not in marks] or names  # a question mark is no reason
         if names:
-            because = f"{self.subject}: because of {_listed(names[:NAMED])}."
+            because = f"{self.subject}: because of {listed(names[:NAMED])}."
             if verdicts:
                 return f"{because} Without {verdicts[0].name} the model says {_said(verdicts[0].text)}."
             row = next(row for row in deciding if row.name == names[0])
@@ -136,7 +136,7 @@ class Card:
         stays = "" if changes else " Nothing that was hidden changes the answer."
         strongest = [row.name for row in self.rows if row.change < -LITTLE][:2]
         if strongest:
-            return f"{self.subject}: most of all because of {_listed(_distinct(strongest))}.{stays}"
+            return f"{self.subject}: most of all because of {listed(_distinct(strongest))}.{stays}"
         return f"{self.subject}: {'no word or cell stands out' if changes else 'nothing that was hidden changes it'}."
 
     def _parts(self, verdict: Verdict) -> list[str]:
@@ -167,7 +167,7 @@ class Card:
             place,
             self.name(place),
             target.names[place],
-            self.change(place),
+            self.target.change(place),
             bool(target.measured[place]),
             becomes,
             image,
@@ -190,10 +190,8 @@ class Card:
         return Verdict(role, kind, tuple(places), self.names(places), chosen.text, chosen.confirmed)
 
     def doubt(self, one: Verdict) -> str:
-        """What is said, in parentheses, where a plain generate() does not confirm a verdict."""
-        if one.confirmed:
-            return ""
-        return f" ({DOUBT if self.target.step == 0 else ANEW})"
+        """What is said where a plain generate() does not confirm a verdict."""
+        return doubt(self.target, one.confirmed)
 
     @property
     def note(self) -> str:
@@ -247,9 +245,7 @@ class Card:
         """Several units as a sentence says them."""
         names = [self.name(place) for place in places]
         counted = [_several(name, names.count(name)) for name in _distinct(names)]
-        return _listed(
-            counted if len(counted) <= NAMED else [*counted[: NAMED - 1], f"{len(counted) - NAMED + 1} more"]
-        )
+        return listed(counted if len(counted) <= NAMED else [*counted[: NAMED - 1], f"{len(counted) - NAMED + 1} more"])
 
     # --- words and cells ------------------------------------------------------------------------------------------------
 
@@ -276,7 +272,7 @@ class Card:
             if place is not None and place == before:
                 words[-1] = Word(words[-1].text + tokens.texts[position], *_of(words[-1]))
             else:
-                change = 0.0 if place is None else self.change(place)
+                change = 0.0 if place is None else self.target.change(place)
                 measured = place is not None and bool(self.target.measured[place])
                 words.append(Word(tokens.texts[position], place, change, measured))
             before = place
@@ -299,15 +295,10 @@ class Card:
                 continue
             row, column = int(tokens.row[position]), int(tokens.column[position])
             box = self.found.images[image].box(row, column)
-            share = self.change(place) / len(self.target.positions[place])  # of a region
+            share = self.target.change(place) / len(self.target.positions[place])  # of a region
             measured = bool(self.target.measured[place])
             found.append(Cell(image, row, column, box, place, share, measured, position in evidence))
         return tuple(found)
-
-    def change(self, place: int) -> float:
-        """Of a unit: measured, or estimated where it was not."""
-        measured = self.target.measured[place]
-        return float(self.target.logprob_change[place] if measured else self.target.contribution[place])
 
     def _smallest_units(self) -> dict[int, int]:
         """Of each position the smallest unit that it is in, one that was measured before others of its size."""
@@ -330,6 +321,13 @@ def question_of(found: Explanation) -> str:
         kinds, texts = found.tokens.kinds, found.tokens.texts
         prompt = "".join(texts[at] for at in sorted(content) if kinds[at] == "text")
     return " ".join(prompt.replace("<image>", " ").split())
+
+
+def doubt(target: ExplainedTarget, confirmed: bool) -> str:
+    """What is said, in parentheses, of a set of the target that a plain generate() does not confirm; empty for others."""
+    if confirmed:
+        return ""
+    return f" ({DOUBT if target.step == 0 else ANEW})"
 
 
 def _of(word: Word) -> tuple[int | None, float, bool]:
@@ -361,7 +359,7 @@ def _distinct(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """a, b and c"""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 

@@ -10,9 +10,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from mask_impact.results.explanations import Explanation
-from mask_impact.views.card import LITTLE, Card, Row, Verdict
+from mask_impact.views.card import LITTLE, SEVERAL, Card, Row, Verdict
 from mask_impact.views.card_parts import images_block, question_block
-from mask_impact.views.figure_blocks import Block, Key, keys_block, lines_block, nats, stacked, tint
+from mask_impact.views.figure_blocks import (
+    BESIDE,
+    GAP,
+    WIDTH,
+    Block,
+    Key,
+    figure_of,
+    keys_block,
+    lines_block,
+    nats,
+    stacked,
+    tint,
+)
 from mask_impact.views.plots import (
     AGAINST,
     FOR,
@@ -23,20 +35,16 @@ from mask_impact.views.plots import (
     TEXT,
     TITLE,
     Sheet,
-    caption_lines,
     caption_of,
     fitted,
-    foot_height,
     glyphs,
     inches,
     wrapped,
 )
 from mask_impact.views.text import percent
 
-WIDTH = 6.9
-BESIDE = 4.6  # from this width on the images stand beside what was used
 IMAGES, IMAGES_GAP = 0.33, 0.25  # their part of the width, and the room behind them
-ANSWER, NARROW_TITLE, GAP = 15, 9.5, 0.14
+ANSWER, NARROW_TITLE = 15, 9.5
 BAR = 0.1  # height of a bar
 ONE_LINE, MOST_BEHIND = (
     3.6,
@@ -53,7 +61,6 @@ def card_figure(found: Explanation, number: int = 0, width: float = WIDTH):
     """
     card = Card(found, number)
     room, title = width - 2 * MARGIN, TITLE if width >= BESIDE else NARROW_TITLE
-    caption = caption_lines(caption_of(found.meta), width)
     blocks = [
         lines_block(wrapped(card.sentence, title, room, 4), title),
         _heading("question", question_block(card, room)),
@@ -61,11 +68,7 @@ def card_figure(found: Explanation, number: int = 0, width: float = WIDTH):
         _scale(card, room),
         lines_block(wrapped(card.note, SMALL, room, 3), SMALL, GREY),
     ]
-    whole = stacked(blocks, GAP)
-    sheet = Sheet(width, MARGIN + whole.height + 0.05 + foot_height(caption) + MARGIN)
-    whole.draw(sheet, MARGIN, MARGIN)
-    sheet.foot(caption)
-    return sheet.finished()
+    return figure_of(blocks, caption_of(found.meta), width)
 
 
 def _body(card: Card, room: float) -> list[Block]:
@@ -148,7 +151,7 @@ def _places(rows: Sequence[Row], room: float) -> _Places:
 
 def _rows(card: Card, room: float) -> Block:
     """The strongest, each with a bar as long as its effect."""
-    rows, largest = card.rows, max((abs(row.change) for row in card.rows), default=0.0) or 1.0
+    rows = card.rows
     if not rows:
         return _heading("used for this answer", lines_block(["nothing that can be hidden"], TEXT))
     at = _places(rows, room)
@@ -160,7 +163,7 @@ def _rows(card: Card, room: float) -> Block:
         for number, row in enumerate(rows):
             top = number * at.step
             middle = y + top + 0.105
-            _draw_bar(bars, row, abs(row.change) / largest, top + 0.105 - BAR / 2 + at.drop)
+            _draw_bar(bars, row, abs(row.change) / card.largest, top + 0.105 - BAR / 2 + at.drop)
             names = at.bar - 0.08 if at.drop == 0 else room
             sheet.text(x, middle, fitted("", row.name, "", TEXT, names), va="center_baseline")
             middle += at.drop
@@ -199,24 +202,22 @@ def _said(row: Row) -> tuple[str, str]:
 
 def _verdicts(card: Card, room: float) -> list[Block]:
     """The sets that decide the answer, each in a sentence; no block where there are none."""
-    told = [_verdict(one) for one in card.verdicts]
+    told = [_verdict(card, one) for one in card.verdicts]
     for one in card.target.evidence:
         if not one.matters:
-            what = "cells of the image" if one.kind == "image" else "words"
-            told.append(f"With all {what} hidden it still says “{card.target.text.strip()}”.")
+            told.append(f"With all {SEVERAL[one.kind]} hidden it still says “{card.target.text.strip()}”.")
     if not told:
         return []
     lines = [line for text in told for line in wrapped(text, TEXT, room, 3)]
     return [_heading("evidence", lines_block(lines, TEXT))]
 
 
-def _verdict(one: Verdict) -> str:
+def _verdict(card: Card, one: Verdict) -> str:
     said = f"“{text}”" if (text := one.text.strip()) else "nothing"
-    doubt = "" if one.confirmed else " (generate() does not confirm it)"
     if one.role == "without":
-        return f"Without {one.name} the model says {said}.{doubt}"
+        return f"Without {one.name} the model says {said}.{card.doubt(one)}"
     others = "cells" if one.kind == "image" else "words"
-    return f"With {one.name} alone, all other {others} hidden, it says {said}.{doubt}"
+    return f"With {one.name} alone, all other {others} hidden, it says {said}.{card.doubt(one)}"
 
 
 # --- the scale --------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from zlib import crc32
 
 from mask_impact.results.explanations import Explanation
 from mask_impact.results.tokens import ImageRecord
-from mask_impact.views.card import Box, Card, Cell, Row, Word
+from mask_impact.views.card import SEVERAL, Box, Card, Cell, Row, Word
 from mask_impact.views.layer_bars import nats
 from mask_impact.views.page import rendered, shown, template_text
 from mask_impact.views.text import percent
@@ -37,7 +37,6 @@ class Picture:
 
     number: int
     key: str
-    name: str
     size: tuple[int, int]
     source: str
     cells: tuple[Cell, ...]
@@ -81,7 +80,7 @@ class CardView:
         if one.place is None:
             return ""
         how = "really hidden" if one.measured else "estimated"
-        change = self.card.change(one.place)
+        change = self.target.change(one.place)
         return f"{shown(self.target.names[one.place]).strip()}: {nats(change, one.measured)} nats, {how}"
 
     def positions(self, place: int) -> str:
@@ -98,6 +97,10 @@ class CardView:
         if not row.measured or self.target.instead or probability <= 0:
             return ""
         return f"{percent(probability)} → {percent(min(1.0, exp(log(probability) + row.change)))}"
+
+    def several(self, kind: str) -> str:
+        """What the units of a kind are called."""
+        return SEVERAL[kind]
 
     def lead(self, word: Word) -> str:
         """The space before a word, which is not shaded with it; none before the first."""
@@ -124,7 +127,7 @@ class CardView:
         key = picture_key(image, number)
         blur = round(min(image.size[0] / image.grid[1], image.size[1] / image.grid[0]) / 2, 2)
         outline = tuple(_outline(evidence))
-        return Picture(number, key, shown(image.source), image.size, source, tuple(drawn), outline, blur)
+        return Picture(number, key, image.size, source, tuple(drawn), outline, blur)
 
 
 def _outline(cells: dict[tuple[int, int], Box]) -> Iterator[Edge]:

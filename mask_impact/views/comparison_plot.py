@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mask_impact.findings.comparison import Comparison, Side
-from mask_impact.views.figure_blocks import SIDES, Block, lines_block, stacked
+from mask_impact.views.figure_blocks import BESIDE, SIDES, WIDTH, Block, figure_of, lines_block, stacked
 from mask_impact.views.plots import (
     GREY,
     INK,
@@ -14,16 +14,13 @@ from mask_impact.views.plots import (
     TEXT,
     TITLE,
     Sheet,
-    caption_lines,
     caption_of,
     fitted,
-    foot_height,
     inches,
     wrapped,
 )
 from mask_impact.views.text import token_label
 
-WIDTH, BESIDE, GAP = 6.9, 4.6, 0.14
 TOKENS = 12  # most of them that are shown
 ROW, HIGH = 0.2, 1.9  # heights: of a token's row, and least of the panel of the depth
 LABEL = 1.3  # inches of a token's name, at most
@@ -48,12 +45,7 @@ def comparison_figure(comparison: Comparison, width: float = WIDTH):
         *_panels(comparison, room),
         _legend(comparison, room),
     ]
-    whole = stacked(blocks, GAP)
-    caption = caption_lines(_origin(comparison.sides), width)
-    sheet = Sheet(width, MARGIN + whole.height + 0.05 + foot_height(caption) + MARGIN)
-    whole.draw(sheet, MARGIN, MARGIN)
-    sheet.foot(caption)
-    return sheet.finished()
+    return figure_of(blocks, _origin(comparison.sides), width)
 
 
 def _origin(sides: Sequence[Side]) -> str:

@@ -14,13 +14,12 @@ from mask_impact.findings.agreement import FEWEST_TOKENS
 from mask_impact.findings.comparison import Comparison, Side
 from mask_impact.findings.impact import largest
 from mask_impact.findings.verdict import LITTLE, Depth, Unit, Use, Verdict, verdicts
-from mask_impact.views.card import Card
+from mask_impact.views.card import SEVERAL, Card, listed
 from mask_impact.views.text import columns, cut, escape
 
 LETTERS = "ABCDEFGH"  # what the results are called in tables
 LONGEST_NAME, LONGEST_ANSWER = 24, 60  # columns
 SURE = 0.05  # the largest p of what is not said to be chance
-SEVERAL = {"image": "cells of the image", "text": "words"}
 CENTRES = {"impact": "centre of the local impact", "effect": "centre of the effect by layer"}
 
 
@@ -286,7 +285,7 @@ def answers_text(comparison: Comparison, pairs: Sequence[Told]) -> str:
         said = first if one.found.same_answer else one.found.answers[1]
         groups.setdefault(said, []).append(_letter(comparison, one.sides[1]))
     return escape(
-        f"They answer differently: {_list([f'{_quoted(said)} ({_list(who)})' for said, who in groups.items()])}."
+        f"They answer differently: {listed([f'{_quoted(said)} ({listed(who)})' for said, who in groups.items()])}."
     )
 
 
@@ -351,7 +350,3 @@ def _percent(share: float) -> str:
 
 def _quoted(text: str) -> str:
     return f"“{cut(text.strip() or text, LONGEST_ANSWER)}”"
-
-
-def _list(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

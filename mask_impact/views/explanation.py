@@ -8,6 +8,7 @@ from mask_impact.analyses.candidates import EVERYTHING, costs
 from mask_impact.analyses.settings import SETTINGS
 from mask_impact.results.explanations import Agreement, Evidence, ExplainedTarget, Explanation, TokenSet
 from mask_impact.results.tokens import box_of
+from mask_impact.views.card import SEVERAL, doubt
 from mask_impact.views.text import (
     columns,
     cut,
@@ -25,7 +26,6 @@ NAME = 22  # columns
 BECOMES = 14
 TOP = 5
 NAMED = 6  # units of a set that are named
-SEVERAL = {"image": "cells of the image", "text": "words"}  # of a kind
 
 
 def render_explanation(
@@ -54,18 +54,13 @@ def _heading(found: Explanation) -> Iterator[str]:
     images = f" ({len(found.images)} image{'s' * (len(found.images) > 1)})" if found.images else ""
     if isinstance(prompt, str):
         yield from wrapped(f"{quoted(prompt, 150)}{images}", "Question:  ", " " * 11)
-    single = len(found.targets) == 1 and _is_whole(found, found.targets[0])
+    single = len(found.targets) == 1 and found.is_all(found.targets[0])
     chance = f" ({percent(found.targets[0].probability)})" if single else ""
     yield from wrapped(f"{quoted(found.generated_text)}{chance}", "Answer:    ", " " * 11)
 
 
-def _is_whole(found: Explanation, target: ExplainedTarget) -> bool:
-    """Whether the target is all that was said."""
-    return target.text.strip() == found.generated_text.strip()
-
-
 def _used(found: Explanation, target: ExplainedTarget, top: int) -> Iterator[str]:
-    whole = len(found.targets) == 1 and _is_whole(found, target)
+    whole = len(found.targets) == 1 and found.is_all(target)
     what = "this answer" if whole else f"{quoted(target.text, 24)} ({percent(target.probability)})"
     than = f" rather than {quoted(target.instead[1], 16)}" if target.instead else ""
     yield f"Used for {what}{than}, by the change of its log-probability (nats) where hidden:"
@@ -124,14 +119,15 @@ def _evidence(found: Explanation, target: ExplainedTarget) -> Iterator[str]:
 def _of_kind(found: Explanation, target: ExplainedTarget, one: Evidence) -> Iterator[str]:
     several = SEVERAL[one.kind]
     if one.necessary is not None:
-        yield f"  Without {_names(found, target, one.necessary)} it is {quoted(one.necessary.text, 40)}.{_doubt(one.necessary)}"
+        unsure = doubt(target, one.necessary.confirmed)
+        yield f"  Without {_names(found, target, one.necessary)} it is {quoted(one.necessary.text, 40)}.{unsure}"
     if others := [place for place in one.each if one.necessary is None or place not in one.necessary.places]:
         them = _named(found, target, others, " or ")
         yield f"  It is another, too, without {them}{', each by itself' if len(others) > 1 else ' alone'}."
     if one.sufficient is not None:
         yield (
             f"  With {_names(found, target, one.sufficient)} alone, all other {several} hidden, it is "
-            f"{quoted(one.sufficient.text, 40)}.{_doubt(one.sufficient)}"
+            f"{quoted(one.sufficient.text, 40)}.{doubt(target, one.sufficient.confirmed)}"
         )
     if not one.matters:
         yield f"  With all {several} hidden it still is {quoted(target.text, 40)}."
@@ -156,10 +152,6 @@ def _told_apart(found: Explanation, target: ExplainedTarget, place: int) -> str:
     name = _label(found, target, place)
     same = sum(other.strip() == target.names[place].strip() for other in target.names) > 1
     return f"{name} (token {target.positions[place][0]})" if same else name
-
-
-def _doubt(chosen: TokenSet) -> str:
-    return "" if chosen.confirmed else " (generate() does not confirm it: rounding decides here)"
 
 
 # --- routes and agreement ---------------------------------------------------------------------------------------------------

@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from mask_impact.views.plots import AGAINST, FOR, INK, SMALL, Sheet, inches
+from mask_impact.views.plots import AGAINST, FOR, INK, MARGIN, SMALL, Sheet, caption_lines, foot_height, inches
 
+WIDTH = 6.9  # inches, of a figure unless another is asked for
+BESIDE = 4.6  # from this width on two parts stand beside each other
+GAP = 0.14  # between blocks
 SIDES = (FOR, AGAINST, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "0.1", "0.55")  # of several things side by side
 
 
@@ -44,6 +47,15 @@ def stacked(blocks: Sequence[Block], gap: float) -> Block:
             block.draw(sheet, x, y + top)
 
     return Block(float(tops[-1]) - gap * bool(blocks), draw)
+
+
+def figure_of(blocks: Sequence[Block], caption: str, width: float, gap: float = GAP):
+    """A matplotlib Figure of a width in inches, as high as its blocks under each other and its caption take."""
+    whole, lines = stacked(blocks, gap), caption_lines(caption, width)
+    sheet = Sheet(width, MARGIN + whole.height + 0.05 + foot_height(lines) + MARGIN)
+    whole.draw(sheet, MARGIN, MARGIN)
+    sheet.foot(lines)
+    return sheet.finished()
 
 
 Key = tuple[str, dict[str, Any]]  # what a legend says, and the style of the small box before it

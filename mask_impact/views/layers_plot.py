@@ -31,6 +31,7 @@ from mask_impact.views.plots import (
     fitted,
     impact_of,
     inches,
+    layers_named,
     norm,
 )
 
@@ -132,9 +133,8 @@ def _draw_map(page: Page, edges: np.ndarray, values: np.ndarray, is_sink: np.nda
     axes.set_facecolor(SINK_GREY)  # what is not covered
     cross = {"transform": axes.get_xaxis_transform(), "color": INK, "markersize": 3.5, "mew": 0.7, "clip_on": False}
     axes.plot(middles[is_sink], np.full(is_sink.sum(), 0.97), "x", **cross)
-    every = next(every for every in (1, 2, 5, 10, 20, 50, 100, 1000) if n_layers <= 13 * every)
     axes.set(xticks=[], xlim=(0, edges[-1]))
-    layers = range(0, n_layers, every)
+    layers = layers_named(n_layers, 13)
     axes.set_yticks(layers, [str(layer) for layer in layers])  # not formatted, perhaps as a formula, by matplotlibrc
     axes.set_ylabel("layer", fontsize=TEXT, color=INK, labelpad=2)
     return heat

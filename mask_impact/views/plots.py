@@ -282,6 +282,11 @@ class Page(Sheet):
         self.text(x + 0.25, y, "attention sink, left out of the scale")
 
 
+def layers_named(n_layers: int, most: int) -> range:
+    """The layers that an axis names, at most so many, evenly from the first on."""
+    return range(0, n_layers, next(every for every in (1, 2, 5, 10, 20, 50, 100, 1000) if n_layers <= most * every))
+
+
 def caption_of(meta: Mapping[str, Any]) -> str:
     """What a published figure says of its origin: the model, and the command that measured it."""
     command = meta.get("command") or ""

@@ -7,7 +7,7 @@ import numpy as np
 
 from mask_impact.results.explanations import ExplainedTarget, Explanation, HeadCut, Route
 from mask_impact.results.flows import Knockouts
-from mask_impact.views.figure_blocks import Block, Key, keys_block, lines_block, nats, stacked
+from mask_impact.views.figure_blocks import WIDTH, Block, Key, figure_of, keys_block, lines_block, nats, stacked
 from mask_impact.views.plots import (
     AGAINST,
     FOR,
@@ -18,14 +18,13 @@ from mask_impact.views.plots import (
     TEXT,
     TITLE,
     Sheet,
-    caption_lines,
     caption_of,
     fitted,
-    foot_height,
+    layers_named,
     wrapped,
 )
 
-WIDTH, LEFT = 6.9, 0.45  # inches; room for the numbers of the layers' axis
+LEFT = 0.45  # inches; room for the numbers of the layers' axis
 STRIP, HEADS = 0.62, (0.5, 1.3)  # heights: of a strip, and the least and most of the heads' panel
 GAP, BAND, VISIBLE = 0.13, "0.93", 0.02  # the last: part of the largest bar from which on a bar can be seen
 MAX_STRIPS, MOST_CHARACTERS = 12, 24  # the last: of the token that is said without the heads
@@ -131,11 +130,7 @@ def _figure(
         *heads,
         keys_block(keys, room),
     ]
-    whole, caption = stacked(blocks, GAP), caption_lines(caption_of(meta), width)
-    sheet = Sheet(width, MARGIN + whole.height + 0.05 + foot_height(caption) + MARGIN)
-    whole.draw(sheet, MARGIN, MARGIN)
-    sheet.foot(caption)
-    return sheet.finished()
+    return figure_of(blocks, caption_of(meta), width, GAP)
 
 
 def _keys(strips: Sequence[_Strip]) -> Iterator[Key]:
@@ -179,8 +174,7 @@ def _bars(axes, strip: _Strip) -> None:
 
 
 def _layer_ticks(axes, n_layers: int, is_last: bool) -> None:
-    every = next(every for every in (1, 2, 5, 10, 20, 50, 100, 1000) if n_layers <= 12 * every)
-    layers = range(0, n_layers, every)
+    layers = layers_named(n_layers, 12)
     axes.set_xticks(layers, [str(layer) for layer in layers] if is_last else [""] * len(layers))
     if is_last:
         axes.set_xlabel("layer", fontsize=SMALL, color=INK, labelpad=1.5)
