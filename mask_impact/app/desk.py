@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -23,6 +22,7 @@ from mask_impact.prompts.groups import Group, Layout
 from mask_impact.prompts.images import read_picture
 from mask_impact.results.explanation_files import load_explanation
 from mask_impact.results.explanations import Explanation
+from mask_impact.views.text import ranges
 
 STOPPED = "stopped: nothing was changed"
 POLL_S = 0.1  # between two looks whether work that waits for the model is to be stopped
@@ -157,7 +157,7 @@ class Desk:
         taken = {one.name for one in settings.of_command("without")}
         given = {name: value for name, value in self._given.items() if name in taken}
         whatif = functions.without(
-            self.model, asked.question, _spec(chosen), images=asked.images, observer=watch, **given
+            self.model, asked.question, f"tokens {ranges(chosen)}", images=asked.images, observer=watch, **given
         )
         return Tried(_named(asked, chosen), whatif)
 
@@ -213,15 +213,6 @@ def _positions(given: Any, n_prompt: int) -> tuple[int, ...]:
     if not all(type(one) is int and 0 <= one < n_prompt for one in given):
         raise InputError(f"positions of the prompt are whole numbers from 0 to {n_prompt - 1}")
     return tuple(sorted(set(given)))
-
-
-def _spec(positions: tuple[int, ...]) -> str:
-    """The positions as `prompts.groups` names them: tokens 3,5-9."""
-    spans = []
-    for _, run in groupby(enumerate(positions), lambda pair: pair[1] - pair[0]):
-        run = [position for _, position in run]
-        spans.append(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}")
-    return f"tokens {','.join(spans)}"
 
 
 def _named(asked: Asked, positions: tuple[int, ...]) -> str:

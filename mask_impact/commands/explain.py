@@ -54,13 +54,11 @@ def explained(args: argparse.Namespace, caller: Caller, command: str, **defaults
 
         found = explain.run(loaded, request.prompt, request.settings, request.pictures, observer=request.observer)
         paths = save_explanation(found, request.path, request.place.formats or DEFAULT_FORMATS, command)
-    card = request.path.with_name(f"{request.path.name}.card.png")
     if getattr(args, "plots", False):
         from mask_impact.views.pictures import save_card
 
         paths = (*paths, *save_card(replace(found, meta=found.meta | {"command": command}), request.path))
-    elif card.exists():
-        request.observer.note(f"{card} is from an earlier run and was left as it is")
+    request.note_left(["card.png"], paths)
     request.answer(
         lambda: render_explanation(found, paths, verbose=args.verbose), lambda: explanation_entry(found, paths)
     )

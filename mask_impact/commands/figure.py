@@ -4,7 +4,6 @@ Knows the command line and where results come from; not how anything is drawn.
 """
 
 import argparse
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from mask_impact.errors import OutputError, UsageError
 from mask_impact.findings.comparison import Settings, compare_results
 from mask_impact.findings.impact import METRICS
 from mask_impact.results.explanations import Explanation
+from mask_impact.results.files import name_and_kind
 from mask_impact.results.records import Result
 from mask_impact.results.stored import Stored, read_stored, stem_of
 from mask_impact.views.card_figure import card_figure
@@ -39,7 +39,6 @@ KINDS = {
     "patches": ("each image under the impact of its patches", ("step", "variant", "metric", "grid", "prompt_name")),
     "compare": ("several results side by side", ("step", "variant", "metric", "grid", "prompt_name")),
 }
-FLOWS = re.compile(r"\.flows(\.(csv|json|parquet|png|meta\.json))?\Z", re.IGNORECASE)
 
 EPILOG = """\
 kinds:
@@ -165,7 +164,7 @@ def _card(args: argparse.Namespace, name: str, stored: Stored) -> Callable[[], A
 def _routes(args: argparse.Namespace, name: str, stored: Stored) -> Callable[[], Any]:
     """Those of an explained answer; of cut flows where the source names their files or there are no others."""
     answer, flows = stored.answer, stored.flows
-    of_flows = FLOWS.search(args.sources[0]) or args.step is not None
+    of_flows = name_and_kind(Path(args.sources[0]).name)[1] == "flows" or args.step is not None
     if flows is not None and (of_flows or answer is None or not any(target.routes for target in answer.targets)):
         if args.target is not None:
             raise UsageError("--target is of an explained answer; of cut flows --step chooses the produced token")

@@ -1,6 +1,7 @@
 """Arguments that several commands have, most of them made from the settings. What is not given is None."""
 
 import argparse
+import math
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -167,6 +168,17 @@ def add_source(parser: argparse.ArgumentParser, **how: Any) -> None:
 def count(text: str) -> int:
     """An int of at least 0."""
     return _at_least(text, 0)
+
+
+def above_zero(text: str, most: float = math.inf) -> float:
+    """A number above 0, `most` at most."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number <= most:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+    return number
 
 
 def whole_number(text: str) -> int:

@@ -4,15 +4,13 @@ Knows the command line and where results come from; not how the page is made.
 """
 
 import argparse
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mask_impact.commands.caller import Caller
 from mask_impact.commands.console import note, say
-from mask_impact.commands.options import Groups, add_source, add_talk, page_path
-from mask_impact.results.files import without_suffix
-from mask_impact.results.stored import AllStored, Stored, read_stored
+from mask_impact.commands.options import Groups, above_zero, add_source, add_talk, page_path
+from mask_impact.results.stored import AllStored, Stored, read_stored, stem_of
 from mask_impact.views.report import MAX_MEGABYTES, build_report, default_path, save_report
 from mask_impact.views.summary_json import to_text
 from mask_impact.views.text import escape
@@ -41,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-megabytes",
         metavar="MB",
-        type=_megabytes,
+        type=above_zero,
         default=MAX_MEGABYTES,
         help="round the heads' distances where the page would be larger; Full and Attn are always exact (default: %(default)g)",
     )
@@ -58,25 +56,15 @@ def _read(args: argparse.Namespace) -> Mapping[str, Stored]:
     found = [read_stored(source, args.grid, args.prompt_name) for source in args.sources]
     if len(found) == 1:
         return found[0]
-    kept: dict[tuple[Path, str], AllStored] = {}
+    kept: dict[Path, AllStored] = {}
     for one in found:
-        kept.setdefault((Path(one.source).parent, without_suffix(Path(one.source).name)), one)
+        kept.setdefault(stem_of(one.source), one)
     names = [name for one in kept.values() for name in one]
     return {
-        name if names.count(name) == 1 else str(folder / name): one[name]
-        for (folder, _), one in kept.items()
+        name if names.count(name) == 1 else str(stem.parent / name): one[name]
+        for stem, one in kept.items()
         for name in one
     }
-
-
-def _megabytes(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not number > 0:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
-    return number
 
 
 def run(args: argparse.Namespace, caller: Caller, command: str) -> int:

@@ -71,9 +71,7 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     for note in saved.notes:
         request.observer.note(note)
     others = [written for write in beside(args).values() for written in write(result, request.path)]
-    for left in (request.path.with_name(f"{request.path.name}.{suffix}") for suffix in BESIDE):
-        if left.exists() and left not in others:
-            request.observer.note(f"{left} is from an earlier run and was left as it is")
+    request.note_left(BESIDE, others)
     paths = [*saved.paths, *others]
     request.answer(
         lambda: render_summary(result, paths, verbose=args.verbose or None), lambda: result_entry(result, paths)

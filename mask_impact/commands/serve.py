@@ -2,8 +2,9 @@
 
 import argparse
 import importlib.util
-import math
+import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from mask_impact.analyses.settings import ANSWER_TOKENS, SETTINGS, Place, RunSettings
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--share", action="store_true", help="also make a public link, through gradio's servers")
     add("--open", action="store_true", help="open the page in the browser")
     add(
-        "--max-upload-mb", metavar="MB", type=_megabytes, default=Serving.max_upload_mb,
+        "--max-upload-mb", metavar="MB", type=partial(options.above_zero, most=sys.float_info.max), default=Serving.max_upload_mb,
         help="refuse pictures whose files are larger (default: %(default)g)",
     )  # fmt: skip
     options.add_talk(groups, loads=True)
@@ -62,16 +63,6 @@ def _port(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= LARGEST_PORT:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {LARGEST_PORT}, not {text!r}")
     return int(text)
-
-
-def _megabytes(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
-    return number
 
 
 def run(args: argparse.Namespace, caller: Caller, command: str) -> int:

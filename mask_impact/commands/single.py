@@ -6,7 +6,7 @@ Everything that can be refused without a model is refused before one is loaded; 
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +41,12 @@ class Request:
     observer: Progress
     say: Callable[[str], None]
     as_json: bool
+
+    def note_left(self, suffixes: Iterable[str], written: Collection[Path]) -> None:
+        """Names what an earlier run left beside the result and this one did not write."""
+        for left in (self.path.with_name(f"{self.path.name}.{suffix}") for suffix in suffixes):
+            if left.exists() and left not in written:
+                self.observer.note(f"{left} is from an earlier run and was left as it is")
 
     def answer(self, text: Callable[[], str], data: Callable[[], Any]) -> None:
         """What the run found, as text or as JSON."""

@@ -27,9 +27,13 @@ SUFFIXES = (
 MIN_FREE_BYTES = 16 * 2**20
 MAX_NAME_BYTES = 200  # file systems allow 255; the rest is for suffixes and temporary names
 
+# What is stored of a prompt beside its distances, each with files of its own.
+KINDS = ("answer", "routes", "matrix", "flows", "whatif")
 _SUFFIX = re.compile(
-    r"(?<=.)((\.(effect|answer|routes|matrix|flows|whatif))?\.(csv|json|parquet|meta)|\.flows\.png)+\Z",
-    re.DOTALL | re.IGNORECASE,
+    rf"(?<=.)((\.(effect|{'|'.join(KINDS)}))?\.(csv|json|parquet|meta)|\.flows\.png)+\Z", re.DOTALL | re.IGNORECASE
+)
+_OF_KIND = re.compile(
+    rf"(?<=.)\.({'|'.join(KINDS)})(\.(csv|json|parquet|png|meta\.json))?\Z", re.DOTALL | re.IGNORECASE
 )
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 
@@ -68,6 +72,12 @@ def check_output(output_dir: str | os.PathLike, name: str) -> Path:
 def without_suffix(name: str) -> str:
     """The name of a result without the suffix of one of its files."""
     return _SUFFIX.sub("", name)
+
+
+def name_and_kind(name: str) -> tuple[str, str | None]:
+    """The name of a result without what follows it in the name of a file, and which of KINDS the file is of (None: of none)."""
+    found = _OF_KIND.search(name)
+    return (name[: found.start()], found[1].lower()) if found else (without_suffix(name), None)
 
 
 def _check_name(name: str) -> None:

@@ -7,18 +7,19 @@ is a line in `meta["notices"]`.
 import csv
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mask_impact.errors import OutputError, UsageError
-from mask_impact.results.files import without_suffix
+from mask_impact.results.files import name_and_kind, without_suffix
 from mask_impact.results.foreign_tables import GENERATED_TEXT, PROMPT_NAME, Grid, make_result
 from mask_impact.results.records import Result
 from mask_impact.results.store import load_result
 from mask_impact.results.table_files import READ_ORDER
 from mask_impact.results.tables import COLUMNS
+
+OTHERS = {"flows": "knockouts", "whatif": "answers without some tokens", "answer": "what an answer used"}
 
 
 class Results(Mapping[str, Result]):
@@ -52,11 +53,8 @@ def read_results(
     prompt. Raises OutputError for what cannot be read, UsageError for a grid or prompt name that the file does not have.
     """
     path = Path(path)
-    if found := re.search(r"\.(flows|whatif|answer)(\.(csv|json|parquet|png|meta\.json))?\Z", path.name, re.IGNORECASE):
-        what = {"flows": "knockouts", "whatif": "answers without some tokens", "answer": "what an answer used"}[
-            found[1].lower()
-        ]
-        raise OutputError(f"{path} has {what}, not a result of distances; `mask-impact report {path}` shows it")
+    if (kind := name_and_kind(path.name)[1]) in OTHERS:
+        raise OutputError(f"{path} has {OTHERS[kind]}, not a result of distances; `mask-impact report {path}` shows it")
     results = _open(path, grids)
     if prompt_name is None:
         return results

@@ -4,8 +4,7 @@ Each kind has files of its own; what belongs to another prompt or model than the
 """
 
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from mask_impact.results.answer_files import load_whatif
 from mask_impact.results.answers import WhatIf
 from mask_impact.results.explanation_files import load_explanation
 from mask_impact.results.explanations import Explanation
-from mask_impact.results.files import without_suffix
+from mask_impact.results.files import name_and_kind
 from mask_impact.results.flow_files import load_flows
 from mask_impact.results.flows import Knockouts
 from mask_impact.results.foreign import read_results
@@ -23,7 +22,12 @@ from mask_impact.results.foreign_tables import Grid
 from mask_impact.results.records import Result
 from mask_impact.results.table_files import beside
 
-_KIND = re.compile(r"\.(answer|routes|matrix|flows|whatif)(\.(csv|json|parquet|png|meta\.json))?\Z", re.IGNORECASE)
+# Of each kind that may stand by itself its main file, and what reads it.
+READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "answer": ("answer.meta.json", load_explanation),
+    "flows": ("flows.meta.json", load_flows),
+    "whatif": ("whatif.json", load_whatif),
+}
 
 
 @dataclass(frozen=True)
@@ -81,26 +85,24 @@ def read_stored(
     """What `path` names, with what else is stored under its name; see `foreign.read_results` for tables of others, folders,
     grids, prompt_name and errors."""
     path = Path(path)
-    kind = _KIND.search(path.name)
-    stem = stem_of(path)
+    (_, kind), stem = name_and_kind(path.name), stem_of(path)
     if not path.name or not (kind or _is_own(path, stem)):
         results = read_results(path, grids, prompt_name)
         return AllStored(str(path), results)
     if grids or prompt_name is not None:
         read_results(path, grids, prompt_name)  # which says what is wrong with them
-    return AllStored(str(path), {stem.name: _of_name(stem, kind[1].lower() if kind else None)})
+    return AllStored(str(path), {stem.name: _of_name(stem, kind)})
 
 
 def stem_of(path: str | os.PathLike) -> Path:
     """The name that a file belongs to, in its folder: output/star of output/star.flows.csv, output/star.answer, output/star."""
     path = Path(path)
-    kind = _KIND.search(path.name)
-    return path.parent / (path.name[: kind.start()] if kind else without_suffix(path.name)) if path.name else path
+    return path.parent / name_and_kind(path.name)[0] if path.name else path
 
 
 def _is_own(path: Path, stem: Path) -> bool:
     """Whether the path names what this program stored, by the name or by one of its files."""
-    if not any(beside(stem, f"{one}").is_file() for one in ("answer.meta.json", "flows.meta.json", "whatif.json")):
+    if not any(beside(stem, file).is_file() for file, _ in READERS.values()):
         return False
     return path.name in (stem.name, f"{stem.name}.meta.json") or beside(stem, "meta.json").is_file()
 
@@ -112,12 +114,10 @@ def _of_name(stem: Path, first: str | None) -> Stored:
     if beside(stem, "meta.json").is_file():
         result = read_results(stem)[stem.name]
         found = {"result": result, "answer": result.answer}
-    readers = {"answer": load_explanation, "flows": load_flows, "whatif": load_whatif}
-    present = {"answer": "answer.meta.json", "flows": "flows.meta.json", "whatif": "whatif.json"}
-    for kind, reader in readers.items():
-        if found.get(kind) is None and (beside(stem, present[kind]).is_file() or first == kind):
+    for kind, (file, read) in READERS.items():
+        if found.get(kind) is None and (beside(stem, file).is_file() or first == kind):
             try:
-                found[kind] = reader(stem)
+                found[kind] = read(stem)
             except OutputError as error:  # such as a file of an earlier version
                 if first == kind:
                     raise

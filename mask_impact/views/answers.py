@@ -5,14 +5,14 @@ from itertools import zip_longest
 from os import PathLike
 
 from mask_impact.results.answers import Answer, WhatIf
-from mask_impact.views.text import cut, escape, model_lines, padded, percent, quoted, saved_lines, wrapped
+from mask_impact.views.text import cut, escape, model_lines, padded, percent, quoted, ranges, saved_lines, wrapped
 
 TOKEN, SPEC, TEXT = 18, 20, 28  # columns
 
 
 def render_whatif(found: WhatIf, path: str | PathLike | None = None) -> str:
     """The answers side by side, the first token that differs marked; a table where there are several without something."""
-    layers = "all layers" if len(found.layers) == found.n_layers else f"layers {_ranges(found.layers)}"
+    layers = "all layers" if len(found.layers) == found.n_layers else f"layers {ranges(found.layers)}"
     layers = layers.replace("layers", "layer") if len(found.layers) == 1 < found.n_layers else layers
     lines = [*model_lines(found.meta), f"What the model says with tokens hidden from every query in {layers}:", ""]
     lines += _side_by_side(found.answer, found.others[0]) if len(found.others) == 1 else _table(found)
@@ -57,14 +57,3 @@ def _from_to(answer: Answer, other: Answer) -> str:
 
 def _tokens(answer: Answer) -> str:
     return f"{len(answer.positions)} token{'s' * (len(answer.positions) != 1)}"
-
-
-def _ranges(layers: tuple[int, ...]) -> str:
-    """0-5,7"""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and runs[-1][1] == layer - 1:
-            runs[-1][1] = layer
-        else:
-            runs.append([layer, layer])
-    return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)

@@ -1,5 +1,6 @@
 """A comparison of results as JSON types, with all of its numbers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,13 @@ from mask_impact.views.comparison_text import image_shares, unit, with_effects
 from mask_impact.views.comparison_verdict import Shown, Told, told, verdict_text
 
 
-def as_json(comparison: Comparison) -> dict[str, Any]:
+def as_json(comparison: Comparison, pairs: Sequence[Told] | None = None) -> dict[str, Any]:
     """All of a comparison as JSON types. Bands go from 0, the first layer's side; positions are those of the sequence; a
     number that there is not is null."""
     settings, effects = comparison.settings, with_effects(comparison)
     return {
         "program": f"mask-impact {mask_impact.__version__}",
-        "verdict": _verdict_json(comparison),
+        "verdict": _verdict_json(comparison, told(comparison) if pairs is None else pairs),
         "step": settings.step,
         "metric": settings.metric,
         "variant": comparison.variant,
@@ -35,9 +36,8 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _verdict_json(comparison: Comparison) -> dict[str, Any]:
+def _verdict_json(comparison: Comparison, pairs: Sequence[Told]) -> dict[str, Any]:
     """text: all of it; of each pair what was used in both, and how deep it is read. Depths go from 0 to 1."""
-    pairs = told(comparison)
     return {"text": verdict_text(comparison, pairs), "pairs": [_told_json(one) for one in pairs]}
 
 

@@ -46,8 +46,8 @@ def _blocks(number: int, side: Side) -> list[tuple[str, str]]:
 
 
 def _data(comparison: Comparison) -> dict[str, Any]:
-    settings, numbers = comparison.settings, as_json(comparison)
-    n_bands, pairs = settings.n_bands, told(comparison)
+    settings, pairs = comparison.settings, told(comparison)
+    n_bands, numbers = settings.n_bands, as_json(comparison, pairs)
     return {
         "step": settings.step,
         "metric": METRICS[settings.metric],

@@ -53,7 +53,7 @@ def _verdict(comparison: Comparison, pairs: Sequence[Told]) -> list[str]:
     """What comes first: the answers, and of each pair what they used and how deep they read it."""
     if len(pairs) == 1:
         return wrapped(pairs[0].text, "")
-    lines = wrapped(answers_text(comparison, pairs), "") if answers_text(comparison, pairs) else []
+    lines = wrapped(said, "") if (said := answers_text(comparison, pairs)) else []
     for one in pairs:
         lines += wrapped(f"{' and '.join(letter(comparison, side) for side in one.sides)}: {one.rest}", "", "  ")
     return lines

@@ -15,7 +15,7 @@ from typing import Any
 from mask_impact.errors import UsageError
 from mask_impact.results.answers import WhatIf
 from mask_impact.results.explanations import Explanation
-from mask_impact.results.files import without_suffix, write_files
+from mask_impact.results.files import write_files
 from mask_impact.results.flows import Knockouts
 from mask_impact.results.foreign_tables import Grid
 from mask_impact.results.records import Result
@@ -25,7 +25,7 @@ from mask_impact.views.card_html import cards_html
 from mask_impact.views.matrix_html import matrix_html
 from mask_impact.views.page import clean, render_page, rendered
 from mask_impact.views.report_blocks import effect_values, fitting_blocks, norm_values
-from mask_impact.views.report_data import notices_of, prompt_entry, title_of
+from mask_impact.views.report_data import notices_of, prompt_entry
 from mask_impact.views.routes_html import knockouts_html, routes_html
 
 One = Result | Explanation | Knockouts | WhatIf | Stored  # of one prompt
@@ -89,7 +89,7 @@ def build_report(source: One | Mapping[str, One], max_megabytes: float = MAX_MEG
     page = {
         "source": _source_name(shown, source),
         "prompts": [prompt_entry(name, one) for name, one in shown.items()],
-        "cards": [_card(name, one) for name, one in shown.items()],
+        "cards": [_card(one) for one in shown.values()],
     }
     results = {number: one.result for number, one in enumerate(shown.values()) if one.result is not None}
     exact = [(name, encode(values)) for name, values in (*norm_values(results), *effect_values(results))]
@@ -114,16 +114,15 @@ def _name_of(one: One) -> str:
 
 def _source_name(shown: Mapping[str, Stored], source: Any) -> str:
     if isinstance(source, AllStored):
-        return clean(without_suffix(Path(source.source).name) or source.source)
+        return clean(stem_of(source.source).name or source.source)
     return clean(next(iter(shown), "result"))
 
 
-def _card(name: str, one: Stored) -> dict[str, Any]:
-    """What stands in the page as it is: title, images, of each target its card and routes, of each step its cut flows, and the
+def _card(one: Stored) -> dict[str, Any]:
+    """What stands in the page as it is: images, of each target its card and routes, of each step its cut flows, and the
     answers without something."""
     images, targets = ("", []) if one.answer is None else cards_html(one.answer)
     return {
-        "title": title_of(name, one),
         "images": images,
         "targets": targets,
         "routes": [] if one.answer is None else routes_html(one.answer)[: len(targets)],

@@ -104,6 +104,17 @@ def percent(share: float) -> str:
     return "<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
 
 
+def ranges(numbers: Iterable[int]) -> str:
+    """Whole numbers in ascending order, runs of them from first to last: 0-5,7."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
+
+
 def model_lines(meta: Mapping[str, Any]) -> list[str]:
     """What a meta file says of the model: notices first, then its name."""
     lines = [line for notice in meta.get("notices") or () for line in wrapped(f"Note: {escape(str(notice))}", "")]
