@@ -17,9 +17,9 @@ function targetWith(step) {
 }
 
 function lightUp(place) {
-  for (const one of $("card").querySelectorAll("[data-place]")) {
-    one.classList.toggle("mi-lit", one.dataset.place === place);
-  }
+  for (const one of $("card").querySelectorAll(".mi-lit")) one.classList.remove("mi-lit");
+  if (place === undefined) return;
+  for (const one of $("card").querySelectorAll(`[data-place="${place}"]`)) one.classList.add("mi-lit");
 }
 
 // Produced tokens are buttons where they have cards or steps of their own.
