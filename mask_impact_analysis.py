@@ -2,7 +2,7 @@
 
 import sys
 
-from mask_impact.commands.scripts import main_text as main
+from mask_impact.commands.entry import main_text as main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,7 +2,7 @@
 
 import sys
 
-from mask_impact.commands.main import main
+from mask_impact.commands.entry import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,21 +1,26 @@
 """What every command does alike: usage errors in one line with what was probably meant, safe printing, exit codes.
 
 Knows errors and how text is made safe for a terminal; not what any command does. Exit codes: 0 done, 1 an error, 2 wrong
-usage, 130 interrupted; a command may return others of its own. Nothing is coloured, so NO_COLOR has nothing to switch off.
+usage, 130 interrupted (Ctrl-C or SIGTERM); a command may return others of its own. Nothing is coloured, so NO_COLOR has nothing
+to switch off.
 """
 
 import argparse
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from textwrap import fill
 from typing import NoReturn, TextIO
 
 from mask_impact.analyses.settings import SETTINGS, SettingError
 from mask_impact.errors import InputError, MaskImpactError, UsageError, nearest
+from mask_impact.results import files
 from mask_impact.studies.sharing import launched
 from mask_impact.views.text import escape, page_width
 
@@ -104,13 +109,17 @@ def guarded(program: str, argv: Sequence[str], action: Callable[[], int]) -> int
     """
     rank, _ = launched()
     program = f"{program} (process {rank})" if rank else program
+    n_before = len(files.written)
     try:
-        return action()
+        with _sigterm_interrupts():
+            return action()
     except SystemExit as ending:  # argparse has printed the help or the version
         return int(ending.code or 0)
     except KeyboardInterrupt:
         start = "\n" if sys.stderr.isatty() else ""  # the terminal has just shown ^C
-        print_line(f"{start}{program}: interrupted: no files were written", sys.stderr)
+        there = ", ".join(map(str, files.written[n_before:]))
+        what = f"written is {escape(there)}" if there else "no files were written"
+        print_line(f"{start}{program}: interrupted: {what}", sys.stderr)
         return 130
     except Exception as error:
         if rank and isinstance(error, UsageError | InputError):
@@ -120,6 +129,20 @@ def guarded(program: str, argv: Sequence[str], action: Callable[[], int]) -> int
         for problem in getattr(error, "problems", [describe(error)]):
             print_line(f"{program}: error: {escape(with_flags(problem))}", sys.stderr)
         return error.exit_code if isinstance(error, MaskImpactError) else 1
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """While the block is open, SIGTERM, with which launchers and clusters end a process, is a Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield
+        return
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def describe(error: Exception) -> str:

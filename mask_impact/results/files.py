@@ -37,6 +37,8 @@ _OF_KIND = re.compile(
 )
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 
+written: list[Path] = []  # what this process has written, in order
+
 
 def check_output(output_dir: str | os.PathLike, name: str) -> Path:
     """Makes `output_dir` and proves that a result called `name` can be written there; returns the path without suffix.
@@ -56,7 +58,7 @@ def check_output(output_dir: str | os.PathLike, name: str) -> Path:
         probe = _temporary(folder / f"{name}.meta.json")
         with open(probe, "xb"):
             pass
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process of the study may have removed it as a leftover
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise _output_error(folder, error) from error
@@ -143,6 +145,7 @@ def write_files(writers: dict[Path, Callable[[BinaryIO], None]]) -> None:
             else:
                 created.append(current)
             os.replace(temporaries[current], current)
+        written.extend(writers)
     except BaseException as error:
         for target, backup in backups.items():
             with suppress(OSError):

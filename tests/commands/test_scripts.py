@@ -744,6 +744,48 @@ def test_ctrl_c_in_a_run_is_exit_code_130_one_line_and_no_files(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("module", ["mask_impact.errors", "numpy", "torch._C", "transformers", "safetensors"])
+def test_a_signal_while_modules_are_read_is_one_line_too(module, number, tmp_path):
+    command = [
+        sys.executable,
+        "-X",
+        "importtime",
+        REPOSITORY / PROGRAMS[main_text],
+        "--model",
+        "demo",
+        "--prompt",
+        "2+2?",
+    ]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stderr:
+        if line.split()[-1] == module:
+            process.send_signal(number)
+            break
+    _, errors = process.communicate(timeout=60)
+    said = [line for line in errors.splitlines() if not line.startswith(("import time:", "Loading model"))]
+    assert process.returncode == 130, said
+    assert len(said) == 1
+    assert re.fullmatch(r"mask_impact_analysis.py: interrupted(: no files were written)?", said[0])
+
+
+@pytest.mark.parametrize("kind", ["text", "vl"])
+def test_an_interrupt_after_files_were_written_names_them(kind, request, tmp_path, monkeypatch, capsys):
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mask_impact.commands.run.render_summary", interrupt)
+    model, main = request.getfixturevalue(f"{kind}_checkpoint"), {"text": main_text, "vl": main_vl}[kind]
+    argv = ["--model", str(model), "--prompt", "the cat", "--output-dir", str(tmp_path), "--formats", "csv"]
+    assert main(argv) == 130
+    *_, line = capsys.readouterr().err.splitlines()
+    assert ": interrupted: written is " in line
+    assert set(line.partition(" is ")[2].split(", ")) == {str(path) for path in tmp_path.iterdir()}
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_the_bar_on_a_terminal_is_drawn_and_wiped_off(tmp_path):
     """What is loaded within a second draws no bar of its own; what stays on the screen are notes."""

@@ -166,10 +166,14 @@ def test_the_error_log_of_an_earlier_run_is_removed_by_who_may_begin(tmp_path):
 
 # Renaming files takes a while, so that both processes get some of the work.
 SLOWED = """
-import sys, time
+import os, sys, time
 import mask_impact.results.files as files
 replace = files.os.replace
 files.os.replace = lambda *args: (time.sleep(0.02), replace(*args))
+import mask_impact.models.loading as loading
+load = loading.load
+slow = os.environ["RANK"] == os.environ.get("SLOW_TO_LOAD")
+loading.load = lambda *args, **options: (slow and time.sleep(60), load(*args, **options))[1]
 from mask_impact.commands.scripts import main_text
 sys.exit(main_text(sys.argv[1:]))
 """
@@ -180,8 +184,8 @@ def start_two():
     """Starts the processes of a command as a launcher does; none is left at the end."""
     started = []
 
-    def start(argv, cwd):
-        started.extend(processes := _start_two(argv, cwd))
+    def start(argv, cwd, slow_to_load=None):
+        started.extend(processes := _start_two(argv, cwd, slow_to_load))
         return processes
 
     yield start
@@ -199,7 +203,7 @@ def _free_port():
     raise AssertionError("no port is free")
 
 
-def _start_two(argv, cwd):
+def _start_two(argv, cwd, slow_to_load):
     port = _free_port()
     common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     common |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
@@ -207,7 +211,7 @@ def _start_two(argv, cwd):
         subprocess.Popen(
             [sys.executable, "-c", SLOWED, *map(str, argv)],
             cwd=cwd,
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "SLOW_TO_LOAD": str(slow_to_load)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -294,6 +298,19 @@ def test_processes_that_are_told_to_end_write_what_they_are_at(study, start_two,
     assert code == 3, err
     assert f"{N_PROMPTS - 1 - n_there} written; {n_there} were there already" in out
     assert data_files(tmp_path / "two") == expected
+
+
+@pytest.mark.slow
+def test_a_process_that_is_told_to_end_before_it_works_ends_as_the_others_do(study, start_two, tmp_path):
+    """The one that waits for the other's word has begun nothing yet."""
+    argv, _ = study
+    (first, second) = start_two([*argv, "--output-dir", tmp_path / "two"], tmp_path, slow_to_load=1)
+    wait_for_notes(tmp_path / "two" / ".study.claims", 1, [first, second])
+    second.send_signal(signal.SIGTERM)
+    code, out, err = outcome(second)
+    assert (code, out) == (130, ""), err
+    assert "Traceback" not in err
+    assert outcome(first)[0] == 3  # it has done the rest
 
 
 @pytest.mark.slow

@@ -1,0 +1,39 @@
+"""Where a process of the command line begins: Ctrl-C and SIGTERM end it in one line from its first moment on.
+
+Nothing is imported before that but Python's own modules; reading a command's imports takes most of a second.
+"""
+
+import importlib
+import os
+import signal
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `mask-impact`; returns the exit code."""
+    return _enter("mask-impact", "main", "main", argv)
+
+
+def main_vl(argv: Sequence[str] | None = None) -> int:
+    """The script `mask_impact_vl.py`; returns the exit code."""
+    return _enter("mask_impact_vl.py", "scripts", "main_vl", argv)
+
+
+def main_text(argv: Sequence[str] | None = None) -> int:
+    """The script `mask_impact_analysis.py`; returns the exit code."""
+    return _enter("mask_impact_analysis.py", "scripts", "main_text", argv)
+
+
+def _enter(program: str, module: str, name: str, argv: Sequence[str] | None) -> int:
+    def end(number: int, frame: Any) -> NoReturn:
+        os.write(2, f"{program}: interrupted\n".encode())
+        os._exit(130)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        command = getattr(importlib.import_module(f"mask_impact.commands.{module}"), name)
+        return command(argv)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
