@@ -177,7 +177,7 @@ def measure(loaded: LoadedModel, prompt: Prompt) -> RawStep:
 
 
 def mean_share(distances: np.ndarray, sinks: Sequence[int]) -> np.ndarray:
-    """[S] of distances [L, S]: the mean over layers of the share of all but the sinks, as the summary ranks tokens."""
+    """[S] of distances [L, S]: the mean over layers of the share of all but the sinks."""
     counted = distances.astype(np.float64)
     counted[:, list(sinks)] = 0
     return truth.shares(counted).mean(0)

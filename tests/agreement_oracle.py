@@ -22,10 +22,16 @@ def correlations_of(distances, sizes, left_out=(0,)):
     return np.array(found).T
 
 
-def apart_of(distances, sizes, left_out=(0,), k=5):
+def norms_of(result, step, metric, variant):
+    """What distances are divided by in each layer."""
+    norms = result.steps[step].baseline_norm[:, result.variants.index(variant)].astype(float)
+    return norms if metric == "l2" else np.ones_like(norms)
+
+
+def apart_of(distances, norms, sizes, left_out=(0,), k=5):
     """The two lists as (position, share, rank, size, rank), by pandas, of positions 0, 1, ..."""
-    values = pd.DataFrame(distances).drop(columns=list(left_out))
-    share = values.div(values.sum(axis=1), axis=0).mean()
+    values = pd.DataFrame(distances).drop(columns=list(left_out)).div(norms, axis=0)
+    share = values.sum() / values.to_numpy().sum()
     size = pd.DataFrame(sizes).drop(columns=list(left_out)).mean()
     frame = pd.DataFrame({"share": share, "share_rank": share.rank(ascending=False), "size": size})
     frame["size_rank"] = size.rank(ascending=False)

@@ -209,7 +209,7 @@ def layer_agreement(impact: Impact, effect: Effect, measure: str) -> tuple[np.nd
 class Apart:
     """A token whose ranks by local impact and by effect differ.
 
-    place: in the step's positions; share: its mean share of the layers' distances; size: the mean size of its effect, nats;
+    place: in the step's positions; share: its share of the impact of all layers; size: the mean size of its effect, nats;
     the ranks begin with 1, the strongest.
     """
 
@@ -225,7 +225,7 @@ def apart(impact: Impact, sizes: np.ndarray, k: int = N_APART) -> tuple[list[Apa
     first, ties in their order; see this module. sizes: float64 [L, P]."""
     from scipy.stats import rankdata
 
-    shares, means = mean_over(impact.shares(), axis=0), mean_over(sizes, axis=0)
+    shares, means = impact.scores(), mean_over(sizes, axis=0)
     places = np.flatnonzero(impact.counted & np.isfinite(shares) & np.isfinite(means))
     if not places.size:
         return [], []

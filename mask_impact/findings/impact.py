@@ -56,6 +56,24 @@ class Impact:
         totals = np.nansum(distances, axis=1, keepdims=True)
         return np.divide(distances, totals, out=np.full_like(distances, np.nan), where=totals > 0)
 
+    def weights(self) -> np.ndarray:
+        """float64 [L]: how much a layer counts where layers are put together. It is what the layer reads at all: the sum of
+        `relative` over its positions. Where layers can't be compared, each in which something had an impact counts 1."""
+        totals = np.nansum(np.where(self.counted, np.maximum(self.relative(), 0), 0), axis=1)
+        return totals if self.comparable else (totals > 0).astype(np.float64)
+
+    def scores(self) -> np.ndarray:
+        """float64 [P]: each position's part of the impact of all layers together; see `put_together`."""
+        return put_together(self.shares(), self.weights())
+
+
+def put_together(shares: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """float64 [P]: the mean over layers of shares [L, P], by the layers' weights [L]. A position without a share has none of
+    its layer; NaN where it has none in any layer, or no layer has a weight."""
+    total, has_share = weights.sum(), ~np.isnan(shares)
+    sums = weights @ np.where(has_share, shares, 0)
+    return np.divide(sums, total, out=np.full_like(sums, np.nan), where=has_share.any(axis=0) & (total > 0))
+
 
 def step_impact(result: Result, step: int, variant: str, metric: str, left_out: Sequence[int] | None = None) -> Impact:
     """The distances of a step. left_out: positions that are not counted (None: the result's sinks). UsageError for a step,

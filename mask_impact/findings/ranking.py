@@ -1,9 +1,11 @@
 """How much each token matters: shares of the impact, by layer and over all layers. Knows records; no files, no text."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mask_impact.findings.impact import Impact, put_together, step_impact
 from mask_impact.results.records import Result
 
 
@@ -11,8 +13,8 @@ from mask_impact.results.records import Result
 class Importance:
     """How much each position matters.
 
-    scores: float64 [S], the share of the impact, mean over layers; they sum to 1 (0 if nothing had an impact), sinks
-    have 0. shares: float64 [L, S], the same for each layer. measure: the quantity whose L2 distance was taken.
+    scores: float64 [S], the share of the impact in all layers; they sum to 1 (0 if nothing had an impact), sinks have 0.
+    shares: float64 [L, S], of each layer's impact. measure: the quantity whose distances were taken.
     """
 
     scores: np.ndarray
@@ -30,40 +32,46 @@ class Importance:
         return [int(layer) for layer in np.argsort(-shares, kind="stable")[:n] if shares[layer] > 0]
 
 
-def token_importance(result: Result, step: int | None = None) -> Importance:
+def token_importance(
+    result: Result, step: int | None = None, variant: str | None = None, metric: str = "l2"
+) -> Importance:
     """The impact of each position on the token produced at `step`, or, with None, on the whole answer.
 
-    share[l, j] = d[l, j] / sum of d[l, k] over all k that are not sinks;   score[j] = mean over l of share[l, j]
+    share[l, j] = d[l, j] / sum of d[l, k] over all k that are not sinks;   score[j] = sum of w[l] share[l, j] / sum of w[l]
 
-    with d the L2 distance of `Full` (of `Attn`, or the mean over heads, where the former was not measured). A share
-    makes all layers count the same, whatever the norm of their updates; a layer, or a step, in which nothing had an
-    impact is left out of the mean. With step=None the scores are averaged over the steps; a position that a step did
-    not have yet counts 0 there.
+    with d the distance, and w[l] what the layer reads at all: the sum of d[l, k] over the norm of the layer's update (see
+    `Impact.weights`). So a layer that does much the same whichever token is hidden has little to say. With step=None shares
+    and scores are averaged over the steps in which anything had an impact; a position that a step did not have yet counts 0
+    there. variant: None for `Full` (`Attn`, or the mean over heads, where the former was not measured).
     """
+    measure, variants = (variant, [variant]) if variant is not None else _measure(result.variants)
     steps = result.steps if step is None else (result.steps[step],)
-    measure, variants = _measure(result.variants)
-    shares = np.zeros((len(steps), result.n_layers, steps[-1].n_positions))
+    n_positions = steps[-1].n_positions
+    shares, scores = np.zeros((len(steps), result.n_layers, n_positions)), []
     for index, record in enumerate(steps):
-        distances = record.l2[:, :, variants].mean(axis=2, dtype=np.float64)
-        distances[:, np.isin(record.positions, result.sinks)] = 0
-        totals = distances.sum(axis=1, keepdims=True)
-        shares[index][:, record.positions] = np.divide(distances, totals, out=distances, where=totals > 0)
-    counted = shares.sum(axis=2) > 0  # [T, L]
-    scores = [share[keep].mean(axis=0) for share, keep in zip(shares, counted, strict=True) if keep.any()]
-    n_positions = shares.shape[2]
+        impacts = [step_impact(result, record.step, name, metric) for name in variants]
+        of_step = _mean(impacts).shares()
+        shares[index][:, record.positions] = np.nan_to_num(of_step)
+        if not np.isnan(of_step).all():
+            scores.append(np.zeros(n_positions))
+            together = put_together(of_step, np.mean([impact.weights() for impact in impacts], axis=0))
+            scores[-1][record.positions] = np.nan_to_num(together)
     return Importance(
-        scores=np.sum(scores, axis=0) / len(scores) if scores else np.zeros(n_positions),
-        shares=shares.mean(axis=0),
-        measure=measure,
+        scores=np.mean(scores, axis=0) if scores else np.zeros(n_positions), shares=shares.mean(axis=0), measure=measure
     )
 
 
-def _measure(variants: tuple[str, ...]) -> tuple[str, list[int]]:
+def _mean(impacts: Sequence[Impact]) -> Impact:
+    """The mean of some variants' distances."""
+    return replace(impacts[0], distances=np.mean([impact.distances for impact in impacts], axis=0))
+
+
+def _measure(variants: Sequence[str]) -> tuple[str, Sequence[str]]:
     """The name of the measure and the variants whose mean it is."""
     for name in ("Full", "Attn"):
         if name in variants:
-            return name, [variants.index(name)]
-    return "mean of heads", list(range(len(variants)))
+            return name, [name]
+    return "mean of heads", variants
 
 
 def vision_impact(result: Result, step: int) -> tuple[np.ndarray, str] | None:
@@ -81,8 +89,6 @@ def vision_impact(result: Result, step: int) -> tuple[np.ndarray, str] | None:
         shares = token_importance(result, step).shares
         return shares[:, result.tokens.image[: record.n_positions] >= 0].sum(axis=1), "share of the layer's impact"
     measure, variants = _measure(result.variants)
-    counted = ~np.isin(record.positions, result.sinks)
-    distances = record.l2[:, :, variants].astype(np.float64)[:, counted].sum(axis=1)
-    norms = record.baseline_norm[:, variants].astype(np.float64)
-    ratios = np.divide(distances, norms, out=np.zeros_like(distances), where=norms > 0).mean(axis=1)
-    return ratios, f"sum of their {measure} L2 over the norm of the unmasked {measure}"
+    impacts = [step_impact(result, step, name, "l2") for name in variants]
+    ratios = [np.nansum(np.where(one.counted, one.relative(), 0), axis=1) for one in impacts]
+    return np.mean(ratios, axis=0), f"sum of their {measure} L2 over the norm of the unmasked {measure}"

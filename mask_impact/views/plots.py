@@ -158,32 +158,13 @@ class ShownImpact:
 def impact_of(result: Result, step: int | None, variant: str | None = None, metric: str = "l2") -> ShownImpact:
     """What a picture shows of the token produced at a step, or of the whole answer (None). variant: of the result's, None for the
     first of Full, Attn and the mean of heads that there is."""
-    importance = token_importance(_only(result, variant, metric), step)
+    importance = token_importance(result, step, variant, metric)
     masked = np.zeros(importance.shares.shape[1], dtype=bool)
     for record in result.steps if step is None else (result.steps[step],):
         masked[record.positions] = True
     sink = masked & np.isin(np.arange(len(masked)), result.sinks)
     measure = importance.measure.replace("mean of heads", "mean head" if variant is None else variant)
     return ShownImpact(100 * importance.shares, masked, sink, f"{measure}{' cosine' * (metric == 'cosine')}")
-
-
-def _only(result: Result, variant: str | None, metric: str) -> Result:
-    """The result with the distances of one metric, of one variant only where one is named."""
-    if variant is None and metric == "l2":
-        return result
-    if variant is not None and variant not in result.variants:
-        raise UsageError(f"`variant` {variant!r} is not there; the result has {', '.join(result.variants)}")
-    names = result.variants if variant is None else (variant,)
-    kept = [result.variants.index(name) for name in names]
-    steps = [
-        replace(
-            record,
-            **{name: getattr(record, metric)[:, :, kept] for name in ("l2", "cosine")},
-            baseline_norm=record.baseline_norm[:, kept],
-        )
-        for record in result.steps
-    ]
-    return replace(result, variants=names, steps=tuple(steps))
 
 
 def about_line(result: Result, step: int | None, impact: ShownImpact) -> str:

@@ -66,7 +66,7 @@ def top_table(
 ) -> Table:
     """At most k rows, strongest first, for the token produced at `step`; attention sinks are left out.
 
-    by `token`: share (mean over layers of the token's part of the layer's distances, as in the summary), mean impact, and
+    by `token`: share (the token's part of the impact of all layers, as in the summary), mean impact, and
     the layers with its largest shares. by `layer`: the sum of the impacts of its tokens, and its strongest tokens. by
     `head`: the (layer, head) pairs with the largest impact of a single token, and that token. An impact is L2 over the
     norm of the unmasked quantity, or cosine distance; where a result has no norms it is L2 as it is, and a note says so.
@@ -87,7 +87,7 @@ def top_table(
 
 def _by_token(result: Result, impact: Impact, k: int) -> tuple[list[Column], Iterator[tuple]]:
     shares = impact.shares()
-    scores, means = mean_over(shares, axis=0), mean_over(impact.relative(), axis=0)
+    scores, means = impact.scores(), mean_over(impact.relative(), axis=0)
     names = [Column("rank", "count"), *_token_columns(result), Column("share", "share"), Column(impact.unit, "number")]
 
     def rows() -> Iterator[tuple]:

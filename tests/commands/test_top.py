@@ -83,14 +83,15 @@ CHOICES = [(0, "Full", "l2"), (2, "Attn", "l2"), (1, "Head_1", "cosine")]
 
 
 @pytest.mark.parametrize(("step", "variant", "metric"), CHOICES)
-def test_tokens_are_ranked_by_their_mean_share_of_the_layers(capsys, stored, step, variant, metric):
+def test_tokens_are_ranked_by_their_share_of_the_impact_of_all_layers(capsys, stored, step, variant, metric):
     result, path, rows = stored
     shares, impacts, layers, positions = by_hand(result, rows, step, variant, metric)
     words = ("--step", step, "--variant", variant, "--metric", metric, "--format", "csv")
     code, out, _ = run(capsys, path, *words)
     table = parsed(out)
     assert code == 0
-    scores = {j: sum(shares[layer, j] for layer in layers) / len(layers) for j in positions}
+    total = sum(impacts.values())
+    scores = {j: sum(impacts[layer, j] for layer in layers) / total for j in positions}
     assert [int(row["pos"]) for row in table] == sorted(positions, key=lambda j: -scores[j])
     for rank, row in enumerate(table, start=1):
         j = int(row["pos"])

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from agreement_oracle import apart_of, correlations_of, distances_of
+from agreement_oracle import apart_of, correlations_of, distances_of, norms_of
 from pages import Page, decode
 from samples import GROUPS, grouped, with_values
 from synthetic import make_result, with_effects
@@ -92,7 +92,7 @@ def test_layers_and_lists_are_those_of_the_tables(stored, step, metric, variant,
     rho, n = layer_agreement(impact, effect, measure)
     np.testing.assert_allclose([rho, n], correlations_of(local, sizes), atol=1e-9)
     found = [[tuple(dataclasses.asdict(one).values()) for one in tokens] for tokens in apart(impact, sizes)]
-    expected = apart_of(local, sizes)
+    expected = apart_of(local, norms_of(result, step, metric, variant), sizes)
     assert [[one[0] for one in tokens] for tokens in found] == [[one[0] for one in tokens] for tokens in expected]
     for one, other in zip(chain(*found), chain(*expected), strict=True):
         assert one == pytest.approx(other, rel=1e-6)
@@ -115,7 +115,7 @@ def test_nothing_above_the_floor_has_no_correlation_and_is_little_effect():
     assert np.isnan(rho).all()
     assert (n == 0).all()
     little, large = apart(impact, effect.sizes("logprob"))
-    shares = np.nan_to_num(impact.shares()).mean(axis=0)
+    shares = np.nan_to_num(impact.scores())
     assert [one.place for one in little] == np.argsort(-shares)[:5].tolist()
     assert {one.size for one in little} == {0.0}
     assert {one.size_rank for one in little} == {(1 + 10) / 2}  # ties have their mean rank
@@ -213,9 +213,8 @@ def test_a_page_holds_every_effect_and_correlation(stored):
                     local, sizes = distances_of(distances, step, metric, variant), sizes_of(effects, step, measure)
                     np.testing.assert_allclose([rho[row], n[row]], correlations_of(local, sizes), atol=1e-6)
                     row += 1
-                    for found, expected in zip(
-                        entry["apart"][measure][metric][variant], apart_of(local, sizes), strict=True
-                    ):
+                    lists = apart_of(local, norms_of(result, step, metric, variant), sizes)
+                    for found, expected in zip(entry["apart"][measure][metric][variant], lists, strict=True):
                         np.testing.assert_allclose(found, np.array(expected).reshape(np.shape(found)), rtol=1e-6)
 
 

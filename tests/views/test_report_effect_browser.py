@@ -14,7 +14,7 @@ import browser
 import numpy as np
 import pandas as pd
 import pytest
-from agreement_oracle import apart_of, correlations_of, distances_of
+from agreement_oracle import apart_of, correlations_of, distances_of, norms_of
 from pages import HOSTILE, cleaned
 from PIL import Image
 from samples import GROUPS, grouped, with_values
@@ -429,7 +429,8 @@ def test_a_layer_with_too_few_tokens_has_no_correlation(tmp_path, open_page):
 
 
 def apart_lists(files, step=0, metric="l2", variant="Full", measure="logprob"):
-    return apart_of(distances_of(files[1], step, metric, variant), sizes(files[2], measure, step))
+    norms = norms_of(files[0], step, metric, variant)
+    return apart_of(distances_of(files[1], step, metric, variant), norms, sizes(files[2], measure, step))
 
 
 def nats(size):

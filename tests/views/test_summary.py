@@ -22,11 +22,22 @@ def with_distances(result, l2, **changes):
     return dataclasses.replace(result, steps=steps, **changes)
 
 
-def full_only(l2, sinks=()):
-    """One step whose Full distances are `l2` [L, S]."""
+def full_only(l2, sinks=(), norms=1.0):
+    """One step whose Full distances are `l2` [L, S], and the norms of whose updates are `norms` [L]."""
     l2 = np.asarray(l2, dtype=np.float32)[:, :, None]
     result = make_result([f"t{j}" for j in range(l2.shape[1])], n_layers=l2.shape[0], groups=("full",))
+    result.steps[0].baseline_norm[:, 0] = norms
     return with_distances(result, [l2], sinks=sinks)
+
+
+def scores_by_loops(step, variant=0, sinks=(0,)):
+    """Of each position its distances over the norms, in all layers, over those of all positions but the sinks."""
+    sums = np.zeros(step.n_positions)
+    for layer in range(len(step.l2)):
+        for j in range(step.n_positions):
+            if j not in sinks:
+                sums[j] += float(step.l2[layer, j, variant]) / float(step.baseline_norm[layer, variant])
+    return sums / sums.sum()
 
 
 # Sinks
@@ -76,11 +87,12 @@ def test_what_few_queries_see_is_no_sink():
 # Importance
 
 
-def test_every_layer_counts_the_same_whatever_its_norm():
-    """By hand: layer 0 gives 1/4, 3/4, layer 1, a thousand times larger, 1/2, 1/2; the sink's distances don't count."""
-    result = full_only([[9e9, 1, 3], [7, 2000, 2000]], sinks=(0,))
+def test_a_layer_counts_by_what_it_reads_for_its_own_size():
+    """By hand: layer 0 gives 1/4, 3/4, layer 1 1/2, 1/2. Its update is 500 times larger and so are its distances, but the
+    tokens move twice as much of it: 8/10 against 4/10. The sink's distances don't count."""
+    result = full_only([[9e9, 1, 3], [7, 2000, 2000]], sinks=(0,), norms=[10, 5000])
     importance = token_importance(result)
-    np.testing.assert_allclose(importance.scores, [0, 0.375, 0.625])
+    np.testing.assert_allclose(importance.scores, [0, (0.25 * 4 + 0.5 * 8) / 12, (0.75 * 4 + 0.5 * 8) / 12])
     np.testing.assert_allclose(importance.shares, [[0, 0.25, 0.75], [0, 0.5, 0.5]])
     assert importance.measure == "Full"
     assert importance.ranked(5) == [2, 1]
@@ -90,16 +102,21 @@ def test_a_layer_without_any_impact_is_left_out_of_the_mean():
     np.testing.assert_allclose(token_importance(full_only([[0, 0, 0], [1, 1, 2]])).scores, [0.25, 0.25, 0.5])
 
 
+def test_without_norms_every_layer_counts_the_same():
+    result = full_only([[9e9, 1, 3], [7, 2000, 2000], [1, 0, 0]], sinks=(0,), norms=np.nan)
+    np.testing.assert_allclose(token_importance(result).scores, [0, 0.375, 0.625])
+
+
+def test_a_position_without_a_value_in_a_layer_has_none_of_it():
+    result = full_only([[9, 1, 3], [9, np.nan, 6]], sinks=(0,))
+    np.testing.assert_allclose(token_importance(result).scores, [0, 1 / 10, 9 / 10])
+
+
 def test_scores_sum_to_one_and_agree_with_loops():
     result = make_result(n_steps=3, n_layers=4)
     for step in result.steps:
-        expected = np.zeros(step.n_positions)
-        for layer in range(4):
-            total = sum(float(step.l2[layer, j, 0]) for j in range(1, step.n_positions))
-            for j in range(1, step.n_positions):
-                expected[j] += float(step.l2[layer, j, 0]) / total / 4
         scores = token_importance(result, step.step).scores
-        np.testing.assert_allclose(scores, expected)
+        np.testing.assert_allclose(scores, scores_by_loops(step))
         assert scores.sum() == pytest.approx(1)
 
 
@@ -120,8 +137,12 @@ def test_the_whole_answer_is_the_mean_of_its_steps():
 def test_the_measure_falls_back_from_full_to_attn_to_heads(groups, measure, variants):
     result = make_result(groups=groups, sinks=())
     importance = token_importance(result)
-    distances = result.steps[0].l2[:, :, variants].astype(np.float64).mean(axis=2)
-    np.testing.assert_allclose(importance.scores, (distances / distances.sum(axis=1, keepdims=True)).mean(axis=0))
+    (step,) = result.steps
+    distances = step.l2[:, :, variants].astype(np.float64)
+    shares = distances.mean(axis=2) / distances.mean(axis=2).sum(axis=1, keepdims=True)
+    weights = (distances.sum(axis=1) / step.baseline_norm[:, variants]).mean(axis=1)
+    np.testing.assert_allclose(importance.scores, weights @ shares / weights.sum())
+    np.testing.assert_allclose(importance.shares, shares)
     assert importance.measure == measure
 
 
@@ -213,11 +234,12 @@ def test_a_page_about_images_says_what_the_model_saw_and_where_it_mattered():
         best = 100 * shares[step].sum(axis=1)
         assert f'"{[" Paris", "."][step]}"' in line
         assert f"<- layer {best.argmax()} ({best.max():.1f} %), layer " in line
-    best = int(shares[0].mean(axis=0).argmax())
+    scores = scores_by_loops(result.steps[0])[1:]
+    best = int(scores[:8].argmax())
     image, row, column = [(0, r, c) for r in range(2) for c in range(3)][best] if best < 6 else (1, 0, best - 6)
     first = section(page, "Patches that are read most for the first token")[3].split()
     assert first[:4] == ["1", str(image), str(row), str(column)]
-    assert float(first[4]) == pytest.approx(100 * shares[0].mean(axis=0).max(), abs=0.051)
+    assert float(first[4]) == pytest.approx(100 * scores[:8].max(), abs=0.051)
     box = [50 * column, 40 * row, 50 * column + 50, 40 * row + 40]
     assert [float(edge.rstrip(",")) for edge in first[6:10]] == box
 
@@ -275,8 +297,8 @@ def test_the_ranking_shows_rank_position_token_share_and_layers():
     result = full_only([[0, 1, 3], [0, 8, 2], [0, 1, 9]])
     rows = [line.split() for line in render_summary(result).splitlines() if "█" in line]
     assert [row[:6] for row in rows] == [
-        ["1", "2", '"t2"', "61.7", "%", "█" * 16],
-        ["2", "1", '"t1"', "38.3", "%", "█" * 10],
+        ["1", "2", '"t2"', "58.3", "%", "█" * 16],
+        ["2", "1", '"t1"', "41.7", "%", "█" * 11],
     ]
     assert [row[6:] for row in rows] == [["2,", "0,", "1"], ["1,", "0,", "2"]]
 
