@@ -135,12 +135,12 @@ def close_to(one, other):
     np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-12)
 
 
-def cell_place(tab, layer, column):
-    """Where a cell of the chart is on the screen."""
-    tab["heat"].scroll_into_view_if_needed()
+def cell_place(tab, layer, column, name="heat"):
+    """Where a cell of a map is on the screen."""
+    tab[name].scroll_into_view_if_needed()
     tab.page.wait_for_timeout(100)  # scrolling hides the tip, a little later
-    box = tab.page.locator("#heat .nsewdrag").first.bounding_box()
-    edges, n_layers = tab.chart("heat")["x"], len(tab.chart("heat")["y"])
+    box = tab.page.locator(f"#{name} .nsewdrag").first.bounding_box()
+    edges, n_layers = tab.chart(name)["x"], len(tab.chart(name)["y"])
     x = box["x"] + box["width"] * (edges[column] + edges[column + 1]) / 2 / edges[-1]
     return x, box["y"] + box["height"] * (1 - (layer + 0.5) / n_layers)
 

@@ -43,7 +43,7 @@ from mask_impact.models.architectures import locate
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.content import content_positions
 from mask_impact.prompts.encoding import token_texts
-from mask_impact.results.explanations import Evidence, ExplainedTarget, Explanation, TokenSet
+from mask_impact.results.explanations import Evidence, ExplainedTarget, Explanation, LayerEstimates, TokenSet
 from mask_impact.results.sinks import find_sinks
 from mask_impact.results.tokens import TokenTable
 
@@ -276,6 +276,10 @@ class _Explained:
             agreement=agreement,
             reliable=is_reliable(agreement, np.where(told, change, np.nan), control) if told.any() else None,
             forwards=measured.hiding.forwards,
+            by_layer=LayerEstimates(
+                contribution=estimates["frozen"].every.sum(dim=1).numpy(),
+                estimate=estimates["gradient"].last.sum(dim=1).numpy(),
+            ),
         )
 
     def _of_units(self, found: Estimates, targets: Sequence[Target], units: Sequence[Unit]) -> np.ndarray:

@@ -14,8 +14,10 @@ import numpy as np
 
 from mask_impact.errors import OutputError
 from mask_impact.results.explanation_tables import (
+    ESTIMATES,
     MATRIX,
     NUMBERS,
+    estimates_table,
     explanation_table,
     matrix_table,
     routes_table,
@@ -26,6 +28,7 @@ from mask_impact.results.explanations import (
     ExplainedTarget,
     Explanation,
     HeadCut,
+    LayerEstimates,
     Route,
     TokenSet,
 )
@@ -52,7 +55,7 @@ LISTS = (
     "control",
     "content",
 )  # of an ExplainedTarget, as they are, in the meta file
-TABLES = ("answer", "routes", "matrix")
+TABLES = ("answer", "routes", "matrix", "estimates")
 Writers = dict[Path, Callable[[BinaryIO], Any]]
 
 
@@ -67,15 +70,21 @@ def save_explanation(
     return tuple(writers)
 
 
-def explanation_writers(found: Explanation, stem: Path, formats: Iterable[str], command: str = "") -> Writers:
-    """What writes each file of an explanation."""
+def explanation_writers(
+    found: Explanation, stem: Path, formats: Iterable[str], command: str = "", by_layer: bool = False
+) -> Writers:
+    """What writes each file of an explanation. by_layer: whether estimates by layer and position are among them, which are of
+    the size of a result's distances of one variant."""
     tables = {"answer": explanation_table(found)}
     if any(target.heads is not None for target in found.targets):
         tables["routes"] = routes_table(found)
     if found.matrix is not None:
         tables["matrix"] = matrix_table(found)
+    estimates = [target.by_layer for target in found.targets if by_layer and target.by_layer is not None]
+    if estimates:
+        tables["estimates"] = estimates_table(found)
     formats = tuple(formats)
-    meta = meta_bytes(_meta(found, formats, command))
+    meta = meta_bytes(_meta(found, formats, command) | {"estimates_crc32": _estimates_checksum(estimates)})
     writers: Writers = {
         beside(stem, f"{name}.{form}"): lambda file, table=table, form=form: write_table(table, form, file)
         for name, table in tables.items()
@@ -88,6 +97,12 @@ def explanation_writers(found: Explanation, stem: Path, formats: Iterable[str], 
 def answer_checksum(found: Explanation) -> int:
     """Tells whether the tables belong to the meta files."""
     return checksum(*(getattr(target, name) for target in found.targets for name in NUMBERS))
+
+
+def _estimates_checksum(estimates: Iterable[LayerEstimates]) -> int | None:
+    """None without any."""
+    arrays = [array for one in estimates for array in (one.contribution, one.estimate)]
+    return checksum(*arrays) if arrays else None
 
 
 def _meta(found: Explanation, formats: tuple[str, ...], command: str) -> dict[str, Any]:
@@ -149,9 +164,11 @@ def load_explanation(path: str | os.PathLike) -> Explanation:
     columns = read_numbers(*table, dict.fromkeys(NUMBERS, np.float32))
     try:
         targets, first = [], 0
+        estimates = {} if meta.get("estimates_crc32") is None else _estimates(stem, meta)
         for entry in meta["targets"]:
             rows = slice(first, first + entry["units"])
-            targets.append(_target_from(entry, {name: values[rows] for name, values in columns.items()}))
+            numbers = {name: values[rows] for name, values in columns.items()}
+            targets.append(_target_from(entry, numbers, estimates.get(entry["steps"][0])))
             first = rows.stop
         found = Explanation(
             targets=tuple(targets),
@@ -169,7 +186,9 @@ def load_explanation(path: str | os.PathLike) -> Explanation:
     return found
 
 
-def _target_from(entry: dict[str, Any], numbers: dict[str, np.ndarray]) -> ExplainedTarget:
+def _target_from(
+    entry: dict[str, Any], numbers: dict[str, np.ndarray], by_layer: LayerEstimates | None
+) -> ExplainedTarget:
     def token_set(stored: dict[str, Any] | None) -> TokenSet | None:
         return None if stored is None else TokenSet(**stored | {"places": tuple(stored["places"])})
 
@@ -206,14 +225,34 @@ def _target_from(entry: dict[str, Any], numbers: dict[str, np.ndarray]) -> Expla
         ),
         routes=tuple(map(route, entry["routes"])),
         heads=None if heads is None else HeadCut(**heads | {"heads": tuple(map(tuple, heads["heads"]))}),
+        by_layer=by_layer,
     )
 
 
 def _matrix(stem: Path, meta: dict[str, Any]) -> np.ndarray:
-    table = find_table(stem, meta["formats"], "matrix.")
+    return _read(stem, meta, "matrix", {MATRIX[-1]: np.float32})[MATRIX[-1]].reshape(-1, meta["n_prompt"])
+
+
+def _estimates(stem: Path, meta: dict[str, Any]) -> dict[int, LayerEstimates]:
+    """By the first step of their targets."""
+    types = dict.fromkeys(("step", "layer"), np.int32) | dict.fromkeys(ESTIMATES[-2:], np.float32)
+    columns = _read(stem, meta, "estimates", types)
+    found = {}
+    for step in np.unique(columns["step"]).tolist():
+        rows = columns["step"] == step
+        n_layers = len(np.unique(columns["layer"][rows]))
+        found[step] = LayerEstimates(*(columns[name][rows].reshape(n_layers, -1) for name in ESTIMATES[-2:]))
+    if _estimates_checksum(found.values()) != meta["estimates_crc32"]:
+        raise OutputError(f"{stem.name}.estimates.* does not hold the numbers of the run in {stem.name}.answer.meta.json")
+    return found
+
+
+def _read(stem: Path, meta: dict[str, Any], name: str, types: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Columns of one of TABLES, of which the meta file says that it was written."""
+    table = find_table(stem, meta["formats"], f"{name}.")
     if table is None:
-        raise OutputError(f"{stem.name}.matrix.* is missing: {stem.name}.answer.meta.json says that it was written")
-    return read_numbers(*table, {MATRIX[-1]: np.float32})[MATRIX[-1]].reshape(-1, meta["n_prompt"])
+        raise OutputError(f"{stem.name}.{name}.* is missing: {stem.name}.answer.meta.json says that it was written")
+    return read_numbers(*table, types)
 
 
 @cache
@@ -252,6 +291,7 @@ def _schema() -> Any:
         formats: list[str]
         crc32: int
         has_matrix: bool
+        estimates_crc32: int | None = None
         targets: list[Target]
         images: list[dict[str, Any]]
         tokens: list[dict[str, Any]]

@@ -18,6 +18,9 @@ NUMBERS = ("contribution", "estimate_local", "logprob_change", "kl_divergence")
 ROUTES = (
     "step", "target", "flow", "layer", "head", "estimate_local", "contribution", "cut", "logprob_change", "whole_change",
 )  # fmt: skip
+ESTIMATES = (
+    "step", "target", "layer", "position", "token", "kind", "image", "row", "column", "contribution", "estimate_local",
+)  # fmt: skip
 MATRIX = ("step", "target", "position", "token", "kind", "image", "row", "column", "contribution")
 
 
@@ -99,6 +102,36 @@ def routes_table(found: Explanation):
     number, count, text = pa.float32(), pa.int32(), pa.string()
     types = (count, text, text, count, count, number, number, pa.bool_(), number, number)
     return pa.table({name: pa.array(rows[name], kind) for name, kind in zip(ROUTES, types, strict=True)})
+
+
+def estimates_table(found: Explanation):
+    """A pyarrow.Table with ESTIMATES: a row for each target that has them, layer and position up to the target."""
+    import pyarrow as pa
+
+    return pa.concat_tables([_by_layer(found, target) for target in found.targets if target.by_layer is not None])
+
+
+def _by_layer(found: Explanation, target: ExplainedTarget):
+    import pyarrow as pa
+
+    n_layers, n = target.by_layer.contribution.shape
+    positions, tokens = np.tile(np.arange(n), n_layers), found.tokens
+
+    def of_each(values: Sequence[str]):
+        return pa.array([clean_text(value) for value in values[:n]], pa.string()).take(pa.array(positions))
+
+    columns = (
+        np.full(len(positions), target.step, dtype=np.int32),
+        pa.array([clean_text(target.text)], pa.string()).take(pa.array(np.zeros(len(positions), dtype=np.int64))),
+        np.repeat(np.arange(n_layers, dtype=np.int32), n),
+        positions.astype(np.int32),
+        of_each(tokens.texts),
+        of_each(tokens.kinds),
+        *_cells(found, positions),
+        _numbers(target.by_layer.contribution.reshape(-1)),
+        _numbers(target.by_layer.estimate.reshape(-1)),
+    )
+    return pa.table(dict(zip(ESTIMATES, columns, strict=True)))
 
 
 def matrix_table(found: Explanation):

@@ -91,6 +91,17 @@ class HeadCut:
 
 
 @dataclass(frozen=True)
+class LayerEstimates:
+    """Of each layer and position, float32 [L, N'] with N' the positions up to the target. contribution: what hiding it from every
+    query in this layer does, with norms, gates and attention weights as constants; its sum over layers is the position's whole
+    contribution. estimate: what hiding it from the target's own queries in this layer does, by the plain gradient. Both are
+    changes of what the target's `measure` was estimated by, negative where the position speaks for the target."""
+
+    contribution: np.ndarray
+    estimate: np.ndarray
+
+
+@dataclass(frozen=True)
 class ExplainedTarget:
     """Produced tokens that are asked about together. steps, token_ids: theirs; text: theirs; probability: of all in a row.
     instead: (id, text) of the token that a single one is held against.
@@ -103,7 +114,8 @@ class ExplainedTarget:
     changes, -1 where it was not measured; top1_texts: by id; differs: bool [G], whether another token than with nothing hidden
     becomes the most probable. control: bool [G], drawn at random to hold the estimates against; content: bool [G], neither part
     of the template nor an attention sink. forwards: what measuring took, in forward passes of the sequence. reliable: whether
-    these estimates hold by the rule of `analyses.candidates`; None where all units were measured.
+    these estimates hold by the rule of `analyses.candidates`; None where all units were measured. by_layer: None where it was
+    not stored.
     """
 
     steps: tuple[int, ...]
@@ -130,6 +142,7 @@ class ExplainedTarget:
     evidence: tuple[Evidence, ...] = ()
     routes: tuple[Route, ...] = ()
     heads: HeadCut | None = None
+    by_layer: LayerEstimates | None = None
 
     def __post_init__(self) -> None:
         for name in (

@@ -28,7 +28,7 @@ MIN_FREE_BYTES = 16 * 2**20
 MAX_NAME_BYTES = 200  # file systems allow 255; the rest is for suffixes and temporary names
 
 # What is stored of a prompt beside its distances, each with files of its own.
-KINDS = ("answer", "routes", "matrix", "flows", "whatif")
+KINDS = ("answer", "routes", "matrix", "estimates", "flows", "whatif")
 _SUFFIX = re.compile(
     rf"(?<=.)((\.(effect|{'|'.join(KINDS)}))?\.(csv|json|parquet|meta)|\.flows\.png)+\Z", re.DOTALL | re.IGNORECASE
 )

@@ -24,7 +24,7 @@ from mask_impact.views.blocks import EXACT, encode
 from mask_impact.views.card_html import cards_html
 from mask_impact.views.matrix_html import matrix_html
 from mask_impact.views.page import clean, render_page, rendered
-from mask_impact.views.report_blocks import effect_values, fitting_blocks, norm_values
+from mask_impact.views.report_blocks import effect_values, estimate_values, fitting_blocks, norm_values
 from mask_impact.views.report_data import notices_of, prompt_entry
 from mask_impact.views.routes_html import knockouts_html, routes_html
 
@@ -92,7 +92,9 @@ def build_report(source: One | Mapping[str, One], max_megabytes: float = MAX_MEG
         "cards": [_card(one) for one in shown.values()],
     }
     results = {number: one.result for number, one in enumerate(shown.values()) if one.result is not None}
-    exact = [(name, encode(values)) for name, values in (*norm_values(results), *effect_values(results))]
+    answers = {number: one.answer for number, one in enumerate(shown.values()) if one.answer is not None}
+    values = (*norm_values(results), *effect_values(results), *estimate_values(answers))
+    exact = [(name, encode(one)) for name, one in values]
     without_distances = _render(page | {"blocks": exact, "notes": page_notes, "digits": EXACT})
     room = max_megabytes * 1e6 - len(without_distances) - SPARE
     digits, blocks = fitting_blocks(results, room)

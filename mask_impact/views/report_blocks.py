@@ -13,8 +13,10 @@ import numpy as np
 
 from mask_impact.findings.agreement import MEASURES, layer_agreement, step_effect
 from mask_impact.findings.impact import METRICS, step_impact
+from mask_impact.results.explanations import Explanation
 from mask_impact.results.records import Result
 from mask_impact.views.blocks import EXACT, FEWEST, encode
+from mask_impact.views.card_html import MOST_TARGETS
 
 
 def norm_values(results: Mapping[int, Result]) -> Iterator[tuple[str, np.ndarray]]:
@@ -22,6 +24,16 @@ def norm_values(results: Mapping[int, Result]) -> Iterator[tuple[str, np.ndarray
     for number, result in results.items():
         for record in result.steps:
             yield f"n-{number}-{record.step}", record.baseline_norm
+
+
+def estimate_values(answers: Mapping[int, Explanation]) -> Iterator[tuple[str, np.ndarray]]:
+    """(block's name, values [layer, position]) of the estimates of each target that has a card, of answers by their place in
+    the page."""
+    for number, answer in answers.items():
+        for nth, target in enumerate(answer.targets[:MOST_TARGETS]):
+            if target.by_layer is not None:
+                yield f"t-{number}-{nth}-contribution", target.by_layer.contribution
+                yield f"t-{number}-{nth}-estimate", target.by_layer.estimate
 
 
 def effect_values(results: Mapping[int, Result]) -> Iterator[tuple[str, np.ndarray]]:

@@ -30,6 +30,8 @@ def prompt_entry(name: str, stored: Stored) -> dict[str, Any]:
         "tables": list(tables_of(stored)),
         "n_cut": 0 if stored.flows is None else len(stored.flows.steps),
         "n_targets": 0 if stored.answer is None else min(len(stored.answer.targets), MOST_TARGETS),
+        "targets": _targets(stored),
+        "words": _words(stored),
         "notices": [clean(notice) for notice in notices_of(stored)],
         "about": [[label, clean(value)] for label, value in _about(stored)],
     }
@@ -37,6 +39,26 @@ def prompt_entry(name: str, stored: Stored) -> dict[str, Any]:
         return entry | _result_entry(stored.result)
     nothing = {key: [] for key in ("variants", "texts", "special", "cells", "images", "sinks")}
     return entry | nothing | {"effect": None, "steps": [{"text": clean(text)} for text in _produced(stored)]}
+
+
+def _targets(stored: Stored) -> list[dict[str, Any]]:
+    """Of each target that has estimates by layer its steps, and how many positions they are of; others have no steps."""
+    targets = [] if stored.answer is None else stored.answer.targets[:MOST_TARGETS]
+    return [
+        {"steps": list(one.steps), "n_positions": one.by_layer.contribution.shape[1]}
+        if one.by_layer is not None
+        else {"steps": [], "n_positions": 0}
+        for one in targets
+    ]
+
+
+def _words(stored: Stored) -> list[list[int]]:
+    """The positions of each word that has several tokens."""
+    if stored.answer is None:
+        return []
+    (first, *_) = stored.answer.targets
+    units = zip(first.kinds, first.positions, strict=True)
+    return [list(positions) for kind, positions in units if kind == "word" and len(positions) > 1]
 
 
 def _produced(stored: Stored) -> Sequence[str]:

@@ -226,7 +226,7 @@ def test_a_chart_is_saved_as_vectors_with_title_and_source(tmp_path, open_page):
     assert "<image" in text or text.count("<path") > 20
 
 
-@pytest.mark.parametrize(("card", "section"), [("card", "card"), ("routes", "routes-card"), ("heat", "heat")])
+@pytest.mark.parametrize(("card", "section"), [("card", "card"), ("routes", "routes-card"), ("heat", "heat-card")])
 def test_a_part_is_printed_alone(tmp_path, open_page, card, section):
     found = two_targets()
     stored = Stored(found, found.answer, knockouts(), whatif())

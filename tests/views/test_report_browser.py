@@ -83,6 +83,13 @@ def shares_of(values, left_out=(0,)):
     return values / np.nansum(values, axis=1, keepdims=True)
 
 
+def scores_of(result, values, layers=slice(None), left_out=(0,), step=0):
+    """Of each position the part of what is read in the layers: L2 distances of Full over the norm of its update."""
+    read = values / result.steps[step].baseline_norm[:, :1].astype(float)
+    read[:, list(left_out)] = np.nan
+    return read[layers].sum(axis=0) / np.nansum(read[layers])
+
+
 def folded(result, values, unfolded=()):
     """Columns of the chart: tokens, and for each folded image the largest of its patches."""
     columns, seen = [], set()
@@ -190,7 +197,7 @@ def test_an_image_unfolds_into_its_patches_and_folds_again(tab, files):
     result, frame, _ = files
     values = left_out(cube(frame))
     for unfolded, button in (((1,), 1), ((0, 1), 0), ((0,), 1), ((), 0)):
-        tab.page.locator("#folds button").nth(button).click()
+        tab.page.locator("#heat-card .folds button").nth(button).click()
         tab.settle()
         close_to(tab.matrix(), folded(result, values, unfolded))
         ticks = tab.page.evaluate("document.getElementById('heat').layout.xaxis.ticktext")
@@ -246,9 +253,8 @@ def test_the_ten_strongest_are_in_a_table(tab, files):
 
 
 def test_the_prompt_is_shaded_by_one_layer_a_band_or_all(tab, files):
-    """The mean over the layers of each layer's shares, as text and as colour."""
-    _, frame, _ = files
-    shares = shares_of(cube(frame))
+    """The share of what the layers read, as text and as colour."""
+    result, frame, _ = files
     for name, layers in (("all", [0, 1, 2, 3]), ("band", [1, 2]), ("layer", [3])):
         tab.choose("range", name)
         if name == "band":
@@ -256,7 +262,7 @@ def test_the_prompt_is_shaded_by_one_layer_a_band_or_all(tab, files):
             tab.drag("to", 2)
         if name == "layer":
             tab.drag("layer", 3)
-        scores = shares[layers].mean(axis=0)
+        scores = scores_of(result, cube(frame), layers)
         expected = levels(scores[None], "sqrt", per_layer=True)[0]
         labels = tab.labels()
         assert sorted(labels) == [0, *range(9, 15)]
@@ -389,8 +395,8 @@ def test_play_runs_through_the_layers(tab):
 
 
 def test_profiles_begin_with_the_three_that_matter_most(tab, files):
-    _, frame, _ = files
-    scores = np.nan_to_num(shares_of(cube(frame)).mean(axis=0), nan=-1)
+    result, frame, _ = files
+    scores = np.nan_to_num(scores_of(result, cube(frame)), nan=-1)
     expected = np.argsort(-scores, kind="stable")[:3]
     assert [int(text.split()[0]) for text in tab.texts("#chips button:first-child")] == expected.tolist()
     for nth, position in enumerate(expected):
@@ -476,7 +482,7 @@ def test_keys_are_layer_step_metric_scale(tab, files):
     close_to(tab.matrix(what="z"), levels(folded(result, left_out(cube(frame, 1, "cosine"))), "log", per_layer=True))
     tab.press("Shift+M", "s")
     close_to(tab.matrix(what="z"), levels(folded(result, left_out(cube(frame, 1))), "linear", per_layer=True))
-    assert tab["live"].text_content() == "Layer 1, produced token 1, L2, Full, linear scale"
+    assert tab["live"].text_content() == "Layer 1, produced token 1, Local impact, L2, Full, linear scale"
 
 
 def test_keys_leave_fields_and_shortcuts_of_the_browser_alone(tab):
@@ -514,7 +520,7 @@ def test_everything_is_reached_with_the_keyboard_alone(files, open_page):
 
 
 def test_a_button_that_is_drawn_anew_keeps_the_focus(tab):
-    tab.page.locator("#folds button").nth(1).focus()
+    tab.page.locator("#heat-card .folds button").nth(1).focus()
     tab.press("Enter")
     assert tab.matrix().shape == (4, 10)
     tab.press("Enter")
@@ -543,7 +549,7 @@ def test_a_link_restores_the_view(tab, files, open_page):
     tab.select("variant", "Head_1")
     tab.choose("colours", "global")
     tab.choose("profile-unit", "distance")
-    tab.click("#folds button >> nth=1")
+    tab.click("#heat-card .folds button >> nth=1")
     tab.click("#text [data-position='10']")
     tab.drag("opacity", 15)
     tab.page.locator("#sinks input").uncheck()
@@ -619,7 +625,7 @@ def test_each_part_saves_its_numbers(tab, files):
     assert [row[4] for row in rows] == [name for name in ("Head_0", "Head_1", "Head_2") for _ in range(4)]
     close_to([float(row[6]) for row in rows[:4]], cube(frame, 0, "cosine", "Head_0")[:, 12])
     header, rows = table_of(tab.download("[data-card=text] button >> nth=1")[0])
-    scores = {int(row[header.index("token_position")]): row[header.index("mean_share")] for row in rows}
+    scores = {int(row[header.index("token_position")]): row[header.index("score")] for row in rows}
     assert scores.pop(0) == ""  # a sink, left out
     close_to([float(score) for score in scores.values()], [shares[1, position] for position in scores])
     header, rows = table_of(tab.download("[data-card=images] button >> nth=1")[0])
@@ -806,7 +812,7 @@ def test_a_thousand_tokens_are_shown(large, open_page):
     tab = open_page(page)
     values = left_out(cube(frame))
     close_to(tab.matrix(), folded(result, values))
-    tab.page.locator("#folds button").click()
+    tab.page.locator("#heat-card .folds button").click()
     tab.settle()
     assert tab.matrix().shape == (36, 1053)
     close_to(tab.matrix(), values)

@@ -157,7 +157,7 @@ def test_a_result_without_effects_has_no_such_part(tmp_path, open_page):
     tab = open_page(make_files(tmp_path, make_result(WORDS, n_steps=2))[1], "#measure=kl")
     assert not tab["effect-part"].is_visible()
     tab.press("e")
-    assert tab["live"].text_content() == "Layer 0, produced token 0, L2, Full, square-root scale"
+    assert tab["live"].text_content() == "Layer 0, produced token 0, Local impact, L2, Full, square-root scale"
     assert tab.page.locator("button[aria-label^=Save]:visible").count() == 19
 
 
@@ -209,7 +209,7 @@ def test_the_scale_of_colours_has_signs(tab, files):
 def test_cells_in_which_another_token_becomes_the_most_probable_are_struck(tab, files, unfolded):
     result, _, effects, _ = files
     for image in unfolded:
-        tab.page.locator("#folds button").nth(image).click()
+        tab.page.locator("#effect-card .folds button").nth(image).click()
         tab.settle()
     close_to(tab.matrix("effect"), strongest(result, cells(effects, "logprob_change"), unfolded))
     changed = cells(effects, "top1_changed").astype(bool)
@@ -221,17 +221,8 @@ def test_cells_in_which_another_token_becomes_the_most_probable_are_struck(tab, 
     assert said in tab["effect-hint"].text_content()
 
 
-def place_of(tab, layer, column):
-    tab["effect"].scroll_into_view_if_needed()
-    tab.page.wait_for_timeout(100)
-    box = tab.page.locator("#effect .nsewdrag").first.bounding_box()
-    edges, n_layers = tab.chart("effect")["x"], len(tab.chart("effect")["y"])
-    x = box["x"] + box["width"] * (edges[column] + edges[column + 1]) / 2 / edges[-1]
-    return x, box["y"] + box["height"] * (1 - (layer + 0.5) / n_layers)
-
-
 def tip_at(tab, layer, column):
-    tab.page.mouse.move(*place_of(tab, layer, column))
+    tab.page.mouse.move(*cell_place(tab, layer, column, "effect"))
     tab["tip"].wait_for(state="visible")
     tab.page.wait_for_timeout(150)
     return tab["tip"].text_content().split("\n")
@@ -284,13 +275,14 @@ def test_the_pointer_on_a_folded_image_names_its_strongest_patch(tab, files):
 def test_it_follows_the_page_s_choice_of_token_and_layer_and_gives_it(tab, files):
     tab.click("#text [data-position='12']")
     tab.drag("layer", 2)
-    for name in ("heat", "effect"):
+    for name, shown in (("heat", "impact"), ("effect", "effect")):
+        tab.choose("shown", shown)
         edges, marks = tab.chart(name)["x"], tab.chart(name, 1)
         assert marks["x"] == [(edges[6] + edges[7]) / 2]
         bands = tab.page.evaluate(f"document.getElementById('{name}').layout.shapes.filter((s) => s.type === 'rect')")
         assert [(one["y0"], one["y1"]) for one in bands] == [(1.5, 2.5)]
     assert struck(tab)  # and its own lines are still there
-    tab.page.mouse.click(*place_of(tab, 3, 4))
+    tab.page.mouse.click(*cell_place(tab, 3, 4, "effect"))
     tab.page.wait_for_selector("#layer-value:text-is('3 / 3')")
     tab.settle()
     assert tab.texts("#chips button:first-child") == ['12 " is"', '10 " of"']
@@ -528,14 +520,14 @@ def test_everything_is_reached_with_the_keyboard_alone(files, open_page):
         if found[0] == "BODY":
             break
         reached.append(found)
-    wanted = ["play", "opacity", "add-token", "unit", "measure", "link"]
+    wanted = ["play", "shown", "measure", "opacity", "add-token", "link"]
     names = list(dict.fromkeys(name for name, *_ in reached if name in wanted))
     assert names == wanted
     assert all(label for _, label, *_ in reached)
     assert all(outlined for _, _, outlined, _ in reached)
     n_listed = sum(len(one) for one in apart_lists(files))
     assert sum(name == "link" for name, *_ in reached) == n_listed
-    assert sum(label.startswith("Save ") for _, label, *_ in reached) == 26 + 15
+    assert sum(label.startswith("Save ") for _, label, *_ in reached) == 22 + 15
     for name in ("effect", "scatter", "agreement"):
         assert tab[name].get_attribute("role") == "img"
         assert "can be saved as CSV" in tab[name].get_attribute("aria-label")
@@ -623,7 +615,7 @@ def test_what_was_hidden_in_all_layers_is_one_row(tmp_path, open_page):
     np.testing.assert_array_equal(tab.matrix("effect")[0], result.steps[0].effect.logprob_change[0])
     assert tab.matrix("effect").shape == (1, len(WORDS))
     assert tip_at(tab, 0, 2)[0].startswith("in all layers · position 2")
-    tab.page.mouse.click(*place_of(tab, 0, 2))
+    tab.page.mouse.click(*cell_place(tab, 0, 2, "effect"))
     tab.settle()
     assert "tokens=2" in tab.page.url
     assert "range" not in tab.page.url
@@ -674,7 +666,7 @@ def test_of_very_many_points_some_are_drawn_and_all_are_saved(large, open_page):
     assert f"{len(found):,} of {(size > 0).sum():,} are drawn" in tab["scatter-hint"].text_content()
     _, rows = table_of(tab.download("[data-card=scatter] button >> nth=1")[0])
     assert len(rows) == size.size
-    tab.page.locator("#folds button").click()
+    tab.page.locator("#effect-card .folds button").click()
     tab.settle()
     close_to(tab.matrix("effect"), result.steps[0].effect.logprob_change)
     assert len(struck(tab)) == (result.steps[0].effect.top1 != result.steps[0].token_id).sum()
@@ -703,8 +695,9 @@ def test_screenshots(request, files, open_page, tmp_path, kind, scheme, width):
 
 
 def test_the_other_chart_is_as_it_was(tab, files):
-    """Both charts of layers by tokens share their columns; the first still shows distances, and answers the pointer."""
+    """The maps share their columns; that of local impact shows distances, and answers the pointer."""
     _, frame, _, _ = files
+    tab.choose("shown", "impact")
     tab.page.mouse.move(*cell_place(tab, 2, 3))
     tab["tip"].wait_for(state="visible")
     text = tab["tip"].text_content().split("\n")[1]
@@ -744,7 +737,7 @@ def test_groups_of_tokens_have_columns_of_their_own(tmp_path, open_page):
     for name in ("effect-beside", "apart-card"):
         assert not tab[name].is_visible()
     assert "Local impact is of single tokens" in tab["effect-hint"].text_content()
-    tab.page.mouse.click(*place_of(tab, 2, 1))
+    tab.page.mouse.click(*cell_place(tab, 2, 1, "effect"))
     tab.page.wait_for_selector("#layer-value:text-is('2 / 2')")
     tab.settle()
     assert tab.texts("#chips button:first-child") == [f"{j} image 0 [{(j - 1) // 2}, {(j - 1) % 2}]" for j in (2, 3, 4)]

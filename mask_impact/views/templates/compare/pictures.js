@@ -1,6 +1,6 @@
 // The results' images with their patches shaded over them, marked, and chosen by a click.
 
-import { colourAt, cssColour } from "../shared/colours.js";
+import { cssColour, rgbAt, rgbText } from "../shared/colours.js";
 import { $, element } from "../shared/elements.js";
 import { fitCanvas, makePicture, placeInGrid, strokeFrame } from "../shared/pictures.js";
 import { extent, makeScale } from "../shared/scales.js";
@@ -52,7 +52,7 @@ function drawPatches(side, canvas, number, scale) {
     const level = Number.isNaN(value) ? 0 : scale.level(value);
     const rect = [column * wide, row * high, wide, high];
     context.globalAlpha = preview ? OPACITY * (0.2 + 0.8 * level) : 1; // what matters little covers little of a picture
-    context.fillStyle = Number.isNaN(value) ? "#808080" : colourAt(level);
+    context.fillStyle = Number.isNaN(value) ? "#808080" : rgbText(rgbAt(level));
     context.fillRect(...rect);
     if (keys.includes(keyOf(side, place))) marked.push(rect);
   }

@@ -1,6 +1,6 @@
 // The results' tokens as running text: shaded, marked, and chosen by a click.
 
-import { colourAt, inkOn, rgbAt } from "../shared/colours.js";
+import { inkOn, rgbAt, rgbText } from "../shared/colours.js";
 import { $, element } from "../shared/elements.js";
 import { makeRoving } from "../shared/roving.js";
 import { extent, makeScale } from "../shared/scales.js";
@@ -74,7 +74,7 @@ export function drawText(side) {
     const place = Number(made.dataset.place);
     const value = score(side, place);
     const level = Number.isNaN(value) ? null : scale.level(value);
-    made.style.background = level === null ? "" : colourAt(level);
+    made.style.background = level === null ? "" : rgbText(rgbAt(level));
     made.style.color = level === null ? "" : inkOn(rgbAt(level));
     made.classList.toggle("none", side.leftOut.has(place));
     made.setAttribute("aria-pressed", keyOf(side, place) === state.token);

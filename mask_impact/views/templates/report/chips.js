@@ -1,12 +1,13 @@
 // The chosen tokens as chips above the profile, and the list to choose others from.
 
 import { $, element } from "../shared/elements.js";
+import { chosenColour, chosenTokens, focusToken } from "./chosen.js";
 import { replaceContent } from "./content.js";
 import { changed } from "./drawn.js";
 import { tokenTitle } from "./names.js";
 import { section } from "./sections.js";
 import { set, state } from "./state.js";
-import { chosenColour, chosenTokens, focusToken, view } from "./view.js";
+import { view } from "./view.js";
 
 function makeChip(position, _, chosen) {
   const title = tokenTitle(position);

@@ -5,9 +5,10 @@ import { baseLayout } from "../shared/charts.js";
 import { cssColour } from "../shared/colours.js";
 import { $ } from "../shared/elements.js";
 import { axisOfLayers, bandShapes, chartHeight, drawChart, isDrawn, layerTitle } from "./chart.js";
+import { chosenColour, chosenTokens, toggleToken } from "./chosen.js";
 import { changed } from "./drawn.js";
 import { adopt, prompt, set } from "./state.js";
-import { chosenColour, chosenTokens, layersShown, toggleToken } from "./view.js";
+import { layersShown } from "./view.js";
 
 // By chart its { columns, edges, labelOf, nRows }: edges in columns of one token, labelOf(column) the text below it;
 // nRows: of the layers, 1 where all of them are one row.

@@ -1,27 +1,37 @@
-// Columns of a chart: tokens one by one, a folded image as one.
+// Columns of a chart: tokens one by one, those of a word as one, and those of a folded image.
 
 import { plotlyText } from "../shared/texts.js";
-import { tokenName } from "./names.js";
+import { tokenName, wordName } from "./names.js";
 import { prompt, state } from "./state.js";
 import { view } from "./view.js";
 
-// { positions, image (null for one token) }, in the order of first positions.
+// For hints.
+export const FOLDED = "A folded image, or a word of several tokens, shows its strongest token.";
+export const isJoined = ({ positions }) => positions.length > 1;
+
+// What a token is joined with: a folded image or a word, null for neither.
+function joinedWith(position) {
+  const cell = prompt().cellAt.get(position);
+  if (cell) return state.unfolded.includes(cell.image) ? null : cell.image;
+  return prompt().wordAt.get(position) ?? null;
+}
+
+// { positions, image (null for words and single tokens) }, in the order of first positions.
 export function makeColumns() {
   const made = [];
-  const folded = new Map();
+  const joined = new Map();
   for (const position of view.positions) {
-    const cell = prompt().cellAt.get(position);
-    if (!cell || state.unfolded.includes(cell.image)) made.push({ positions: [position], image: null });
-    else if (folded.has(cell.image)) folded.get(cell.image).positions.push(position);
+    const whole = joinedWith(position);
+    if (joined.has(whole)) joined.get(whole).positions.push(position);
     else {
-      folded.set(cell.image, { positions: [position], image: cell.image });
-      made.push(folded.get(cell.image));
+      made.push({ positions: [position], image: typeof whole === "number" ? whole : null });
+      if (whole !== null) joined.set(whole, made.at(-1));
     }
   }
   return made;
 }
 
-// What a column shows in a layer: its token's distance, of a folded image the largest; null where there is none.
+// What a column shows in a layer: its token's distance, of several the largest; null where there is none.
 export function columnValue(values, column, layer) {
   let found = null;
   for (const position of column.positions) {
@@ -35,5 +45,6 @@ export function columnValue(values, column, layer) {
 // The text for a column; where it has a token that is marked, that is said.
 export function columnLabel({ positions, image }, isMarked) {
   if (image !== null) return plotlyText(`${positions[0]}–${positions.at(-1)} image ${image}`);
-  return plotlyText(`${positions[0]} ${tokenName(positions[0], 14)}${positions.some(isMarked) ? " ×" : ""}`);
+  const name = positions.length > 1 ? wordName(positions) : tokenName(positions[0], 14);
+  return plotlyText(`${positions[0]} ${name}${positions.some(isMarked) ? " ×" : ""}`);
 }

@@ -3,12 +3,13 @@
 import { checkRadio, $, element } from "../shared/elements.js";
 import { percentText } from "../shared/numbers.js";
 import { visible } from "../shared/texts.js";
+import { toggleToken } from "./chosen.js";
 import { changed } from "./drawn.js";
-import { prompts } from "./file.js";
+import { prompts, QUANTITIES } from "./file.js";
 import { tokenTitle } from "./names.js";
-import { section } from "./sections.js";
+import { quantities, shown } from "./quantity.js";
+import { has, section } from "./sections.js";
 import { prompt, set, state } from "./state.js";
-import { toggleToken } from "./view.js";
 
 const RADIOS = ["range", "metric", "scale", "colours"];
 
@@ -30,6 +31,17 @@ function makeChoices(file) {
   $("sinks").replaceChildren(...file.sinks.map(makeSinkBox));
 }
 
+// What can be shown is another matter for each produced token.
+function drawQuantities() {
+  const there = quantities();
+  $("shown-part").hidden = there.length < 2;
+  for (const name of Object.keys(QUANTITIES)) {
+    $("shown").querySelector(`[value=${name}]`).closest("label").hidden = !there.includes(name);
+  }
+  checkRadio("shown", shown());
+  $("measure-part").hidden = !has("effect");
+}
+
 function drawControls() {
   const file = prompt();
   if (changed("controls", state.prompt)) makeChoices(file);
@@ -42,6 +54,7 @@ function drawControls() {
   $("band").hidden = state.range !== "band";
   $("variant").value = state.variant;
   for (const name of RADIOS) checkRadio(name, state[name]);
+  drawQuantities();
   checkRadio("profile-unit", state.unit);
   checkRadio("measure", state.measure);
   $("opacity").value = state.opacity;
@@ -66,6 +79,7 @@ export function connectControls() {
   connect("from", "change", (value) => ({ from: Number(value), to: Math.max(state.to, Number(value)) }));
   connect("to", "change", (value) => ({ to: Number(value), from: Math.min(state.from, Number(value)) }));
   for (const name of RADIOS) connect(name, "change", (value) => ({ [name]: value }));
+  connect("shown", "change", (value) => ({ shown: value }));
   connect("measure", "change", (value) => ({ measure: value }));
   connect("profile-unit", "change", (value) => ({ unit: value }));
   $("add-token").addEventListener("change", ({ target }) => {

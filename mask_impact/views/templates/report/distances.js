@@ -36,6 +36,18 @@ export async function unpackAhead(isWanted) {
   }
 }
 
+// Estimates of the target that has the current step, the chosen one first, null where none has any: of each layer and
+// position up to the target contribution and estimate, [layer, n].
+export async function estimateBlocks() {
+  const { targets } = prompt();
+  const hasStep = (number) => targets[number]?.steps.includes(state.step);
+  const target = [state.target, ...targets.keys()].find(hasStep);
+  if (target === undefined) return null;
+  const name = (kind) => `t-${state.prompt}-${target}-${kind}`;
+  const [contribution, estimate] = await Promise.all([blockNamed(name("contribution")), blockNamed(name("estimate"))]);
+  return { n: targets[target].n_positions, contribution, estimate };
+}
+
 // The step's effects, null where there are none: of each measure and the most probable token's id, [layer, group]; and
 // where each position was hidden by itself rank correlations and the number of tokens that
 // they are of, [measure, metric, variant, layer].

@@ -4,15 +4,17 @@ import { $, element } from "../shared/elements.js";
 import { percentText } from "../shared/numbers.js";
 import { SCALE_NAMES } from "../shared/scales.js";
 import { visible } from "../shared/texts.js";
+import { chosenTokens, toggleToken } from "./chosen.js";
+import { FOLDED, isJoined } from "./columns.js";
 import { replaceContent } from "./content.js";
 import { changed } from "./drawn.js";
 import { effectColumns, groups, hiddenIn, isOther, nGroups } from "./effect.js";
-import { natsText } from "./effect_tips.js";
 import { MEASURES, METRIC_NAMES } from "./file.js";
 import { answerName, tokenTitle } from "./names.js";
+import { natsText } from "./nats.js";
 import { section } from "./sections.js";
 import { prompt, state, step } from "./state.js";
-import { chosenTokens, toggleToken, view } from "./view.js";
+import { view } from "./view.js";
 
 // Of each list its rows [position, share, its rank, size, its rank].
 export function apartLists() {
@@ -46,8 +48,7 @@ function sinksText() {
 }
 
 function hintText() {
-  const isFolded = effectColumns().some((column) => column.image !== null);
-  const folded = isFolded ? " A folded image shows its patch with the largest effect." : "";
+  const folded = !groups() && effectColumns().some(isJoined) ? ` ${FOLDED}` : "";
   const ofOne = " Local impact is of single tokens and does not add up, so there is none to put beside these.";
   const alone = groups() ? ofOne : "";
   const scale = `in nats, ${SCALE_NAMES[state.scale]}, one for all layers`;

@@ -1,19 +1,14 @@
 // What the tip says of an effect, and how its numbers are written.
 
-import { float32Text, shortText } from "../shared/numbers.js";
+import { float32Text } from "../shared/numbers.js";
 import { quoted } from "../shared/texts.js";
 import {
   effectAt, effectFloor, effectPlace, groups, hiddenIn, isChanged, isMeasured, isNone, isSink, strongestOf,
 } from "./effect.js";
-import { distanceText, tokenName } from "./names.js";
+import { distanceText, joinedName, tokenName } from "./names.js";
+import { natsText } from "./nats.js";
 import { prompt, step } from "./state.js";
 import { view } from "./view.js";
-
-// Sizes of effects go over many decades.
-export function natsText(size) {
-  if (!(size > 0 && size < 0.001)) return shortText(size);
-  return size.toExponential(2).replace(/\.?0*e/, "e").replace("-", "−");
-}
 
 function signedText(value) {
   if (!Number.isFinite(value)) return "no value";
@@ -53,13 +48,12 @@ export function effectTip(group, layer) {
 }
 
 export function effectColumnTip(column, layer) {
-  if (column.image === null) return effectTip(column.groups[0], layer);
-  const { image } = column;
-  const [rows, columns] = prompt().images[image].grid;
+  if (column.groups.length === 1) return effectTip(column.groups[0], layer);
   const best = strongestOf(column, layer);
-  const lines = [`image ${image}, ${rows} × ${columns} patches`];
+  const lines = [joinedName(column)];
   if (best < 0) return [...lines, "no value"].join("\n");
   const nChanged = column.groups.filter((group) => isChanged(group, layer)).length;
   const changes = `of ${nChanged} the most probable token changes`;
-  return [...lines, changes, "the patch with the largest effect:", effectTip(best, layer)].join("\n");
+  const what = column.image === null ? "token" : "patch";
+  return [...lines, changes, `the ${what} with the largest effect:`, effectTip(best, layer)].join("\n");
 }

@@ -8,7 +8,7 @@ import { headsAreRounded, prompts, sourceName } from "./file.js";
 import { DISTANCE_FILES } from "./rows.js";
 import { prompt, rounded, set, state } from "./state.js";
 
-const NEVER_ROUNDED = ["effect", "agreement", "apart"];
+const NEVER_ROUNDED = ["effect", "estimates", "agreement", "apart"];
 const MOST_CAPTION = 200; // characters
 
 function isRounded(card) {

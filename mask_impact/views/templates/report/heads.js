@@ -8,12 +8,13 @@ import { theme } from "../shared/theme.js";
 import {
   axisOfLayers, bandShapes, changedOrMark, chartHeight, describe, drawChart, layerTitle, matrixLevels,
 } from "./chart.js";
+import { focusToken } from "./chosen.js";
 import { block } from "./distances.js";
 import { headsAreRounded, METRIC_NAMES } from "./file.js";
 import { distanceText, tokenTitle } from "./names.js";
 import { section } from "./sections.js";
 import { prompt, set, state } from "./state.js";
-import { everyLayer, focusToken, view } from "./view.js";
+import { everyLayer, view } from "./view.js";
 
 const MOST_TICKS = 16;
 

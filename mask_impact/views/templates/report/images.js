@@ -1,18 +1,20 @@
 // The images with their patches shaded over them. Patches are chosen by the pointer, or by the keyboard's cursor of
 // each image.
 
-import { colourAt } from "../shared/colours.js";
+import { rgbText } from "../shared/colours.js";
 import { $, element } from "../shared/elements.js";
-import { clamp, percentText } from "../shared/numbers.js";
+import { clamp } from "../shared/numbers.js";
 import { fitCanvas, makePicture, placeInGrid, strokeFrame } from "../shared/pictures.js";
 import { visible } from "../shared/texts.js";
 import { hideTip, showTip } from "../shared/tip.js";
+import { chosenColour, chosenTokens, toggleToken } from "./chosen.js";
 import { changed } from "./drawn.js";
 import { drawLegend } from "./legend.js";
+import { imageText, shading, shown } from "./quantity.js";
 import { section } from "./sections.js";
 import { prompt, state } from "./state.js";
 import { scoreTip } from "./tips.js";
-import { chosenColour, chosenTokens, imageShare, layersText, shareScale, toggleToken, view } from "./view.js";
+import { layersText, view } from "./view.js";
 
 const PICTURE_HEIGHT = 420; // pixels, at most
 const cursors = []; // of each image the [row, column] that the keyboard is at
@@ -74,18 +76,17 @@ export function drawImages() {
     $("images").replaceChildren(...images.map(makeFigure));
     images.forEach((_, image) => { cursors[image] = [0, 0]; });
   }
-  const scale = shareScale(view.positions.map((_, i) => i)); // that of the text
   images.forEach(({ source, grid: [rows, columns] }, number) => {
     const figure = $("images").children[number];
-    drawOverlay(figure.querySelector("canvas"), number, scale);
+    drawOverlay(figure.querySelector("canvas"), number);
     const name = source ? `image ${number}: ${visible(source)}` : `image ${number}`;
-    const share = `together ${percentText(imageShare(number))} of ${layersText()}`;
+    const share = `${shown() === "effect" ? "" : "together "}${imageText(number)} of ${layersText()}`;
     figure.querySelector("figcaption").textContent = `${name} · ${rows} × ${columns} patches, ${share}`;
   });
-  drawLegend("images-legend", scale);
+  drawLegend("images-legend");
 }
 
-function drawOverlay(canvas, number, scale) {
+function drawOverlay(canvas, number) {
   const { preview, grid } = prompt().images[number];
   const { wide, high, ratio, context } = fitCanvas(canvas, grid);
   const focused = document.activeElement === canvas ? positionOf(number, ...cursors[number]) : -1;
@@ -93,10 +94,10 @@ function drawOverlay(canvas, number, scale) {
   for (const [position, image, row, column] of prompt().cells) {
     if (image !== number) continue;
     const i = view.at.get(position);
-    const score = i === undefined ? NaN : view.scores[i];
+    const level = i === undefined ? NaN : shading().levelOf(shading().scores[i]);
     const rect = [column * wide, row * high, wide, high];
-    if (Number.isNaN(score)) drawCross(context, rect);
-    else drawPatch(context, rect, scale.level(score), preview);
+    if (Number.isNaN(level)) drawCross(context, rect);
+    else drawPatch(context, rect, level, preview);
     if (position === focused || chosenTokens().includes(position)) marked.push([rect, position]);
   }
   drawGrid(context, grid, wide, high);
@@ -107,8 +108,8 @@ function drawOverlay(canvas, number, scale) {
 
 // Over a picture, what matters little covers little of it, and what does not matter covers nothing.
 function drawPatch(context, rect, level, preview) {
-  context.globalAlpha = preview ? (state.opacity / 100) * level : 1;
-  context.fillStyle = colourAt(level);
+  context.globalAlpha = preview ? (state.opacity / 100) * Math.abs(level) : 1;
+  context.fillStyle = rgbText(shading().rgbOf(level));
   context.fillRect(...rect);
   context.globalAlpha = 1;
 }

@@ -1,14 +1,28 @@
-// The legend of shares: a bar of their colours between the least and the most.
+// The legend of the shades of the prompt and the images: a bar of their colours between the least and the most.
 
 import { stops } from "../shared/colours.js";
 import { $, element } from "../shared/elements.js";
-import { percentText } from "../shared/numbers.js";
 import { SCALE_NAMES } from "../shared/scales.js";
+import { amountText, isSigned, shading } from "./quantity.js";
+import { signedStops } from "./signed_colours.js";
 import { state } from "./state.js";
 
-export function drawLegend(id, scale) {
-  const bar = element("i");
-  bar.style.background = `linear-gradient(to right, ${stops().join(",")})`;
-  const low = scale.bottom ? `≤ ${percentText(scale.bottom)}`.replace("≤ <", "<") : "0 %";
-  $(id).replaceChildren(low, bar, `${percentText(scale.high)} · ${SCALE_NAMES[state.scale]}`);
+function barOf(colours) {
+  const made = element("i");
+  made.style.background = `linear-gradient(to right, ${colours.join(",")})`;
+  return made;
+}
+
+export function drawLegend(id) {
+  const { scale } = shading();
+  const most = amountText(scale.high);
+  if (isSigned()) {
+    const { negative, positive } = signedStops();
+    const colours = [...[...negative].reverse(), ...positive.slice(1)];
+    const [low, high] = [`−${most}, for the answer`, `+${most}, against it · ${SCALE_NAMES[state.scale]}`];
+    $(id).replaceChildren(low, barOf(colours), high);
+    return;
+  }
+  const low = scale.bottom ? `≤ ${amountText(scale.bottom)}`.replace("≤ <", "<") : "0";
+  $(id).replaceChildren(low, barOf(stops()), `${most} · ${SCALE_NAMES[state.scale]}`);
 }

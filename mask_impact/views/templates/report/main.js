@@ -14,15 +14,18 @@ import "./answer.js";
 import "./card.js";
 import "./chips.js";
 import "./controls.js";
-import { block, effectBlocks, norms, unpackAhead } from "./distances.js";
+import { block, effectBlocks, estimateBlocks, norms, unpackAhead } from "./distances.js";
 import "./effect_chart.js";
 import "./effect_text.js";
-import { MEASURES, METRIC_NAMES } from "./file.js";
+import "./estimate_chart.js";
+import { MEASURES, METRIC_NAMES, QUANTITIES } from "./file.js";
+import "./folds.js";
 import "./heads.js";
 import "./heat.js";
 import "./images.js";
 import { isPlaying } from "./play.js";
 import "./profile.js";
+import { shown } from "./quantity.js";
 import "./routes.js";
 import "./scatter.js";
 import { drawSectionCharts, drawSections, has } from "./sections.js";
@@ -37,7 +40,8 @@ import { look } from "./view.js";
 function sayState() {
   const { layer, step, metric, variant, scale, measure } = state;
   const effect = has("effect") ? `, effect as ${MEASURES[measure]}` : "";
-  const numbers = has("distances") ? `, ${METRIC_NAMES[metric]}, ${variant}, ${SCALE_NAMES[scale]}${effect}` : "";
+  const local = () => `, ${QUANTITIES[shown()]}, ${METRIC_NAMES[metric]}, ${variant}, ${SCALE_NAMES[scale]}${effect}`;
+  const numbers = has("distances") ? local() : "";
   const where = has("distances") ? `Layer ${layer}, produced` : "Produced";
   const said = `${where} token ${step}${numbers}`;
   if (!isPlaying() && $("live").textContent !== said) $("live").textContent = said;
@@ -65,9 +69,9 @@ let latest = 0;
 async function takeNumbers(ticket) {
   if (!has("distances")) return;
   const nth = prompt().variants.indexOf(state.variant);
-  const wanted = [block("l2", nth), block("cosine", nth), norms(), effectBlocks()];
-  const [l2, cosine, norm, effect] = await Promise.all(wanted);
-  if (ticket === latest) look({ l2, cosine }, norm, effect);
+  const wanted = [block("l2", nth), block("cosine", nth), norms(), effectBlocks(), estimateBlocks()];
+  const [l2, cosine, norm, effect, estimates] = await Promise.all(wanted);
+  if (ticket === latest) look({ l2, cosine }, norm, effect, estimates);
 }
 
 // Draws the state; gives up where it has changed meanwhile.

@@ -9,6 +9,15 @@ export function tokenName(position, width = Infinity) {
   return cell ? `image ${cell.image} [${cell.row}, ${cell.column}]` : quoted(prompt().texts[position], width);
 }
 
+export const wordName = (positions) => quoted(positions.map((position) => prompt().texts[position]).join(""), 14);
+
+// Of the tokens of a column.
+export function joinedName({ image, positions }) {
+  if (image === null) return `positions ${positions[0]}–${positions.at(-1)} · ${wordName(positions)}`;
+  const [rows, columns] = prompt().images[image].grid;
+  return `image ${image}, ${rows} × ${columns} patches`;
+}
+
 export const tokenTitle = (position) => `${position} ${tokenName(position, 40)}`;
 
 export function stepName(index) {

@@ -1,19 +1,21 @@
 // The rows of CSV files of distances and shares: what the cards of text, images and layers show, as numbers.
 
 import { float32Text } from "../shared/numbers.js";
+import { chosenTokens, focusToken } from "./chosen.js";
 import { block } from "./distances.js";
+import { shading, shown } from "./quantity.js";
 import { prompt, state } from "./state.js";
 import { imageShares } from "./split.js";
-import { layerTotals } from "./totals.js";
-import { chosenTokens, everyLayer, focusToken, layersShown, view } from "./view.js";
+import { everyLayer, layersShown, view } from "./view.js";
 
 const DISTANCES = [
   "generation_step", "layer", "token_masked", "token_position", "variant", "l2_distance", "cosine_distance",
 ];
 const SCORES = [
-  "generation_step", "first_layer", "last_layer", "token_masked", "token_position", "image", "row", "column", "variant",
-  "metric", "mean_share",
+  "generation_step", "first_layer", "last_layer", "token_masked", "token_position", "image", "row", "column",
+  "quantity", "variant", "metric", "score",
 ];
+const ESTIMATES = ["generation_step", "layer", "token_masked", "token_position", "contribution", "estimate_local"];
 const TOTALS = ["generation_step", "layer", "variant", "metric", "impact_over_norm"];
 const SPLIT = ["generation_step", "layer", "variant", "metric", "image_share", "text_share"];
 
@@ -48,8 +50,19 @@ function scoreRow(position) {
   const { image = null, row = null, column = null } = prompt().cellAt.get(position) ?? {};
   const layers = layersShown();
   const token = [prompt().texts[position], position, image, row, column];
-  const score = view.scores[view.at.get(position)];
-  return [state.step, layers[0], layers.at(-1), ...token, state.variant, state.metric, orNull(score)];
+  const score = shading().alone[view.at.get(position)];
+  const of = { impact: [state.variant, state.metric], effect: [null, state.measure] }[shown()] ?? [null, null];
+  return [state.step, layers[0], layers.at(-1), ...token, shown(), ...of, orNull(score)];
+}
+
+function estimateRows() {
+  const { n, contribution, estimate } = view.estimates;
+  const positions = Array.from({ length: n }, (_, position) => position);
+  const rowOf = (layer, position) => {
+    const numbers = [contribution, estimate].map((values) => float32Cell(values[layer * n + position]));
+    return [state.step, layer, prompt().texts[position], position, ...numbers];
+  };
+  return everyLayer().flatMap((layer) => positions.map((position) => rowOf(layer, position)));
 }
 
 function splitRow(share, layer) {
@@ -63,11 +76,12 @@ const isCounted = (position) => !view.leftOut.has(position);
 
 // By card its [header, rows], or a promise of them.
 export const DISTANCE_FILES = {
+  estimates: () => [ESTIMATES, estimateRows()],
   heat: () => [DISTANCES, distanceRows(view.positions.filter(isCounted))],
   profile: () => [DISTANCES, chosenTokens().flatMap((position) => distanceRows([position]))],
   heads: async () => [DISTANCES, await headRows()],
   text: () => [SCORES, view.positions.filter((position) => !isPatch(position)).map(scoreRow)],
   images: () => [SCORES, view.positions.filter(isPatch).map(scoreRow)],
   split: () => [SPLIT, imageShares().map(splitRow)],
-  totals: () => [TOTALS, layerTotals().map(totalRow)],
+  totals: () => [TOTALS, view.weights.map(totalRow)],
 };

@@ -8,6 +8,7 @@ import { extent } from "../shared/scales.js";
 import { plotlyText } from "../shared/texts.js";
 import { theme } from "../shared/theme.js";
 import { drawChart } from "./chart.js";
+import { chosenColour, chosenTokens, toggleToken } from "./chosen.js";
 import { changed } from "./drawn.js";
 import { effectFloor, effectOf, groups, isNone, isSink } from "./effect.js";
 import { apartLists } from "./effect_text.js";
@@ -17,7 +18,7 @@ import { lacksNorms, localImpact, localName } from "./local_impact.js";
 import { tokenTitle } from "./names.js";
 import { section } from "./sections.js";
 import { adopt, rounded, state } from "./state.js";
-import { chosenColour, chosenTokens, layersShown, layersText, toggleToken, view } from "./view.js";
+import { layersShown, layersText, view } from "./view.js";
 
 const MOST_POINTS = 4000;
 const TICK_WIDTH = 70; // pixels for a tick of the logarithmic axis

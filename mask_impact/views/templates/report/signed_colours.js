@@ -1,6 +1,6 @@
 // Colours of numbers with a sign, in the theme that is on.
 
-import { spread } from "../shared/colours.js";
+import { rgbAt, spread } from "../shared/colours.js";
 import { theme } from "../shared/theme.js";
 
 // From none to most: orange for negative, blue for positive ones, which nearly all eyes tell apart.
@@ -16,6 +16,9 @@ const SIGNED = {
 };
 
 export const signedStops = () => SIGNED[theme()];
+
+// The colour at -1..1 as [red, green, blue].
+export const signedRgbAt = (level) => rgbAt(Math.abs(level), signedStops()[level < 0 ? "negative" : "positive"]);
 
 // For levels from -1 to 1, as plotly takes them.
 export function signedColours() {

@@ -4,14 +4,14 @@
 import { askedFor } from "../shared/address.js";
 import { clamp, oneOf } from "../shared/numbers.js";
 import { scaleOr } from "../shared/scales.js";
-import { headsAreRounded, isHead, MEASURES, METRIC_NAMES, prompts } from "./file.js";
+import { headsAreRounded, isHead, MEASURES, METRIC_NAMES, prompts, QUANTITIES } from "./file.js";
 
 const MOST_TOKENS = 8; // in the profile
 
 const empty = () => ({
   prompt: 0, target: 0, step: 0, layer: 0, range: "all", from: 0, to: Infinity, metric: "l2", variant: "",
   scale: "sqrt", colours: "layer", kept: [], tokens: [], focus: -1, unfolded: [], opacity: 70, unit: "share",
-  measure: "logprob", theme: "auto",
+  measure: "logprob", shown: "", theme: "auto",
 });
 
 export let state = empty();
@@ -41,6 +41,7 @@ function normalise(wanted) {
   next.scale = scaleOr(next.scale, start.scale);
   next.colours = oneOf(next.colours, ["layer", "global"], start.colours);
   next.measure = oneOf(next.measure, Object.keys(MEASURES), start.measure);
+  next.shown = oneOf(next.shown, ["", ...Object.keys(QUANTITIES)], start.shown);
   next.unit = oneOf(next.unit, ["share", "distance"], start.unit);
   const masked = new Set(file.steps[next.step].positions);
   next.tokens = [...new Set(next.tokens)].filter((position) => masked.has(position)).slice(-MOST_TOKENS);
@@ -89,8 +90,8 @@ export function adopt(changes) {
 
 // Another prompt opens as it is, with how numbers are shown.
 function ofAnotherPrompt(changes) {
-  const { metric, scale, colours, opacity, unit, measure, theme } = state;
-  return { metric, scale, colours, opacity, unit, measure, theme, ...changes };
+  const { metric, scale, colours, opacity, unit, measure, shown, theme } = state;
+  return { metric, scale, colours, opacity, unit, measure, shown, theme, ...changes };
 }
 
 export function set(changes) {

@@ -1,21 +1,20 @@
 // The prompt as running text, its tokens shaded by their shares and each image one of them.
 
-import { colourAt, inkOn, rgbAt } from "../shared/colours.js";
+import { inkOn, rgbText } from "../shared/colours.js";
 import { $, element } from "../shared/elements.js";
-import { percentText } from "../shared/numbers.js";
 import { makeRoving } from "../shared/roving.js";
 import { visible } from "../shared/texts.js";
 import { hideTip, showTip } from "../shared/tip.js";
+import { chosenColour, chosenTokens, toggleToken } from "./chosen.js";
 import { changed } from "./drawn.js";
 import { drawLegend } from "./legend.js";
 import { answerName, tokenTitle } from "./names.js";
+import { furthest, imageText, shadedText, shading } from "./quantity.js";
 import { section } from "./sections.js";
 import { prompt, state, step } from "./state.js";
 import { scoreTip } from "./tips.js";
 import { tokenElement } from "./tokens.js";
-import {
-  chosenColour, chosenTokens, imageShare, layersText, shareScale, toggleImage, toggleToken, view,
-} from "./view.js";
+import { toggleImage, view } from "./view.js";
 
 // ---- the tokens' elements ----
 
@@ -57,24 +56,22 @@ function makeText(file) {
 
 // ---- their shades ----
 
-// Level of each token of the prompt by position, of each image by name (its strongest patch), and their scale.
-function textShades() {
+// Level of each token of the prompt by position, and of each image by name: its strongest patch.
+function textLevels() {
+  const { scores, levelOf } = shading();
   const best = new Map();
   view.positions.forEach((position, i) => {
     const cell = prompt().cellAt.get(position);
     const key = cell ? `image ${cell.image}` : position;
-    const score = view.scores[i];
-    if (!best.has(key) || !(best.get(key) >= score)) best.set(key, Number.isNaN(score) ? best.get(key) ?? NaN : score);
+    best.set(key, furthest([best.get(key) ?? NaN, scores[i]]));
   });
-  const scale = shareScale(view.positions.map((_, i) => i));
-  const levels = new Map([...best].map(([key, score]) => [key, Number.isNaN(score) ? NaN : scale.level(score)]));
-  return { levels, scale };
+  return new Map([...best].map(([key, score]) => [key, levelOf(score)]));
 }
 
 function drawImageChip(made) {
   const image = Number(made.dataset.image);
   const [rows, columns] = prompt().images[image].grid;
-  made.textContent = `image ${image} · ${rows} × ${columns} patches · ${percentText(imageShare(image))}`;
+  made.textContent = `image ${image} · ${rows} × ${columns} patches · ${imageText(image)}`;
   made.setAttribute("aria-expanded", state.unfolded.includes(image));
   made.setAttribute("aria-label", `${made.textContent}, unfolds in the chart of layers and tokens`);
 }
@@ -89,21 +86,21 @@ function drawToken(made, position, isShaded) {
 
 function drawText() {
   if (changed("text", state.prompt, state.step)) makeText(prompt());
-  const { levels, scale } = textShades();
+  const levels = textLevels();
   for (const made of $("text").querySelectorAll(".token")) {
     const isImage = made.dataset.image !== undefined;
     const key = isImage ? `image ${made.dataset.image}` : Number(made.dataset.position);
     const level = levels.get(key);
     const isShaded = level !== undefined && !Number.isNaN(level);
-    made.style.background = isShaded ? colourAt(level) : "";
-    made.style.color = isShaded ? inkOn(rgbAt(level)) : "";
+    const rgb = isShaded ? shading().rgbOf(level) : null;
+    made.style.background = isShaded ? rgbText(rgb) : "";
+    made.style.color = isShaded ? inkOn(rgb) : "";
     if (isImage) drawImageChip(made);
     else drawToken(made, key, isShaded);
   }
   const struck = view.leftOut.size ? " Attention sinks are struck out." : "";
-  const shaded = `Shaded by the share of the impact in ${layersText()} on ${answerName()}.`;
-  $("text-hint").textContent = `${shaded}${struck} Choose tokens for their profiles.`;
-  drawLegend("text-legend", scale);
+  $("text-hint").textContent = `${shadedText(answerName())}${struck} Choose tokens for their profiles.`;
+  drawLegend("text-legend");
 }
 
 export function connectText() {

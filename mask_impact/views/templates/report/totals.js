@@ -5,23 +5,16 @@ import { lineColour } from "../shared/colours.js";
 import { shortText } from "../shared/numbers.js";
 import { theme } from "../shared/theme.js";
 import { changedOrMark, describe, drawChart, layerShapes, layoutOverLayers } from "./chart.js";
-import { lacksNorms, localImpact, localName } from "./local_impact.js";
+import { lacksNorms, localName } from "./local_impact.js";
 import { section } from "./sections.js";
 import { set, state } from "./state.js";
 import { everyLayer, view } from "./view.js";
-
-// Of each layer, without what is left out; 0 where nothing had an impact.
-export function layerTotals() {
-  const counted = view.positions.filter((position, i) => view.counted[i]);
-  const sum = (layer) => counted.reduce((total, position) => total + (localImpact(position, layer) || 0), 0);
-  return everyLayer().map(sum);
-}
 
 async function drawTotals() {
   $("totals-card").hidden = lacksNorms();
   const { prompt: one, step, variant, metric, kept } = state;
   if (lacksNorms() || !await changedOrMark("totals", [one, step, variant, metric, kept, theme()], layerShapes)) return;
-  const totals = layerTotals();
+  const totals = view.weights;
   const bars = { type: "bar", x: everyLayer(), y: totals, marker: { color: lineColour(0) }, hoverinfo: "none" };
   const layout = layoutOverLayers(260, {
     bargap: 0.12, margin: { l: 60, r: 12, t: 10, b: 44 }, shapes: layerShapes(),
@@ -29,7 +22,7 @@ async function drawTotals() {
     yaxis: { rangemode: "tozero", automargin: false, tickformat: "~g" },
   });
   const what = `Of each layer the sum over tokens: ${localName()}.`;
-  const why = "A layer with a low bar does much the same whichever token is hidden; its shares say little.";
+  const why = "A layer with a low bar does much the same whichever token is hidden; its shares count as little.";
   $("totals-hint").textContent = `${what} ${why}`;
   const tip = ({ x }) => `layer ${x}\n${shortText(totals[x])}`;
   await drawChart("totals", [bars], layout, tip, ({ x }) => set({ layer: x, range: "layer" }));

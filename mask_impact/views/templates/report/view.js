@@ -1,8 +1,6 @@
 // The view: the numbers of the current step, metric and variant, as shares and scores, and which layers and tokens are
 // shown. Every panel is drawn from it and from the state. Knows no element of the page.
 
-import { lineColour } from "../shared/colours.js";
-import { extent, makeScale } from "../shared/scales.js";
 import { prompt, set, state, step } from "./state.js";
 
 export let view = null;
@@ -37,23 +35,28 @@ function sharesOf(values, counted, nLayers) {
   return shares;
 }
 
-// Of each position's shares in the layers, NaN where it has none.
-function meanShares(shares, n, layers) {
-  return upTo(n).map((i) => {
-    let [sum, number] = [0, 0];
-    for (const layer of layers) {
-      const share = shares[layer * n + i];
-      if (Number.isNaN(share)) continue;
-      sum += share;
-      number++;
-    }
-    return number ? sum / number : NaN;
+// Of each layer what it reads at all: the sum over its tokens of their impact over the norm of what they change. Where
+// norms are not known, 1 for each layer in which anything had an impact.
+function weightsOf(values, counted, norms) {
+  return norms.map((norm, layer) => {
+    let total = 0;
+    counted.forEach((counts, i) => { if (counts) total += Math.max(values[layer * counted.length + i], 0) || 0; });
+    if (norm === null) return Number(total > 0);
+    return norm > 0 ? total / norm : 0;
   });
 }
 
-// Takes the numbers of the state. positions[i] of the sequence has its distances at [layer * n + i]. at: i by position.
-// scores: mean share over the layers shown. ranked: positions by their mean share over all layers, the largest first.
-export function look(distances, norm, effect) {
+// What distances are divided by in each layer, null where it is not known.
+function normsOf(norm) {
+  if (state.metric !== "l2") return everyLayer().map(() => 1);
+  const { variants } = prompt();
+  const nth = variants.indexOf(state.variant);
+  return everyLayer().map((layer) => (norm.every(Number.isFinite) ? norm[layer * variants.length + nth] : null));
+}
+
+// Takes the numbers of the state. positions[i] of the sequence has its distances at [layer * n + i]. at: i by
+// position. weights: by layer, what it reads at all. estimates: null where there are none.
+export function look(distances, norm, effect, estimates) {
   const { positions } = step();
   const [n, nLayers] = [positions.length, prompt().n_layers];
   const values = distances[state.metric];
@@ -61,57 +64,30 @@ export function look(distances, norm, effect) {
   const leftOut = new Set(sinks.filter((position) => !state.kept.includes(position)));
   const counted = positions.map((position) => !leftOut.has(position));
   const shares = sharesOf(values, counted, nLayers);
-  const overall = meanShares(shares, n, everyLayer());
-  const ranked = upTo(n).filter((i) => overall[i] > 0).sort((a, b) => overall[b] - overall[a] || a - b);
   view = {
-    positions, n, nLayers, distances, norm, effect, values, leftOut, counted, shares,
+    positions, n, nLayers, distances, norm, effect, estimates, values, leftOut, counted, shares,
+    weights: weightsOf(values, counted, normsOf(norm)),
     at: new Map(positions.map((position, i) => [position, i])),
-    scores: meanShares(shares, n, layersShown()),
-    ranked: ranked.map((i) => positions[i]),
   };
 }
 
-// ---- tokens ----
-
-export const chosenTokens = () => (state.tokens.length ? state.tokens : view.ranked.slice(0, 3));
-
-// The chosen token whose heads are shown.
-export function focusToken() {
-  const chosen = chosenTokens();
-  if (chosen.includes(state.focus)) return state.focus;
-  return state.tokens.length ? chosen.at(-1) : chosen[0];
-}
-
-export const chosenColour = (position) => lineColour(chosenTokens().indexOf(position));
-
-export function toggleToken(position) {
-  if (!view.at.has(position)) return;
-  const present = state.tokens.includes(position);
-  const others = state.tokens.filter((one) => one !== position);
-  set({ tokens: present ? others : [...state.tokens, position], focus: present ? -1 : position });
+// Of each place its mean share of the layers, by their weights; NaN where it has none.
+export function impactScores(layers) {
+  const { n, shares, weights } = view;
+  const all = layers.reduce((sum, layer) => sum + weights[layer], 0);
+  return upTo(n).map((i) => {
+    let [sum, any] = [0, false];
+    for (const layer of layers) {
+      const share = shares[layer * n + i];
+      if (Number.isNaN(share)) continue;
+      sum += share * weights[layer];
+      any = true;
+    }
+    return any && all > 0 ? sum / all : NaN;
+  });
 }
 
 export function toggleImage(image) {
   const others = state.unfolded.filter((one) => one !== image);
   set({ unfolded: others.length < state.unfolded.length ? others : [...others, image].sort((a, b) => a - b) });
-}
-
-// The scale of shares for some of the positions (places i): of the layers shown, or with colours over all layers of any
-// layer.
-export function shareScale(places) {
-  if (state.range !== "layer" || state.colours === "layer") {
-    return makeScale(state.scale, ...extent(places.map((i) => view.scores[i])));
-  }
-  const all = [];
-  for (let layer = 0; layer < view.nLayers; layer++) for (const i of places) all.push(view.shares[layer * view.n + i]);
-  return makeScale(state.scale, ...extent(all));
-}
-
-// Of an image's tokens together.
-export function imageShare(image) {
-  let share = 0;
-  view.positions.forEach((position, i) => {
-    if (prompt().cellAt.get(position)?.image === image) share += view.scores[i] || 0;
-  });
-  return share;
 }

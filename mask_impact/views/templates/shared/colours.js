@@ -33,15 +33,14 @@ function rgbOf(hex) {
   return [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
 }
 
-// The colour at 0..1 as [red, green, blue].
-export function rgbAt(level) {
-  const all = stops();
+// The colour at 0..1 of some stops as [red, green, blue].
+export function rgbAt(level, all = stops()) {
   const place = Math.min(Math.max(level, 0), 1) * (all.length - 1);
   const [low, high] = [rgbOf(all[Math.floor(place)]), rgbOf(all[Math.ceil(place)])];
   return low.map((one, i) => Math.round(one + (high[i] - one) * (place % 1)));
 }
 
-export const colourAt = (level) => `rgb(${rgbAt(level).join(",")})`;
+export const rgbText = (rgb) => `rgb(${rgb.join(",")})`;
 
 // Black or white, whichever is easier to read on the colour (relative luminance of WCAG 2).
 export function inkOn(rgb) {
