@@ -169,10 +169,17 @@ MUTANTS = (
     # findings
     Mutant(
         "share",
-        "findings/ranking.py",
-        "distances[:, np.isin(record.positions, result.sinks)] = 0",
-        "pass",
+        "findings/impact.py",
+        "counted=~np.isin(record.positions, result.sinks if left_out is None else left_out),",
+        "counted=np.ones(len(record.positions), dtype=bool),",
         "sinks are counted in the ranking",
+    ),
+    Mutant(
+        "weights",
+        "findings/impact.py",
+        "return totals if self.comparable else",
+        "return np.ones_like(totals) if self.comparable else",
+        "a layer counts as much as any other, however little it reads",
     ),
     Mutant(
         "depth",

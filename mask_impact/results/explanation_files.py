@@ -243,7 +243,9 @@ def _estimates(stem: Path, meta: dict[str, Any]) -> dict[int, LayerEstimates]:
         n_layers = len(np.unique(columns["layer"][rows]))
         found[step] = LayerEstimates(*(columns[name][rows].reshape(n_layers, -1) for name in ESTIMATES[-2:]))
     if _estimates_checksum(found.values()) != meta["estimates_crc32"]:
-        raise OutputError(f"{stem.name}.estimates.* does not hold the numbers of the run in {stem.name}.answer.meta.json")
+        raise OutputError(
+            f"{stem.name}.estimates.* does not hold the numbers of the run in {stem.name}.answer.meta.json"
+        )
     return found
 
 

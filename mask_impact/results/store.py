@@ -72,7 +72,11 @@ def save(result: Result, path: str | os.PathLike, formats: str | Iterable[str] |
         for form in formats:
             paths[f"effect.{form}"] = beside(stem, f"effect.{form}")
             writers[paths[f"effect.{form}"]] = lambda file, form=form: write_table(effects, form, file)
-    answer = {} if result.answer is None else explanation_writers(result.answer, stem, formats, _command(result), by_layer=True)
+    answer = (
+        {}
+        if result.answer is None
+        else explanation_writers(result.answer, stem, formats, _command(result), by_layer=True)
+    )
     write_files({**writers, **answer, paths["meta.json"]: lambda file: file.write(meta)})
     written = (*paths.values(), *answer)
     of_others = (f"{name}.{form}" for name in ("effect", *TABLES) for form in FORMATS)

@@ -4,7 +4,7 @@ Every text of a prompt, a token or a file goes through Jinja2's escaping. What c
 """
 
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import exp, log
 from zlib import crc32
@@ -146,6 +146,16 @@ def _outline(cells: dict[tuple[int, int], Box]) -> Iterator[Edge]:
 def picture_key(image: ImageRecord, number: int) -> str:
     """The id of an image's element in a document."""
     return f"mi-{crc32(image.preview):08x}-{number}"
+
+
+def pictures_html(cards: Mapping[int, Card]) -> tuple[str, dict[int, str]]:
+    """(the images, each once, the pictures of each card with their evidence outlined), for a page that has `card.css`."""
+    views = {number: CardView(card) for number, card in cards.items()}
+    by_key = {picture.key: picture for view in views.values() for picture in view.pictures}
+    images = rendered("card_images.html", {"pictures": list(by_key.values())})
+    return images, {
+        number: rendered("card_pictures.html", {"card": view}) for number, view in views.items() if view.pictures
+    }
 
 
 def cards_html(found: Explanation) -> tuple[str, list[str]]:

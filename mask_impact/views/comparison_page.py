@@ -11,7 +11,10 @@ import numpy as np
 
 from mask_impact.findings.comparison import Comparison, Pair, Side
 from mask_impact.findings.impact import METRICS
+from mask_impact.findings.verdict import use_of
 from mask_impact.views.blocks import encode
+from mask_impact.views.card import Card
+from mask_impact.views.card_html import pictures_html
 from mask_impact.views.comparison_json import as_json
 from mask_impact.views.comparison_text import (
     chance_lines,
@@ -34,8 +37,19 @@ def build_page(comparison: Comparison) -> bytes:
         "title": " · ".join(escape(side.name) for side in comparison.sides),
         "data": _cleaned(_data(comparison)),
         "blocks": [block for number, side in enumerate(comparison.sides) for block in _blocks(number, side)],
+        **dict(zip(("images", "pictures"), pictures_html(_cards(comparison)), strict=True)),
     }
-    return render_page("compare", values, ["report.css", "compare.css"])
+    return render_page("compare", values, ["report.css", "card.css", "compare.css"])
+
+
+def _cards(comparison: Comparison) -> dict[int, Card]:
+    """Of each side, by its number, what its answer used for the compared token; those that know it."""
+    uses = {number: use_of(side, comparison.settings.step) for number, side in enumerate(comparison.sides)}
+    return {
+        number: Card(comparison.sides[number].result.answer, use.number)
+        for number, use in uses.items()
+        if use.number is not None
+    }
 
 
 def _blocks(number: int, side: Side) -> list[tuple[str, str]]:

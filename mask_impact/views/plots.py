@@ -10,13 +10,12 @@ import warnings
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from mask_impact.errors import UsageError
 from mask_impact.findings.ranking import token_importance
 from mask_impact.results.records import Result
 from mask_impact.views.text import escape

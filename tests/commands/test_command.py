@@ -81,7 +81,17 @@ def written(folder="output"):
 
 def files_of(name):
     """What a run leaves: what the answer used, and the maps."""
-    return [f"{name}.{part}{end}" for part in ("answer.", "") for end in ("csv", "json", "meta.json")]
+    ends = (
+        "answer.csv",
+        "answer.json",
+        "answer.meta.json",
+        "csv",
+        "estimates.csv",
+        "estimates.json",
+        "json",
+        "meta.json",
+    )
+    return [f"{name}.{end}" for end in ends]
 
 
 # --- what there is --------------------------------------------------------------------------------------------------------

@@ -139,7 +139,8 @@ def answers_beside(line, expected):
     if any(flag in line for flag in ("--config", "--dataset", "--knockout", "--without", "-m mask_impact")):
         return set()
     paths = [path for path in expected if re.fullmatch(r"output/[a-z_]+\.(csv|json|parquet|meta\.json)", path)]
-    return {path.replace(".", ".answer.", 1) for path in paths}
+    of_answers = {path.replace(".", ".answer.", 1) for path in paths}
+    return of_answers | {path.replace(".", ".estimates.", 1) for path in paths if not path.endswith(".meta.json")}
 
 
 @pytest.fixture(scope="module")

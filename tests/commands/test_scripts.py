@@ -87,7 +87,8 @@ def written(folder="output"):
 def files_of(name, *formats):
     """What a run leaves: the maps, and what the answer used."""
     ends = [*(formats or ("csv", "json")), "meta.json"]
-    return sorted(f"{name}.{part}{end}" for part in ("", "answer.") for end in ends)
+    estimates = [f"{name}.estimates.{end}" for end in ends[:-1]]
+    return sorted([*estimates, *(f"{name}.{part}{end}" for part in ("", "answer.") for end in ends)])
 
 
 def change_json(path, **changes):

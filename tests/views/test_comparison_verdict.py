@@ -333,6 +333,11 @@ def test_the_first_screen_has_the_verdict(tmp_path, open_page):
     widths = tab.page.locator("#used i").evaluate_all("all => all.map((one) => parseFloat(one.style.width))")
     assert widths == pytest.approx([100, 12.5, 100 * 5.3 / 6, 100 * 0.25 / 6], rel=1e-5)
     assert tab.texts("#evidence li") == [*pair.evidence(0), *pair.evidence(1)]
+    outlined = tab.page.locator("#evidence > div").evaluate_all(
+        "all => all.map((one) => one.querySelectorAll('.mi-evidence').length)"
+    )
+    assert outlined == [1, 0]  # the cell is evidence of the first alone
+    assert tab.page.locator("#evidence .mi-picture:visible").count() == 2
     header, saved = table_of(tab.download("[data-card=used] button:text-is('CSV')")[0])
     assert header[0] == "hidden"
     assert saved[0] == ["the word “star”", "-6", "measured", "blue", "-0.75", "measured", ""]

@@ -96,11 +96,19 @@ function drawUsed() {
 
 // ---- the evidence ----
 
+// By side the pictures with its evidence outlined, which stand in the page as they are.
+const pictured = new Map([...document.querySelectorAll(".pictured")].map((one) => [Number(one.dataset.side), one]));
+
 function evidenceOf(side, sentences, isExplained) {
   const none = isExplained ? "None was found, or none was looked for." : "What the answer used was not measured.";
   const texts = sentences.length ? sentences : [none];
   const list = element("ul", {}, ...texts.map((textContent) => element("li", { textContent })));
-  return element("div", {}, sideHead(side, "h3"), list);
+  const made = element("div", {}, sideHead(side, "h3"), list);
+  const picture = pictured.get(sides.indexOf(side));
+  if (!picture) return made;
+  picture.hidden = false;
+  made.append(picture);
+  return made;
 }
 
 function drawEvidence() {
