@@ -34,6 +34,25 @@ def chromium():
         yield opened
 
 
+@pytest.fixture(scope="module")
+def opened(chromium, files):
+    """The page of a module's `files`, the last of them, in a tab."""
+    from tab import Tab
+
+    tab = Tab(chromium, files[-1])
+    yield tab
+    tab.close()
+
+
+@pytest.fixture
+def tab(opened):
+    """The page as it is when it opens; a test fails where the page complained, asked or loaded something."""
+    opened.page.mouse.move(1, 1)
+    opened.reset()
+    yield opened
+    assert opened.faults == []
+
+
 @pytest.fixture
 def open_page(chromium):
     """Opens pages, each in a tab of its own; the test fails where one of them said that something is wrong."""

@@ -43,7 +43,7 @@ class Tab:
         self.page.wait_for_selector("html[data-drawn=true]", state="attached", timeout=30_000)
 
     def reset(self):
-        if self["play"].get_attribute("aria-pressed") == "true":
+        if self.page.locator("#play[aria-pressed=true]").count():
             self["play"].click()
         self.page.evaluate("document.activeElement.blur(); location.hash = `#nothing=${Math.random()}`")
         self.page.wait_for_timeout(20)  # the event of a changed fragment is not there at once

@@ -10,10 +10,8 @@ import os
 import re
 import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from textwrap import fill
 from typing import NoReturn, TextIO
@@ -22,6 +20,7 @@ from mask_impact.analyses.settings import SETTINGS, SettingError
 from mask_impact.errors import InputError, MaskImpactError, UsageError, nearest
 from mask_impact.results import files
 from mask_impact.studies.sharing import launched
+from mask_impact.studies.signals import ended_by
 from mask_impact.views.text import escape, page_width
 
 # What messages call by its name in Python; other words in backticks are a prompt's or an answer's.
@@ -111,7 +110,7 @@ def guarded(program: str, argv: Sequence[str], action: Callable[[], int]) -> int
     program = f"{program} (process {rank})" if rank else program
     n_before = len(files.written)
     try:
-        with _sigterm_interrupts():
+        with ended_by(signal.default_int_handler):
             return action()
     except SystemExit as ending:  # argparse has printed the help or the version
         return int(ending.code or 0)
@@ -129,20 +128,6 @@ def guarded(program: str, argv: Sequence[str], action: Callable[[], int]) -> int
         for problem in getattr(error, "problems", [describe(error)]):
             print_line(f"{program}: error: {escape(with_flags(problem))}", sys.stderr)
         return error.exit_code if isinstance(error, MaskImpactError) else 1
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """While the block is open, SIGTERM, with which launchers and clusters end a process, is a Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
-        yield
-        return
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def describe(error: Exception) -> str:

@@ -5,9 +5,10 @@ Nothing is imported before that but Python's own modules; reading a command's im
 
 import importlib
 import os
-import signal
 from collections.abc import Sequence
 from typing import Any, NoReturn
+
+from mask_impact.studies.signals import ended_by
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,10 +31,6 @@ def _enter(program: str, module: str, name: str, argv: Sequence[str] | None) -> 
         os.write(2, f"{program}: interrupted\n".encode())
         os._exit(130)
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with ended_by(end):
         command = getattr(importlib.import_module(f"mask_impact.commands.{module}"), name)
         return command(argv)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

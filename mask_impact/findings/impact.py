@@ -56,6 +56,10 @@ class Impact:
         totals = np.nansum(distances, axis=1, keepdims=True)
         return np.divide(distances, totals, out=np.full_like(distances, np.nan), where=totals > 0)
 
+    def totals(self) -> np.ndarray:
+        """float64 [L]: what each layer reads at all, the sum of `relative` over the positions that are counted."""
+        return np.nansum(np.where(self.counted, self.relative(), 0), axis=1)
+
     def weights(self) -> np.ndarray:
         """float64 [L]: how much a layer counts where layers are put together. It is what the layer reads at all: the sum of
         `relative` over its positions. Where layers can't be compared, each in which something had an impact counts 1."""

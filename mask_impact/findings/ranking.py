@@ -76,7 +76,7 @@ def _measure(variants: Sequence[str]) -> tuple[str, Sequence[str]]:
 
 def vision_impact(result: Result, step: int) -> tuple[np.ndarray, str] | None:
     """How much the image tokens matter in each layer at `step`, float64 [L], and what that number is; None where none of
-    them was masked.
+    them was masked, or it is not known.
 
     Where text was masked too it is the share of the layer's impact that falls on image tokens (sinks left out). Where it was
     not, that share says nothing, and it is the sum of their L2 distances over the norm of the layer's update.
@@ -90,5 +90,7 @@ def vision_impact(result: Result, step: int) -> tuple[np.ndarray, str] | None:
         return shares[:, result.tokens.image[: record.n_positions] >= 0].sum(axis=1), "share of the layer's impact"
     measure, variants = _measure(result.variants)
     impacts = [step_impact(result, step, name, "l2") for name in variants]
-    ratios = [np.nansum(np.where(one.counted, one.relative(), 0), axis=1) for one in impacts]
-    return np.mean(ratios, axis=0), f"sum of their {measure} L2 over the norm of the unmasked {measure}"
+    if any(impact.norms is None for impact in impacts):
+        return None
+    totals = np.mean([impact.totals() for impact in impacts], axis=0)
+    return totals, f"sum of their {measure} L2 over the norm of the unmasked {measure}"

@@ -50,8 +50,8 @@ def _of_target(found: Explanation, target: ExplainedTarget):
 
     columns = (
         np.full(n, target.step, dtype=np.int32),
-        pa.array([clean_text(target.text)] * n, pa.string()),
-        pa.array([clean_text(name) for name in target.names], pa.string()),
+        _repeated([target.text], n),
+        _repeated(target.names, 1),
         pa.array([" ".join(map(str, positions)) for positions in target.positions], pa.string()),
         pa.array(target.kinds, pa.string()),
         *_cells(found, np.array([positions[0] for positions in target.positions], dtype=np.int64), single),
@@ -69,6 +69,13 @@ def _numbers(values: np.ndarray):
     import pyarrow as pa
 
     return pa.array(values.astype(np.float32) + np.float32(0), mask=~np.isfinite(values))  # -0.0 becomes 0.0
+
+
+def _repeated(texts: Sequence[str], n: int):
+    """All of the texts n times, one after the other."""
+    import pyarrow as pa
+
+    return pa.array([clean_text(text) for text in texts] * n, pa.string())
 
 
 def _cells(found: Explanation, positions: np.ndarray, single: np.ndarray | bool = True) -> list:
@@ -116,17 +123,13 @@ def _by_layer(found: Explanation, target: ExplainedTarget):
 
     n_layers, n = target.by_layer.contribution.shape
     positions, tokens = np.tile(np.arange(n), n_layers), found.tokens
-
-    def of_each(values: Sequence[str]):
-        return pa.array([clean_text(value) for value in values[:n]], pa.string()).take(pa.array(positions))
-
     columns = (
         np.full(len(positions), target.step, dtype=np.int32),
-        pa.array([clean_text(target.text)], pa.string()).take(pa.array(np.zeros(len(positions), dtype=np.int64))),
+        _repeated([target.text], len(positions)),
         np.repeat(np.arange(n_layers, dtype=np.int32), n),
         positions.astype(np.int32),
-        of_each(tokens.texts),
-        of_each(tokens.kinds),
+        _repeated(tokens.texts[:n], n_layers),
+        _repeated(tokens.kinds[:n], n_layers),
         *_cells(found, positions),
         _numbers(target.by_layer.contribution.reshape(-1)),
         _numbers(target.by_layer.estimate.reshape(-1)),
@@ -140,10 +143,6 @@ def matrix_table(found: Explanation):
 
     n_steps, n_prompt = found.matrix.shape
     tokens = found.tokens
-
-    def repeated(texts: Sequence[str]):
-        return pa.array([clean_text(text) for text in texts] * n_steps, pa.string())
-
     positions = np.tile(np.arange(n_prompt), n_steps)
     columns = (
         np.repeat(np.arange(n_steps, dtype=np.int32), n_prompt),
@@ -151,8 +150,8 @@ def matrix_table(found: Explanation):
             [clean_text(text) for text in tokens.texts[n_prompt:][:n_steps] for _ in range(n_prompt)], pa.string()
         ),
         positions.astype(np.int32),
-        repeated(tokens.texts[:n_prompt]),
-        repeated(tokens.kinds[:n_prompt]),
+        _repeated(tokens.texts[:n_prompt], n_steps),
+        _repeated(tokens.kinds[:n_prompt], n_steps),
         *_cells(found, positions),
         _numbers(found.matrix.reshape(-1)),
     )

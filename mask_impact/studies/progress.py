@@ -16,6 +16,7 @@ from mask_impact.results.store import Saved
 from mask_impact.studies.batching import Outcome, Task
 from mask_impact.studies.jobs import Job, Problem
 from mask_impact.studies.sharing import Team
+from mask_impact.studies.signals import ended_by
 
 MAX_TOGETHER = 16  # jobs of a group: what is lost at most when a run is killed
 
@@ -140,15 +141,5 @@ def _first_interrupt_waits(observer: Observer) -> Iterator[Callable[[], bool]]:
             observer.note("Stopping when the prompts at work are written; Ctrl-C again stops at once")
         seen = True
 
-    before = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, note)
-    except ValueError:  # not in the main thread, which alone gets signals
-        yield lambda: False
-        return
-    try:
+    with ended_by(note):
         yield lambda: seen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -29,7 +29,6 @@ def prompt_entry(name: str, stored: Stored) -> dict[str, Any]:
         "title": title_of(name, stored),
         "tables": list(tables_of(stored)),
         "n_cut": 0 if stored.flows is None else len(stored.flows.steps),
-        "n_targets": 0 if stored.answer is None else min(len(stored.answer.targets), MOST_TARGETS),
         "targets": _targets(stored),
         "words": _words(stored),
         "notices": [clean(notice) for notice in notices_of(stored)],
@@ -54,10 +53,8 @@ def _targets(stored: Stored) -> list[dict[str, Any]]:
 
 def _words(stored: Stored) -> list[list[int]]:
     """The positions of each word that has several tokens."""
-    if stored.answer is None:
-        return []
-    (first, *_) = stored.answer.targets
-    units = zip(first.kinds, first.positions, strict=True)
+    targets = () if stored.answer is None else stored.answer.targets[:1]  # all have the prompt's words
+    units = [unit for one in targets for unit in zip(one.kinds, one.positions, strict=True)]
     return [list(positions) for kind, positions in units if kind == "word" and len(positions) > 1]
 
 

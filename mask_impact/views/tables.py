@@ -101,7 +101,7 @@ def _by_token(result: Result, impact: Impact, k: int) -> tuple[list[Column], Ite
 
 def _by_layer(result: Result, impact: Impact, k: int) -> tuple[list[Column], Iterator[tuple]]:
     shares = impact.shares()
-    sums = np.nansum(np.where(impact.counted, impact.relative(), 0), axis=1)
+    sums = impact.totals()
 
     def rows() -> Iterator[tuple]:
         for rank, layer in enumerate(largest(sums, k), start=1):

@@ -16,7 +16,6 @@ import pytest
 from pages import HOSTILE, cleaned
 from samples import ALIGNED, FEW, OTHER, WORDS
 from synthetic import make_result
-from tab import Tab
 
 from mask_impact.findings.comparison import compare_results
 from mask_impact.views.comparison_page import build_page
@@ -46,25 +45,6 @@ def files(tmp_path_factory):
         "other": make_result(OTHER, n_layers=LAYERS[1], grids=(GRID,), seed=1),
     }
     return write(results, path), results, path
-
-
-@pytest.fixture(scope="module")
-def opened(chromium, files):
-    tab = Tab(chromium, files[2])
-    yield tab
-    tab.close()
-
-
-@pytest.fixture
-def tab(opened):
-    """The page as it is when it opens; a test fails where the page complained, asked or loaded something."""
-    opened.page.mouse.move(1, 1)
-    opened.page.evaluate("document.activeElement.blur(); location.hash = `#nothing=${Math.random()}`")
-    opened.page.wait_for_timeout(20)  # the event of a changed fragment is not there at once
-    opened.settle()
-    opened.faults.clear()
-    yield opened
-    assert opened.faults == []
 
 
 # --- numbers, computed from the results ----------------------------------------------------------------------------------

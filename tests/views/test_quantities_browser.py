@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from explained import explained
 from synthetic import make_result, with_effects
-from tab import Tab, cell_place, close_to, level, percent, table_of
+from tab import cell_place, close_to, level, percent, table_of
 
 from mask_impact.results.explanations import LayerEstimates
 from mask_impact.results.store import load_result, save
@@ -41,21 +41,6 @@ def files(tmp_path_factory):
     save(make(), folder / "run", ["csv"])
     result = load_result(folder / "run")
     return result, write_report(folder / "run")
-
-
-@pytest.fixture(scope="module")
-def opened(chromium, files):
-    tab = Tab(chromium, files[1])
-    yield tab
-    tab.close()
-
-
-@pytest.fixture
-def tab(opened):
-    opened.page.mouse.move(1, 1)
-    opened.reset()
-    yield opened
-    assert opened.faults == []
 
 
 def values_of(result, name):

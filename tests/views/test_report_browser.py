@@ -23,7 +23,6 @@ from tab import (
     METRICS,
     TIMES,
     WORDS,
-    Tab,
     cell_place,
     close_to,
     level,
@@ -47,21 +46,6 @@ def files(tmp_path_factory):
     result = make_result(WORDS, n_steps=3, n_layers=4, n_heads=3, grids=IMAGE_GRIDS)
     frame, page = make_files(tmp_path_factory.mktemp("report"), result)
     return result, frame, page
-
-
-@pytest.fixture(scope="module")
-def opened(chromium, files):
-    tab = Tab(chromium, files[2])
-    yield tab
-    tab.close()
-
-
-@pytest.fixture
-def tab(opened):
-    """The page as it is when it opens; a test fails where the page complained, asked or loaded something."""
-    opened.reset()
-    yield opened
-    assert opened.faults == []
 
 
 # --- a browser, a page, and what it must never do ---------------------------------------------------------------------

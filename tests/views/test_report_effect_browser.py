@@ -25,7 +25,6 @@ from tab import (
     METRICS,
     TIMES,
     WORDS,
-    Tab,
     cell_place,
     close_to,
     level,
@@ -55,22 +54,6 @@ def files(tmp_path_factory):
     frame, page = make_files(folder, result)
     effects = pd.read_csv(folder / "run.effect.csv", keep_default_na=False)
     return result, frame, effects.astype(dict.fromkeys(COLUMNS.values(), np.float32)), page
-
-
-@pytest.fixture(scope="module")
-def opened(chromium, files):
-    tab = Tab(chromium, files[3])
-    yield tab
-    tab.close()
-
-
-@pytest.fixture
-def tab(opened):
-    """The page as it is when it opens; a test fails where the page complained, asked or loaded something."""
-    opened.page.mouse.move(1, 1)
-    opened.reset()
-    yield opened
-    assert opened.faults == []
 
 
 # --- values, computed from the tables -----------------------------------------------------------------------------------

@@ -42,9 +42,14 @@ export function columnValue(values, column, layer) {
   return found;
 }
 
+// For hints of maps that leave sinks out.
+export const leftOutHint = () => (view.leftOut.size ? " Grey columns marked × are attention sinks, left out." : "");
+
 // The text for a column; where it has a token that is marked, that is said.
 export function columnLabel({ positions, image }, isMarked) {
   if (image !== null) return plotlyText(`${positions[0]}–${positions.at(-1)} image ${image}`);
   const name = positions.length > 1 ? wordName(positions) : tokenName(positions[0], 14);
   return plotlyText(`${positions[0]} ${name}${positions.some(isMarked) ? " ×" : ""}`);
 }
+
+export const leftOutLabel = (column) => columnLabel(column, (position) => view.leftOut.has(position));

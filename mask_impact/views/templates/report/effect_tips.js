@@ -6,14 +6,9 @@ import {
   effectAt, effectFloor, effectPlace, groups, hiddenIn, isChanged, isMeasured, isNone, isSink, strongestOf,
 } from "./effect.js";
 import { distanceText, joinedName, tokenName } from "./names.js";
-import { natsText } from "./nats.js";
+import { natsText, signed } from "./nats.js";
 import { prompt, step } from "./state.js";
 import { view } from "./view.js";
-
-function signedText(value) {
-  if (!Number.isFinite(value)) return "no value";
-  return `${value < 0 ? "−" : value > 0 ? "+" : ""}${float32Text(Math.abs(value))}`;
-}
 
 function groupName(group) {
   if (!groups()) return `position ${view.positions[group]} · ${tokenName(view.positions[group])}`;
@@ -38,7 +33,7 @@ export function effectTip(group, layer) {
   const lines = [`${where} · ${groupName(group)}`];
   if (!isMeasured(group, layer)) return [...lines, "not measured"].join("\n");
   if (Number.isNaN(logprob[place]) && Number.isNaN(kl[place])) return [...lines, "no value"].join("\n");
-  lines.push(`log-probability ${signedText(logprob[place])} nats, KL ${distanceText(kl[place], false)} nats`);
+  lines.push(`log-probability ${signed(logprob[place], float32Text)} nats, KL ${distanceText(kl[place], false)} nats`);
   const most = quoted(step().effect.top1_texts[top1[place]] ?? "", 40);
   const becomes = `the most probable token becomes ${most}`;
   lines.push(isChanged(group, layer) ? becomes : `${most} stays the most probable token`);

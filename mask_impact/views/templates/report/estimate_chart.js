@@ -6,7 +6,7 @@ import { $ } from "../shared/elements.js";
 import { SCALE_NAMES } from "../shared/scales.js";
 import { theme } from "../shared/theme.js";
 import { columnsOf, drawByColumns, drawOrMark, layOut } from "./column_chart.js";
-import { columnLabel, isJoined, makeColumns } from "./columns.js";
+import { isJoined, leftOutHint, leftOutLabel, makeColumns } from "./columns.js";
 import { QUANTITIES } from "./file.js";
 import { answerName, joinedName, tokenName } from "./names.js";
 import { natsText, signedNats } from "./nats.js";
@@ -42,14 +42,13 @@ const MEANINGS_OF_ESTIMATES = {
 function writeHintOfEstimates() {
   const isAnyJoined = columnsOf("estimates").some(isJoined);
   const folded = isAnyJoined ? " A folded image, or a word of several tokens, shows their sum." : "";
-  const grey = view.leftOut.size ? " Grey columns marked × are attention sinks, left out." : "";
   const scale = `Nats, ${SCALE_NAMES[state.scale]}, one for all layers; estimated, not measured.`;
-  $("estimates-hint").textContent = `${MEANINGS_OF_ESTIMATES[shown()](answerName())} ${scale}${folded}${grey}`;
+  $("estimates-hint").textContent = `${MEANINGS_OF_ESTIMATES[shown()](answerName())} ${scale}${folded}${leftOutHint()}`;
 }
 
 async function drawEstimateCells() {
   const columns = makeColumns();
-  layOut("estimates", columns, (column) => columnLabel(column, (position) => view.leftOut.has(position)));
+  layOut("estimates", columns, leftOutLabel);
   const matrix = everyLayer().map((layer) => columns.map((column) => estimateSum(column, layer)));
   const { heat, scale } = signedHeat(matrix, (value) => value === null);
   await drawByColumns("estimates", heat, estimateTip);

@@ -6,7 +6,7 @@ import { SCALE_NAMES } from "../shared/scales.js";
 import { theme } from "../shared/theme.js";
 import { describe, matrixLevels } from "./chart.js";
 import { columnsOf, drawByColumns, drawOrMark, layOut } from "./column_chart.js";
-import { columnLabel, columnValue, FOLDED, isJoined, makeColumns } from "./columns.js";
+import { columnValue, FOLDED, isJoined, leftOutHint, leftOutLabel, makeColumns } from "./columns.js";
 import { METRIC_NAMES } from "./file.js";
 import { answerName } from "./names.js";
 import { shown } from "./quantity.js";
@@ -15,11 +15,9 @@ import { state } from "./state.js";
 import { columnTip } from "./tips.js";
 import { everyLayer, view } from "./view.js";
 
-const heatLabel = (column) => columnLabel(column, (position) => view.leftOut.has(position));
-
 async function drawHeatCells() {
   const columns = makeColumns();
-  layOut("heat", columns, heatLabel);
+  layOut("heat", columns, leftOutLabel);
   const matrix = everyLayer().map((layer) => columns.map((column) => columnValue(view.values, column, layer)));
   const { levels, colorbar } = matrixLevels(matrix);
   const heat = { z: levels, customdata: matrix, zmin: 0, zmax: 1, colorscale: colourScale(), colorbar };
@@ -35,9 +33,8 @@ async function drawHeat() {
 
 function writeHintOfHeat() {
   const folded = columnsOf("heat").some(isJoined) ? ` ${FOLDED}` : "";
-  const grey = view.leftOut.size ? " Grey columns marked × are attention sinks, left out." : "";
   const what = `${METRIC_NAMES[state.metric]} distance of ${state.variant}, ${SCALE_NAMES[state.scale]}`;
-  $("heat-hint").textContent = `${what}, for ${answerName()}.${folded}${grey}`;
+  $("heat-hint").textContent = `${what}, for ${answerName()}.${folded}${leftOutHint()}`;
 }
 
 section("heat-card", ["distances"], { chart: drawHeat, when: () => shown() === "impact" });

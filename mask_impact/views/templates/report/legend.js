@@ -4,10 +4,10 @@ import { stops } from "../shared/colours.js";
 import { $, element } from "../shared/elements.js";
 import { SCALE_NAMES } from "../shared/scales.js";
 import { amountText, isSigned, shading } from "./quantity.js";
-import { signedStops } from "./signed_colours.js";
+import { signedSpan } from "./signed_colours.js";
 import { state } from "./state.js";
 
-function barOf(colours) {
+export function gradientBar(colours) {
   const made = element("i");
   made.style.background = `linear-gradient(to right, ${colours.join(",")})`;
   return made;
@@ -17,12 +17,10 @@ export function drawLegend(id) {
   const { scale } = shading();
   const most = amountText(scale.high);
   if (isSigned()) {
-    const { negative, positive } = signedStops();
-    const colours = [...[...negative].reverse(), ...positive.slice(1)];
     const [low, high] = [`−${most}, for the answer`, `+${most}, against it · ${SCALE_NAMES[state.scale]}`];
-    $(id).replaceChildren(low, barOf(colours), high);
+    $(id).replaceChildren(low, gradientBar(signedSpan()), high);
     return;
   }
   const low = scale.bottom ? `≤ ${amountText(scale.bottom)}`.replace("≤ <", "<") : "0";
-  $(id).replaceChildren(low, barOf(stops()), `${most} · ${SCALE_NAMES[state.scale]}`);
+  $(id).replaceChildren(low, gradientBar(stops()), `${most} · ${SCALE_NAMES[state.scale]}`);
 }

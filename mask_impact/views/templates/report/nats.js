@@ -7,7 +7,10 @@ export function natsText(size) {
   return size.toExponential(2).replace(/\.?0*e/, "e").replace("-", "−");
 }
 
-export function signedNats(value) {
+// With its sign; text: how its size is written.
+export function signed(value, text) {
   if (!Number.isFinite(value)) return "no value";
-  return `${value < 0 ? "−" : value > 0 ? "+" : ""}${natsText(Math.abs(value))} nats`;
+  return `${value < 0 ? "−" : value > 0 ? "+" : ""}${text(Math.abs(value))}`;
 }
+
+export const signedNats = (value) => signed(value, (size) => `${natsText(size)} nats`);

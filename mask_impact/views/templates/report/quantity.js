@@ -67,18 +67,24 @@ const SCORES_OF = {
 // Of each place in the layers.
 const scoresIn = (layers) => SCORES_OF[shown()](layers);
 
-let first = { view: null };
-
-// The n that matter most in all layers, those that speak for the answer where there is a sign.
-export function strongestPositions(n) {
-  if (first.view !== view) {
-    const sign = isSigned() ? -1 : 1;
-    const sizes = scoresIn(everyLayer()).map((score) => sign * score);
-    const ranked = sizes.map((_, i) => i).filter((i) => sizes[i] > 0).sort((a, b) => sizes[b] - sizes[a] || a - b);
-    first = { view, positions: ranked.map((i) => view.positions[i]) };
-  }
-  return first.positions.slice(0, n);
+// What is made of the view, once for each: it is another one whenever the state changes.
+function oncePerView(make) {
+  let [of, made] = [null, null];
+  return () => {
+    if (of !== view) [of, made] = [view, make()];
+    return made;
+  };
 }
+
+// Positions by what they matter in all layers, those that speak for the answer where there is a sign.
+const ranking = oncePerView(() => {
+  const sign = isSigned() ? -1 : 1;
+  const sizes = scoresIn(everyLayer()).map((score) => sign * score);
+  const ranked = sizes.map((_, i) => i).filter((i) => sizes[i] > 0).sort((a, b) => sizes[b] - sizes[a] || a - b);
+  return ranked.map((i) => view.positions[i]);
+});
+
+export const strongestPositions = (n) => ranking().slice(0, n);
 
 // ---- colours ----
 
@@ -87,8 +93,6 @@ function scaleOf(scores) {
   const isOfAll = shown() === "impact" && state.range === "layer" && state.colours === "global";
   return makeScale(state.scale, ...extent(isOfAll ? view.shares : scores.map(Math.abs)));
 }
-
-let last = { view: null };
 
 // Of tokens that are joined, from the scores of all places; effects do not add up: the strongest.
 function together(positions, scores) {
@@ -99,8 +103,7 @@ function together(positions, scores) {
 
 // alone: scores by place; scores: the same with those of a word's tokens together; levelOf(score): -1 to 1, NaN where
 // there is none; rgbOf(level).
-export function shading() {
-  if (last.view === view) return last;
+export const shading = oncePerView(() => {
   const alone = scoresIn(layersShown());
   const ofWord = (position, i) => {
     const word = prompt().wordAt.get(position);
@@ -110,9 +113,8 @@ export function shading() {
   const scale = scaleOf(scores);
   const levelOf = (score) => Math.sign(score) * scale.level(Math.abs(score));
   const rgbOf = isSigned() ? signedRgbAt : rgbAt;
-  last = { view, alone, scores, scale, levelOf, rgbOf };
-  return last;
-}
+  return { alone, scores, scale, levelOf, rgbOf };
+});
 
 // ---- texts ----
 

@@ -5,6 +5,7 @@ import { colourBar } from "../shared/charts.js";
 import { colourScale, stops } from "../shared/colours.js";
 import { element } from "../shared/elements.js";
 import { extent, makeScale, TICKS } from "../shared/scales.js";
+import { gradientBar } from "./legend.js";
 import { natsText } from "./nats.js";
 import { isSigned } from "./quantity.js";
 import { signedColours, signedStops } from "./signed_colours.js";
@@ -30,11 +31,7 @@ export function signedHeat(matrix, isEmpty) {
   return { heat: { z: levels, customdata: matrix, colorbar, ...colours }, scale };
 }
 
-function signOf(colours, text) {
-  const bar = element("i");
-  bar.style.background = `linear-gradient(to right, ${colours.join(",")})`;
-  return element("span", {}, bar, text);
-}
+const signOf = (colours, text) => element("span", {}, gradientBar(colours), text);
 
 // The legend's first entries; texts: what an unsigned number means, or a negative and a positive one.
 export function signs(...texts) {

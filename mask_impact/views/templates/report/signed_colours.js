@@ -20,8 +20,11 @@ export const signedStops = () => SIGNED[theme()];
 // The colour at -1..1 as [red, green, blue].
 export const signedRgbAt = (level) => rgbAt(Math.abs(level), signedStops()[level < 0 ? "negative" : "positive"]);
 
-// For levels from -1 to 1, as plotly takes them.
-export function signedColours() {
+// From the most negative to the most positive.
+export function signedSpan() {
   const { negative, positive } = signedStops();
-  return spread([...[...negative].reverse(), ...positive.slice(1)]);
+  return [...[...negative].reverse(), ...positive.slice(1)];
 }
+
+// For levels from -1 to 1, as plotly takes them.
+export const signedColours = () => spread(signedSpan());

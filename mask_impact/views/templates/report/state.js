@@ -27,7 +27,7 @@ function normalise(wanted) {
   next.prompt = clamp(next.prompt, 0, prompts.length - 1);
   const file = prompts[next.prompt];
   next.theme = oneOf(next.theme, ["auto", "light", "dark"], start.theme);
-  next.target = clamp(next.target, 0, Math.max(file.n_targets - 1, 0));
+  next.target = clamp(next.target, 0, Math.max(file.targets.length - 1, 0));
   next.step = clamp(next.step, 0, Math.max(file.steps.length - 1, 0));
   if (!file.tables.includes("distances")) return { ...start, ...picked(next, ["prompt", "target", "step", "theme"]) };
   const lastLayer = file.n_layers - 1;
