@@ -318,9 +318,18 @@ def checks_something(node, asserting):
     return False
 
 
-def without_assertion(tree):
-    """Names of tests that pass whatever is computed. Functions and classes of the file that assert count where they are
-    mentioned, directly or through others."""
+def asserting_names(tree, known=frozenset()):
+    """Functions and classes of a file that assert, directly or through each other. known: names from elsewhere that do."""
+    defined = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    asserting = set(known)
+    while (found := {node.name for node in defined if checks_something(node, asserting)} | known) != asserting:
+        asserting = found
+    return asserting
+
+
+def without_assertion(tree, helpers=frozenset()):
+    """Names of tests that pass whatever is computed. Functions and classes that assert count where they are mentioned: those
+    of the file, and of the helpers' those that it imports."""
     defined = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     # A class that is parametrised with assertions hands them to its tests.
     handed = {
@@ -329,9 +338,9 @@ def without_assertion(tree):
         if isinstance(node, ast.ClassDef) and any(checks_something(mark, set()) for mark in node.decorator_list)
         for test in node.body
     }
-    asserting: set[str] = set()
-    while (found := {node.name for node in defined if checks_something(node, asserting)}) != asserting:
-        asserting = found
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    imported = {(node.module, alias.name) for node in imports for alias in node.names}
+    asserting = asserting_names(tree, {name for _, name in imported & helpers})
     return [
         node.name
         for node in defined
@@ -341,7 +350,9 @@ def without_assertion(tree):
 
 def test_no_test_is_without_an_assertion():
     """A test that only calls something passes whatever it gives back."""
-    assert {path.stem: names for path in TESTS if (names := without_assertion(tree_of(path)))} == {}
+    modules = [path for path in (REPOSITORY / "tests").glob("*.py") if path not in TESTS]
+    helpers = {(path.stem, name) for path in modules for name in asserting_names(tree_of(path))}
+    assert {path.stem: names for path in TESTS if (names := without_assertion(tree_of(path), helpers))} == {}
 
 
 def test_a_test_without_an_assertion_would_be_found():
@@ -349,3 +360,7 @@ def test_a_test_without_an_assertion_would_be_found():
         "def helper():\n    return 1\ndef check(x):\n    assert x\ndef test_a():\n    helper()\ndef test_b():\n    check(1)"
     )
     assert without_assertion(tree) == ["test_a"]
+    tree = ast.parse(
+        "from tab import check\nfrom other import look\ndef test_a():\n    look()\ndef test_b():\n    check()"
+    )
+    assert without_assertion(tree, {("tab", "check"), ("tab", "look")}) == ["test_a"]
