@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from xml.etree import ElementTree
 
 import browser
 import numpy as np
@@ -28,6 +29,7 @@ from mask_impact.views.report import write_report
 
 pytestmark = browser.MARKS
 
+SVG = "{http://www.w3.org/2000/svg}"
 AXE = "axe-core@4.14.1"
 META = {"window": 1, "ablation": "mask", "model": "tiny"}
 SIZES = ((1440, 900), (390, 844))
@@ -183,8 +185,12 @@ def picture_of(content):
         return np.asarray(picture.convert("RGB")).astype(int)
 
 
-@pytest.mark.parametrize("card", ["card", "routes", "matrix", "knockouts", "whatif", "text", "images"])
-def test_every_part_is_saved_light_whatever_the_page_is(tmp_path, open_page, card):
+PARTS = ("card", "routes", "matrix", "knockouts", "whatif", "text", "images")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A page with all parts that are not charts."""
     found = two_targets()
     answer = dataclasses.replace(
         found.answer,
@@ -194,7 +200,12 @@ def test_every_part_is_saved_light_whatever_the_page_is(tmp_path, open_page, car
         ),
     )
     stored = Stored(dataclasses.replace(found, answer=answer), answer, knockouts(), whatif())
-    tab = open_page(write_report(stored, tmp_path / "x.html"), color_scheme="dark")
+    return write_report(stored, tmp_path_factory.mktemp("whole") / "x.html")
+
+
+@pytest.mark.parametrize("card", PARTS)
+def test_every_part_is_saved_light_whatever_the_page_is(whole, open_page, card):
+    tab = open_page(whole, color_scheme="dark")
     content, name = tab.download(f"[data-card={card}] button >> nth=0")
     assert name == f"x-step0-{card}.png" or name == f"result-step0-{card}.png"
     pixels = picture_of(content)
@@ -202,6 +213,70 @@ def test_every_part_is_saved_light_whatever_the_page_is(tmp_path, open_page, car
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20  # not empty
     tab.settle()
     assert tab.page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def away(one, other):
+    """How far two pictures are from each other, at half their size: edges are drawn a little differently."""
+    difference = abs(one - other)[: len(one) // 2 * 2, : one.shape[1] // 2 * 2].mean(axis=-1)
+    return float(difference.reshape(len(difference) // 2, 2, -1, 2).mean(axis=(1, 3)).mean())
+
+
+@pytest.mark.parametrize("card", PARTS)
+def test_a_saved_part_looks_as_it_does_in_the_page(whole, open_page, card):
+    """Against the browser's own picture of it."""
+    tab = open_page(whole, color_scheme="light", device_scale_factor=2)
+    saved = picture_of(tab.download(f"[data-card={card}] button >> nth=0")[0])
+    tab.page.add_style_tag(content=".exports, .control, .mi-smoothing { visibility: hidden }")
+    section = tab.page.locator(f"section:has([data-card={card}])").last
+    with Image.open(io.BytesIO(section.screenshot())) as picture:
+        seen = np.asarray(picture.convert("RGB")).astype(int)
+    rows, columns = (min(one.shape[axis], seen.shape[axis]) for one in [saved] for axis in (0, 1))
+    saved, seen = saved[:rows, :columns], seen[:rows, :columns]
+
+    def apart(down, right):
+        return away(np.roll(saved, (down, right), axis=(0, 1)), seen)
+
+    here = min(apart(down, 0) for down in range(-3, 4))  # a picture of the page begins at whole pixels
+    moved = min(apart(*by) for by in ((-8, 0), (8, 0), (0, -8), (0, 8)))  # by four pixels of the page
+    assert here < 0.4 * moved
+
+
+@pytest.mark.parametrize("card", PARTS)
+def test_a_part_saved_as_vectors_is_shapes_and_texts(whole, open_page, card):
+    tab = open_page(whole, color_scheme="dark")
+    content, name = tab.download(f"[data-card={card}] button:text-is('SVG')")
+    assert name == f"result-step0-{card}.svg"
+    drawing = ElementTree.fromstring(content)
+    names = {one.tag.removeprefix(SVG) for one in drawing.iter()}
+    assert "text" in names
+    assert not names & {"foreignObject", "script", "style", "div", "span"}
+    said = "".join("".join(one.itertext()) for one in drawing.iter(f"{SVG}text"))
+    section = tab.page.locator(f"section:has([data-card={card}])").last
+    there = section.evaluate("""(node) => {
+        const copy = node.cloneNode(true);
+        const unseen = "[hidden], .exports, .control, .mi-smoothing, title, .visually-hidden";
+        for (const one of copy.querySelectorAll(unseen)) one.remove();
+        return copy.textContent;
+    }""")  # fmt: skip
+    assert set(there.split())
+    assert not [word for word in there.split() if word not in said]
+
+
+def test_texts_saved_as_vectors_stand_where_the_page_has_them(tmp_path, open_page):
+    result = make_result(["", "\u05e9\u05dc\u05d5\u05dd", " where", " is<b>"], grids=((2, 2),), produced=(" up",))
+    found = explained(result, {5: -4.0, 6: -2.0}, answer=" up")
+    tab = open_page(write_report(found, tmp_path / "x.html"))
+    drawing = ElementTree.fromstring(tab.download("[data-card=card] button:text-is('SVG')")[0])
+    section = tab.page.locator("section:has([data-card=card])").last.bounding_box()
+    words = [word for word in tab.page.locator("#card .mi-word").all() if word.inner_text().strip()]
+    for word in words:
+        box, text = word.bounding_box(), word.inner_text().strip()
+        same = [one for one in drawing.iter(f"{SVG}text") if "".join(one.itertext()) == text]
+        middle = box["x"] + box["width"] / 2 - section["x"]
+        assert min(abs(float(one.get("x")) - middle) for one in same) < 4, text
+        assert all(abs(float(one.get("textLength")) - box["width"]) < 12 for one in same[:1]), text
+    assert len(words) == 3
+    assert "is<b>" in {word.inner_text().strip() for word in words}
 
 
 def test_a_saved_picture_of_images_has_what_lies_over_them(tmp_path, open_page):

@@ -34,12 +34,14 @@ export function makeExports(fileName, csv, caption) {
     const title = place.dataset.title ?? section.querySelector("h2").textContent;
     const add = (kind, what, save) => place.append(saveButton(kind, `Save ${what}${title} as ${kind}`, save));
     const isChart = $(card).classList.contains("chart");
-    const saveAs = (kind) => saveChart(fileName(card), $(card), kind, { title, caption: caption() });
-    add("PNG", "", () => (isChart ? saveAs("png") : saveNode(fileName(card), section, caption())));
+    const saveAs = (kind) => (isChart
+      ? saveChart(fileName(card), $(card), kind, { title, caption: caption() })
+      : saveNode(fileName(card), section, kind, caption()));
+    add("PNG", "", () => saveAs("png"));
     if (csv[card]) {
       add("CSV", "the numbers of ", async () => downloadCsv(fileName(card), ...(await csv[card]())));
     }
-    if (isChart) add("SVG", "", () => saveAs("svg"));
+    add("SVG", "", () => saveAs("svg"));
     add("PDF", "", () => printSection(section));
   }
 }

@@ -1,13 +1,13 @@
-// Pictures of what is shown, to be saved: of charts as PNG and SVG, of other parts as PNG, of any as PDF by the
-// browser's own printing. Always light, with a title and a line that says where it comes from.
+// Pictures of what is shown, to be saved: as PNG and SVG, and as PDF by the browser's own printing. Always light, with
+// a title and a line that says where it comes from.
 
 import { bytesOf } from "./blocks.js";
+import { drawingOf } from "./drawing.js";
 import { element } from "./elements.js";
 import { plotlyText } from "./texts.js";
 
 const DENSITY = 2; // pixels of a picture for one of the page
 const [HEAD, FOOT, EDGE] = [36, 24, 16];
-const INK = "#1d1a24";
 const SOFT = "#5e5969";
 const FACE = "system-ui, sans-serif";
 
@@ -65,39 +65,35 @@ export function saveChart(name, chart, format, about) {
 
 // ---- what stands in the page ----
 
-// A picture of an element, drawn by the browser from a copy of it with the page's styles.
-function pictureOf(node, { width, height }) {
-  const copy = node.cloneNode(true);
-  const drawn = [...node.querySelectorAll("canvas")];
-  [...copy.querySelectorAll("canvas")].forEach((canvas, number) => {
-    const { className, style } = canvas;
-    canvas.replaceWith(element("img", { className, style: style.cssText, src: drawn[number].toDataURL() }));
-  });
-  for (const one of copy.querySelectorAll("[hidden], .exports, input[type='range']")) one.remove();
-  const styles = [...document.querySelectorAll("style")].map((one) => one.textContent).join("\n");
-  const text = new XMLSerializer().serializeToString(copy);
-  const look = `color-scheme:light;background:#fff;color:${INK};font:15px/1.5 ${FACE};width:${width}px`;
-  return `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" data-theme="light">`
-    + `<foreignObject width="100%" height="100%"><div xmlns="http://www.w3.org/1999/xhtml" style="${look}">`
-    + `<style><![CDATA[${styles}]]></style>${text}</div></foreignObject></svg>`;
+const CAPTION = { x: EDGE, "font-family": FACE, "font-size": "11px", fill: SOFT };
+const LINE = 16;
+
+// A text in lines that are as wide as that at most.
+function brokenAt(width, text) {
+  const context = element("canvas").getContext("2d");
+  context.font = `11px ${FACE}`;
+  const lines = [""];
+  for (const word of text.split(" ")) {
+    const longer = `${lines.at(-1)} ${word}`.trim();
+    if (context.measureText(longer).width <= width) lines[lines.length - 1] = longer;
+    else lines.push(word);
+  }
+  return lines.filter(Boolean);
 }
 
-export function saveNode(name, node, caption) {
+// As SVG, or as the PNG that the browser makes of it.
+export function saveNode(name, node, format, caption) {
   return inLight(async () => {
-    const box = node.getBoundingClientRect();
-    const [width, height] = [Math.ceil(box.width), Math.ceil(box.height)];
+    const { text, width, height } = drawingOf(node, brokenAt(node.clientWidth - 2 * EDGE, caption), LINE, CAPTION);
+    if (format === "svg") {
+      download(`${name}.svg`, new Blob([text], { type: "image/svg+xml" }));
+      return;
+    }
     const picture = new Image();
-    picture.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(pictureOf(node, { width, height }))}`;
+    picture.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;
     await picture.decode();
-    const canvas = element("canvas", { width: DENSITY * width, height: DENSITY * (height + FOOT) });
-    const context = canvas.getContext("2d");
-    context.scale(DENSITY, DENSITY);
-    context.fillStyle = "#ffffff";
-    context.fillRect(0, 0, width, height + FOOT);
-    context.drawImage(picture, 0, 0, width, height);
-    context.fillStyle = SOFT;
-    context.font = `11px ${FACE}`;
-    context.fillText(caption, EDGE, height + FOOT - 9, width - 2 * EDGE);
+    const canvas = element("canvas", { width: DENSITY * width, height: DENSITY * height });
+    canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
     const blob = await new Promise((resolve) => { canvas.toBlob(resolve, "image/png"); });
     download(`${name}.png`, blob);
   });
