@@ -23,6 +23,7 @@ from mask_impact.results.records import Result
 from mask_impact.results.stored import Stored, read_stored, stem_of
 from mask_impact.views.card_figure import card_figure
 from mask_impact.views.comparison_plot import comparison_figure
+from mask_impact.views.estimates_plot import ESTIMATES, estimates_figure
 from mask_impact.views.figure_files import WIDTHS, figure_path, figure_width, save_figure
 from mask_impact.views.layers_plot import layers_figure
 from mask_impact.views.patches_plot import patches_figure
@@ -34,7 +35,10 @@ from mask_impact.views.text import escape
 # What each kind shows, and which of the choices it takes.
 KINDS = {
     "card": ("what the answer used: words, cells, the strongest, the evidence", ("target",)),
-    "map": ("the impact of each token in each layer", ("step", "variant", "metric", "grid", "prompt_name")),
+    "map": (
+        "what each token gives to the answer in each layer, or its local impact there",
+        ("shown", "target", "step", "variant", "metric", "grid", "prompt_name"),
+    ),
     "routes": ("which flows of tokens carry the answer, in which layers", ("target", "step")),
     "patches": ("each image under the impact of its patches", ("step", "variant", "metric", "grid", "prompt_name")),
     "compare": ("several results side by side", ("step", "variant", "metric", "grid", "prompt_name")),
@@ -73,7 +77,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--width", metavar="WIDTH", type=_width, default=WIDTHS["page"], help=f"{widths} or inches (default: page)"
     )
     parser.add_argument(
-        "--target", metavar="N", type=count, help="of card and routes: which target of the answer, from 0 (default: 0)"
+        "--shown",
+        choices=(*ESTIMATES, "impact"),
+        help="of map: contribution (estimated, wherever a layer reads a token), estimate (hiding it from the last position in "
+        "one layer) or the measured local impact (default: contribution where it was stored)",
+    )
+    parser.add_argument(
+        "--target",
+        metavar="N",
+        type=count,
+        help="of card, map and routes: which target of the answer, from 0 (default: 0)",
     )
     parser.add_argument(
         "--step", metavar="N", type=count, help="the produced token, from 0 (default: all for map and patches, else 0)"
@@ -110,10 +123,11 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
 def _check_choices(args: argparse.Namespace) -> None:
     """UsageError for a choice that the kind does not take."""
     takes = KINDS[args.kind][1]
-    for name in ("target", "step", "metric", "variant", "grid", "prompt_name"):
+    for name in ("shown", "target", "step", "metric", "variant", "grid", "prompt_name"):
         if getattr(args, name) is not None and name not in takes:
             *kinds, last = (kind for kind, (_, choices) in KINDS.items() if name in choices)
-            raise UsageError(f"--{name.replace('_', '-')} is of {', '.join(kinds)} and {last}, not of {args.kind}")
+            of = f"{', '.join(kinds)} and {last}" if kinds else last
+            raise UsageError(f"--{name.replace('_', '-')} is of {of}, not of {args.kind}")
     if args.kind != "compare" and len(args.sources) > 1:
         raise UsageError(f"{args.kind} shows one result, not {len(args.sources)}; compare takes several")
 
@@ -181,6 +195,20 @@ def _routes(args: argparse.Namespace, name: str, stored: Stored) -> Callable[[],
 
 
 def _map(args: argparse.Namespace, name: str, stored: Stored) -> Callable[[], Any]:
+    """Of estimates by layer where there are any and nothing of distances was asked for; else of distances."""
+    of_distances = next((one for one in ("step", "variant", "metric", "grid") if getattr(args, one) is not None), None)
+    if args.shown in ESTIMATES and of_distances:
+        raise UsageError(f"--{of_distances} is of the local impact; of estimates --target chooses what is shown")
+    if args.target is not None and (args.shown == "impact" or of_distances):
+        raise UsageError("--target is of estimates; of the local impact --step chooses the produced token")
+    answer = stored.answer
+    has_estimates = answer is not None and any(target.by_layer for target in answer.targets)
+    if args.shown in ESTIMATES or args.target is not None or (has_estimates and not args.shown and not of_distances):
+        number = 0 if answer is None else _target(args, answer)
+        if answer is None or answer.targets[number].by_layer is None:
+            _lacks(name, "estimates by layer", 'ask again with "mask-impact run"')
+        shown, caption = args.shown or "contribution", caption_of(answer.meta)
+        return partial(estimates_figure, answer, number, shown=shown, width=args.width, caption=caption)
     what, how = _distances(args, name, stored)
     return partial(layers_figure, *what, **how)
 

@@ -1,70 +1,10 @@
-"""`NAME.layers.png`: layers x tokens. Labels lie around the map, spread where there is room."""
-
-from collections.abc import Sequence
-from dataclasses import dataclass
+"""`NAME.layers.png`: the impact of tokens in each layer."""
 
 import numpy as np
 
 from mask_impact.results.records import Result
-from mask_impact.views.plots import (
-    BLOCK,
-    COLUMN,
-    DPI,
-    FAN,
-    GREY,
-    HEAD,
-    INK,
-    LABEL_ROOM,
-    LABEL_STEP,
-    MARGIN,
-    MAX_ALL_LABELS,
-    MAX_LABELS,
-    MAX_LONG_MAP,
-    MAX_MAP,
-    MIN_MAP,
-    SINK_GREY,
-    SMALL,
-    TEXT,
-    Page,
-    ShownImpact,
-    colour_map,
-    fitted,
-    impact_of,
-    inches,
-    layers_named,
-    norm,
-)
-
-LEFT, BAR = 0.5, 1.1  # inches on the left of the map, and on its right for the colours' scale
-MOST_VECTORS = 20_000  # cells; a drawing of more is pixels
-
-
-@dataclass(frozen=True)
-class _Column:
-    """A token, or all masked patches of an image (its number): their positions, and whether all are sinks."""
-
-    positions: list[int]
-    image: int | None
-    is_sink: bool
-
-
-def _columns(result: Result, impact: ShownImpact) -> list[_Column]:
-    """In the order of first positions: an image's tokens need not stand in one piece."""
-    groups: dict[tuple[int | None, int], list[int]] = {}
-    for position in np.flatnonzero(impact.masked).tolist():
-        image = int(result.tokens.image[position])
-        groups.setdefault((image, 0) if image >= 0 else (None, position), []).append(position)
-    return [_Column(places, image, bool(impact.sink[places].all())) for (image, _), places in groups.items()]
-
-
-def _label(result: Result, impact: ShownImpact, column: _Column) -> tuple[str, str]:
-    """Where the column's tokens stand, and their name."""
-    first, last = column.positions[0], column.positions[-1]
-    if column.image is None:
-        return str(first), fitted('"', result.tokens.texts[first], '"', SMALL, LABEL_ROOM)
-    (rows, columns), n_sinks = result.images[column.image].grid, int(impact.sink[column.positions].sum())
-    left_out = f" without {n_sinks} sink{'s' * (n_sinks > 1)}" if n_sinks and not column.is_sink else ""
-    return f"{first}-{last}", f"image {column.image}: {rows} x {columns} patches{left_out}"
+from mask_impact.views.plots import heading_of, impact_of, share_label
+from mask_impact.views.token_map import TokenMap, columns_of, map_figure
 
 
 def layers_figure(
@@ -79,112 +19,17 @@ def layers_figure(
     """Heat map of layers x tokens, a matplotlib Figure: the share of each layer's impact on the token produced at `step`,
     or with None on the whole answer (`token_importance(...).shares`: the mean over steps, 0 where a token was not there).
 
-    Each image is one column, the sum of its patches. Sinks are grey; tokens that were not masked are left out. Columns
-    are as wide as labels where there are few, and at least a pixel up to 12,600 of them. variant, metric: the distances
-    (None: Full where it was measured). width: of the figure in inches, whatever the number of columns; caption: at its foot.
+    Each image is one column, the sum of its patches. Tokens that were not masked are left out. variant, metric: the distances
+    (None: Full where it was measured). width, caption: see `token_map.map_figure`.
     """
     impact = impact_of(result, step, variant, metric)
-    columns = _columns(result, impact)
-    if not columns:
-        page = Page(width or 6, HEAD + 0.4, result, step, impact, caption)
-        page.text(MARGIN, HEAD, "No token was masked.")
-        return page.finished()
-    values = np.stack([impact.percent[:, column.positions].sum(axis=1) for column in columns], axis=1)  # [L, columns]
-    is_sink = np.array([column.is_sink for column in columns])
-    edges = _edges(columns) if width is None else _edges_within(columns, width - LEFT - BAR)
-    labelled = _labelled(columns, values, MAX_ALL_LABELS if width is None else int(edges[-1] / LABEL_STEP))
-    middles = (edges[:-1] + edges[1:]) / 2
-    places = spread(middles[labelled], LABEL_STEP, edges[-1])
-    fan = 0.07 if np.allclose(places, middles[labelled]) else FAN
-    labels = [_label(result, impact, columns[index]) for index in labelled]
-    below = fan + 0.15 + max(inches(position + name, SMALL) for position, name in labels)
-    height, note = min(max(0.105 * result.n_layers, 2.2), 5.0), 0.22 * is_sink.any()
-    page = Page(LEFT + edges[-1] + BAR, HEAD + height + below + note + MARGIN, result, step, impact, caption)
-    heat = _draw_map(page, edges, values, is_sink, height)
-    if (
-        width is not None
-    ):  # to be printed: no light lines between the cells of a vector drawing, no file of many megabytes
-        heat.set(edgecolor="face", linewidth=0.1, rasterized=values.size > MOST_VECTORS)
-    _draw_border(page, sum(column.positions[0] < result.n_prompt for column in columns), edges)
-
-    under = HEAD + height
-    lines = page.axes(LEFT, under, edges[-1], fan)
-    lines.set(xlim=(0, edges[-1]), ylim=(fan, 0))
-    lines.axis("off")
-    for index, place, (position, name) in zip(labelled, places, labels, strict=True):
-        lines.plot([middles[index]] * 2 + [place] * 2, [0, 0.05, fan - 0.05, fan], color=GREY, linewidth=0.4)
-        style = {"rotation": 90, "ha": "center", "size": SMALL}
-        page.text(LEFT + place, under + fan + 0.04, position, color=GREY, **style)
-        y = under + fan + 0.1 + inches(position, SMALL)
-        page.text(LEFT + place, y, name, color=GREY if is_sink[index] else INK, **style)
-    page.colour_bar(page.axes(LEFT + edges[-1] + 0.15, HEAD, 0.11, 2.2), heat, impact.measure, "vertical")
-    if note:
-        page.sink_note(LEFT, page.bottom - MARGIN - 0.12)
-    return page.finished()
-
-
-def _draw_map(page: Page, edges: np.ndarray, values: np.ndarray, is_sink: np.ndarray, height: float):
-    """The mesh of the values, float64 [L, columns], with crossed out sinks and the layers' axis."""
-    axes, n_layers = page.axes(LEFT, HEAD, edges[-1], height), len(values)
-    shown, middles = np.ma.array(values, mask=np.broadcast_to(is_sink, values.shape)), (edges[:-1] + edges[1:]) / 2
-    heat = axes.pcolormesh(
-        edges, np.arange(n_layers + 1) - 0.5, shown, cmap=colour_map(), norm=norm(shown.compressed())
+    columns = columns_of(result.tokens, result.images, impact.masked, impact.sink)
+    values = [impact.percent[:, column.positions].sum(axis=1) for column in columns]
+    one = TokenMap(
+        columns,
+        np.stack(values, axis=1) if values else np.zeros((result.n_layers, 0)),
+        result.n_prompt,
+        lambda room: heading_of(result, step, impact, room),
+        share_label(impact),
     )
-    axes.set_facecolor(SINK_GREY)  # what is not covered
-    cross = {"transform": axes.get_xaxis_transform(), "color": INK, "markersize": 3.5, "mew": 0.7, "clip_on": False}
-    axes.plot(middles[is_sink], np.full(is_sink.sum(), 0.97), "x", **cross)
-    axes.set(xticks=[], xlim=(0, edges[-1]))
-    layers = layers_named(n_layers, 13)
-    axes.set_yticks(layers, [str(layer) for layer in layers])  # not formatted, perhaps as a formula, by matplotlibrc
-    axes.set_ylabel("layer", fontsize=TEXT, color=INK, labelpad=2)
-    return heat
-
-
-def _draw_border(page: Page, n_prompt: int, edges: np.ndarray) -> None:
-    """The line between the prompt's columns, n_prompt of them, and those of produced tokens."""
-    if 0 < n_prompt < len(edges) - 1:
-        page.figure.axes[0].axvline(edges[n_prompt], color=INK, linewidth=0.7, ymax=1.03, clip_on=False)
-        style = {"size": SMALL, "va": "bottom", "color": GREY}
-        page.text(LEFT + edges[n_prompt] - 0.04, HEAD - 0.03, "prompt", ha="right", **style)
-        page.text(LEFT + edges[n_prompt] + 0.04, HEAD - 0.03, "answer", **style)
-
-
-def _edges(columns: Sequence[_Column]) -> np.ndarray:
-    """Where columns begin and end, in inches."""
-    n, n_images = len(columns), sum(column.image is not None for column in columns)
-    few = max(MIN_MAP, min(n, MAX_ALL_LABELS) * LABEL_STEP) / n
-    each = max(few, min(COLUMN, MAX_MAP / n), min(1 / DPI, MAX_LONG_MAP / n))
-    block = max(each, min(BLOCK, MAX_MAP / 2 / max(n_images, 1)))
-    return np.cumsum([0.0, *(block if column.image is not None else each for column in columns)])
-
-
-def _edges_within(columns: Sequence[_Column], room: float) -> np.ndarray:
-    """The same for a figure whose width is given: the columns fill the room, those of images wider where there are many."""
-    n, n_images = len(columns), sum(column.image is not None for column in columns)
-    block = room / n if n == n_images else max(room / n, min(BLOCK, room / 2 / max(n_images, 1)))
-    each = (room - block * n_images) / max(n - n_images, 1)
-    edges = np.cumsum([0.0, *(block if column.image is not None else each for column in columns)])
-    return edges * (room / edges[-1])
-
-
-def _labelled(columns: Sequence[_Column], values: np.ndarray, most: int = MAX_ALL_LABELS) -> list[int]:
-    """Which columns get a label: all of a few, else images, sinks, and those with the largest values. most: that have room."""
-    if len(columns) <= min(most, MAX_ALL_LABELS):
-        return list(range(len(columns)))
-    is_plain = [column.image is None and not column.is_sink for column in columns]
-    return sorted(np.lexsort((-values.sum(axis=0), is_plain))[: min(most, MAX_LABELS)].tolist())
-
-
-def spread(wanted: np.ndarray, distance: float, room: float) -> np.ndarray:
-    """Places in the order of the wanted ones, at least `distance` apart, within 0..room, as near to them as can be: the
-    least squares of an isotonic regression, found by pooling neighbours that are too near (Ayer et al. 1955)."""
-    offsets = np.arange(len(wanted)) * distance
-    pools: list[tuple[float, int]] = []  # mean, number
-    for mean in (wanted - offsets).tolist():
-        n = 1
-        while pools and pools[-1][0] > mean:
-            before, m = pools.pop()
-            mean, n = (mean * n + before * m) / (n + m), n + m
-        pools.append((mean, n))
-    free = np.repeat([mean for mean, _ in pools], [n for _, n in pools])
-    return np.clip(free, distance / 2, max(room - offsets[-1] - distance / 2, distance / 2)) + offsets
+    return map_figure(one, width, caption)

@@ -25,9 +25,11 @@ from mask_impact.views.plots import (
     ShownImpact,
     colour_map,
     fitted,
+    heading_of,
     impact_of,
     inches,
     norm,
+    share_label,
 )
 from mask_impact.views.text import percent
 
@@ -101,7 +103,7 @@ def patches_figure(
     narrow = whole < 5  # no room beside the scale
     height = HEAD + n_rows * (titles * titled + sum(high for _, high in sizes)) + ROW_HEAD * len(sizes)
     height += 0.2 * bool(more) + 0.8 + 0.3 * narrow
-    page = Page(whole, height, result, step, impact, caption)
+    page = Page(whole, height, heading_of(result, step, impact, whole), caption)
     y, has_sinks = HEAD - 0.1, False
     for number, (image, (wide, high), row) in enumerate(zip(images, sizes, grids, strict=True)):
         page.text(MARGIN, y + 0.17, _image_title(number, image, row[0], wide / high, page.width), SMALL, color=GREY)
@@ -120,7 +122,7 @@ def patches_figure(
     y += 0.2 + 0.2 * bool(more)
     bar = page.axes(MARGIN, y, 2.3, 0.11)
     bar.set_facecolor("0.8")  # the middle of a faded picture
-    page.colour_bar(bar, colours, impact.measure, "horizontal")
+    page.colour_bar(bar, colours, share_label(impact), "horizontal")
     if has_sinks:
         page.sink_note(*((MARGIN, y + 0.66) if narrow else (MARGIN + 2.6, y - 0.03)))
     return page.finished()

@@ -166,6 +166,28 @@ def impact_of(result: Result, step: int | None, variant: str | None = None, metr
     return ShownImpact(100 * importance.shares, masked, sink, f"{measure}{' cosine' * (metric == 'cosine')}")
 
 
+def heading_of(result: Result, step: int | None, impact: ShownImpact, width: float) -> tuple[str, str]:
+    """The two lines above a picture of impact: on what, and what was measured of which model."""
+    answer = result.generated_text or "".join(record.token_text for record in result.steps)
+    what, told = ("answer", answer) if step is None else ("token", result.steps[step].token_text)
+    room = width - 2 * MARGIN
+    title = fitted(f'Impact on the {what} "', told, '"', TITLE, room)
+    return title, with_model(result.meta.get("model"), about_line(result, step, impact), room)
+
+
+def with_model(model: Any, about: str, room: float) -> str:
+    """The line below a title, with the model before it, as far as there is room."""
+    if not isinstance(model, str):
+        return about
+    whole = fitted("model ", model, f" · {about}", TEXT, room)
+    return whole if inches(whole, TEXT) <= room else fitted("", f"model {model} · {about}", "", TEXT, room)
+
+
+def share_label(impact: ShownImpact) -> str:
+    """What the colours of a picture of impact are."""
+    return f"share of a layer's {impact.measure} impact, %"
+
+
 def about_line(result: Result, step: int | None, impact: ShownImpact) -> str:
     """What was measured and how, without the model."""
     n_steps = len(result.steps)
@@ -196,6 +218,10 @@ def colour_map(opacity: tuple[float, float] = (1, 1)):
     colours[:, :3] += (1 - colours[:, :3]) * np.clip(1 - level / 0.2, 0, 1)[:, None]
     colours[:, 3] = np.linspace(*opacity, 256)
     return ListedColormap(colours)
+
+
+def _tick(value: float, _: Any) -> str:
+    return f"{value:.3g}".replace("-", "\u2212")
 
 
 class Sheet:
@@ -231,30 +257,21 @@ class Sheet:
 
 
 class Page(Sheet):
-    """A figure with a heading, and a caption where there is one."""
+    """A figure with a heading, two lines, and a caption where there is one."""
 
-    def __init__(
-        self, width: float, height: float, result: Result, step: int | None, impact: ShownImpact, caption: str = ""
-    ) -> None:
+    def __init__(self, width: float, height: float, heading: tuple[str, str], caption: str = "") -> None:
         lines = caption_lines(caption, width)
         super().__init__(width, height + foot_height(lines))
         self.bottom = height  # where the caption begins
         self.foot(lines)
-        answer = result.generated_text or "".join(record.token_text for record in result.steps)
-        what, told = ("answer", answer) if step is None else ("token", result.steps[step].token_text)
-        room, model, about = width - 2 * MARGIN, result.meta.get("model"), about_line(result, step, impact)
-        self.text(MARGIN, MARGIN, fitted(f'Impact on the {what} "', told, '"', TITLE, room), size=TITLE)
-        if isinstance(model, str):
-            whole = fitted("model ", model, f" · {about}", TEXT, room)
-            about = whole if inches(whole, TEXT) <= room else fitted("", f"model {model} · {about}", "", TEXT, room)
+        title, about = heading
+        self.text(MARGIN, MARGIN, title, size=TITLE)
         self.text(MARGIN, MARGIN + 0.24, about, color=GREY)
 
-    def colour_bar(self, axes, colours, measure: str, orientation: str) -> None:
+    def colour_bar(self, axes, colours, label: str, orientation: str) -> None:
         ticks = colours.norm.inverse(np.linspace(0, 1, 5))  # evenly spread, the largest value among them
-        bar = self.figure.colorbar(
-            colours, cax=axes, ticks=ticks, format=lambda value, _: f"{value:.3g}", orientation=orientation
-        )
-        bar.set_label(f"share of a layer's {measure} impact, %\n(square-root scale)", fontsize=TEXT, color=INK)
+        bar = self.figure.colorbar(colours, cax=axes, ticks=ticks, format=_tick, orientation=orientation)
+        bar.set_label(f"{label}\n(square-root scale)", fontsize=TEXT, color=INK)
         bar.outline.set(linewidth=0.5, edgecolor=GREY)
 
     def sink_note(self, x: float, y: float) -> None:

@@ -10,11 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from explained import explained
 from PIL import Image
 from synthetic import make_explanation, make_result, make_tokens
 
 from mask_impact.commands.main import main
 from mask_impact.results.explanation_files import save_explanation
+from mask_impact.results.explanations import LayerEstimates
 from mask_impact.results.flow_files import save_flows
 from mask_impact.results.flows import Flow, FlowPositions, FlowStep, Knockouts
 from mask_impact.results.store import save
@@ -30,6 +32,7 @@ def figure(capsys, monkeypatch, tmp_path):
     save(make_result(n_steps=2, n_layers=4, meta={"model": "tiny", "command": "mask-impact run x"}), "full", "csv")
     save(make_result(n_layers=4, grids=[(2, 3)]), "pictured", "csv")
     save_explanation(make_explanation(), "explained", "csv", "mask-impact explain x")
+    save(make_estimated(), "estimated", "csv")
     save_flows(knockouts(), "cut", "csv", "mask-impact knockout x")
 
     def call(*argv):
@@ -50,6 +53,15 @@ def refused(figure):
         return outcome.err.removeprefix("mask-impact figure: error: ").rstrip()
 
     return call
+
+
+def make_estimated():
+    """An explained result with estimates by layer."""
+    result = explained(make_result(n_layers=3, meta={"model": "tiny"}), {1: -2.0})
+    shape = (3, result.n_prompt)
+    by_layer = LayerEstimates(np.full(shape, -0.5, np.float32), np.full(shape, 0.25, np.float32))
+    targets = (dataclasses.replace(result.answer.targets[0], by_layer=by_layer),)
+    return dataclasses.replace(result, answer=dataclasses.replace(result.answer, targets=targets))
 
 
 def knockouts():
@@ -75,6 +87,7 @@ def texts_in(svg):
         ("card", ["explained.answer.csv"], "explained.card", "75.0 %"),
         ("map", ["full"], "full.map", "layer"),
         ("map", ["full.meta.json"], "full.map", "tiny · mask-impact run x"),
+        ("map", ["estimated"], "estimated.map", "model tiny · contribution, wherever a layer reads it"),
         ("patches", ["pictured.csv"], "pictured.patches", "picture"),
         ("routes", ["explained"], "explained.routes", "image → last"),
         ("routes", ["cut"], "cut.routes", "most around layer 1: \u22122.00"),
@@ -128,6 +141,10 @@ def test_choices_choose_what_is_shown(figure):
     save_explanation(dataclasses.replace(found, targets=(found.targets[0], second)), "two", "csv")
     assert figure("card", "two", "-o", "c.svg", "--target", 1).code == 0
     assert {"rug", "12.5 %"} <= {*texts_in("c.svg")}
+    figure("map", "estimated", "-o", "e.svg", "--shown", "estimate", "--target", 0)
+    assert any("hidden from the last in one layer" in text for text in texts_in("e.svg"))
+    figure("map", "estimated", "-o", "f.svg", "--shown", "impact")
+    assert any(text.startswith("Impact on the answer") for text in texts_in("f.svg"))
     figure("routes", "cut", "-o", "d.svg", "--step", 1)
     assert "image → last" in texts_in("d.svg")
 
@@ -138,6 +155,8 @@ def test_choices_choose_what_is_shown(figure):
         (["card", "full"], 'full has no card: ask what the answer used with "mask-impact explain" (or "run" without '
                            "--no-answer)"),
         (["routes", "full"], 'full has no routes: run it again with --routes auto, or cut flows with "mask-impact knockout"'),
+        (["map", "full", "--shown", "contribution"],
+         'full has no estimates by layer: ask again with "mask-impact run"'),
         (["map", "explained"], 'explained has no map: measure the impact of its tokens with "mask-impact run"'),
         (["patches", "cut"], 'cut has no patches: measure the impact of its tokens with "mask-impact run"'),
         (["patches", "full"], "full has no patches: no token of an image was hidden; run it again with an image, and not with "
@@ -167,7 +186,16 @@ def test_a_target_without_routes_says_so(refused):
             ["map", "full", "--variant", "Head_9"],
             "--variant Head_9 is not there; the result has Full, Attn, Head_0, Head_1",
         ),
-        (["map", "full", "--target", "0"], "--target is of card and routes, not of map"),
+        (["patches", "full", "--target", "0"], "--target is of card, map and routes, not of patches"),
+        (["card", "explained", "--shown", "impact"], "--shown is of map, not of card"),
+        (
+            ["map", "estimated", "--shown", "estimate", "--step", "0"],
+            "--step is of the local impact; of estimates --target chooses what is shown",
+        ),
+        (
+            ["map", "estimated", "--shown", "impact", "--target", "0"],
+            "--target is of estimates; of the local impact --step chooses the produced token",
+        ),
         (["card", "explained", "--metric", "l2"], "--metric is of map, patches and compare, not of card"),
         (["card", "explained", "--step", "0"], "--step is of map, routes, patches and compare, not of card"),
         (["routes", "explained", "--step", "0"], "--step is of flows that knockout has cut"),

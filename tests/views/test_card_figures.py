@@ -8,6 +8,7 @@ import re
 import matplotlib
 import numpy as np
 import pytest
+from explained import explained
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.text import Text
@@ -16,11 +17,21 @@ from synthetic import make_explanation, make_image, make_result, make_tokens
 
 from mask_impact.errors import OutputError, UsageError
 from mask_impact.findings.comparison import Settings, compare_results
-from mask_impact.results.explanations import Agreement, Evidence, ExplainedTarget, Explanation, HeadCut, Route, TokenSet
+from mask_impact.results.explanations import (
+    Agreement,
+    Evidence,
+    ExplainedTarget,
+    Explanation,
+    HeadCut,
+    LayerEstimates,
+    Route,
+    TokenSet,
+)
 from mask_impact.results.flows import Flow, FlowPositions, FlowStep, Knockouts
 from mask_impact.views.card import Card
 from mask_impact.views.card_figure import card_figure
 from mask_impact.views.comparison_plot import comparison_figure
+from mask_impact.views.estimates_plot import estimates_figure
 from mask_impact.views.figure_blocks import nats
 from mask_impact.views.figure_files import WIDTHS, figure_path, figure_width, save_figure
 from mask_impact.views.layers_plot import layers_figure
@@ -492,6 +503,45 @@ def test_a_map_of_other_distances_has_their_shares(variant, metric):
     assert any(f"{variant or 'Full'}{' cosine' * (metric == 'cosine')} impact" in text for text in texts_of(figure))
     with pytest.raises(UsageError, match="the result has Full, Attn, Head_0, Head_1"):
         layers_figure(result, variant="Head_9")
+
+
+# --- estimates by layer -----------------------------------------------------------------------------------------------
+
+
+def with_estimates(result, n_layers=5):
+    """An explained result, and what each position gives in each layer, both ways."""
+    found = explained(result, {result.n_prompt - 1: -2.0}).answer
+    random = np.random.default_rng(3)
+    both = [random.normal(size=(n_layers, result.n_prompt)).astype(np.float32) for _ in range(2)]
+    target = dataclasses.replace(found.targets[0], by_layer=LayerEstimates(*both))
+    return dataclasses.replace(found, targets=(target,)), dict(zip(("contribution", "estimate"), both, strict=True))
+
+
+@pytest.mark.parametrize("shown", ["contribution", "estimate"])
+def test_a_map_of_estimates_has_what_each_token_gives_and_the_sum_of_an_image(shown):
+    found, values = with_estimates(make_result(grids=[(2, 3)]))
+    figure = estimates_figure(found, shown=shown)
+    mesh = figure.axes[0].collections[0]
+    drawn = np.asarray(mesh.get_array())
+    image = found.tokens.image[: found.n_prompt]
+    first = int(np.flatnonzero(image == 0)[0])
+    for layer in range(5):
+        expected = [float(values[shown][layer, at]) for at in range(found.n_prompt) if image[at] < 0]
+        expected.insert(first, sum(float(values[shown][layer, at]) for at in range(found.n_prompt) if image[at] == 0))
+        np.testing.assert_allclose(drawn[layer], expected, rtol=1e-5)
+    colours = mesh.cmap(mesh.norm(np.array([drawn.min(), 0.0, -drawn.min()])))
+    assert colours[0][0] > 0.8 > 0.3 > colours[0][2]  # for the answer: orange
+    np.testing.assert_allclose(colours[1][:3], 1, atol=0.02)
+    assert colours[2][2] > 0.6 > 0.1 > colours[2][0]  # against it: blue
+    assert mesh.norm.vmax == -mesh.norm.vmin == pytest.approx(np.abs(drawn).max())
+
+
+@pytest.mark.parametrize("width", [3.35, 6.9])
+def test_a_map_of_estimates_fits(width):
+    found, _ = with_estimates(make_result(words(400), grids=[(3, 4)] * 3, n_layers=3), n_layers=40)
+    figure = estimates_figure(found, width=width, caption="tiny · mask-impact run x")
+    assert figure.get_figwidth() == pytest.approx(width)
+    assert_within(figure)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -20,9 +20,10 @@ from synthetic import make_result
 
 from mask_impact.errors import OutputError, UsageError
 from mask_impact.views import plots
-from mask_impact.views.layers_plot import layers_figure, spread
+from mask_impact.views.layers_plot import layers_figure
 from mask_impact.views.patches_plot import layer_bands, patches_figure
 from mask_impact.views.pictures import save_plots
+from mask_impact.views.token_map import spread
 
 NAMES = ["picture", "all", "early", "middle", "late"]
 
