@@ -36,7 +36,7 @@ from mask_impact.views.text import escape
 KINDS = {
     "card": ("what the answer used: words, cells, the strongest, the evidence", ("target",)),
     "map": (
-        "what each token gives to the answer in each layer, or its local impact there",
+        "what each token gives in each layer, or its local impact",
         ("shown", "target", "step", "variant", "metric", "grid", "prompt_name"),
     ),
     "routes": ("which flows of tokens carry the answer, in which layers", ("target", "step")),

@@ -1,10 +1,12 @@
-"""Results side by side as a matplotlib Figure: at which depth each has its impact, and which tokens differ most."""
+"""Results side by side as a matplotlib Figure: the verdict, what each answer used, at which depth each has its impact, and which
+tokens differ most."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from mask_impact.findings.comparison import Comparison, Side
+from mask_impact.views.comparison_verdict import Told, told, verdict_text
 from mask_impact.views.figure_blocks import BESIDE, SIDES, WIDTH, Block, figure_of, lines_block, stacked
 from mask_impact.views.plots import (
     GREY,
@@ -22,15 +24,16 @@ from mask_impact.views.plots import (
 from mask_impact.views.text import token_label
 
 TOKENS = 12  # most of them that are shown
-ROW, HIGH = 0.2, 1.9  # heights: of a token's row, and least of the panel of the depth
+ROW, USED_ROW, HIGH = 0.2, 0.26, 1.9  # heights: of a token's row, of one with bars, and least of the panel of the depth
 LABEL = 1.3  # inches of a token's name, at most
 MARKERS = "osD^vPX*"
 TITLE_ROOM, AXIS_ROOM, STEP = 0.2, 0.24, 0.16  # above and below a panel; from line to line of the legend
 
 
 def comparison_figure(comparison: Comparison, width: float = WIDTH):
-    """Two or more results, a matplotlib Figure: what part of each one's impact lies at which depth, and the shares of the tokens
-    that differ most from the first result. width: in inches.
+    """Two or more results, a matplotlib Figure: the verdict in words; of each pair that is explained what its answers lose
+    without what they use; what part of each one's impact lies at which depth, and the shares of the tokens that differ most from
+    the first result. width: in inches.
 
     Where the scale makes all layers alike, the first panel has the rank correlation of the tokens' importances at each depth.
     """
@@ -40,10 +43,14 @@ def comparison_figure(comparison: Comparison, width: float = WIDTH):
     about = f"{comparison.variant} impact on the produced token {comparison.settings.step}, without attention sinks"
     if comparison.settings.keep_sinks:
         about = f"{comparison.variant} impact on the produced token {comparison.settings.step}"
+    pairs = told(comparison)
+    verdict = wrapped(verdict_text(comparison, pairs), TEXT, room, 6)
     blocks = [
-        stacked([lines_block(title, TITLE), lines_block(wrapped(about, SMALL, room, 2), SMALL, GREY)], 0.03),
-        *_panels(comparison, room),
+        stacked([lines_block(title, TITLE), lines_block(verdict, TEXT)], 0.05),
         _legend(comparison, room),
+        *(_used(comparison, pair, room) for pair in pairs if pair.rows()),
+        lines_block(wrapped(about, SMALL, room, 2), SMALL, GREY),
+        *_panels(comparison, room),
     ]
     return figure_of(blocks, _origin(comparison.sides), width)
 
@@ -54,6 +61,39 @@ def _origin(sides: Sequence[Side]) -> str:
     models = dict.fromkeys(str(meta.get("model") or "") for meta in about)
     commands = dict.fromkeys(caption_of({"command": meta.get("command")}) for meta in about)
     return " · ".join(part for part in (*models, *commands) if part)
+
+
+def _used(comparison: Comparison, pair: Told, room: float) -> Block:
+    """A row for each word, cell or group that one of a pair's answers uses, with a bar for each of the two: filled where it was
+    measured, hollow where it is estimated, none where there is no number."""
+    rows = pair.rows()[:TOKENS]
+    title = "lost where it is hidden, nats (hollow: estimated)"
+    labels = [fitted("", row.name, "", SMALL, LABEL) for row in rows]
+    left = max(inches(label, SMALL) for label in labels) + 0.1
+    colours = [SIDES[comparison.sides.index(side) % len(SIDES)] for side in pair.sides]
+
+    def draw(sheet: Sheet, x: float, y: float) -> None:
+        sheet.text(x, y + 0.1, fitted("", title, "", TEXT, room), va="baseline")
+        axes = sheet.axes(x + left, y + TITLE_ROOM, room - left, USED_ROW * len(rows))
+        axes.set(ylim=(len(rows) - 0.5, -0.5))
+        axes.set_yticks(range(len(rows)), labels)
+        axes.tick_params(axis="y", length=0)
+        axes.axvline(0, color=GREY, linewidth=0.5)
+        for number, row in enumerate(rows):
+            for which, (change, colour) in enumerate(zip(row.unit.changes, colours, strict=True)):
+                if np.isfinite(change):
+                    look = {
+                        "color": colour if row.unit.measured[which] else "none",
+                        "edgecolor": colour,
+                        "linewidth": 0.8,
+                    }
+                    axes.barh(number + (which - 0.5) * 0.36, -change, 0.3, **look)
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+        axes.set_xlim(low, high + 0.02 * (high - low))
+        axes.set_xticks(ticks, [f"{tick:g}".replace("-", "\u2212") for tick in ticks])
+
+    return Block(TITLE_ROOM + USED_ROW * len(rows) + AXIS_ROOM, draw)
 
 
 def _panels(comparison: Comparison, room: float) -> list[Block]:

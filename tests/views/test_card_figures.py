@@ -435,7 +435,7 @@ def compared(**settings):
 def test_the_profile_and_the_tokens_hold_what_the_comparison_found():
     comparison = compared()
     figure = comparison_figure(comparison)
-    depth, tokens = figure.axes[:2]
+    depth, tokens = figure.axes[1:3]  # behind the legend
     for line, side in zip(depth.lines, comparison.sides, strict=True):
         np.testing.assert_allclose(line.get_ydata(), 100 * side.depth_shares)
     dots = [line for line in tokens.lines if line.get_marker() not in ("None", None, "")]
@@ -453,6 +453,27 @@ def test_the_profile_and_the_tokens_hold_what_the_comparison_found():
     assert len({line.get_color() for line in depth.lines}) == 3
 
 
+def test_what_both_answers_use_has_a_bar_each_hollow_where_it_is_estimated():
+    results = {}
+    for name, change in (("one", -2.0), ("two", -1.0)):
+        result = explained(make_result(words(4), n_layers=6), {1: change, 2: -3.0}, becomes={2: " other"})
+        target = result.answer.targets[0]
+        if name == "two":  # the first of them was not hidden here
+            measured, estimated = target.logprob_change.copy(), target.contribution.copy()
+            measured[target.positions.index((1,))], estimated[target.positions.index((1,))] = np.nan, -0.5
+            target = dataclasses.replace(target, logprob_change=measured, contribution=estimated)
+        results[name] = dataclasses.replace(result, answer=dataclasses.replace(result.answer, targets=(target,)))
+    figure = comparison_figure(compare_results(results, Settings(n_permutations=9)))
+    bars = next(axes for axes in figure.axes if axes.patches)
+    rows = [label.get_text() for label in bars.get_yticklabels()]
+    assert len(rows) == 2
+    lengths = np.array([bar.get_width() for bar in bars.patches]).reshape(2, 2)
+    np.testing.assert_allclose(lengths, [[3.0, 3.0], [2.0, 0.5]])
+    assert [bar.get_facecolor()[3] for bar in bars.patches] == [1, 1, 1, 0]
+    assert {to_hex(bar.get_edgecolor()) for bar in bars.patches} == {FOR, AGAINST}
+    assert any("Both use" in text for text in texts_of(figure))
+
+
 def test_where_depths_can_t_be_compared_their_agreement_is_shown():
     results = {name: make_result(words(8), n_layers=6, seed=seed) for seed, name in enumerate(("one", "two"))}
     norms = [
@@ -464,7 +485,7 @@ def test_where_depths_can_t_be_compared_their_agreement_is_shown():
     assert comparison.scale == "share"
     figure = comparison_figure(comparison)
     assert "rank correlation with the first, by depth" in texts_of(figure)
-    np.testing.assert_allclose(figure.axes[0].lines[-1].get_ydata(), [one.rho for one in comparison.pairs[0].bands])
+    np.testing.assert_allclose(figure.axes[1].lines[-1].get_ydata(), [one.rho for one in comparison.pairs[0].bands])
 
 
 @pytest.mark.parametrize("width", [3.0, 6.9])
