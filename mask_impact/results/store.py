@@ -27,11 +27,10 @@ from mask_impact.results.table_files import (
     checksum,
     clean_text,
     find_table,
-    one_line,
     parse_formats,
-    read_numbers,
     write_table,
 )  # fmt: skip
+from mask_impact.results.table_reading import read_numbers
 from mask_impact.results.tables import COLUMNS
 
 MANY_ROWS = 2_000_000  # above this the default is CSV and Parquet
@@ -108,12 +107,9 @@ def load_result(path: str | os.PathLike) -> Result:
     stem = path.parent / without_suffix(path.name)
     meta_path = beside(stem, "meta.json") if path.name else path / ".meta.json"
     meta = read_meta(meta_path)
-    try:
-        table, l2, cosine = _read_distances(stem, meta)
-        result = result_from(meta, l2, cosine)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise OutputError(f"{meta_path} is not the meta file of a result: {one_line(error)}") from error
-    if any(step.get("effect") for step in meta["steps"]):
+    table, l2, cosine = _read_distances(stem, meta)
+    result = result_from(meta, l2, cosine)
+    if meta["steps"][0].get("effect"):
         result = _with_effects(result, stem, meta)
     if meta.get("answer_crc32") is not None:
         answer = load_explanation(stem)
@@ -134,9 +130,8 @@ def _read_distances(stem: Path, meta: dict[str, Any]) -> tuple[Path, np.ndarray,
         wanted = " or ".join(f"{stem.name}.{form}" for form in meta["formats"])
         raise OutputError(f"{beside(stem, 'meta.json')} is there, but its table is not: expected {wanted} beside it")
     path, form = found
-    l2, cosine = read_numbers(path, form, dict.fromkeys(COLUMNS[-2:], np.dtype(meta["distance_dtype"]))).values()
-    if len(l2) != meta["n_rows"]:
-        raise OutputError(f"{path} is not complete: {len(l2):,} rows, expected {meta['n_rows']:,}")
+    types = dict.fromkeys(COLUMNS[-2:], np.dtype(meta["distance_dtype"]))
+    l2, cosine = read_numbers(path, form, types, meta["n_rows"]).values()
     return path, l2, cosine
 
 
@@ -159,22 +154,29 @@ def _with_effects(result: Result, stem: Path, meta: dict[str, Any]) -> Result:
         )
     path, form = found
     entries = [about["effect"] for about in meta["steps"]]
-    columns = read_numbers(path, form, columns_to_read(any(entry.get("estimated") for entry in entries)))
+    shapes = [
+        (result.n_layers, len(entry.get("groups") or step.positions))
+        for step, entry in zip(result.steps, entries, strict=True)
+    ]
+    types = columns_to_read(bool(entries[0].get("estimated")))
+    columns = read_numbers(path, form, types, sum(n_layers * n_hidden for n_layers, n_hidden in shapes))
     first, steps = 0, []
-    try:
-        for step, about in zip(result.steps, meta["steps"], strict=True):
-            groups = about["effect"].get("groups")
-            shape = (step.l2.shape[0], len(groups or step.positions))
-            effect = make_record(columns, first, shape, about["effect"])
-            crc32 = checksum(*(getattr(effect, name) for name in NUMBERS))
-            if about["effect"].get("crc32", crc32) != crc32:
-                raise ValueError(
-                    f"it does not hold the effects of the run in {stem.name}.meta.json: step {step.step} differs"
-                )
-            steps.append(replace(step, effect=effect))
-            first += shape[0] * shape[1]
-    except (ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{path} cannot be read: {one_line(error)}") from error
+    for step, entry, shape in zip(result.steps, entries, shapes, strict=True):
+        effect = make_record(columns, first, shape, entry)
+        crc32 = checksum(*(getattr(effect, name) for name in NUMBERS))
+        if entry.get("crc32", crc32) != crc32:
+            raise OutputError(
+                f"{path} does not hold the effects of the run in {stem.name}.meta.json: step {step.step} differs"
+            )
+        if unnamed := {*effect.top1[effect.measured].tolist()} - {*effect.top1_texts}:
+            raise OutputError(
+                f"{path} has the token {min(unnamed)} at step {step.step}, of which {stem.name}.meta.json has no text in "
+                f"steps.{step.step}.effect.top1_texts"
+            )
+        if not (np.isfinite([getattr(effect, name) for name in NUMBERS]) == effect.measured).all():
+            raise OutputError(f"{path} lacks a number of step {step.step}, or has one where nothing was measured")
+        steps.append(replace(step, effect=effect))
+        first += shape[0] * shape[1]
     return replace(result, steps=tuple(steps))
 
 
