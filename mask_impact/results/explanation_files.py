@@ -157,10 +157,10 @@ def load_explanation(path: str | os.PathLike) -> Explanation:
     table = find_table(stem, meta["formats"], "answer.")
     if table is None:
         raise OutputError(
-            f"{where} is there, but its table is not: expected {stem.name}.answer.csv or the like beside it"
+            f"{where} is there, but its table is not: expected {stem.name}.answer.csv or the like beside it, as formats says"
         )
     types, n_rows = dict.fromkeys(NUMBERS, np.float32), sum(entry["units"] for entry in meta["targets"])
-    columns = read_numbers(*table, types, n_rows)
+    columns = read_numbers(*table, types, n_rows, f"units of targets of {where.name}")
     targets, first = [], 0
     estimates = {} if meta.get("estimates_crc32") is None else _estimates(stem, meta)
     for entry in meta["targets"]:
@@ -178,7 +178,7 @@ def load_explanation(path: str | os.PathLike) -> Explanation:
         meta=meta["run"],
     )
     if answer_checksum(found) != meta["crc32"]:
-        raise OutputError(f"{table[0]} does not hold the numbers of the run in {where}")
+        raise OutputError(f"{table[0]} does not hold the numbers of the run in {where}: its crc32 is another")
     for place, (target, entry) in enumerate(zip(found.targets, meta["targets"], strict=True)):
         n_measured = int(target.measured.sum())
         if (target.top1[target.measured] < 0).any() or entry.get("measured", n_measured) != n_measured:
@@ -252,7 +252,8 @@ def _estimates(stem: Path, meta: dict[str, Any]) -> dict[int, LayerEstimates]:
             found[step] = LayerEstimates(*(columns[name][rows].reshape(n_layers, -1) for name in ESTIMATES[-2:]))
     if _estimates_checksum(found.values()) != meta["estimates_crc32"]:
         raise OutputError(
-            f"{stem.name}.estimates.* does not hold the numbers of the run in {stem.name}.answer.meta.json"
+            f"{stem.name}.estimates.* does not hold the numbers of the run in {stem.name}.answer.meta.json: its "
+            "estimates_crc32 is another"
         )
     return found
 
@@ -263,5 +264,8 @@ def _read(
     """Columns of one of TABLES, of which the meta file says that it was written."""
     table = find_table(stem, meta["formats"], f"{name}.")
     if table is None:
-        raise OutputError(f"{stem.name}.{name}.* is missing: {stem.name}.answer.meta.json says that it was written")
-    return read_numbers(*table, types, n_rows, exactly)
+        field = {"matrix": "has_matrix", "estimates": "estimates_crc32"}[name]
+        raise OutputError(
+            f"{stem.name}.{name}.* is missing: {field} of {stem.name}.answer.meta.json and its formats name it"
+        )
+    return read_numbers(*table, types, n_rows, f"tokens and targets of {stem.name}.answer.meta.json", exactly)

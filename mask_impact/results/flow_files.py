@@ -136,16 +136,16 @@ def load_flows(path: str | os.PathLike) -> Knockouts:
     table = find_table(stem, meta["formats"], "flows.")
     if table is None:
         raise OutputError(
-            f"{where} is there, but its table is not: expected {stem.name}.flows.csv or the like beside it"
+            f"{where} is there, but its table is not: expected {stem.name}.flows.csv or the like beside it, as formats says"
         )
     numbers = {"layer": np.int64, "first_layer": np.int64, "last_layer": np.int64, "top1_id": np.int64}
     n_steps, n_flows = len(meta["steps"]), len(meta["flows"])
     types = numbers | dict.fromkeys(("logprob_change", "kl_divergence"), np.float32)
-    columns = read_numbers(*table, types, n_steps * n_flows * MOST_LAYERS, exactly=False)
+    columns = read_numbers(*table, types, n_steps * n_flows * MOST_LAYERS, f"steps and flows of {where.name}", False)
     n_layers, rest = divmod(len(columns["layer"]), n_steps * n_flows)
     if rest or not n_layers:
         raise OutputError(
-            f"{table[0]} is not complete: {len(columns['layer']):,} rows for {n_steps} steps and {n_flows} flows"
+            f"{table[0]} is not complete: {len(columns['layer']):,} rows for {n_steps} steps and {n_flows} flows of {where.name}"
         )
     values = {name: column.reshape(n_steps, n_flows, n_layers) for name, column in columns.items()}
     layers, first, last = (values[name] for name in ("layer", "first_layer", "last_layer"))
@@ -171,7 +171,7 @@ def load_flows(path: str | os.PathLike) -> Knockouts:
         meta=meta["run"],
     )
     if flows_checksum(found) != meta["crc32"]:
-        raise OutputError(f"{table[0]} does not hold the numbers of the run in {where}")
+        raise OutputError(f"{table[0]} does not hold the numbers of the run in {where}: its crc32 is another")
     for step in found.steps:
         if unnamed := {*step.top1.ravel().tolist()} - {*step.top1_texts}:
             raise OutputError(

@@ -112,14 +112,19 @@ def load_result(path: str | os.PathLike) -> Result:
     if meta["steps"][0].get("effect"):
         result = _with_effects(result, stem, meta)
     if meta.get("answer_crc32") is not None:
+        if not beside(stem, "answer.meta.json").is_file():
+            raise OutputError(f"{meta_path} has an answer_crc32, but {stem.name}.answer.meta.json is not there")
         answer = load_explanation(stem)
         if answer_checksum(answer) != meta["answer_crc32"] and not _same_prompt(answer, result):
-            raise OutputError(f"{stem.name}.answer.meta.json is not of the run in {meta_path}")
+            raise OutputError(
+                f"{stem.name}.answer.meta.json is not of the run in {meta_path}: its answer_crc32 is another"
+            )
         result = replace(result, answer=answer)
     for step, about in zip(result.steps, meta["steps"], strict=True):
         if checksum(step.l2, step.cosine) != about["distances_crc32"]:
             raise OutputError(
-                f"{table} does not hold the distances of the run in {meta_path}: step {step.step} differs"
+                f"{table} does not hold the distances of the run in {meta_path}: step {step.step} differs from its "
+                "distances_crc32"
             )
     return result
 
@@ -128,10 +133,12 @@ def _read_distances(stem: Path, meta: dict[str, Any]) -> tuple[Path, np.ndarray,
     found = find_table(stem, meta["formats"])
     if found is None:
         wanted = " or ".join(f"{stem.name}.{form}" for form in meta["formats"])
-        raise OutputError(f"{beside(stem, 'meta.json')} is there, but its table is not: expected {wanted} beside it")
+        raise OutputError(
+            f"{beside(stem, 'meta.json')} is there, but its table is not: expected {wanted} beside it, as formats says"
+        )
     path, form = found
     types = dict.fromkeys(COLUMNS[-2:], np.dtype(meta["distance_dtype"]))
-    l2, cosine = read_numbers(path, form, types, meta["n_rows"]).values()
+    l2, cosine = read_numbers(path, form, types, meta["n_rows"], f"n_rows of {stem.name}.meta.json").values()
     return path, l2, cosine
 
 
@@ -159,14 +166,20 @@ def _with_effects(result: Result, stem: Path, meta: dict[str, Any]) -> Result:
         for step, entry in zip(result.steps, entries, strict=True)
     ]
     types = columns_to_read(bool(entries[0].get("estimated")))
-    columns = read_numbers(path, form, types, sum(n_layers * n_hidden for n_layers, n_hidden in shapes))
+    columns = read_numbers(
+        path,
+        form,
+        types,
+        sum(n_layers * n_hidden for n_layers, n_hidden in shapes),
+        f"positions or groups of the steps of {stem.name}.meta.json",
+    )
     first, steps = 0, []
     for step, entry, shape in zip(result.steps, entries, shapes, strict=True):
         effect = make_record(columns, first, shape, entry)
         crc32 = checksum(*(getattr(effect, name) for name in NUMBERS))
         if entry.get("crc32", crc32) != crc32:
             raise OutputError(
-                f"{path} does not hold the effects of the run in {stem.name}.meta.json: step {step.step} differs"
+                f"{path} does not hold the effects of the run in {stem.name}.meta.json: step {step.step} differs from its crc32"
             )
         if unnamed := {*effect.top1[effect.measured].tolist()} - {*effect.top1_texts}:
             raise OutputError(
@@ -181,12 +194,24 @@ def _with_effects(result: Result, stem: Path, meta: dict[str, Any]) -> Result:
 
 
 def stored_digest(path: str | os.PathLike, formats: Iterable[str] | None = None) -> str | None:
-    """The digest that a complete result's meta file has of what was run, None where it has none.
+    """The digest that a complete result's meta file has of what was run, None where there is none.
 
-    formats: which tables have to be there (None: those that the meta file names). Raises OutputError where a file is missing.
+    formats: which tables have to be there (None: those that the meta file names). Raises OutputError where a file that a meta
+    file names is missing, or a meta file is damaged; tables are not read.
     """
-    meta = read_meta(beside(Path(path), "meta.json"))
-    for form in meta["formats"] if formats is None else parse_formats(formats):
-        if form not in meta["formats"] or not beside(Path(path), form).is_file():
-            raise OutputError(f"{beside(Path(path), form)} is not there")
+    stem = Path(path)
+    if not beside(stem, "meta.json").exists():
+        return None
+    meta = read_meta(beside(stem, "meta.json"))
+    if formats is not None and not {*parse_formats(formats)} <= {*meta["formats"]}:
+        return None
+    tables = {"": meta["formats"]}
+    if meta["steps"][0].get("effect"):
+        tables["effect."] = meta["formats"]
+    if meta.get("answer_crc32") is not None:
+        tables["answer."] = read_meta(beside(stem, "answer.meta.json"), "answer")["formats"]
+    for prefix, forms in tables.items():
+        for form in forms:
+            if not beside(stem, prefix + form).is_file():
+                raise OutputError(f"{beside(stem, prefix + form)} is not there")
     return meta["run"].get("digest")

@@ -28,29 +28,24 @@ Choose = Callable[[list[str]], list[str]]
 
 
 def read_numbers(
-    path: Path, form: str, dtypes: Mapping[str, Any], n_rows: int, exactly: bool = True
+    path: Path, form: str, dtypes: Mapping[str, Any], n_rows: int, says: str, exactly: bool = True
 ) -> dict[str, np.ndarray]:
     """The columns of a table by name, each [rows] of its dtype; the other columns are not read. OutputError, also where the
-    table has not n_rows, or more than these (exactly: False), which is the most that is read of it."""
+    table has not n_rows, or more than these (exactly: False), which is the most that is read of it. says: what says how many."""
     import pyarrow as pa
 
     wanted = {name: np.dtype(dtype) for name, dtype in dtypes.items()}
     try:
         table = {"csv": _read_csv, "json": _read_json, "parquet": _read_parquet}[form](path, wanted, n_rows)
-        check_rows(path, len(table), n_rows)
+        if len(table) > n_rows:
+            raise OutputError(f"{path} has more than the {n_rows:,} rows that {says} says")
         if exactly and len(table) < n_rows:
-            raise OutputError(f"{path} is not complete: {len(table):,} rows, expected {n_rows:,}")
+            raise OutputError(f"{path} is not complete: {len(table):,} rows, expected {n_rows:,} as {says} says")
         if not len(table):
             return {name: np.zeros(0, dtype) for name, dtype in wanted.items()}
         return {name: np.array(_typed(name, table[name], dtype).to_numpy()) for name, dtype in wanted.items()}
     except (OSError, ValueError, KeyError, TypeError, RecursionError, pa.ArrowException) as error:
         raise OutputError(f"{path} cannot be read: {one_line(error)}") from error
-
-
-def check_rows(path: Path | str, n_rows: int, most: int) -> None:
-    """OutputError where a table has more rows than it may have, of which not all need have been read."""
-    if n_rows > most:
-        raise OutputError(f"{path} has too many rows: {most:,} are expected")
 
 
 def _typed(name: str, column, dtype: np.dtype):
@@ -90,10 +85,10 @@ def _read_parquet(path: Path, wanted: Mapping[str, np.dtype], n_rows: int):
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        check_rows(path, file.metadata.num_rows, n_rows)
-        for name in _all_of(wanted)(file.schema_arrow.names):
+        names = _all_of(wanted)(file.schema_arrow.names)
+        for name in names:
             _check_type(name, file.schema_arrow.field(name).type, wanted[name])
-        return file.read(columns=list(wanted))
+        return read_parquet(file, names, n_rows)
 
 
 def _read_csv(path: Path, wanted: Mapping[str, np.dtype], n_rows: int):
@@ -109,6 +104,19 @@ def _read_json(path: Path, wanted: Mapping[str, np.dtype], n_rows: int):
         return _typed(name, pa.array(values), wanted[name])
 
     return read_json(path, _all_of(wanted), n_rows, convert)
+
+
+def read_parquet(file: Any, names: list[str], most: int):
+    """Columns of a pyarrow ParquetFile as a pyarrow.Table, read until it has more than `most` rows."""
+    import pyarrow as pa
+
+    batches, n_rows = [], 0
+    for batch in file.iter_batches(columns=names):
+        batches.append(batch)
+        n_rows += len(batch)
+        if n_rows > most:
+            break
+    return pa.Table.from_batches(batches) if batches else pa.table({})
 
 
 def read_csv(path: Path, choose: Choose, most: int, types: Mapping[str, Any], **convert: Any):
@@ -137,7 +145,10 @@ def _header(path: Path) -> list[str]:
     """The names in the first line of a CSV file."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         head = io.StringIO(file.read(LONGEST_HEADER), newline="")
-    names = next(csv.reader(head), [])
+    try:
+        names = next(csv.reader(head), [])
+    except csv.Error as error:
+        raise ValueError(f"its first line: {error}") from error
     if not names:
         raise ValueError("it is empty")
     if head.tell() == LONGEST_HEADER or len(names) > MOST_COLUMNS:
