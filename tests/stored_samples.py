@@ -136,8 +136,8 @@ KINDS = {
     "result": ("run.meta.json", "run"),
     "grouped": ("grouped.meta.json", "grouped"),
     "answer": ("run.answer.meta.json", "run.answer"),
-    "flows": ("run.flows.meta.json", "run.flows"),
-    "whatif": ("run.whatif.json", "run.whatif.json"),
+    "flows": ("cut.flows.meta.json", "cut.flows"),
+    "whatif": ("cut.whatif.json", "cut.whatif.json"),
 }
 
 
@@ -145,8 +145,8 @@ def write_all(folder: Path, form: str = "csv") -> Path:
     """Files of all KINDS in a folder, which is returned."""
     save(rich_result(), folder / "run", [form])
     save(grouped_result(), folder / "grouped", [form])
-    save_flows(make_knockouts(images=["picture0.png"]), folder / "run", [form])
-    save_whatif(make_whatif(images=["picture0.png"]), folder / "run")
+    save_flows(make_knockouts(images=["picture0.png"]), folder / "cut", [form])
+    save_whatif(make_whatif(images=["picture0.png"]), folder / "cut")
     return folder
 
 
@@ -156,16 +156,17 @@ def read(path: Path) -> Stored:
     return stored
 
 
-def show(stored: Stored) -> int:
-    """Everything that commands show of it, as text, JSON and pages; returns how many bytes."""
+def show(stored: Stored, compared: bool = True) -> int:
+    """What commands show of it, as text, JSON and pages, compared with itself too; returns how many bytes."""
     texts = [build_report(stored).html.decode()]
     if (result := stored.result) is not None:
         texts += [render_summary(result), render_summary(result, verbose=True), to_text(result_entry(result))]
         texts += [render_table(top_table(result, kind), "text") for kind in ("token", "layer", "head")]
         if result.has_effects:
             texts.append(render_table(effect_table(result), "text"))
-        comparison = compare_results({"a": result, "b": result}, Settings(n_permutations=9))
-        texts += [render(comparison), to_text(as_json(comparison)), build_page(comparison).decode()]
+        if compared:
+            comparison = compare_results({"a": result, "b": result}, Settings(n_permutations=9))
+            texts += [render(comparison), to_text(as_json(comparison)), build_page(comparison).decode()]
     if stored.answer is not None:
         texts += [render_explanation(stored.answer, verbose=True), to_text(explanation_entry(stored.answer))]
     if stored.flows is not None:

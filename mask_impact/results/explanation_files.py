@@ -112,6 +112,7 @@ def _meta(found: Explanation, formats: tuple[str, ...], command: str) -> dict[st
         "formats": list(formats),
         "crc32": answer_checksum(found),
         "has_matrix": found.matrix is not None,
+        "matrix_crc32": None if found.matrix is None else checksum(found.matrix),
         "targets": [_target_entry(target) for target in found.targets],
         "images": [image_entry(image) for image in found.images],
         "tokens": [line(entry) for entry in token_entries(found.tokens, found.images)],
@@ -234,7 +235,13 @@ def _target_from(
 
 def _matrix(stem: Path, meta: dict[str, Any]) -> np.ndarray:
     shape = (len(meta["tokens"]) - meta["n_prompt"], meta["n_prompt"])
-    return _read(stem, meta, "matrix", {MATRIX[-1]: np.float32}, shape[0] * shape[1])[MATRIX[-1]].reshape(shape)
+    matrix = _read(stem, meta, "matrix", {MATRIX[-1]: np.float32}, shape[0] * shape[1])[MATRIX[-1]].reshape(shape)
+    if meta.get("matrix_crc32") not in (None, checksum(matrix)):
+        raise OutputError(
+            f"{stem.name}.matrix.* does not hold the numbers of the run in {stem.name}.answer.meta.json: its "
+            "matrix_crc32 is another"
+        )
+    return matrix
 
 
 def _estimates(stem: Path, meta: dict[str, Any]) -> dict[int, LayerEstimates]:

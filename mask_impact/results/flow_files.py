@@ -106,6 +106,7 @@ def save_flows(
         ],
         "formats": list(formats),
         "crc32": flows_checksum(found),
+        "top1_crc32": checksum(*(step.top1 for step in found.steps)),
         "tokens": [line(entry) for entry in token_entries(found.tokens)],
     }
     text = meta_bytes(meta)
@@ -157,7 +158,9 @@ def load_flows(path: str | os.PathLike) -> Knockouts:
         and (last < n_layers).all()
         and all((one == one[0, 0]).all() for one in (first, last))
     ):
-        raise OutputError(f"{table[0]} does not have windows around layers 0 to {n_layers - 1} for each step and flow")
+        raise OutputError(
+            f"{table[0]} does not have windows around layers 0 to {n_layers - 1} for each of the steps and flows of {where.name}"
+        )
     found = Knockouts(
         flows=tuple(map(_flow_from, meta["flows"])),
         steps=tuple(
@@ -170,7 +173,8 @@ def load_flows(path: str | os.PathLike) -> Knockouts:
         tokens=tokens_from(meta["tokens"]),
         meta=meta["run"],
     )
-    if flows_checksum(found) != meta["crc32"]:
+    top1_crc32 = checksum(*(step.top1 for step in found.steps))
+    if flows_checksum(found) != meta["crc32"] or meta.get("top1_crc32") not in (None, top1_crc32):
         raise OutputError(f"{table[0]} does not hold the numbers of the run in {where}: its crc32 is another")
     for step in found.steps:
         if unnamed := {*step.top1.ravel().tolist()} - {*step.top1_texts}:

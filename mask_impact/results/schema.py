@@ -60,6 +60,7 @@ class EffectEntry(Part):
     rounding: Annotated[list[Size], Field(min_length=2, max_length=2)] | None = None
     estimated: EstimatedEntry | None = None
     crc32: Checksum | None = None
+    rest_crc32: Checksum | None = None
 
     def check(self, field: str, n_positions: int) -> None:
         """ValueError where groups are not (name, positions) in a sequence of so many positions."""
@@ -267,6 +268,7 @@ class AnswerMeta(Part):
     crc32: Checksum
     has_matrix: bool
     estimates_crc32: Checksum | None = None
+    matrix_crc32: Checksum | None = None
     targets: Annotated[list[TargetEntry], Field(min_length=1)]
     images: list[Picture]
     tokens: list[Token]
@@ -317,6 +319,7 @@ class FlowsMeta(Part):
     steps: Annotated[list[FlowStepEntry], Field(min_length=1)]
     formats: Formats
     crc32: Checksum
+    top1_crc32: Checksum | None = None
     tokens: list[Token]
 
     @model_validator(mode="after")

@@ -102,7 +102,7 @@ def _preview(text: str) -> str:
                     raise ValueError(f"it has {image.width} x {image.height} pixels")
                 image.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"is no JPEG in base64 ({str(error)[:80]})") from error
+        raise ValueError(f"it is no JPEG in base64 ({str(error)[:80]})") from error
     return text
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from mask_impact.errors import OutputError
 from mask_impact.results.distance_files import WRITERS
-from mask_impact.results.effect_tables import NUMBERS, columns_to_read, effect_table, make_record
+from mask_impact.results.effect_tables import NUMBERS, columns_to_read, effect_table, make_record, rest_checksum
 from mask_impact.results.explanation_files import TABLES, answer_checksum, explanation_writers, load_explanation
 from mask_impact.results.explanations import Explanation
 from mask_impact.results.files import check_output, without_suffix, write_files
@@ -157,7 +157,7 @@ def _with_effects(result: Result, stem: Path, meta: dict[str, Any]) -> Result:
     found = find_table(stem, meta["formats"], "effect.")
     if found is None:
         raise OutputError(
-            f"{stem.name}.effect.* is missing: {beside(stem, 'meta.json')} says that effects were measured"
+            f"{stem.name}.effect.* is missing: {beside(stem, 'meta.json')} has effects of its steps, and formats names it"
         )
     path, form = found
     entries = [about["effect"] for about in meta["steps"]]
@@ -177,7 +177,7 @@ def _with_effects(result: Result, stem: Path, meta: dict[str, Any]) -> Result:
     for step, entry, shape in zip(result.steps, entries, shapes, strict=True):
         effect = make_record(columns, first, shape, entry)
         crc32 = checksum(*(getattr(effect, name) for name in NUMBERS))
-        if entry.get("crc32", crc32) != crc32:
+        if entry.get("crc32", crc32) != crc32 or entry.get("rest_crc32") not in (None, rest_checksum(effect)):
             raise OutputError(
                 f"{path} does not hold the effects of the run in {stem.name}.meta.json: step {step.step} differs from its crc32"
             )

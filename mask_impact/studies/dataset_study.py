@@ -108,6 +108,8 @@ class _Part:
             if found.get(b"mask_impact_digest") != expected.encode():
                 return None
             failures = json.loads(found.get(b"mask_impact_failures", b"[]"))
+            if not isinstance(failures, list):
+                raise ValueError("mask_impact_failures is no list")
             names = [(failure["name"], failure["error"]) for failure in failures]
             if not {name for name, _ in names} <= {job.name for job in self.jobs}:
                 raise ValueError("mask_impact_failures has a name that is none of its prompts'")
