@@ -31,6 +31,7 @@ class Exact(Part):
 
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Pixels = Annotated[int, Field(ge=1, le=2**24)]
+Window = Annotated[int, Field(ge=1, le=MOST)]  # of layers
 Id = Annotated[int, Field(ge=-1, le=EXACT)]  # of a token; -1: not known
 Checksum = Annotated[int, Field(ge=0, lt=2**32)]
 Size = Annotated[float, Field(ge=0)]
@@ -45,14 +46,14 @@ Floor = Annotated[list[Size], Field(min_length=3, max_length=3)]
 class Verification(Part):
     """How exact some random places are."""
 
-    triples: list[Any]
+    triples: list[Annotated[list[int], Field(min_length=3, max_length=3)]]
     error: float
 
 
 class EffectSettings(Part):
     """How effects were measured."""
 
-    window: Annotated[int, Field(ge=1)] | Literal["all"] = 1
+    window: Window | Literal["all"] = 1
     queries: str | None = None
 
 
@@ -76,7 +77,7 @@ class RunOfFlows(Run):
 
     model: str
     ablation: str
-    window: Annotated[int, Field(ge=1)]
+    window: Window
 
 
 class Token(Part):
@@ -89,6 +90,7 @@ class Token(Part):
     image: Count | None
     row: Count | None
     column: Count | None
+    box: Annotated[list[float], Field(min_length=4, max_length=4)] | None = None
 
 
 def _preview(text: str) -> str:
@@ -120,8 +122,8 @@ class AgreementEntry(Exact):
     """How far estimates agree with what was measured; None where that can't be said."""
 
     n: Count
-    rho: float | None
-    same_sign: float | None
+    rho: Annotated[float, Field(ge=-1 - ROUNDING, le=1 + ROUNDING)] | None
+    same_sign: Probability | None
     ratio: float | None
     strongest_control: float | None
 
