@@ -155,9 +155,30 @@ MUTANTS = (
     Mutant(
         "foreign steps",
         "results/foreign_tables.py",
-        "step == first_step + index)",
-        "step == index)",
+        "first_step, n_layers = int(step.min()), int(layer.max()) + 1",
+        "first_step, n_layers = 0, int(layer.max()) + 1",
         "a table that counts steps from 1 is misread",
+    ),
+    Mutant(
+        "schema lengths",
+        "results/schema_parts.py",
+        "if len(values) != n:",
+        "if False:",
+        "a list that is too short is taken",
+    ),
+    Mutant(
+        "schema positions",
+        "results/schema_parts.py",
+        "if not 0 <= number < n:",
+        "if False:",
+        "a position behind the sequence is taken",
+    ),
+    Mutant(
+        "rows read",
+        "results/table_reading.py",
+        "if len(table) > n_rows:",
+        "if False:",
+        "a table with more rows than its meta file says is taken",
     ),
     Mutant(
         "sink rule",

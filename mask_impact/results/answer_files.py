@@ -1,15 +1,12 @@
 """`NAME.whatif.json`: answers with tokens hidden, there and back. Knows answers and files; nothing is printed."""
 
 import os
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mask_impact.errors import OutputError
 from mask_impact.results.answers import Answer, WhatIf
 from mask_impact.results.files import check_output, without_suffix, write_files
 from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes, read_meta
-from mask_impact.results.table_files import one_line
 from mask_impact.results.token_meta import token_entries, tokens_from
 
 
@@ -75,18 +72,15 @@ def load_whatif(path: str | os.PathLike) -> WhatIf:
     path = Path(path)
     stem = path.parent / without_suffix(path.name)
     where = stem.with_name(f"{stem.name}.whatif.json")
-    content = read_meta(where, _schema)
-    try:
-        return WhatIf(
-            answer=_answer_from(content["answer"]),
-            others=tuple(map(_answer_from, content["others"])),
-            layers=tuple(content["layers"]),
-            tokens=tokens_from(content["tokens"]),
-            n_layers=content["n_layers"],
-            meta=content["run"],
-        )
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise OutputError(f"{where} is not the file of answers without some tokens: {one_line(error)}") from error
+    content = read_meta(where, "whatif")
+    return WhatIf(
+        answer=_answer_from(content["answer"]),
+        others=tuple(map(_answer_from, content["others"])),
+        layers=tuple(content["layers"]),
+        tokens=tokens_from(content["tokens"]),
+        n_layers=content["n_layers"],
+        meta=content["run"],
+    )
 
 
 def _answer_from(entry: dict[str, Any]) -> Answer:
@@ -101,33 +95,3 @@ def _answer_from(entry: dict[str, Any]) -> Answer:
         probability=entry["probability_of_first_token"],
         differs_at=entry["differs_at"],
     )
-
-
-@cache
-def _schema() -> Any:
-    """The schema of the file."""
-    from pydantic import BaseModel, Field
-
-    class Token(BaseModel):
-        id: int
-        text: str
-        probability: float = Field(ge=0, le=1)
-
-    class Said(BaseModel):
-        without: str | None
-        positions: list[int]
-        text: str
-        probability_of_first_token: float = Field(ge=0, le=1)
-        differs_at: int | None
-        tokens: list[Token] = Field(min_length=1)
-
-    class Answers(BaseModel):
-        schema_version: int
-        run: dict[str, Any]
-        layers: list[int]
-        n_layers: int
-        answer: Said
-        others: list[Said]
-        tokens: list[dict[str, Any]]
-
-    return Answers

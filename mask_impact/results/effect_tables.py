@@ -9,6 +9,7 @@ import numpy as np
 
 from mask_impact.results.explanations import Agreement
 from mask_impact.results.records import EffectRecord, Estimated, Result, StepRecord
+from mask_impact.results.table_files import checksum
 
 EFFECT_COLUMNS = (
     "generation_step", "layer", "token_masked", "token_position", "n_tokens", "variant",
@@ -82,6 +83,12 @@ def make_record(columns: dict[str, np.ndarray], first: int, shape: tuple[int, in
         rounding=about.get("rounding") and tuple(about["rounding"]),
         estimated=about.get("estimated") and _estimated(part, dict(about["estimated"])),
     )
+
+
+def rest_checksum(effect: EffectRecord) -> int:
+    """Of what the table has besides NUMBERS."""
+    estimated = effect.estimated and (effect.estimated.change, effect.estimated.control.astype(np.int64))
+    return checksum(effect.top1.astype(np.int64), *(estimated or ()))
 
 
 def _estimated(part: dict[str, np.ndarray], about: dict) -> Estimated:

@@ -6,7 +6,6 @@ Knows explanations and files; nothing is printed. The meta file holds everything
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,11 +38,10 @@ from mask_impact.results.table_files import (
     checksum,
     clean_text,
     find_table,
-    one_line,
     parse_formats,
-    read_numbers,
     write_table,
 )
+from mask_impact.results.table_reading import MOST_LAYERS, read_numbers
 from mask_impact.results.token_meta import image_entry, image_from, token_entries, tokens_from
 
 DEFAULT_FORMATS = ("csv", "json")
@@ -114,6 +112,7 @@ def _meta(found: Explanation, formats: tuple[str, ...], command: str) -> dict[st
         "formats": list(formats),
         "crc32": answer_checksum(found),
         "has_matrix": found.matrix is not None,
+        "matrix_crc32": None if found.matrix is None else checksum(found.matrix),
         "targets": [_target_entry(target) for target in found.targets],
         "images": [image_entry(image) for image in found.images],
         "tokens": [line(entry) for entry in token_entries(found.tokens, found.images)],
@@ -155,34 +154,39 @@ def load_explanation(path: str | os.PathLike) -> Explanation:
     path = Path(path)
     stem = path.parent / without_suffix(path.name)
     where = beside(stem, "answer.meta.json")
-    meta = read_meta(where, _schema)
+    meta = read_meta(where, "answer")
     table = find_table(stem, meta["formats"], "answer.")
     if table is None:
         raise OutputError(
-            f"{where} is there, but its table is not: expected {stem.name}.answer.csv or the like beside it"
+            f"{where} is there, but its table is not: expected {stem.name}.answer.csv or the like beside it, as formats says"
         )
-    columns = read_numbers(*table, dict.fromkeys(NUMBERS, np.float32))
-    try:
-        targets, first = [], 0
-        estimates = {} if meta.get("estimates_crc32") is None else _estimates(stem, meta)
-        for entry in meta["targets"]:
-            rows = slice(first, first + entry["units"])
-            numbers = {name: values[rows] for name, values in columns.items()}
-            targets.append(_target_from(entry, numbers, estimates.get(entry["steps"][0])))
-            first = rows.stop
-        found = Explanation(
-            targets=tuple(targets),
-            tokens=tokens_from(meta["tokens"]),
-            images=tuple(image_from(entry) for entry in meta["images"]),
-            n_prompt=meta["n_prompt"],
-            generated_text=meta["generated_text"],
-            matrix=_matrix(stem, meta) if meta["has_matrix"] else None,
-            meta=meta["run"],
-        )
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise OutputError(f"{where} is not the meta file of an answer: {one_line(error)}") from error
+    types, n_rows = dict.fromkeys(NUMBERS, np.float32), sum(entry["units"] for entry in meta["targets"])
+    columns = read_numbers(*table, types, n_rows, f"units of targets of {where.name}")
+    targets, first = [], 0
+    estimates = {} if meta.get("estimates_crc32") is None else _estimates(stem, meta)
+    for entry in meta["targets"]:
+        rows = slice(first, first + entry["units"])
+        numbers = {name: values[rows] for name, values in columns.items()}
+        targets.append(_target_from(entry, numbers, estimates.get(entry["steps"][0])))
+        first = rows.stop
+    found = Explanation(
+        targets=tuple(targets),
+        tokens=tokens_from(meta["tokens"]),
+        images=tuple(image_from(entry) for entry in meta["images"]),
+        n_prompt=meta["n_prompt"],
+        generated_text=meta["generated_text"],
+        matrix=_matrix(stem, meta) if meta["has_matrix"] else None,
+        meta=meta["run"],
+    )
     if answer_checksum(found) != meta["crc32"]:
-        raise OutputError(f"{table[0]} does not hold the numbers of the run in {where}")
+        raise OutputError(f"{table[0]} does not hold the numbers of the run in {where}: its crc32 is another")
+    for place, (target, entry) in enumerate(zip(found.targets, meta["targets"], strict=True)):
+        n_measured = int(target.measured.sum())
+        if (target.top1[target.measured] < 0).any() or entry.get("measured", n_measured) != n_measured:
+            raise OutputError(
+                f"{where} is not the meta file of {table[0].name}: targets.{place}.measured or .top1 is not of the "
+                f"{n_measured} units that were measured"
+            )
     return found
 
 
@@ -230,72 +234,45 @@ def _target_from(
 
 
 def _matrix(stem: Path, meta: dict[str, Any]) -> np.ndarray:
-    return _read(stem, meta, "matrix", {MATRIX[-1]: np.float32})[MATRIX[-1]].reshape(-1, meta["n_prompt"])
+    shape = (len(meta["tokens"]) - meta["n_prompt"], meta["n_prompt"])
+    matrix = _read(stem, meta, "matrix", {MATRIX[-1]: np.float32}, shape[0] * shape[1])[MATRIX[-1]].reshape(shape)
+    if meta.get("matrix_crc32") not in (None, checksum(matrix)):
+        raise OutputError(
+            f"{stem.name}.matrix.* does not hold the numbers of the run in {stem.name}.answer.meta.json: its "
+            "matrix_crc32 is another"
+        )
+    return matrix
 
 
 def _estimates(stem: Path, meta: dict[str, Any]) -> dict[int, LayerEstimates]:
     """By the first step of their targets."""
     types = dict.fromkeys(("step", "layer"), np.int32) | dict.fromkeys(ESTIMATES[-2:], np.float32)
-    columns = _read(stem, meta, "estimates", types)
+    steps, n = {entry["steps"][0] for entry in meta["targets"]}, len(meta["tokens"])
+    columns = _read(stem, meta, "estimates", types, len(steps) * MOST_LAYERS * n, exactly=False)
     found = {}
     for step in np.unique(columns["step"]).tolist():
-        rows = columns["step"] == step
-        n_layers = len(np.unique(columns["layer"][rows]))
-        found[step] = LayerEstimates(*(columns[name][rows].reshape(n_layers, -1) for name in ESTIMATES[-2:]))
+        layers = columns["layer"][columns["step"] == step]
+        n_layers = len(np.unique(layers))
+        n_positions = len(layers) // n_layers
+        if step in steps and n_positions <= n and np.array_equal(layers, np.repeat(np.arange(n_layers), n_positions)):
+            rows = columns["step"] == step
+            found[step] = LayerEstimates(*(columns[name][rows].reshape(n_layers, -1) for name in ESTIMATES[-2:]))
     if _estimates_checksum(found.values()) != meta["estimates_crc32"]:
         raise OutputError(
-            f"{stem.name}.estimates.* does not hold the numbers of the run in {stem.name}.answer.meta.json"
+            f"{stem.name}.estimates.* does not hold the numbers of the run in {stem.name}.answer.meta.json: its "
+            "estimates_crc32 is another"
         )
     return found
 
 
-def _read(stem: Path, meta: dict[str, Any], name: str, types: dict[str, Any]) -> dict[str, np.ndarray]:
+def _read(
+    stem: Path, meta: dict[str, Any], name: str, types: dict[str, Any], n_rows: int, exactly: bool = True
+) -> dict[str, np.ndarray]:
     """Columns of one of TABLES, of which the meta file says that it was written."""
     table = find_table(stem, meta["formats"], f"{name}.")
     if table is None:
-        raise OutputError(f"{stem.name}.{name}.* is missing: {stem.name}.answer.meta.json says that it was written")
-    return read_numbers(*table, types)
-
-
-@cache
-def _schema() -> Any:
-    """The schema of the meta file of an answer."""
-    from pydantic import BaseModel
-
-    class Target(BaseModel):
-        steps: list[int]
-        token_ids: list[int]
-        text: str
-        probability: float
-        instead: list[Any] | None
-        measure: str
-        units: int
-        forwards: float
-        agreement: dict[str, Any]
-        reliable: bool | None
-        top1_texts: dict[str, str]
-        names: list[str]
-        positions: list[list[int]]
-        kinds: list[str]
-        top1: list[int]
-        differs: list[bool]
-        control: list[bool]
-        content: list[bool]
-        evidence: list[dict[str, Any]]
-        routes: list[dict[str, Any]]
-        heads: dict[str, Any] | None
-
-    class Meta(BaseModel):
-        schema_version: int
-        run: dict[str, Any]
-        generated_text: str
-        n_prompt: int
-        formats: list[str]
-        crc32: int
-        has_matrix: bool
-        estimates_crc32: int | None = None
-        targets: list[Target]
-        images: list[dict[str, Any]]
-        tokens: list[dict[str, Any]]
-
-    return Meta
+        field = {"matrix": "has_matrix", "estimates": "estimates_crc32"}[name]
+        raise OutputError(
+            f"{stem.name}.{name}.* is missing: {field} of {stem.name}.answer.meta.json and its formats name it"
+        )
+    return read_numbers(*table, types, n_rows, f"tokens and targets of {stem.name}.answer.meta.json", exactly)

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
@@ -17,11 +16,10 @@ from mask_impact.results.table_files import (
     checksum,
     clean_text,
     find_table,
-    one_line,
     parse_formats,
-    read_numbers,
     write_table,
 )
+from mask_impact.results.table_reading import MOST_LAYERS, read_numbers
 from mask_impact.results.token_meta import token_entries, tokens_from
 
 DEFAULT_FORMATS = ("csv", "json")
@@ -108,6 +106,7 @@ def save_flows(
         ],
         "formats": list(formats),
         "crc32": flows_checksum(found),
+        "top1_crc32": checksum(*(step.top1 for step in found.steps)),
         "tokens": [line(entry) for entry in token_entries(found.tokens)],
     }
     text = meta_bytes(meta)
@@ -134,33 +133,55 @@ def load_flows(path: str | os.PathLike) -> Knockouts:
     path = Path(path)
     stem = path.parent / without_suffix(path.name)
     where = stem.with_name(f"{stem.name}.flows.meta.json")
-    meta = read_meta(where, _schema)
+    meta = read_meta(where, "flows")
     table = find_table(stem, meta["formats"], "flows.")
     if table is None:
         raise OutputError(
-            f"{where} is there, but its table is not: expected {stem.name}.flows.csv or the like beside it"
+            f"{where} is there, but its table is not: expected {stem.name}.flows.csv or the like beside it, as formats says"
         )
     numbers = {"layer": np.int64, "first_layer": np.int64, "last_layer": np.int64, "top1_id": np.int64}
-    columns = read_numbers(*table, numbers | dict.fromkeys(("logprob_change", "kl_divergence"), np.float32))
-    try:
-        shape = (len(meta["steps"]), len(meta["flows"]), -1)
-        values = {name: column.reshape(shape) for name, column in columns.items()}
-        found = Knockouts(
-            flows=tuple(map(_flow_from, meta["flows"])),
-            steps=tuple(
-                _step_from(entry, {name: column[number] for name, column in values.items()})
-                for number, entry in enumerate(meta["steps"])
-            ),
-            first=values["first_layer"][0, 0],
-            last=values["last_layer"][0, 0],
-            generated_text=meta["generated_text"],
-            tokens=tokens_from(meta["tokens"]),
-            meta=meta["run"],
+    n_steps, n_flows = len(meta["steps"]), len(meta["flows"])
+    types = numbers | dict.fromkeys(("logprob_change", "kl_divergence"), np.float32)
+    columns = read_numbers(*table, types, n_steps * n_flows * MOST_LAYERS, f"steps and flows of {where.name}", False)
+    n_layers, rest = divmod(len(columns["layer"]), n_steps * n_flows)
+    if rest or not n_layers:
+        raise OutputError(
+            f"{table[0]} is not complete: {len(columns['layer']):,} rows for {n_steps} steps and {n_flows} flows of {where.name}"
         )
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise OutputError(f"{where} is not the meta file of knockouts: {one_line(error)}") from error
-    if flows_checksum(found) != meta["crc32"]:
-        raise OutputError(f"{table[0]} does not hold the numbers of the run in {where}")
+    values = {name: column.reshape(n_steps, n_flows, n_layers) for name, column in columns.items()}
+    layers, first, last = (values[name] for name in ("layer", "first_layer", "last_layer"))
+    if not (
+        (layers == np.arange(n_layers)).all()
+        and (first >= 0).all()
+        and (first <= layers).all()
+        and (layers <= last).all()
+        and (last < n_layers).all()
+        and all((one == one[0, 0]).all() for one in (first, last))
+    ):
+        raise OutputError(
+            f"{table[0]} does not have windows around layers 0 to {n_layers - 1} for each of the steps and flows of {where.name}"
+        )
+    found = Knockouts(
+        flows=tuple(map(_flow_from, meta["flows"])),
+        steps=tuple(
+            _step_from(entry, {name: column[number] for name, column in values.items()})
+            for number, entry in enumerate(meta["steps"])
+        ),
+        first=first[0, 0],
+        last=last[0, 0],
+        generated_text=meta["generated_text"],
+        tokens=tokens_from(meta["tokens"]),
+        meta=meta["run"],
+    )
+    top1_crc32 = checksum(*(step.top1 for step in found.steps))
+    if flows_checksum(found) != meta["crc32"] or meta.get("top1_crc32") not in (None, top1_crc32):
+        raise OutputError(f"{table[0]} does not hold the numbers of the run in {where}: its crc32 is another")
+    for step in found.steps:
+        if unnamed := {*step.top1.ravel().tolist()} - {*step.top1_texts}:
+            raise OutputError(
+                f"{where} is not the meta file of {table[0].name}: step {step.step} has no text of token {min(unnamed)} in "
+                f"steps.{step.step}.top1_texts"
+            )
     return found
 
 
@@ -171,9 +192,6 @@ def _flow_from(entry: dict[str, Any]) -> FlowPositions:
 
 
 def _step_from(entry: dict[str, Any], values: dict[str, np.ndarray]) -> FlowStep:
-    top1_texts = {int(token): text for token, text in entry["top1_texts"].items()}
-    if unnamed := {*values["top1_id"].ravel().tolist()} - {*top1_texts}:
-        raise ValueError(f"step {entry['step']} has no text of token {min(unnamed)}")
     return FlowStep(
         step=entry["step"],
         token_id=entry["token_id"],
@@ -182,34 +200,7 @@ def _step_from(entry: dict[str, Any], values: dict[str, np.ndarray]) -> FlowStep
         logprob_change=values["logprob_change"],
         kl_divergence=values["kl_divergence"],
         top1=values["top1_id"],
-        top1_texts=top1_texts,
+        top1_texts={int(token): text for token, text in entry["top1_texts"].items()},
         floor=tuple(entry["floor"]),
         likeliest=entry["likeliest"],
     )
-
-
-@cache
-def _schema() -> Any:
-    """The schema of the meta file of knockouts."""
-    from pydantic import BaseModel, Field
-
-    class Step(BaseModel):
-        step: int
-        token_id: int
-        token: str
-        probability: float = Field(ge=0, le=1)
-        floor: list[float]
-        likeliest: int
-        top1_texts: dict[str, str]
-
-    class Meta(BaseModel):
-        schema_version: int
-        run: dict[str, Any]
-        generated_text: str
-        flows: list[dict[str, Any]]
-        steps: list[Step]
-        formats: list[str]
-        crc32: int
-        tokens: list[dict[str, Any]]
-
-    return Meta

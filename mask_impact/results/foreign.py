@@ -4,21 +4,23 @@ A bare table has distances, positions and token texts and nothing else; `foreign
 is a line in `meta["notices"]`.
 """
 
-import csv
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mask_impact.errors import OutputError, UsageError
 from mask_impact.results.files import name_and_kind, without_suffix
 from mask_impact.results.foreign_tables import GENERATED_TEXT, PROMPT_NAME, Grid, make_result
+from mask_impact.results.meta import read_meta
 from mask_impact.results.records import Result
 from mask_impact.results.store import load_result
 from mask_impact.results.table_files import READ_ORDER
+from mask_impact.results.table_reading import read_csv, read_json, read_parquet
 from mask_impact.results.tables import COLUMNS
 
+MOST_ROWS = 50_000_000  # of a table that is read whole, or of one prompt in the parts of a dataset
 OTHERS = {"flows": "knockouts", "whatif": "answers without some tokens", "answer": "what an answer used"}
 
 
@@ -91,22 +93,22 @@ def _open(path: Path, grids: Sequence[Grid] | None) -> Results:
 
 def _names_format(meta: Path, form: str) -> bool:
     """Whether the table is one of those that were written with the meta file (else it is from elsewhere). What is wrong
-    with a meta file is found when the result is loaded."""
+    with a meta file is said when the result is loaded."""
     try:
-        formats = json.loads(meta.read_bytes()).get("formats", [form])
-    except (OSError, ValueError, AttributeError):
+        return form in read_meta(meta)["formats"]
+    except OutputError:
         return True
-    return form in formats
 
 
 def _read(path: Path, reader: Callable[[Path], Any]):
     import pyarrow as pa
 
     try:
-        return reader(path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, pa.ArrowException) as error:
+        table = reader(path)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError, pa.ArrowException) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
         raise OutputError(f"{path} cannot be read as {path.suffix[1:].upper()}: {reason}") from error
+    return _checked(table, str(path))
 
 
 def _dataset(folder: Path, grids: Sequence[Grid] | None) -> Results:
@@ -122,19 +124,43 @@ def _dataset(folder: Path, grids: Sequence[Grid] | None) -> Results:
         dataset = ds.dataset([str(part) for part in parts], format="parquet")
         wanted = _present(dataset.schema.names, str(folder))
         if PROMPT_NAME not in wanted:
-            return _from_table(str(folder), folder.name, dataset.to_table(columns=wanted), grids)
-        column = dataset.to_table(columns=[PROMPT_NAME])[PROMPT_NAME]
-        names = pc.unique(pc.drop_null(column.cast(pa.string()))).to_pylist()
+            return _from_table(str(folder), folder.name, _rows_of(dataset, wanted, str(folder)), grids)
+        names: dict[str, None] = {}
+        for batch in dataset.to_batches(columns=[PROMPT_NAME]):
+            names |= dict.fromkeys(pc.unique(pc.drop_null(batch[PROMPT_NAME])).cast(pa.string()).to_pylist())
     except (OSError, pa.ArrowException) as error:
         raise OutputError(f"{folder} cannot be read: {' '.join(str(error).split())[:200]}") from error
     if not names:
         raise OutputError(f"{folder} has no rows")
 
     def read(name: str) -> Result:
-        text = pc.field(PROMPT_NAME).cast(pa.string())
-        return make_result(dataset.to_table(columns=wanted, filter=text == name), f"{folder}, prompt {name!r}", grids)
+        source = f"{folder}, prompt {name!r}"
+        return make_result(
+            _rows_of(dataset, wanted, source, pc.field(PROMPT_NAME).cast(pa.string()) == name), source, grids
+        )
 
     return Results(str(folder), {name: lambda name=name: read(name) for name in names})
+
+
+def _rows_of(dataset: Any, columns: list[str], source: str, filter: Any = None):
+    import pyarrow as pa
+
+    try:
+        table = dataset.scanner(columns=columns, filter=filter).head(MOST_ROWS + 1)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise OutputError(f"{source} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    return _checked(table, source)
+
+
+def _checked(table: Any, source: str):
+    """The table; OutputError where it has no rows, or too many."""
+    if not len(table):
+        raise OutputError(f"{source} has no rows")
+    if len(table) > MOST_ROWS:
+        raise OutputError(
+            f"{source} has more than {MOST_ROWS:,} rows; give a dataset's folder, which is read by prompt"
+        )
+    return table
 
 
 def _from_table(source: str, name: str, table, grids: Sequence[Grid] | None) -> Results:
@@ -142,8 +168,6 @@ def _from_table(source: str, name: str, table, grids: Sequence[Grid] | None) -> 
     import pyarrow.compute as pc
 
     wanted = _present(table.schema.names, source)
-    if not len(table):
-        raise OutputError(f"{source} has no rows")
     if PROMPT_NAME not in wanted:
         return Results(source, {name: lambda: make_result(table, source, grids)})
     column = table[PROMPT_NAME].cast(pa.string()).fill_null("")
@@ -177,49 +201,25 @@ def _types() -> dict[str, Any]:
 
 
 def _read_csv(path: Path):
-    import pyarrow.csv as pa_csv
-
-    csv.field_size_limit(2**27)
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        header = next(csv.reader(file), [])
-    if not header:
-        raise OutputError(f"{path} is empty")
-    wanted = _present(header, str(path))
-    types = {name: kind for name, kind in _types().items() if name in wanted}
-    return pa_csv.read_csv(
-        path,
-        parse_options=pa_csv.ParseOptions(newlines_in_values=True),
-        convert_options=pa_csv.ConvertOptions(
-            include_columns=wanted, column_types=types, strings_can_be_null=False, auto_dict_encode=False
-        ),
-    )
+    return read_csv(path, partial(_present, source=str(path)), MOST_ROWS, _types(), strings_can_be_null=False)
 
 
 def _read_json(path: Path):
-    import orjson
     import pyarrow as pa
 
-    content = path.read_bytes()
-    try:
-        records = orjson.loads(content)
-    except ValueError:
-        records = json.loads(content)  # takes NaN, which others write
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise OutputError(f"{path} is not a list of records, one object for each row")
-    if not records:
-        raise OutputError(f"{path} has no rows")
-    wanted = _present(list(records[0]), str(path))
-    for number, record in enumerate(records, start=1):
-        missing = [name for name in wanted if name not in record]
-        if missing:
-            raise OutputError(f"record {number} of {path} has no {', '.join(missing)}")
-    return pa.table({name: pa.array([record[name] for record in records], _types()[name]) for name in wanted})
+    types = _types()
+
+    def convert(name: str, values: list[Any]):
+        return pa.array(values).cast(types[name], safe=types[name] != pa.float32())
+
+    return read_json(path, partial(_present, source=str(path)), MOST_ROWS, convert)
 
 
 def _read_parquet(path: Path):
     import pyarrow.parquet as pq
 
-    return pq.read_table(path, columns=_present(pq.read_schema(path).names, str(path)))
+    with pq.ParquetFile(path) as file:
+        return read_parquet(file, _present(file.schema_arrow.names, str(path)), MOST_ROWS)
 
 
 TABLE_READERS: dict[str, Callable[[Path], Any]] = {"csv": _read_csv, "json": _read_json, "parquet": _read_parquet}

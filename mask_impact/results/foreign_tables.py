@@ -53,10 +53,11 @@ def make_result(table, source: str, grids: Sequence[Grid] | None = None) -> Resu
     first_step, n_layers = int(step.min()), int(layer.max()) + 1
     n_steps = int(step.max()) - first_step + 1
     _check_holes(step, layer, position, n_steps * len(variants), source)
-    per_step = [np.flatnonzero(step == first_step + index) for index in range(n_steps)]
-    empty = next((index for index, rows in enumerate(per_step) if not len(rows)), None)
-    if empty is not None:
-        raise OutputError(f"{source} has no rows of generation step {first_step + empty}")
+    distinct, n_rows = np.unique(step, return_counts=True)
+    if len(distinct) < n_steps:
+        empty = int(distinct[np.flatnonzero(np.diff(distinct) > 1)[0]]) + 1
+        raise OutputError(f"{source} has no rows of generation step {empty}")
+    per_step = np.split(np.argsort(step, kind="stable"), np.cumsum(n_rows)[:-1])
     # The sequence grows by one token at each step, and not every position need have been masked.
     n_prompt = max(1, *(int(position[rows].max()) + 1 - index for index, rows in enumerate(per_step)))
     token_texts = _token_texts(position, text_codes, texts, n_prompt + n_steps, source)

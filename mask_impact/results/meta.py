@@ -3,9 +3,6 @@
 Knows files; not what is in a result. orjson and pydantic are imported only where they are used.
 """
 
-import json
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,70 +51,37 @@ def _options() -> int:
     return orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
 
-def read_meta(path: Path, schema: Callable[[], Any] | None = None) -> dict[str, Any]:
-    """The content of a meta file, checked against the pydantic model that `schema` gives (None: a result's); OutputError."""
+def read_meta(path: Path, kind: str = "result") -> dict[str, Any]:
+    """The content of a meta file, which has the schema of its kind (one of `schema.SCHEMAS`); OutputError. All that is made of
+    it may rely on the schema."""
+    import orjson
+
     try:
-        meta = json.loads(path.read_bytes())
+        meta = orjson.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise OutputError(f"no result there: {path} does not exist") from error
     except (OSError, ValueError) as error:
         raise OutputError(f"{path} cannot be read: {one_line(error)}") from error
     version = meta.get("schema_version") if isinstance(meta, dict) else None
-    if version != SCHEMA_VERSION:
-        raise OutputError(f"{path} has schema version {version!r}, this program reads version {SCHEMA_VERSION}")
+    if type(version) is not int or version != SCHEMA_VERSION:
+        said = repr(version)[:60]
+        raise OutputError(f"{path} has schema version {said}, this program reads version {SCHEMA_VERSION}")
     from pydantic import ValidationError
 
+    from mask_impact.results.schema import SCHEMAS
+
     try:
-        (schema or _schema)().model_validate(meta)
+        SCHEMAS[kind].model_validate(meta)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where, what = ".".join(map(str, first["loc"])), first["msg"].lower()
-        problem = f"{where} is missing" if first["type"] == "missing" else f"{where}: {what}"
+        problem = _problem(error.errors(include_url=False, include_input=False)[0])
         raise OutputError(f"{path} is not the meta file of a result: {problem}") from error
     return meta
 
 
-@cache
-def _schema() -> Any:
-    """The schema of a result's meta file. Arrays are lists here; their lengths are checked when the records are made."""
-    from pydantic import BaseModel
-
-    class Effect(BaseModel):
-        floor: list[float]
-        top1_texts: dict[str, str]
-        groups: list[Any] | None = None
-        likeliest: int | None = None
-        rounding: list[float] | None = None
-        crc32: int | None = None
-
-    class Step(BaseModel):
-        step: int
-        token_id: int
-        token_text: str
-        candidates: list[dict[str, Any]]
-        seconds: float
-        self_check: list[Any]
-        noise_floor: list[Any]
-        positions: list[Any] | None
-        attention: list[Any]
-        baseline_norm: list[Any]
-        distances_crc32: int
-        effect: Effect | None = None
-
-    class Meta(BaseModel):
-        schema_version: int
-        run: dict[str, Any]
-        generated_text: str
-        n_prompt: int
-        n_layers: int
-        n_rows: int
-        variants: list[str]
-        formats: list[str]
-        distance_dtype: str
-        sinks: list[int]
-        answer_crc32: int | None = None
-        steps: list[Step]
-        images: list[dict[str, Any]]
-        tokens: list[dict[str, Any]]
-
-    return Meta
+def _problem(first: Any) -> str:
+    """A fault that pydantic found, with its field first."""
+    where = ".".join(str(part)[:60] for part in first["loc"] if part != "[key]")
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    what = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"][:1].lower() + first["msg"][1:]
+    return " ".join((f"{where}: {what}" if where else what).split())[:300]

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mask_impact.results.effect_tables import rest_checksum
 from mask_impact.results.explanation_files import answer_checksum
 from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes
 from mask_impact.results.records import Candidate, EffectRecord, Estimated, Result, StepRecord
@@ -65,6 +66,7 @@ def _effect_entry(effect: EffectRecord) -> dict[str, Any]:
         "rounding": effect.rounding and line(effect.rounding),
         "estimated": effect.estimated and line(_estimated_entry(effect.estimated)),
         "crc32": checksum(*(getattr(effect, name) for name in ("logit_change", "logprob_change", "kl_divergence"))),
+        "rest_crc32": rest_checksum(effect),
     }
 
 
@@ -82,9 +84,9 @@ def result_from(meta: dict[str, Any], l2: np.ndarray, cosine: np.ndarray) -> Res
     """The Result that a meta file describes; l2, cosine: its distances, [rows], as the table has them."""
     n_layers, n_variants = meta["n_layers"], len(meta["variants"])
     steps, first = [], 0
-    for index, stored in enumerate(meta["steps"]):
+    for stored in meta["steps"]:
         positions = stored["positions"]
-        positions = np.arange(meta["n_prompt"] + index) if positions is None else np.array(positions, dtype=np.int64)
+        positions = np.arange(len(stored["attention"])) if positions is None else np.array(positions, dtype=np.int64)
         shape = (n_layers, len(positions), n_variants)
         rows = slice(first, first + int(np.prod(shape)))
         first = rows.stop

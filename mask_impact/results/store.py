@@ -14,7 +14,7 @@ import numpy as np
 
 from mask_impact.errors import OutputError
 from mask_impact.results.distance_files import WRITERS
-from mask_impact.results.effect_tables import NUMBERS, columns_to_read, effect_table, make_record
+from mask_impact.results.effect_tables import NUMBERS, columns_to_read, effect_table, make_record, rest_checksum
 from mask_impact.results.explanation_files import TABLES, answer_checksum, explanation_writers, load_explanation
 from mask_impact.results.explanations import Explanation
 from mask_impact.results.files import check_output, without_suffix, write_files
@@ -27,11 +27,10 @@ from mask_impact.results.table_files import (
     checksum,
     clean_text,
     find_table,
-    one_line,
     parse_formats,
-    read_numbers,
     write_table,
 )  # fmt: skip
+from mask_impact.results.table_reading import read_numbers
 from mask_impact.results.tables import COLUMNS
 
 MANY_ROWS = 2_000_000  # above this the default is CSV and Parquet
@@ -108,22 +107,24 @@ def load_result(path: str | os.PathLike) -> Result:
     stem = path.parent / without_suffix(path.name)
     meta_path = beside(stem, "meta.json") if path.name else path / ".meta.json"
     meta = read_meta(meta_path)
-    try:
-        table, l2, cosine = _read_distances(stem, meta)
-        result = result_from(meta, l2, cosine)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise OutputError(f"{meta_path} is not the meta file of a result: {one_line(error)}") from error
-    if any(step.get("effect") for step in meta["steps"]):
+    table, l2, cosine = _read_distances(stem, meta)
+    result = result_from(meta, l2, cosine)
+    if meta["steps"][0].get("effect"):
         result = _with_effects(result, stem, meta)
     if meta.get("answer_crc32") is not None:
+        if not beside(stem, "answer.meta.json").is_file():
+            raise OutputError(f"{meta_path} has an answer_crc32, but {stem.name}.answer.meta.json is not there")
         answer = load_explanation(stem)
         if answer_checksum(answer) != meta["answer_crc32"] and not _same_prompt(answer, result):
-            raise OutputError(f"{stem.name}.answer.meta.json is not of the run in {meta_path}")
+            raise OutputError(
+                f"{stem.name}.answer.meta.json is not of the run in {meta_path}: its answer_crc32 is another"
+            )
         result = replace(result, answer=answer)
     for step, about in zip(result.steps, meta["steps"], strict=True):
         if checksum(step.l2, step.cosine) != about["distances_crc32"]:
             raise OutputError(
-                f"{table} does not hold the distances of the run in {meta_path}: step {step.step} differs"
+                f"{table} does not hold the distances of the run in {meta_path}: step {step.step} differs from its "
+                "distances_crc32"
             )
     return result
 
@@ -132,11 +133,12 @@ def _read_distances(stem: Path, meta: dict[str, Any]) -> tuple[Path, np.ndarray,
     found = find_table(stem, meta["formats"])
     if found is None:
         wanted = " or ".join(f"{stem.name}.{form}" for form in meta["formats"])
-        raise OutputError(f"{beside(stem, 'meta.json')} is there, but its table is not: expected {wanted} beside it")
+        raise OutputError(
+            f"{beside(stem, 'meta.json')} is there, but its table is not: expected {wanted} beside it, as formats says"
+        )
     path, form = found
-    l2, cosine = read_numbers(path, form, dict.fromkeys(COLUMNS[-2:], np.dtype(meta["distance_dtype"]))).values()
-    if len(l2) != meta["n_rows"]:
-        raise OutputError(f"{path} is not complete: {len(l2):,} rows, expected {meta['n_rows']:,}")
+    types = dict.fromkeys(COLUMNS[-2:], np.dtype(meta["distance_dtype"]))
+    l2, cosine = read_numbers(path, form, types, meta["n_rows"], f"n_rows of {stem.name}.meta.json").values()
     return path, l2, cosine
 
 
@@ -155,36 +157,61 @@ def _with_effects(result: Result, stem: Path, meta: dict[str, Any]) -> Result:
     found = find_table(stem, meta["formats"], "effect.")
     if found is None:
         raise OutputError(
-            f"{stem.name}.effect.* is missing: {beside(stem, 'meta.json')} says that effects were measured"
+            f"{stem.name}.effect.* is missing: {beside(stem, 'meta.json')} has effects of its steps, and formats names it"
         )
     path, form = found
     entries = [about["effect"] for about in meta["steps"]]
-    columns = read_numbers(path, form, columns_to_read(any(entry.get("estimated") for entry in entries)))
+    shapes = [
+        (result.n_layers, len(entry.get("groups") or step.positions))
+        for step, entry in zip(result.steps, entries, strict=True)
+    ]
+    types = columns_to_read(bool(entries[0].get("estimated")))
+    columns = read_numbers(
+        path,
+        form,
+        types,
+        sum(n_layers * n_hidden for n_layers, n_hidden in shapes),
+        f"positions or groups of the steps of {stem.name}.meta.json",
+    )
     first, steps = 0, []
-    try:
-        for step, about in zip(result.steps, meta["steps"], strict=True):
-            groups = about["effect"].get("groups")
-            shape = (step.l2.shape[0], len(groups or step.positions))
-            effect = make_record(columns, first, shape, about["effect"])
-            crc32 = checksum(*(getattr(effect, name) for name in NUMBERS))
-            if about["effect"].get("crc32", crc32) != crc32:
-                raise ValueError(
-                    f"it does not hold the effects of the run in {stem.name}.meta.json: step {step.step} differs"
-                )
-            steps.append(replace(step, effect=effect))
-            first += shape[0] * shape[1]
-    except (ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{path} cannot be read: {one_line(error)}") from error
+    for step, entry, shape in zip(result.steps, entries, shapes, strict=True):
+        effect = make_record(columns, first, shape, entry)
+        crc32 = checksum(*(getattr(effect, name) for name in NUMBERS))
+        if entry.get("crc32", crc32) != crc32 or entry.get("rest_crc32") not in (None, rest_checksum(effect)):
+            raise OutputError(
+                f"{path} does not hold the effects of the run in {stem.name}.meta.json: step {step.step} differs from its crc32"
+            )
+        if unnamed := {*effect.top1[effect.measured].tolist()} - {*effect.top1_texts}:
+            raise OutputError(
+                f"{path} has the token {min(unnamed)} at step {step.step}, of which {stem.name}.meta.json has no text in "
+                f"steps.{step.step}.effect.top1_texts"
+            )
+        if not (np.isfinite([getattr(effect, name) for name in NUMBERS]) == effect.measured).all():
+            raise OutputError(f"{path} lacks a number of step {step.step}, or has one where nothing was measured")
+        steps.append(replace(step, effect=effect))
+        first += shape[0] * shape[1]
     return replace(result, steps=tuple(steps))
 
 
 def stored_digest(path: str | os.PathLike, formats: Iterable[str] | None = None) -> str | None:
-    """The digest that a complete result's meta file has of what was run, None where it has none.
+    """The digest that a complete result's meta file has of what was run, None where there is none.
 
-    formats: which tables have to be there (None: those that the meta file names). Raises OutputError where a file is missing.
+    formats: which tables have to be there (None: those that the meta file names). Raises OutputError where a file that a meta
+    file names is missing, or a meta file is damaged; tables are not read.
     """
-    meta = read_meta(beside(Path(path), "meta.json"))
-    for form in meta["formats"] if formats is None else parse_formats(formats):
-        if form not in meta["formats"] or not beside(Path(path), form).is_file():
-            raise OutputError(f"{beside(Path(path), form)} is not there")
+    stem = Path(path)
+    if not beside(stem, "meta.json").exists():
+        return None
+    meta = read_meta(beside(stem, "meta.json"))
+    if formats is not None and not {*parse_formats(formats)} <= {*meta["formats"]}:
+        return None
+    tables = {"": meta["formats"]}
+    if meta["steps"][0].get("effect"):
+        tables["effect."] = meta["formats"]
+    if meta.get("answer_crc32") is not None:
+        tables["answer."] = read_meta(beside(stem, "answer.meta.json"), "answer")["formats"]
+    for prefix, forms in tables.items():
+        for form in forms:
+            if not beside(stem, prefix + form).is_file():
+                raise OutputError(f"{beside(stem, prefix + form)} is not there")
     return meta["run"].get("digest")

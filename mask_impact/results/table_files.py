@@ -1,16 +1,16 @@
-"""Tables as files, whatever is in them: written as CSV, JSON or Parquet, found again, and their numbers read.
+"""Tables as files, whatever is in them: written as CSV, JSON or Parquet, and found again.
 
 Knows file formats; not what a table means. pyarrow and orjson are imported only where they are used.
 """
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
-from mask_impact.errors import OutputError, UsageError
+from mask_impact.errors import UsageError
 
 FORMATS = ("csv", "json", "parquet")
 
@@ -83,44 +83,6 @@ def find_table(stem: Path, formats: Iterable[str], prefix: str = "") -> tuple[Pa
     """The table of a result that is read fastest, among those of the formats that are there, and its format."""
     present = [form for form in READ_ORDER if form in formats and beside(stem, prefix + form).is_file()]
     return (beside(stem, prefix + present[0]), present[0]) if present else None
-
-
-def read_numbers(path: Path, form: str, dtypes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The columns of a table by name, each [rows] of its dtype; the other columns are not read. OutputError."""
-    import pyarrow as pa
-
-    try:
-        columns = {"csv": _read_csv, "json": _read_json, "parquet": _read_parquet}[form](path, dtypes)
-        return {name: np.asarray(columns[name]).astype(dtype) for name, dtype in dtypes.items()}
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise OutputError(f"{path} cannot be read: {one_line(error)}") from error
-
-
-def _read_parquet(path: Path, dtypes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(path, columns=list(dtypes))
-    return {name: table[name].to_numpy() for name in dtypes}
-
-
-def _read_csv(path: Path, dtypes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    import pyarrow as pa
-    import pyarrow.csv as pa_csv
-
-    types = {name: pa.from_numpy_dtype(np.dtype(dtype)) for name, dtype in dtypes.items()}
-    table = pa_csv.read_csv(
-        path,
-        parse_options=pa_csv.ParseOptions(newlines_in_values=True),
-        convert_options=pa_csv.ConvertOptions(include_columns=list(dtypes), column_types=types),
-    )
-    return {name: table[name].to_numpy() for name in dtypes}
-
-
-def _read_json(path: Path, dtypes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    import orjson
-
-    records = orjson.loads(path.read_bytes())
-    return {name: np.array([record[name] for record in records], dtype=dtype) for name, dtype in dtypes.items()}
 
 
 def flat(distances: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from mask_impact.results.effect_tables import effect_table
 from mask_impact.results.explanation_tables import explanation_table, matrix_table, routes_table
 from mask_impact.results.files import check_output, write_files
 from mask_impact.results.records import Result
-from mask_impact.results.table_files import clean_text
+from mask_impact.results.table_files import clean_text, one_line
 from mask_impact.results.tables import to_dataset_table, with_prompt
 from mask_impact.studies.batching import run_tasks
 from mask_impact.studies.digest import digest
@@ -59,7 +59,7 @@ def run_dataset(
             errors.add_problem(problem)
             observer.row_failed(problem)
         part_digest = part.digest(loaded)
-        failures = part.failures_there(part_digest) if resume else None
+        failures = part.failures_there(part_digest, observer.note) if resume else None
         if failures is None:
             tally = _run_part(loaded, part, part_digest, errors, observer)
         else:
@@ -94,10 +94,11 @@ class _Part:
         ingredients = [[job.name, digest(loaded, job), _as_json(job.carried)] for job in self.jobs]
         return hashlib.sha256(json.dumps([ingredients, self.reduce]).encode()).hexdigest()
 
-    def failures_there(self, expected: str) -> list[dict[str, Any]] | None:
+    def failures_there(self, expected: str, say: Callable[[str], Any]) -> list[dict[str, Any]] | None:
         """What is recorded of the jobs that failed, where a file with this digest is there; None where the part is to be run.
 
-        A job that failed for what it is fails again, as long as its digest is the same; for another reason it may not.
+        A job that failed for what it is fails again, as long as its digest is the same; for another reason it may not. say: is
+        told where the file is damaged.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -107,9 +108,17 @@ class _Part:
             if found.get(b"mask_impact_digest") != expected.encode():
                 return None
             failures = json.loads(found.get(b"mask_impact_failures", b"[]"))
-        except (OSError, ValueError, pa.ArrowException):
+            if not isinstance(failures, list):
+                raise ValueError("mask_impact_failures is no list")
+            names = [(failure["name"], failure["error"]) for failure in failures]
+            if not {name for name, _ in names} <= {job.name for job in self.jobs}:
+                raise ValueError("mask_impact_failures has a name that is none of its prompts'")
+        except FileNotFoundError:
             return None
-        return failures if all(failure["error"] == InputError.__name__ for failure in failures) else None
+        except (OSError, ValueError, TypeError, KeyError, RecursionError, pa.ArrowException) as error:
+            say(f"{self.path} is done again: it cannot be read ({one_line(error)})")
+            return None
+        return failures if all(error == InputError.__name__ for _, error in names) else None
 
     def write(self, tables: Mapping[str, Sequence[Any]], part_digest: str, failures: Sequence[dict[str, Any]]) -> None:
         """The tables of the jobs that did not fail, in their order, by KINDS; all or nothing."""

@@ -174,7 +174,7 @@ def _names_held(note: Path) -> set[str]:
         with FileLock(note.with_suffix(".lock"), timeout=0):
             note.unlink(missing_ok=True)
     except Timeout:
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, TypeError):
             return set(json.loads(note.read_text(encoding="utf-8")))
     return set()
 

@@ -51,11 +51,8 @@ def run_study(
     results = _Results(loaded, jobs, team.folder, formats, beside, command)
 
     def run(group: Sequence[Job]) -> Tally:
-        done = {job.name for job in group if resume and results.has(job)}
+        done = {job.name for job in group if resume and results.complete(job, observer.note)}
         tally = Tally(len(group), n_skipped=len(done))
-        for job in group:
-            if job.name in done:
-                results.complete(job)
         if len(done) == len(group):
             return tally
         for outcome in run_tasks(loaded, [task_of(job) for job in group], observer):
@@ -107,16 +104,25 @@ class _Results:
         for suffix in self._beside:  # those of an earlier result must not pass for this one's
             _with_suffix(path, suffix).unlink(missing_ok=True)
         saved = save(result, path, self._formats)
-        self.complete(job, result)
+        for write in self._beside.values():
+            write(result, path)
         return saved
 
-    def complete(self, job: Job, result: Result | None = None) -> None:
-        """Writes what is not there yet beside a result that is."""
+    def complete(self, job: Job, say: Callable[[str], Any]) -> bool:
+        """Whether the result of exactly this job is there, with what goes beside it, which is written where it is not. say: is
+        told where its files are damaged, so that the job is to be done again."""
         path = self._paths[job.name]
-        for suffix, write in self._beside.items():
-            if not _with_suffix(path, suffix).exists():
-                result = load_result(path) if result is None else result
-                write(result, path)
+        missing = [write for suffix, write in self._beside.items() if not _with_suffix(path, suffix).exists()]
+        try:
+            if stored_digest(path, self._formats) != self._digests[job.name]:
+                return False
+            result = load_result(path) if missing else None
+        except OutputError as error:
+            say(f"{job.name} is done again: {error}")
+            return False
+        for write in missing:
+            write(result, path)
+        return True
 
 
 def _groups(jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:

@@ -107,6 +107,7 @@ def random_explanation(seed):
     rng = np.random.default_rng(seed)
     nan = float("nan")
     found = made(measured=tuple(rng.random(3) < 0.5))
+    found = replace(found, tokens=found.tokens.extended([5, 6, 7], [" on", " it", "."], ["text"] * 3))
     (target,) = found.targets
 
     def some_set():
@@ -136,7 +137,7 @@ def random_explanation(seed):
                 heads=HeadCut(((0, 1), (1, 0)), -1.0, " x", -0.1) if rng.random() < 0.5 else None,
             )
         )
-    matrix = rng.normal(size=(1, 3)).astype(np.float32) if rng.random() < 0.5 else None
+    matrix = rng.normal(size=(4, 3)).astype(np.float32) if rng.random() < 0.5 else None
     return replace(found, targets=tuple(targets), matrix=matrix)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 from PIL import Image
@@ -165,6 +166,50 @@ def test_resume_leaves_out_what_is_there_and_does_the_rest(command, tmp_path):
     assert data_files("output") == before
     assert skipped(command, "--formats", "csv,parquet") == 0  # not all formats are there
     assert skipped(command, "--formats", "csv,parquet") == 4
+
+
+def edited(path, **changes):
+    """A JSON file with other values in its first level."""
+    path = Path(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("p1_results.meta.json", {"formats": None}),
+        ("p1_results.meta.json", {"run": None}),
+        ("p1_results.meta.json", {"n_prompt": 3_000_000_000}),
+        ("p1_results.answer.meta.json", {"formats": None}),
+        ("p1_results.answer.meta.json", {"targets": []}),
+    ],
+)
+def test_a_prompt_whose_meta_file_is_damaged_is_done_again_and_said(command, tmp_path, file, changes):
+    write_config(tmp_path / "study.yaml", ["the cat", "the mat"])
+    assert command("--answer", "--budget", "4")[0] == 0
+    before = data_files("output")
+    edited(Path("output") / file, **changes)
+    code, out, err = command("--resume", "--answer", "--budget", "4")
+    assert code == 0
+    assert "1 of them are done already" in out
+    (said,) = [line for line in err.splitlines() if "p1 is done again" in line]
+    assert f"{file} is not the meta file of a result: {next(iter(changes))}" in said
+    assert data_files("output") == before
+    assert "done again" not in command("--resume", "--answer", "--budget", "4")[2]
+
+
+def test_a_damaged_table_that_a_picture_needs_is_made_again(command, tmp_path):
+    write_config(tmp_path / "study.yaml", ["the cat", "the mat"])
+    command()
+    before = data_files("output")
+    table = Path("output/p0_results.csv")
+    table.write_bytes(table.read_bytes()[:-40])
+    code, _, err = command("--resume", "--report")
+    assert code == 0
+    assert "p0 is done again" in err
+    assert "p0_results.csv" in err
+    assert data_files("output") == before
+    assert Path("output/p0_results.html").is_file()
 
 
 @pytest.mark.parametrize("change", [["--num-tokens", "2"], ["--variants", "attn"], ["--dtype", "bfloat16"], ["--raw"]])
@@ -500,14 +545,30 @@ def test_resuming_a_dataset_leaves_out_complete_parts(on_dataset, tmp_path):
     before = parts()
     assert sorted(before) == [f"part-00000{number}.parquet" for number in range(3)]
     Path("output/data/part-000001.parquet").write_bytes(b"damaged")
-    _, out, _ = on_dataset("--resume")
+    _, out, err = on_dataset("--resume")
     assert "40 prompts: 16 written; 24 were there already" in out
+    assert "part-000001.parquet is done again: it cannot be read" in err
     assert parts() == before
     _, out, _ = on_dataset("--resume", "--reduce", "none")
     assert "40 prompts: 40 written" in out
     write_dataset(tmp_path / "data.jsonl", rows[:10])
     _, out, _ = on_dataset()
     assert sorted(parts()) == ["part-000000.parquet"]  # those of the longer dataset are gone
+
+
+@pytest.mark.parametrize("failures", ["5", "[1]", '[{"name": "x", "error": "InputError"}]', "[" * 99_999, "{}"])
+def test_a_part_whose_failures_are_damaged_is_done_again_and_said(on_dataset, tmp_path, failures):
+    write_dataset(tmp_path / "data.jsonl", [{"prompt": "the cat"}])
+    on_dataset()
+    path = Path("output/data/part-000000.parquet")
+    table = pq.read_table(path)
+    whole = table.to_pydict()
+    pq.write_table(table.replace_schema_metadata(table.schema.metadata | {b"mask_impact_failures": failures}), path)
+    code, out, err = on_dataset("--resume")
+    assert code == 0
+    assert ": 1 written" in out
+    assert "part-000000.parquet is done again" in err
+    assert pq.read_table(path).to_pydict() == whole
 
 
 def test_a_failure_that_may_pass_is_tried_again(on_dataset, tmp_path, monkeypatch):
