@@ -6,7 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mask_impact.errors import nearest
+from mask_impact.errors import digits, nearest
+
+MOST = 1_000_000  # that a number is without a bound of its own
+MOST_LAYERS = 10_000  # models have fewer
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,7 @@ class Kind:
 
     accepted: them in words, behind "must be". check: a value from Python or a file as it is kept; ValueError for any other.
     parse: the text of a command line as such a value. choices: the words among them. null: what None means, where it may stand.
+    most: the largest number, None where there is none.
     """
 
     accepted: str
@@ -22,10 +26,17 @@ class Kind:
     parse: Callable[[str], Any] = str
     choices: tuple[str, ...] = ()
     null: str | None = None
+    most: int | None = None
 
     def problem(self, value: Any) -> str:
         """Why the value can't be, as the rest of a sentence that begins with the setting's name."""
-        return f"must be {self.accepted}, not {self.culprit(value)!r}{self.hint(value)}"
+        return f"must be {self.accepted}{self.bound(value)}, not {_shown(self.culprit(value))}{self.hint(value)}"
+
+    def bound(self, value: Any) -> str:
+        """The largest number, where the value is one that is larger."""
+        value = number(value) if isinstance(value, str) else value
+        too_large = self.most is not None and isinstance(value, int | float) and value > self.most
+        return f", at most {self.most:,}" if too_large else ""
 
     def hint(self, value: Any) -> str:
         """Which of the words was probably meant; nothing where that can't be said."""
@@ -57,15 +68,19 @@ def number(text: str) -> Any:
         return text
 
 
-def whole(at_least: int, of: str = "", null: str | None = None) -> Kind:
-    """A whole number. of: the unit, such as " of layers"."""
+def _shown(value: Any) -> str:
+    return digits(value) if isinstance(value, int) else repr(value)
+
+
+def whole(at_least: int, of: str = "", null: str | None = None, most: int = MOST) -> Kind:
+    """A whole number, `most` at most. of: the unit, such as " of layers"."""
 
     def check(value: Any) -> int:
-        if isinstance(value, bool | float | str) or not hasattr(value, "__index__") or value < at_least:
+        if isinstance(value, bool | float | str) or not hasattr(value, "__index__") or not at_least <= value <= most:
             refuse()
         return int(value)
 
-    return Kind(f"a whole number{of}, at least {at_least}", check, number, null=null)
+    return Kind(f"a whole number{of}, at least {at_least}", check, number, null=null, most=most)
 
 
 def one_of(names: tuple[str, ...], same: Mapping[str, str] | None = None, any_case: bool = False) -> Kind:
@@ -114,6 +129,6 @@ def window(value: Any) -> int | str:
     return "all" if lower(value) == "all" else LAYERS.check(value)
 
 
-LAYERS = whole(1, " of layers")
+LAYERS = whole(1, " of layers", most=MOST_LAYERS)
 YES_NO = Kind("true or false", lambda value: value if isinstance(value, bool) else refuse())
-WINDOW = Kind("a whole number of layers, at least 1, or all", window, number, choices=("all",))
+WINDOW = Kind("a whole number of layers, at least 1, or all", window, number, choices=("all",), most=MOST_LAYERS)

@@ -5,7 +5,7 @@ is a line in `meta["notices"]`.
 """
 
 import csv
-import json
+import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from mask_impact.errors import OutputError, UsageError
 from mask_impact.results.files import name_and_kind, without_suffix
 from mask_impact.results.foreign_tables import GENERATED_TEXT, PROMPT_NAME, Grid, make_result
+from mask_impact.results.inputs import JSON_TABLE, META, TABLE, bounded_lines, open_file, parse_json, read_file
 from mask_impact.results.records import Result
 from mask_impact.results.store import load_result
 from mask_impact.results.table_files import READ_ORDER
@@ -93,7 +94,7 @@ def _names_format(meta: Path, form: str) -> bool:
     """Whether the table is one of those that were written with the meta file (else it is from elsewhere). What is wrong
     with a meta file is found when the result is loaded."""
     try:
-        formats = json.loads(meta.read_bytes()).get("formats", [form])
+        formats = parse_json(read_file(meta, META)).get("formats", [form])
     except (OSError, ValueError, AttributeError):
         return True
     return form in formats
@@ -119,6 +120,8 @@ def _dataset(folder: Path, grids: Sequence[Grid] | None) -> Results:
     if not parts:
         raise OutputError(f"{folder} is a folder without part-*.parquet; give a result's name or a table")
     try:
+        for part in parts:
+            open_file(part, TABLE).close()
         dataset = ds.dataset([str(part) for part in parts], format="parquet")
         wanted = _present(dataset.schema.names, str(folder))
         if PROMPT_NAME not in wanted:
@@ -180,30 +183,30 @@ def _read_csv(path: Path):
     import pyarrow.csv as pa_csv
 
     csv.field_size_limit(2**27)
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        header = next(csv.reader(file), [])
+    with io.TextIOWrapper(open_file(path, TABLE), "utf-8-sig", newline="") as file:
+        header = next(csv.reader(bounded_lines(file)), [])
     if not header:
         raise OutputError(f"{path} is empty")
     wanted = _present(header, str(path))
     types = {name: kind for name, kind in _types().items() if name in wanted}
-    return pa_csv.read_csv(
-        path,
-        parse_options=pa_csv.ParseOptions(newlines_in_values=True),
-        convert_options=pa_csv.ConvertOptions(
-            include_columns=wanted, column_types=types, strings_can_be_null=False, auto_dict_encode=False
-        ),
+    convert = pa_csv.ConvertOptions(
+        include_columns=wanted, column_types=types, strings_can_be_null=False, auto_dict_encode=False
     )
+    with open_file(path, TABLE) as file:
+        return pa_csv.read_csv(
+            file, parse_options=pa_csv.ParseOptions(newlines_in_values=True), convert_options=convert
+        )
 
 
 def _read_json(path: Path):
     import orjson
     import pyarrow as pa
 
-    content = path.read_bytes()
+    content = read_file(path, JSON_TABLE)
     try:
         records = orjson.loads(content)
     except ValueError:
-        records = json.loads(content)  # takes NaN, which others write
+        records = parse_json(content)  # takes NaN, which others write
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise OutputError(f"{path} is not a list of records, one object for each row")
     if not records:
@@ -219,7 +222,9 @@ def _read_json(path: Path):
 def _read_parquet(path: Path):
     import pyarrow.parquet as pq
 
-    return pq.read_table(path, columns=_present(pq.read_schema(path).names, str(path)))
+    with open_file(path, TABLE) as file:
+        columns = _present(pq.read_schema(file).names, str(path))
+        return pq.read_table(file, columns=columns)
 
 
 TABLE_READERS: dict[str, Callable[[Path], Any]] = {"csv": _read_csv, "json": _read_json, "parquet": _read_parquet}

@@ -3,7 +3,6 @@
 Knows files; not what is in a result. orjson and pydantic are imported only where they are used.
 """
 
-import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mask_impact.errors import OutputError
+from mask_impact.results.inputs import META, parse_json, read_file
 from mask_impact.results.table_files import clean_text, one_line
 
 SCHEMA_VERSION = 1
@@ -57,7 +57,7 @@ def _options() -> int:
 def read_meta(path: Path, schema: Callable[[], Any] | None = None) -> dict[str, Any]:
     """The content of a meta file, checked against the pydantic model that `schema` gives (None: a result's); OutputError."""
     try:
-        meta = json.loads(path.read_bytes())
+        meta = parse_json(read_file(path, META))
     except FileNotFoundError as error:
         raise OutputError(f"no result there: {path} does not exist") from error
     except (OSError, ValueError) as error:

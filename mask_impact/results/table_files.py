@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mask_impact.errors import OutputError, UsageError
+from mask_impact.results.inputs import JSON_TABLE, TABLE, Unreadable, open_file, read_file
 
 FORMATS = ("csv", "json", "parquet")
 
@@ -48,7 +49,8 @@ def checksum(*arrays: np.ndarray) -> int:
 
 def one_line(error: BaseException) -> str:
     """What went wrong, short enough for a message."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    told = str(error) if isinstance(error, Unreadable) else f"{type(error).__name__}: {error}"
+    return " ".join(told.split())[:200]
 
 
 def write_table(table, form: str, file: BinaryIO) -> None:
@@ -99,7 +101,8 @@ def read_numbers(path: Path, form: str, dtypes: Mapping[str, Any]) -> dict[str, 
 def _read_parquet(path: Path, dtypes: Mapping[str, Any]) -> dict[str, np.ndarray]:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path, columns=list(dtypes))
+    with open_file(path, TABLE) as file:
+        table = pq.read_table(file, columns=list(dtypes))
     return {name: table[name].to_numpy() for name in dtypes}
 
 
@@ -108,18 +111,19 @@ def _read_csv(path: Path, dtypes: Mapping[str, Any]) -> dict[str, np.ndarray]:
     import pyarrow.csv as pa_csv
 
     types = {name: pa.from_numpy_dtype(np.dtype(dtype)) for name, dtype in dtypes.items()}
-    table = pa_csv.read_csv(
-        path,
-        parse_options=pa_csv.ParseOptions(newlines_in_values=True),
-        convert_options=pa_csv.ConvertOptions(include_columns=list(dtypes), column_types=types),
-    )
+    with open_file(path, TABLE) as file:
+        table = pa_csv.read_csv(
+            file,
+            parse_options=pa_csv.ParseOptions(newlines_in_values=True),
+            convert_options=pa_csv.ConvertOptions(include_columns=list(dtypes), column_types=types),
+        )
     return {name: table[name].to_numpy() for name in dtypes}
 
 
 def _read_json(path: Path, dtypes: Mapping[str, Any]) -> dict[str, np.ndarray]:
     import orjson
 
-    records = orjson.loads(path.read_bytes())
+    records = orjson.loads(read_file(path, JSON_TABLE))
     return {name: np.array([record[name] for record in records], dtype=dtype) for name, dtype in dtypes.items()}
 
 
