@@ -17,10 +17,11 @@ import time
 import urllib.error
 import urllib.request
 import warnings
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -162,7 +163,11 @@ def _download(url: str, name: str) -> BinaryIO:
     try:
         parts = urlsplit(url)
         parts = parts._replace(**{part: quote(getattr(parts, part), string.punctuation) for part in ("path", "query")})
+        user, at, host = parts.netloc.rpartition("@")
+        parts = parts._replace(netloc=host)
         request = urllib.request.Request(parts.geturl(), headers={"User-Agent": "mask-impact", "Accept": "image/*"})
+        if at:  # to this host only, wherever it redirects to
+            request.add_unredirected_header("Authorization", f"Basic {b64encode(unquote(user).encode()).decode()}")
         with urllib.request.build_opener(_OnlyHttp).open(request, timeout=TIMEOUT_S) as response:
             announced = response.length or 0
             data = _content(response) if announced <= MAX_REMOTE_BYTES else b""

@@ -132,7 +132,7 @@ _PLAIN = (
     ("expected a mapping (or list of mappings )?for merging.*", "<< with something else; it takes mappings"),
     ("second occurrence", "an anchor with a name that is taken; give it another"),
     ("expected chomping or indentation.*", "text can't begin with | or >; put it in quotes"),
-    ("(?s).*", r"\g<0>; check indentation and quotes"),
+    ("(?s).+", r"\g<0>; check indentation and quotes"),
 )  # fmt: skip
 
 

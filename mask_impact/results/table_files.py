@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mask_impact.errors import OutputError, UsageError
-from mask_impact.results.inputs import JSON_TABLE, TABLE, Unreadable, open_file, read_file
+from mask_impact.results.inputs import JSON_TABLE, TABLE, open_file, read_file
 
 FORMATS = ("csv", "json", "parquet")
 
@@ -49,7 +49,7 @@ def checksum(*arrays: np.ndarray) -> int:
 
 def one_line(error: BaseException) -> str:
     """What went wrong, short enough for a message."""
-    told = str(error) if isinstance(error, Unreadable) else f"{type(error).__name__}: {error}"
+    told = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
     return " ".join(told.split())[:200]
 
 
