@@ -119,8 +119,13 @@ def test_a_deep_line_of_a_dataset_is_a_row_that_failed(line, tmp_path, monkeypat
     assert len(said) < 400
 
 
-@pytest.mark.parametrize("kind", ["pipe", "endless", "folder", "missing", "large"])
-@pytest.mark.parametrize("place", ["image", "groups", "routes", "prompt"])
+@pytest.mark.parametrize(
+    ("place", "kind"),
+    [
+        *itertools.product(["image", "groups", "routes", "prompt"], ["pipe", "endless", "folder", "missing"]),
+        ("prompt", "large"),
+    ],
+)
 def test_what_a_configuration_names_is_held_to_the_same(
     place, kind, tmp_path, monkeypatch, capsys, guard, vl_checkpoint
 ):
@@ -131,8 +136,6 @@ def test_what_a_configuration_names_is_held_to_the_same(
     entry = {"name": "x", "prompt": "hi"} | {"image_path" if place == "image" else place: name}
     lines = "".join(f"{key}: {value}, " for key, value in entry.items())
     (tmp_path / "c.yaml").write_text(f"prompts: [{{{lines}answer: true}}]\n", encoding="utf-8")
-    if kind == "large" and place != "prompt":
-        pytest.skip("read when its turn comes, and recorded as that prompt's failure")
     code = main_vl(["--config", "c.yaml", "--model", str(vl_checkpoint), "--quiet"])
     out, err = capsys.readouterr()
     assert (code, out, err.count("\n")) == (1, "", 1), err
