@@ -10,6 +10,7 @@ from mask_impact.errors import digits, nearest
 
 MOST = 1_000_000  # that a number is without a bound of its own
 MOST_LAYERS = 10_000  # models have fewer
+MOST_DIGITS = 1000
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class Kind:
 
     def bound(self, value: Any) -> str:
         """The largest number, where the value is one that is larger."""
-        value = number(value) if isinstance(value, str) else value
-        too_large = self.most is not None and isinstance(value, int | float) and value > self.most
-        return f", at most {self.most:,}" if too_large else ""
+        if self.most is None or isinstance(value, str):
+            return ""
+        return f", at most {self.most:,}" if isinstance(value, int | float) and value > self.most else ""
 
     def hint(self, value: Any) -> str:
         """Which of the words was probably meant; nothing where that can't be said."""
@@ -63,7 +64,7 @@ def lower(value: Any) -> Any:
 def number(text: str) -> Any:
     """The number that a text is, or the text."""
     try:
-        return int(text)
+        return int(text[:MOST_DIGITS])  # of longer ones Python itself refuses some; they are too large either way
     except ValueError:
         return text
 

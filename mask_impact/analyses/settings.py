@@ -22,7 +22,7 @@ ANSWER_TOKENS = 16  # of an answer with something hidden, where no number is giv
 OF_EFFECTS = ("window", "queries", "top")  # settings that mean nothing without effects
 OF_ANSWERS = ("target", "instead", "measure", "budget", "routes", "matrix", "content_only")  # the same without answers
 MAX_COST = 10_000_000  # row-layers: some hours of a 4B model on two CPU cores, some minutes on a GPU
-MOST_CHECKS = 10_000  # each is a layer really masked
+MOST_CHECKS = 1_000  # each is a layer really masked
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]+)?")
 
 

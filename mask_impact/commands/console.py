@@ -95,7 +95,8 @@ def say(text: str) -> None:
 
 def show(page: str) -> None:
     """Lines on stdout that views made of several: nothing acts on a terminal but their ends and tabs."""
-    _print(visible(page, "\n\t"), sys.stdout)
+    page = re.sub(r"\r(?!\n|\Z)", r"\\r", page)  # a line of CSV ends with both
+    _print(visible(page, "\r\n\t"), sys.stdout)
 
 
 def remark(text: str) -> None:

@@ -193,9 +193,10 @@ def at_most(most: int) -> Callable[[str], int]:
 
 
 def _whole(text: str, low: int, most: int) -> int:
-    value = number(text) if text.isascii() and text.isdigit() else text
+    digits = text.isascii() and text.isdigit()
+    value = number(text) if digits else text
     if isinstance(value, str) or not low <= value <= most:
-        bound = f" to {most:,}" if text.isdigit() and value != 0 else ""
+        bound = f" to {most:,}" if digits and value != 0 else ""
         raise argparse.ArgumentTypeError(f"must be a whole number from {low}{bound}, not {text!r}")
     return value
 
