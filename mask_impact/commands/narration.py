@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mask_impact.commands.console import remark
+from mask_impact.errors import told
 from mask_impact.views.text import quoted
 
 SECONDS_BETWEEN_LINES = 10.0  # where no bar is drawn
@@ -197,7 +198,7 @@ class StudyProgress(Progress):
         self.skipped(1)
 
     def row_failed(self, problem: Any) -> None:
-        name = problem.name or f"row {problem.row}"
+        name = told(problem.name or f"row {problem.row}")
         self._write(lambda: self.say(f"[{self._n_done + 1}/{self._n_jobs or '?'}] {name}: FAILED: {problem.message}"))
         self.skipped(1)
 
@@ -213,7 +214,7 @@ class StudyProgress(Progress):
         """The last lines: how many of each, and how fast."""
         counts = [f"{tally.n_written} written"]
         counts += [f"{tally.n_skipped} were there already"] if tally.n_skipped else []
-        shown = ", ".join(tally.failed[:10]) + (", ..." if len(tally.failed) > 10 else "")
+        shown = ", ".join(map(told, tally.failed[:10])) + (", ..." if len(tally.failed) > 10 else "")
         counts += [f"{len(tally.failed)} failed: {shown}"] if tally.failed else []
         self.say("")
         self.say(f"{_prompts(tally.n_jobs)}: {'; '.join(counts)}")
