@@ -13,6 +13,7 @@ A message is one line and says what was wrong, where, and what would be accepted
 package.
 """
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
@@ -22,6 +23,9 @@ class MaskImpactError(Exception):
     """Base of the family; `exit_code` is what a script returns when it ends with this error."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(told(message))
 
 
 class UsageError(MaskImpactError):
@@ -66,16 +70,53 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 # --- words of messages ----------------------------------------------------------------------------------------------------
 
 
+LONGEST_WORD = 200  # of a message: a path or a value that is longer is cut in the middle
+LONGEST_MESSAGE = 4000
+_ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://\S+?(?=[]'\"`),;:.]*(?:\s|$))", re.IGNORECASE)
+
+
+def told(message: str) -> str:
+    """A message as it is told: long words cut in the middle, and addresses as `public_address` has them. Telling it again
+    changes nothing."""
+    message = _ADDRESS.sub(lambda found: public_address(found[0]), message)
+    message = re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda found: _cut(found[0], LONGEST_WORD), message)
+    return _cut(message, LONGEST_MESSAGE)
+
+
+def _cut(text: str, most: int) -> str:
+    half = (most - 1) // 2
+    return text if len(text) <= most else f"{text[: most - 1 - half]}…{text[-half:]}"
+
+
+def public_address(address: str) -> str:
+    """Scheme, host and path of an address: what else it has may be a password, a key or a signature."""
+    found = re.match(r"([a-z][a-z0-9+.-]*://)(?:[^/?#]*@)?([^/?#]*)([^?#]*)", address, re.IGNORECASE)
+    if found is None or "".join(found.groups()) == address:
+        return address
+    return f"{''.join(found.groups())} {LEFT_OUT}"
+
+
+LEFT_OUT = "(the rest of the address is left out)"
+
+
 def described(value: Any) -> str:
     """A value of a file in words, as in "must be text, not the number 5"."""
     if isinstance(value, bool):  # before int, which it is too
         return "true" if value else "false"
     if isinstance(value, int | float):
-        return f"the number {str(value)[:60]}"
+        return f"the number {digits(value)[:60]}"
     if isinstance(value, str):
         return f"the text {shown(value)}"
     kind = type(value).__name__
     return "an empty list" if value == [] else {"NoneType": "null", "dict": "a mapping"}.get(kind, f"a {kind}")
+
+
+def digits(value: float) -> str:
+    """A number as text, and of a whole number that Python does not write out its size."""
+    try:
+        return repr(value)
+    except ValueError:
+        return f"of {value.bit_length()} bits"
 
 
 def nearest(word: Any, known: Iterable[str]) -> str | None:

@@ -91,7 +91,8 @@ def _setting_row(one: settings.Setting) -> Iterable[str]:
     if one.file is not None:
         where.append(f"YAML: {'`model`, `model.path`' if one.name == 'model' else PLACES[one.file]}")
     where += ["column"] if one.column else []
-    yield from (f"`{one.name}`", ", ".join(f"`{flag}`" for flag in flags), _default(one), one.kind.accepted)
+    accepted = one.kind.accepted + (f"; {one.kind.most:,} at most" if one.kind.most else "")
+    yield from (f"`{one.name}`", ", ".join(f"`{flag}`" for flag in flags), _default(one), accepted)
     yield from (one.help, "; ".join(where))
 
 

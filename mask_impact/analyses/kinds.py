@@ -6,7 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mask_impact.errors import nearest
+from mask_impact.errors import digits, nearest
+
+MOST = 1_000_000  # that a number is without a bound of its own
+MOST_LAYERS = 10_000  # models have fewer
+MOST_DIGITS = 1000
 
 
 @dataclass(frozen=True)
@@ -15,6 +19,7 @@ class Kind:
 
     accepted: them in words, behind "must be". check: a value from Python or a file as it is kept; ValueError for any other.
     parse: the text of a command line as such a value. choices: the words among them. null: what None means, where it may stand.
+    most: the largest number, None where there is none.
     """
 
     accepted: str
@@ -22,10 +27,17 @@ class Kind:
     parse: Callable[[str], Any] = str
     choices: tuple[str, ...] = ()
     null: str | None = None
+    most: int | None = None
 
     def problem(self, value: Any) -> str:
         """Why the value can't be, as the rest of a sentence that begins with the setting's name."""
-        return f"must be {self.accepted}, not {self.culprit(value)!r}{self.hint(value)}"
+        return f"must be {self.accepted}{self.bound(value)}, not {_shown(self.culprit(value))}{self.hint(value)}"
+
+    def bound(self, value: Any) -> str:
+        """The largest number, where the value is one that is larger."""
+        if self.most is None or isinstance(value, str):
+            return ""
+        return f", at most {self.most:,}" if isinstance(value, int | float) and value > self.most else ""
 
     def hint(self, value: Any) -> str:
         """Which of the words was probably meant; nothing where that can't be said."""
@@ -52,20 +64,24 @@ def lower(value: Any) -> Any:
 def number(text: str) -> Any:
     """The number that a text is, or the text."""
     try:
-        return int(text)
+        return int(text[:MOST_DIGITS])  # of longer ones Python itself refuses some; they are too large either way
     except ValueError:
         return text
 
 
-def whole(at_least: int, of: str = "", null: str | None = None) -> Kind:
-    """A whole number. of: the unit, such as " of layers"."""
+def _shown(value: Any) -> str:
+    return digits(value) if isinstance(value, int) else repr(value)
+
+
+def whole(at_least: int, of: str = "", null: str | None = None, most: int = MOST) -> Kind:
+    """A whole number, `most` at most. of: the unit, such as " of layers"."""
 
     def check(value: Any) -> int:
-        if isinstance(value, bool | float | str) or not hasattr(value, "__index__") or value < at_least:
+        if isinstance(value, bool | float | str) or not hasattr(value, "__index__") or not at_least <= value <= most:
             refuse()
         return int(value)
 
-    return Kind(f"a whole number{of}, at least {at_least}", check, number, null=null)
+    return Kind(f"a whole number{of}, at least {at_least}", check, number, null=null, most=most)
 
 
 def one_of(names: tuple[str, ...], same: Mapping[str, str] | None = None, any_case: bool = False) -> Kind:
@@ -114,6 +130,6 @@ def window(value: Any) -> int | str:
     return "all" if lower(value) == "all" else LAYERS.check(value)
 
 
-LAYERS = whole(1, " of layers")
+LAYERS = whole(1, " of layers", most=MOST_LAYERS)
 YES_NO = Kind("true or false", lambda value: value if isinstance(value, bool) else refuse())
-WINDOW = Kind("a whole number of layers, at least 1, or all", window, number, choices=("all",))
+WINDOW = Kind("a whole number of layers, at least 1, or all", window, number, choices=("all",), most=MOST_LAYERS)

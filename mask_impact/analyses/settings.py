@@ -22,6 +22,7 @@ ANSWER_TOKENS = 16  # of an answer with something hidden, where no number is giv
 OF_EFFECTS = ("window", "queries", "top")  # settings that mean nothing without effects
 OF_ANSWERS = ("target", "instead", "measure", "budget", "routes", "matrix", "content_only")  # the same without answers
 MAX_COST = 10_000_000  # row-layers: some hours of a 4B model on two CPU cores, some minutes on a GPU
+MOST_CHECKS = 1_000  # each is a layer really masked
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]+)?")
 
 
@@ -138,7 +139,8 @@ class RunSettings(_Checked):
         False, YES_NO, "fetch images that are given as http(s) URLs", commands=ALL, file=None, images=True
     )
     verify: int = setting(
-        0, whole(0), "measure K random (step, layer, token) again by really masking, and print the largest relative error",
+        0, whole(0, most=MOST_CHECKS),
+        "measure K random (step, layer, token) again by really masking, and print the largest relative error",
         metavar="K",
     )  # fmt: skip
     effect: bool = setting(
@@ -170,7 +172,8 @@ class RunSettings(_Checked):
         heading=EFFECT, metavar="WHAT", commands=(RUN, STUDY, EXPLAIN),
     )  # fmt: skip
     max_cost: int = setting(
-        MAX_COST, whole(1, " of row-layers"), "refuse what takes more rows through layers than this, and say how many it takes",
+        MAX_COST, whole(1, " of row-layers", most=10**15),
+        "refuse what takes more rows through layers than this, and say how many it takes",
         heading=EFFECT, metavar="N", commands=(RUN, STUDY, KNOCKOUT),
     )  # fmt: skip
     answer: bool = setting(

@@ -12,7 +12,7 @@ from mask_impact.prompts.groups import UNKNOWN
 
 THINKING_ENDS, THINKING_BEGINS = "</think>", "<think>"
 NAMES = ("answer", "thinking", "all", "each")
-_SPAN = re.compile("([0-9]+)(?:-([0-9]+))?")
+_SPAN = re.compile("([0-9]{1,9})(?:-([0-9]{1,9}))?")
 
 
 def resolve(

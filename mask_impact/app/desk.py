@@ -200,10 +200,7 @@ class Desk:
 
 def _image(file: str) -> Any:
     """The picture in an uploaded file, under its own name: where it is kept is nobody's business."""
-    try:
-        return read_picture(str(file)).image
-    except InputError as error:
-        raise InputError(str(error).replace(str(file), Path(file).name)) from None
+    return read_picture(str(file), name=Path(file).name).image
 
 
 def _positions(given: Any, n_prompt: int) -> tuple[int, ...]:

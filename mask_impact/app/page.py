@@ -15,6 +15,7 @@ from mask_impact.app import pieces
 from mask_impact.app.desk import STOPPED, Asked, Desk, Stopped, Tried
 from mask_impact.app.serving import Serving
 from mask_impact.errors import MaskImpactError, UsageError
+from mask_impact.views.text import visible
 
 HERE = Path(__file__).parent
 PRIVATE = {"api_visibility": "private"}  # of an event: the page's own
@@ -202,7 +203,7 @@ def _guarded(work: Callable[[], tuple], n_outputs: int) -> tuple:
     except MaskImpactError as error:
         line = pieces.status_line(str(error), wrong=not isinstance(error, Stopped))
     except Exception as error:
-        traceback.print_exc(file=sys.stderr)
+        print(visible(traceback.format_exc(), "\n"), file=sys.stderr)
         reason = " ".join(str(error).split())[:300]
         line = pieces.status_line(f"unexpected {type(error).__name__}: {reason} (please report it)", wrong=True)
     return (*[gr.skip()] * (n_outputs - 1), line)

@@ -6,13 +6,13 @@ Knows the command line and where results come from; not how they are compared, n
 import argparse
 import json
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mask_impact.analyses.kinds import MOST_LAYERS
 from mask_impact.commands.caller import Caller
-from mask_impact.commands.console import note, print_line, say
-from mask_impact.commands.options import Groups, add_source, add_talk, count, page_path, whole_number
+from mask_impact.commands.console import note, remark, say, show
+from mask_impact.commands.options import Groups, add_source, add_talk, at_most, count, page_path, whole_number
 from mask_impact.commands.top import add_choices
 from mask_impact.errors import UsageError
 from mask_impact.findings.comparison import MAX_RESULTS, N_BANDS, N_PERMUTATIONS, Settings, compare_results
@@ -23,8 +23,8 @@ from mask_impact.results.records import Result
 from mask_impact.views.comparison_json import as_json
 from mask_impact.views.comparison_page import build_page
 from mask_impact.views.comparison_text import render
-from mask_impact.views.text import escape
 
+MOST_PERMUTATIONS = 100_000
 MAX_IN_NAME = 40  # characters of a result's name in that of a page
 
 EPILOG = """\
@@ -52,12 +52,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_choices(parser)
     parser.add_argument(
-        "--bands", metavar="N", type=whole_number, default=N_BANDS, help="parts of the depth (default: %(default)s)"
+        "--bands",
+        metavar="N",
+        type=at_most(MOST_LAYERS),
+        default=N_BANDS,
+        help="parts of the depth (default: %(default)s)",
     )
     parser.add_argument(
         "--permutations",
         metavar="N",
-        type=whole_number,
+        type=at_most(MOST_PERMUTATIONS),
         default=N_PERMUTATIONS,
         help="of the test of chance (default: %(default)s)",
     )
@@ -99,11 +103,11 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     if args.quiet:
         return 0
     if not args.json:
-        say(render(comparison, args.k).replace("`keep_sinks`", "--keep-sinks") + "\n" * (not args.no_page))
-    for remark in comparison.notes:
-        note(remark)
+        show(render(comparison, args.k).replace("`keep_sinks`", "--keep-sinks") + "\n" * (not args.no_page))
+    for told in comparison.notes:
+        note(told)
     if not args.no_page:
-        print_line(f"Side by side: {escape(str(path))}", sys.stderr if args.json else sys.stdout)
+        (remark if args.json else say)(f"Side by side: {path}")
     return 0
 
 

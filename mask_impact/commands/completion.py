@@ -3,7 +3,7 @@
 import argparse
 
 from mask_impact.commands.caller import Caller
-from mask_impact.commands.console import say
+from mask_impact.commands.console import show
 
 SHELLS = ("bash", "zsh", "tcsh")
 PATHS = ("DIR", "FILE", "MODEL", "RESULT")  # what takes a path, or may be one
@@ -34,5 +34,5 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
         for action in command._actions:
             if action.metavar in PATHS:
                 action.complete = shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE
-    say(shtab.complete(parser, args.shell))
+    show(shtab.complete(parser, args.shell))
     return 0

@@ -6,22 +6,26 @@ to switch off.
 """
 
 import argparse
+import errno
+import io
 import os
 import re
+import shlex
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import groupby
 from textwrap import fill
 from typing import NoReturn, TextIO
 
 from mask_impact.analyses.settings import SETTINGS, SettingError
-from mask_impact.errors import InputError, MaskImpactError, UsageError, nearest
+from mask_impact.errors import InputError, MaskImpactError, UsageError, nearest, public_address, told
 from mask_impact.results import files
 from mask_impact.studies.sharing import launched
 from mask_impact.studies.signals import ended_by
-from mask_impact.views.text import escape, page_width
+from mask_impact.views.text import page_width, visible
 
 # What messages call by its name in Python; other words in backticks are a prompt's or an answer's.
 FLAGS = f"`({'|'.join([*SETTINGS, 'by', 'grid', 'image', 'keep_sinks', 'prompt_name', 'variant'])})`"
@@ -62,6 +66,9 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unexpected argument {unknown[0]!r}")
         return parsed
 
+    def _print_message(self, message: str, file: TextIO | None = None) -> None:
+        show(message.removesuffix("\n"))  # help and version are all that argparse prints
+
     def error(self, message: str) -> NoReturn:
         if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message, re.DOTALL):
             names = [name.strip().strip("'") for name in choice[2].split(",")]
@@ -76,23 +83,76 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near}?" if near else ""
 
 
-def print_line(text: str, stream: TextIO) -> None:
-    """A line on the stream, whatever its encoding. Where its reader has left (`| head`), the run goes on without it."""
-    try:
-        encoding = stream.encoding or "utf-8"
-        print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+# --- printing -------------------------------------------------------------------------------------------------------------
+
+_lost: list[str] = []  # why stdout could not be written to, since the command began
 
 
 def say(text: str) -> None:
-    """A line on stdout."""
-    print_line(text, sys.stdout)
+    """A line on stdout, whatever is in it."""
+    _print(visible(text), sys.stdout)
+
+
+def show(page: str) -> None:
+    """Lines on stdout that views made of several: nothing acts on a terminal but their ends and tabs."""
+    page = re.sub(r"\r(?!\n|\Z)", r"\\r", page)  # a line of CSV ends with both
+    _print(visible(page, "\r\n\t"), sys.stdout)
+
+
+def remark(text: str) -> None:
+    """A line on stderr, whatever is in it, with settings by their flags."""
+    _print(visible(told(with_flags(text))), sys.stderr)
 
 
 def note(text: str) -> None:
-    """A remark on stderr, escaped, with settings by their flags."""
-    print_line(f"NOTE: {escape(with_flags(text))}", sys.stderr)
+    """A remark that is called a note."""
+    remark(f"NOTE: {text}")
+
+
+def _print(text: str, stream: TextIO | None) -> None:
+    """Lines on a stream, whatever its encoding. Where its reader has left (`| head`) or it is full, the run goes on without."""
+    if stream is None:
+        return
+    try:
+        encoding = stream.encoding or "utf-8"
+        print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+    except OSError as error:
+        if stream is sys.stdout and not isinstance(error, BrokenPipeError):
+            _lost.append(error.strerror or str(error))
+        with suppress(OSError, ValueError):  # what is left in its buffer goes nowhere, too
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+
+
+class _Closed(io.TextIOBase):
+    """In place of a stream that was closed when the process began. quietly: whether what is written is simply lost."""
+
+    def __init__(self, quietly: bool) -> None:
+        self._quietly = quietly
+
+    def write(self, text: str) -> int:
+        if not self._quietly:
+            raise OSError(errno.EBADF, "it is closed")
+        return len(text)
+
+
+def _streams_that_are() -> None:
+    """Libraries write to stdout and stderr without a look whether they are there."""
+    if sys.stdout is None:
+        sys.stdout = _Closed(quietly=False)
+    if sys.stderr is None:
+        sys.stderr = _Closed(quietly=True)
+
+
+def command_line(program: str, argv: Sequence[str]) -> str:
+    """The whole command as a shell takes it, addresses as `public_address` has them: it is stored with results."""
+
+    def public(word: str) -> str:
+        found = re.fullmatch("(-i|--[a-z-]+=|)(https?://.*)", word, re.IGNORECASE | re.DOTALL)
+        return found[1] + public_address(found[2]) if found else word
+
+    return shlex.join([program, *map(public, argv)])
 
 
 def with_flags(text: str) -> str:
@@ -109,25 +169,30 @@ def guarded(program: str, argv: Sequence[str], action: Callable[[], int]) -> int
     rank, _ = launched()
     program = f"{program} (process {rank})" if rank else program
     n_before = len(files.written)
+    _lost.clear()
+    _streams_that_are()
     try:
         with ended_by(signal.default_int_handler):
-            return action()
+            code = action()
     except SystemExit as ending:  # argparse has printed the help or the version
-        return int(ending.code or 0)
+        code = int(ending.code or 0)
     except KeyboardInterrupt:
-        start = "\n" if sys.stderr.isatty() else ""  # the terminal has just shown ^C
+        if sys.stderr.isatty():
+            remark("")  # the terminal has just shown ^C
         there = ", ".join(map(str, files.written[n_before:]))
-        what = f"written is {escape(there)}" if there else "no files were written"
-        print_line(f"{start}{program}: interrupted: {what}", sys.stderr)
+        remark(f"{program}: interrupted: {f'written is {there}' if there else 'no files were written'}")
         return 130
     except Exception as error:
         if rank and isinstance(error, UsageError | InputError):
             return error.exit_code
         if "--debug" in argv:
-            traceback.print_exc()
+            _print(visible(traceback.format_exc(), "\n"), sys.stderr)
         for problem in getattr(error, "problems", [describe(error)]):
-            print_line(f"{program}: error: {escape(with_flags(problem))}", sys.stderr)
+            remark(f"{program}: error: {problem}")
         return error.exit_code if isinstance(error, MaskImpactError) else 1
+    if _lost:
+        remark(f"{program}: error: standard output can't be written: {_lost[0]}")
+    return code or (1 if _lost else 0)
 
 
 def describe(error: Exception) -> str:
@@ -137,6 +202,8 @@ def describe(error: Exception) -> str:
         return f"{before} --{name.replace('_', '-')} {error.problem}".strip()
     if isinstance(error, MaskImpactError):
         return str(error)
+    if isinstance(error, OSError) and error.filename is not None:  # such as a name that is too long
+        return f"'{error.filename}': {error.strerror}"
     if isinstance(error, ModuleNotFoundError):
         return f"the Python package {error.name} is not installed: python -m pip install -r requirements.txt"
     return f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} (--debug shows where; please report it)"

@@ -31,6 +31,11 @@ def _enter(program: str, module: str, name: str, argv: Sequence[str] | None) -> 
         os.write(2, f"{program}: interrupted\n".encode())
         os._exit(130)
 
+    for descriptor in range(3):  # of one that is closed the number would be given to the next file that is opened
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     with ended_by(end):
         command = getattr(importlib.import_module(f"mask_impact.commands.{module}"), name)
         return command(argv)

@@ -30,7 +30,6 @@ from mask_impact.views.patches_plot import patches_figure
 from mask_impact.views.plots import caption_of
 from mask_impact.views.routes_plot import flows_strips, routes_figure
 from mask_impact.views.summary_json import to_text
-from mask_impact.views.text import escape
 
 # What each kind shows, and which of the choices it takes.
 KINDS = {
@@ -116,7 +115,7 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     if args.json:
         say(to_text({"figure": str(path), "kind": args.kind, "width": args.width, "bytes": size}))
     elif not args.quiet:
-        say(f"Figure: {escape(str(path))} ({size / 1e3:.0f} kB)")
+        say(f"Figure: {path} ({size / 1e3:.0f} kB)")
     return 0
 
 

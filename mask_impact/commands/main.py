@@ -5,13 +5,12 @@ docstring line is its description. It is imported only when it is called.
 """
 
 import importlib
-import shlex
 import sys
 from collections.abc import Sequence
 
 import mask_impact
 from mask_impact.commands.caller import MASK_IMPACT
-from mask_impact.commands.console import Parser, did_you_mean, guarded, say
+from mask_impact.commands.console import Parser, command_line, did_you_mean, guarded, show
 from mask_impact.errors import UsageError
 
 PROGRAM = MASK_IMPACT.program
@@ -94,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         if not words or words[0] in ("-h", "--help"):
-            say(overview())
+            show(overview())
             return 0
         name, *rest = words
         if name.startswith("-"):
@@ -102,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name not in SUMMARIES:
             raise UsageError(f"unknown command {name!r}{did_you_mean(name, SUMMARIES)}; {PROGRAM} alone lists them")
         args = _describe(name, Parser()).parse_mixed(rest)
-        return args.run(args, MASK_IMPACT, shlex.join([PROGRAM, *argv]))
+        return args.run(args, MASK_IMPACT, command_line(PROGRAM, argv))
 
     return guarded(program, argv, run)
 

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from mask_impact.commands import options
 from mask_impact.commands.caller import Caller
-from mask_impact.commands.console import say, with_flags
+from mask_impact.commands.console import say, show, with_flags
 from mask_impact.views.summary_json import to_text
 from mask_impact.views.text import escape
 
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     if args.json:
         say(to_text([asdict(one) for one in found] if args.model is None else asdict(found)))
     elif not args.quiet:
-        say("\n".join(_listed(found) if args.model is None else _described(found)))
+        show("\n".join(_listed(found) if args.model is None else _described(found)))
     return 1 if args.model is not None and found.problem else 0
 
 

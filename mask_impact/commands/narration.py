@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from mask_impact.commands.console import print_line, with_flags
-from mask_impact.views.text import escape, quoted
+from mask_impact.commands.console import remark
+from mask_impact.errors import told
+from mask_impact.views.text import quoted
 
 SECONDS_BETWEEN_LINES = 10.0  # where no bar is drawn
 
@@ -37,7 +38,7 @@ class Progress:
     def note(self, text: str) -> None:
         self.__exit__()  # a bar that is being drawn would run into the line
         if not self.quiet:
-            print_line(escape(with_flags(text)), sys.stderr)
+            remark(text)
 
     def detail(self, text: str) -> None:
         """A remark that only --verbose shows."""
@@ -118,7 +119,7 @@ class Progress:
 
     def _say_step(self, label: str) -> None:
         if not self.quiet:
-            print_line(label, sys.stderr)
+            remark(label)
 
     def _close_bar(self) -> None:
         self._close_effects()
@@ -160,11 +161,12 @@ class StudyProgress(Progress):
             self._prompts = None
 
     def note(self, text: str) -> None:
-        self._write(lambda: print_line(escape(with_flags(text)), sys.stderr) if not self.quiet else None)
+        self._write(lambda: remark(text) if not self.quiet else None)
 
     def title(self, title: str) -> None:
         """The first lines."""
-        self.say(f"{title}\n{'=' * len(title)}")
+        self.say(title)
+        self.say("=" * len(title))
 
     @property
     def has_begun(self) -> bool:
@@ -186,20 +188,18 @@ class StudyProgress(Progress):
 
     def job_done(self, job: Any, outcome: Any, saved: Any) -> None:
         if outcome.error is not None:
-            line = f"{job.name}: FAILED: {escape(str(outcome.error))}"
+            line = f"{job.name}: FAILED: {outcome.error}"
         else:
             line = f"{job.name}: {quoted(outcome.result.generated_text, 60)}"
-            line += f" -> {escape(str(saved.paths[0]))}" if saved else ""
+            line += f" -> {saved.paths[0]}" if saved else ""
         self._write(lambda: self.say(f"[{self._n_done + 1}/{self._n_jobs or '?'}] {line}"))
         for note in saved.notes if saved else ():
             self.note(note)
         self.skipped(1)
 
     def row_failed(self, problem: Any) -> None:
-        name = problem.name or f"row {problem.row}"
-        self._write(
-            lambda: self.say(f"[{self._n_done + 1}/{self._n_jobs or '?'}] {name}: FAILED: {escape(problem.message)}")
-        )
+        name = told(problem.name or f"row {problem.row}")
+        self._write(lambda: self.say(f"[{self._n_done + 1}/{self._n_jobs or '?'}] {name}: FAILED: {problem.message}"))
         self.skipped(1)
 
     def skipped(self, n_rows: int) -> None:
@@ -208,24 +208,20 @@ class StudyProgress(Progress):
             self._prompts.update(n_rows)
         elif not self.quiet and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            print_line(
-                f"{self._n_done} of {self._n_jobs or '?'} prompts after {self._last_line - self._started:.0f} s",
-                sys.stderr,
-            )
+            remark(f"{self._n_done} of {self._n_jobs or '?'} prompts after {self._last_line - self._started:.0f} s")
 
     def study_ends(self, tally: Any) -> None:
         """The last lines: how many of each, and how fast."""
         counts = [f"{tally.n_written} written"]
         counts += [f"{tally.n_skipped} were there already"] if tally.n_skipped else []
-        shown = ", ".join(tally.failed[:10]) + (", ..." if len(tally.failed) > 10 else "")
+        shown = ", ".join(map(told, tally.failed[:10])) + (", ..." if len(tally.failed) > 10 else "")
         counts += [f"{len(tally.failed)} failed: {shown}"] if tally.failed else []
-        self.say(f"\n{_prompts(tally.n_jobs)}: {'; '.join(counts)}")
+        self.say("")
+        self.say(f"{_prompts(tally.n_jobs)}: {'; '.join(counts)}")
         if tally.errors_path is not None:
-            self.say(f"Errors: {escape(str(tally.errors_path))}")
+            self.say(f"Errors: {tally.errors_path}")
             if self.quiet and self.speaks:
-                print_line(
-                    f"{len(tally.failed)} of {tally.n_jobs} failed, see {escape(str(tally.errors_path))}", sys.stderr
-                )
+                remark(f"{len(tally.failed)} of {tally.n_jobs} failed, see {tally.errors_path}")
         if tally.n_written:
             self.say(
                 f"{_prompts(tally.n_written)} in {tally.seconds:.1f} s: {tally.n_written / tally.seconds:.2f} prompts/s, "

@@ -4,16 +4,16 @@ import argparse
 import math
 import re
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mask_impact.analyses.kinds import YES_NO
+from mask_impact.analyses.kinds import MOST, MOST_LAYERS, YES_NO, number
 from mask_impact.analyses.settings import SETTINGS, Place, RunSettings, Setting, of_class
 from mask_impact.errors import UsageError
 from mask_impact.results.foreign_tables import Grid, parse_grid
 
 SHORT = {"num_tokens": "-n", "model": "-m"}
-MOST_LAYERS = 10_000  # that a number of --layers may be; models have fewer
 
 
 class Groups:
@@ -167,29 +167,38 @@ def add_source(parser: argparse.ArgumentParser, **how: Any) -> None:
 
 def count(text: str) -> int:
     """An int of at least 0."""
-    return _at_least(text, 0)
+    return _whole(text, 0, MOST)
 
 
-def above_zero(text: str, most: float = math.inf) -> float:
-    """A number above 0, `most` at most."""
+def above_zero(text: str) -> float:
+    """A number above 0, MOST at most."""
     try:
-        number = float(text)
+        value = float(text)
     except ValueError:
-        number = math.nan
-    if not 0 < number <= most:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
-    return number
+        value = math.nan
+    if not 0 < value <= MOST:
+        bound = f", at most {MOST:,}" if value > MOST else ""
+        raise argparse.ArgumentTypeError(f"must be a number above 0{bound}, not {text!r}")
+    return value
 
 
 def whole_number(text: str) -> int:
     """An int of at least 1."""
-    return _at_least(text, 1)
+    return _whole(text, 1, MOST)
 
 
-def _at_least(text: str, low: int) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) < low:
-        raise argparse.ArgumentTypeError(f"must be a whole number from {low}, not {text!r}")
-    return int(text)
+def at_most(most: int) -> Callable[[str], int]:
+    """Reads an int of at least 1, `most` at most."""
+    return partial(_whole, low=1, most=most)
+
+
+def _whole(text: str, low: int, most: int) -> int:
+    digits = text.isascii() and text.isdigit()
+    value = number(text) if digits else text
+    if isinstance(value, str) or not low <= value <= most:
+        bound = f" to {most:,}" if digits and value != 0 else ""
+        raise argparse.ArgumentTypeError(f"must be a whole number from {low}{bound}, not {text!r}")
+    return value
 
 
 def grid(text: str) -> Grid:
@@ -206,7 +215,7 @@ def layer_list(text: str | None) -> tuple[int, ...] | None:
         return None
     layers: list[int] = []
     for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        found = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part, re.ASCII)
         if not found or not int(found[1]) <= int(found[2] or found[1]) < MOST_LAYERS:
             raise UsageError(f"--layers must be numbers and ranges such as 0-35 or 3,5-9, not '{text}'")
         layers += range(int(found[1]), int(found[2] or found[1]) + 1)

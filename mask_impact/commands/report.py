@@ -13,7 +13,6 @@ from mask_impact.commands.options import Groups, above_zero, add_source, add_tal
 from mask_impact.results.stored import AllStored, Stored, read_stored, stem_of
 from mask_impact.views.report import MAX_MEGABYTES, build_report, default_path, save_report
 from mask_impact.views.summary_json import to_text
-from mask_impact.views.text import escape
 
 EPILOG = """\
 examples:
@@ -77,5 +76,5 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     elif not args.quiet:
         for remark in report.notes:
             note(remark)
-        say(f"Report: {escape(str(path))} ({len(report.html) / 1e6:.1f} MB)")
+        say(f"Report: {path} ({len(report.html) / 1e6:.1f} MB)")
     return 0

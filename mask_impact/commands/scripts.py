@@ -4,7 +4,6 @@
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -13,7 +12,7 @@ import mask_impact
 from mask_impact.analyses.settings import KNOCKOUT, RUN, SETTINGS, STUDY, WITHOUT
 from mask_impact.commands import knockout, options, run, study, without
 from mask_impact.commands.caller import TEXT, VL, Caller
-from mask_impact.commands.console import Parser, guarded
+from mask_impact.commands.console import Parser, command_line, guarded
 from mask_impact.errors import UsageError
 
 DESCRIPTION = "Which token does a {kind} model use, at which layer, to produce each token of its answer?"
@@ -59,7 +58,7 @@ def _main(caller: Caller, argv: Sequence[str] | None) -> int:
         args = build_parser(caller).parse_args(argv)
         name = _command(args)
         _check(args, name)
-        return COMMANDS[name].run(_as_command(args, name, caller), caller, shlex.join([caller.program, *argv]))
+        return COMMANDS[name].run(_as_command(args, name, caller), caller, command_line(caller.program, argv))
 
     return guarded(caller.program, argv, action)
 

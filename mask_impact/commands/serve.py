@@ -2,9 +2,7 @@
 
 import argparse
 import importlib.util
-import sys
 import time
-from functools import partial
 from pathlib import Path
 
 from mask_impact.analyses.settings import ANSWER_TOKENS, SETTINGS, Place, RunSettings
@@ -15,7 +13,6 @@ from mask_impact.commands.console import note, say
 from mask_impact.commands.narration import Progress, silence
 from mask_impact.errors import ModelError, UsageError
 from mask_impact.views.summary_json import to_text
-from mask_impact.views.text import escape
 
 LARGEST_PORT = 65535
 OF_RUNS = ("num_tokens", "budget", "max_image_resolution")
@@ -53,14 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--share", action="store_true", help="also make a public link, through gradio's servers")
     add("--open", action="store_true", help="open the page in the browser")
     add(
-        "--max-upload-mb", metavar="MB", type=partial(options.above_zero, most=sys.float_info.max), default=Serving.max_upload_mb,
+        "--max-upload-mb", metavar="MB", type=options.above_zero, default=Serving.max_upload_mb,
         help="refuse pictures whose files are larger (default: %(default)g)",
     )  # fmt: skip
     options.add_talk(groups, loads=True)
 
 
 def _port(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= LARGEST_PORT:
+    if not (text.isascii() and text.isdigit() and len(text) < 9) or not 1 <= int(text) <= LARGEST_PORT:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {LARGEST_PORT}, not {text!r}")
     return int(text)
 
@@ -89,7 +86,7 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
         if args.json:
             say(to_text({"address": address}))
         elif not args.quiet:
-            say(f"Serving at {escape(address)} (Ctrl+C ends it)")
+            say(f"Serving at {address} (Ctrl+C ends it)")
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:

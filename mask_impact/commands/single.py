@@ -4,6 +4,7 @@ Everything that can be refused without a model is refused before one is loaded; 
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -14,12 +15,13 @@ from typing import Any
 
 from mask_impact.analyses.settings import GROUPS, Place, RunSettings
 from mask_impact.commands.caller import Caller
-from mask_impact.commands.console import did_you_mean, say, with_flags
+from mask_impact.commands.console import did_you_mean, say, show, with_flags
 from mask_impact.commands.narration import Progress, silence
 from mask_impact.commands.options import given
 from mask_impact.errors import InputError, UsageError
 from mask_impact.prompts.marks import check_image_marks, check_prompt
 from mask_impact.results.files import check_output, read_prompt_file
+from mask_impact.results.inputs import PROMPT, as_text, read_stream
 from mask_impact.studies.sharing import launched, sole_writer
 from mask_impact.views.summary_json import to_text
 
@@ -28,8 +30,8 @@ DEFAULT_PROMPT_FILE = "prompt.txt"
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt's run as asked for. path: of the results, without suffix; command: the whole command line; say: prints a line
-    that is not an answer."""
+    """One prompt's run as asked for. path: of the results, without suffix; command: the whole command line; say, show: print
+    a line that is not an answer, and lines of views that are."""
 
     caller: Caller
     settings: RunSettings
@@ -40,6 +42,7 @@ class Request:
     command: str
     observer: Progress
     say: Callable[[str], None]
+    show: Callable[[str], None]
     as_json: bool
 
     def note_left(self, suffixes: Iterable[str], written: Collection[Path]) -> None:
@@ -53,7 +56,7 @@ class Request:
         if self.as_json:
             say(to_text(data()))
         else:
-            self.say(f"\n{text()}")
+            self.show(f"\n{text()}")
 
 
 def prepare(
@@ -66,7 +69,7 @@ def prepare(
     images = getattr(args, "image", None) or []
     if settings.mask_mode == "vision" and not images:
         raise UsageError("--mask-mode vision needs an image: give --image FILE")
-    if settings.groups not in (None, *GROUPS) and not Path(settings.groups).is_file():
+    if settings.groups not in (None, *GROUPS) and not os.path.isfile(settings.groups):
         raise UsageError(
             f"--groups takes tokens, words or a YAML file of groups, and '{settings.groups}' is none of them"
             f"{did_you_mean(settings.groups, GROUPS)}"
@@ -77,10 +80,11 @@ def prepare(
     silent = args.quiet or args.json
     request = Request(
         caller, settings, place, prompt, pictures, path, command, Progress(args.quiet, args.verbose),
-        silence if silent else say, args.json,
+        silence if silent else say, silence if silent else show, args.json,
     )  # fmt: skip
     title = caller.titles[title or (settings.mask_mode if pictures else "no image")]
-    request.say(f"{title}\n{'=' * len(title)}")
+    request.say(title)
+    request.say("=" * len(title))
     return request
 
 
@@ -139,12 +143,14 @@ def read_prompt(argument: str | None, caller: Caller) -> str:
 
 def _read_stdin() -> str:
     """Read as a prompt file is: UTF-8, any line ends, no line breaks at the ends."""
-    data = getattr(sys.stdin, "buffer", sys.stdin).read()
     try:
-        text = data if isinstance(data, str) else data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
+        data = read_stream(getattr(sys.stdin, "buffer", sys.stdin), PROMPT)
+        return as_text(data if isinstance(data, bytes) else data.encode()).strip("\n")
+    except UnicodeError as error:
         raise InputError(f"standard input is not UTF-8 (byte {error.start}); give it as UTF-8") from None
-    return text.replace("\r\n", "\n").replace("\r", "\n").strip("\n")
+    except (OSError, AttributeError) as error:  # AttributeError: it is closed, and None
+        reason = getattr(error, "strerror", None) or "it is closed"
+        raise InputError(f"standard input can't be read: {reason}; give a prompt") from None
 
 
 def _read_pictures(caller: Caller, images: list[str], prompt: str, settings: RunSettings) -> tuple[Any, ...]:

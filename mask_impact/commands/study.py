@@ -1,14 +1,13 @@
 """Many prompts: a YAML configuration or a dataset, with --resume, on one process or several."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from mask_impact.analyses.settings import OF_ANSWERS, OF_EFFECTS, STUDY, Place, RunSettings
 from mask_impact.commands import options
 from mask_impact.commands.caller import Caller
-from mask_impact.commands.console import print_line, say
+from mask_impact.commands.console import remark, say
 from mask_impact.commands.narration import StudyProgress, silence
 from mask_impact.commands.run import beside
 from mask_impact.commands.single import load_model
@@ -86,7 +85,7 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     if tally is None or tally.stopped:
         if rank == 0:
             again = "" if args.resume else " with --resume added"
-            print_line(f"{caller.program}: stopped; the same command{again} goes on from here", sys.stderr)
+            remark(f"{caller.program}: stopped; the same command{again} goes on from here")
         return 130
     return 3 if tally.failed and rank == 0 else 0
 

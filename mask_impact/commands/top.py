@@ -4,13 +4,12 @@ Knows the command line, where results come from and tables; not what is in them.
 """
 
 import argparse
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 
 from mask_impact.commands.caller import Caller
-from mask_impact.commands.console import note, print_line, say
+from mask_impact.commands.console import note, say, show
 from mask_impact.commands.options import Groups, add_source, add_talk, count, whole_number
 from mask_impact.errors import UsageError
 from mask_impact.findings.impact import METRICS
@@ -75,13 +74,13 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
         say(to_text([_entry(name, table) for name, table in tables]))
         return 0
     if args.format == "text":
-        say("\n".join(render(table, "text") for _, table in tables).rstrip("\n"))
+        show("\n".join(render(table, "text") for _, table in tables).rstrip("\n"))
         return 0
     for name, table in tables:
-        for remark in () if args.quiet else table.notes:
-            print_line("NOTE: " + f"{quoted(name) + ': ' if len(tables) > 1 else ''}{remark}", sys.stderr)
+        for told in () if args.quiet else table.notes:
+            note(f"{quoted(name) + ': ' if len(tables) > 1 else ''}{told}")
     whole = tables[0][1] if len(tables) == 1 else _together(tables)
-    say(render(whole, args.format).removesuffix("\n"))  # which ends the last row
+    show(render(whole, args.format).removesuffix("\n"))  # which ends the last row
     return 0
 
 

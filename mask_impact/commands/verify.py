@@ -3,10 +3,10 @@
 import argparse
 from dataclasses import asdict
 
-from mask_impact.analyses.settings import Place
+from mask_impact.analyses.settings import MOST_CHECKS, Place
 from mask_impact.commands import options
 from mask_impact.commands.caller import Caller
-from mask_impact.commands.console import say
+from mask_impact.commands.console import say, show
 from mask_impact.commands.narration import Progress, silence
 from mask_impact.commands.single import load_model
 from mask_impact.views.summary_json import to_text
@@ -28,7 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `mask-impact verify`."""
     parser.add_argument("model", metavar="MODEL", help="a hub id, a folder, a .gguf file, demo or smollm2")
     parser.add_argument(
-        "-k", metavar="N", type=options.whole_number, default=12, help="how many of each prompt (default: %(default)s)"
+        "-k",
+        metavar="N",
+        type=options.at_most(MOST_CHECKS),
+        default=12,
+        help="how many of each prompt (default: %(default)s)",
     )
     groups = options.Groups(parser)
     for name in ("device", "device_map", "dtype", "revision"):
@@ -49,7 +53,7 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     if args.json:
         say(to_text(asdict(found) | {"passed": found.passed, "versions": _versions()}))
     elif not args.quiet:
-        say("\n".join(_lines(found, type(loaded.model).__name__)))
+        show("\n".join(_lines(found, type(loaded.model).__name__)))
     return 0 if found.passed else 1
 
 

@@ -9,24 +9,30 @@ import http.client
 import io
 import logging
 import os
+import queue
 import re
 import string
+import threading
+import time
 import urllib.error
 import urllib.request
 import warnings
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from mask_impact.errors import InputError, UsageError
+from mask_impact.errors import InputError, UsageError, public_address
+from mask_impact.results.inputs import IMAGE, open_file
 
 ACCEPTED = "a PNG, JPEG, WebP, GIF, BMP or TIFF file is accepted"
 MAX_REMOTE_BYTES = 64 * 2**20
-TIMEOUT_S = 30.0  # of silence, not of the whole download
+TIMEOUT_S = 30.0  # of silence
+TOTAL_S = 60.0  # of the whole download
 
 # Pillow logs some errors besides raising them; without a handler, Python would print these.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -35,8 +41,8 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 @dataclass(frozen=True)
 class Picture:
     """A picture as a model gets it. `image` is RGB, upright, within `max_resolution`, and carries no metadata; `source`
-    is how it was named (path or URL as given, "image" for objects); `size` is (width, height) of the original in pixels,
-    upright too."""
+    is how it was named (path as given, `public_address` of a URL, "image" for objects); `size` is (width, height) of the
+    original in pixels, upright too."""
 
     image: Image.Image
     source: str
@@ -50,7 +56,9 @@ def read_pictures(
     return tuple(read_picture(source, max_resolution=max_resolution, allow_remote=allow_remote) for source in sources)
 
 
-def read_picture(source, *, max_resolution: int | None = None, allow_remote: bool = False) -> Picture:
+def read_picture(
+    source, *, max_resolution: int | None = None, allow_remote: bool = False, name: str | None = None
+) -> Picture:
     """The picture that `source` names: a path, an http(s) URL, a PIL image (left as it is), or an array.
 
     Arrays are uint8 [height, width], [height, width, 1 | 3 | 4], or bool [height, width]. Of several frames the first is
@@ -59,7 +67,8 @@ def read_picture(source, *, max_resolution: int | None = None, allow_remote: boo
     F also 0..1, that holds all of its values.
 
     `max_resolution`: the longest edge in pixels; what is longer is scaled down, aspect kept. `allow_remote`: whether a
-    URL may be fetched. Raises InputError for what can't be fetched or read whole, UsageError for a `max_resolution` below 1.
+    URL may be fetched. `name`: what a file is called, where that is not its path. Raises InputError for what can't be fetched
+    or read whole, UsageError for a `max_resolution` below 1.
     """
     if max_resolution is not None and max_resolution < 1:
         raise UsageError(f"`max_image_resolution` must be at least 1, not {max_resolution}")
@@ -68,9 +77,10 @@ def read_picture(source, *, max_resolution: int | None = None, allow_remote: boo
     elif isinstance(source, Image.Image):
         name, image = "image", _decoded("image", source)
     elif isinstance(source, str | os.PathLike):
-        name = os.fsdecode(source)
         remote = isinstance(source, str) and re.match("https?://", source, re.IGNORECASE)
-        with _fetched(name, allow_remote) if remote else _opened(name) as file:
+        path = os.fsdecode(source)
+        name = name or (public_address(path) if remote else path)
+        with _fetched(path, allow_remote) if remote else _opened(path, name) as file:
             image = _decoded(name, file)
     else:
         raise InputError(f"an image is a path, a URL, a PIL image or a numpy array, not {type(source).__name__}")
@@ -99,12 +109,12 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(array.astype(np.uint8) * 255 if array.dtype == bool else array)
 
 
-def _opened(name: str) -> BinaryIO:
+def _opened(path: str, name: str) -> BinaryIO:
     try:
-        return open(name, "rb")
+        return open_file(path, IMAGE)
     except (OSError, ValueError) as error:  # ValueError: a NUL, or characters that no file name can have
         shown = name if len(name) <= 400 else name[:400] + "..."  # a data: URL is the whole picture
-        if os.path.isdir(name):
+        if os.path.isdir(path):
             problem = "is a folder; name the files in it"
         elif re.match("[a-z][a-z0-9+.-]+:", name, re.IGNORECASE):
             problem = "is no file, and of URLs only those that begin with http:// or https:// are accepted"
@@ -124,15 +134,43 @@ class _OnlyHttp(urllib.request.HTTPRedirectHandler):
 
 
 def _fetched(url: str, allow_remote: bool) -> BinaryIO:
+    """What the address has, within `TOTAL_S` whatever the server does."""
+    name = public_address(url)
     if not allow_remote:
-        raise InputError(f"image '{url}' is not on this machine, and nothing is fetched unless `allow_remote` is given")
+        raise InputError(
+            f"image '{name}' is not on this machine, and nothing is fetched unless `allow_remote` is given"
+        )
+    answers: queue.SimpleQueue[BinaryIO | BaseException] = queue.SimpleQueue()
+
+    def fetch() -> None:
+        try:
+            answers.put(_download(url, name))
+        except BaseException as error:
+            answers.put(error)
+
+    # A thread that can be left behind: names are looked up and headers are read without a bound on all of it.
+    threading.Thread(target=fetch, daemon=True).start()
+    try:
+        answer = answers.get(timeout=TOTAL_S)
+    except queue.Empty:
+        raise InputError(f"image '{name}' cannot be fetched: it is not there whole after {TOTAL_S:g} s") from None
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
+
+
+def _download(url: str, name: str) -> BinaryIO:
     try:
         parts = urlsplit(url)
         parts = parts._replace(**{part: quote(getattr(parts, part), string.punctuation) for part in ("path", "query")})
+        user, at, host = parts.netloc.rpartition("@")
+        parts = parts._replace(netloc=host)
         request = urllib.request.Request(parts.geturl(), headers={"User-Agent": "mask-impact", "Accept": "image/*"})
+        if at:  # to this host only, wherever it redirects to
+            request.add_unredirected_header("Authorization", f"Basic {b64encode(unquote(user).encode()).decode()}")
         with urllib.request.build_opener(_OnlyHttp).open(request, timeout=TIMEOUT_S) as response:
             announced = response.length or 0
-            data = response.read(MAX_REMOTE_BYTES + 1) if announced <= MAX_REMOTE_BYTES else b""
+            data = _content(response) if announced <= MAX_REMOTE_BYTES else b""
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = _reason(cause := getattr(error, "reason", error))
         if isinstance(error, urllib.error.HTTPError):
@@ -140,11 +178,19 @@ def _fetched(url: str, allow_remote: bool) -> BinaryIO:
             reason = f"HTTP status {error.code}, {reason}"
         elif isinstance(cause, TimeoutError):
             reason = f"no answer for {TIMEOUT_S:g} s"
-        raise InputError(f"image '{url}' cannot be fetched: {reason}") from error
+        raise InputError(f"image '{name}' cannot be fetched: {reason}") from error
     if max(announced, len(data)) > MAX_REMOTE_BYTES:  # what is announced need not be what comes
         limit = f"{MAX_REMOTE_BYTES / 2**20:g} MiB"
-        raise InputError(f"image '{url}' is longer than the {limit} that are fetched at most; give it as a file")
+        raise InputError(f"image '{name}' is longer than the {limit} that are fetched at most; give it as a file")
     return io.BytesIO(data)
+
+
+def _content(response: http.client.HTTPResponse) -> bytes:
+    """The answer's bytes, few more than are taken where it is longer."""
+    data, ends = bytearray(), time.monotonic() + TOTAL_S
+    while len(data) <= MAX_REMOTE_BYTES and time.monotonic() < ends and (part := response.read1(2**16)):
+        data += part
+    return bytes(data)
 
 
 def _reason(error: object) -> str:

@@ -13,9 +13,10 @@ import yaml
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
-from mask_impact.errors import InputError, shown
+from mask_impact.errors import InputError, shown, told
+from mask_impact.results.inputs import MIB, TooLarge, read_file
 
-MAX_BYTES = 10_000_000  # of a YAML file
+MAX_BYTES = 10 * MIB  # of a YAML file
 
 
 MAX_NODES = 100_000  # keys and values of a YAML file, what its aliases stand for written out
@@ -28,7 +29,7 @@ class ConfigError(InputError):
     """Everything that is wrong in a configuration file: problems are lines "FILE:LINE: what is wrong; what is accepted"."""
 
     def __init__(self, problems: Iterable[str]) -> None:
-        self.problems = list(problems)
+        self.problems = [told(problem) for problem in problems]
         super().__init__("; ".join(self.problems))
 
 
@@ -67,14 +68,13 @@ class YamlFile:
 
     def _read(self) -> str:
         try:
-            with open(self.path, "rb") as file:
-                data = file.read(MAX_BYTES + 1)
-            if len(data) > MAX_BYTES:
-                self._refuse(None, f"larger than {MAX_BYTES // 10**6} MB; {self._smaller}")
+            data = read_file(self.path, MAX_BYTES)
             return data.decode()  # PyYAML leaves out a byte order mark
         except UnicodeDecodeError as error:
             byte = f"byte {error.start} of the file (0x{data[error.start]:02x})"
             self._refuse(data.count(b"\n", 0, error.start) + 1, f"{byte} is not UTF-8; save the file as UTF-8")
+        except TooLarge as error:
+            self._refuse(None, f"{error}; {self._smaller}")
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             self._refuse(None, f"can't be read: {getattr(error, 'strerror', error)}; give the path of a YAML file")
 
@@ -132,7 +132,7 @@ _PLAIN = (
     ("expected a mapping (or list of mappings )?for merging.*", "<< with something else; it takes mappings"),
     ("second occurrence", "an anchor with a name that is taken; give it another"),
     ("expected chomping or indentation.*", "text can't begin with | or >; put it in quotes"),
-    ("(?s).*", r"\g<0>; check indentation and quotes"),
+    ("(?s).+", r"\g<0>; check indentation and quotes"),
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mask_impact.errors import InputError, OutputError, UsageError
+from mask_impact.results.inputs import PROMPT, as_text, read_file
 
 SUFFIXES = (
     "csv",
@@ -111,7 +112,7 @@ def name_problem(name: str) -> str | None:
 def read_prompt_file(path: str | os.PathLike) -> str:
     """The text of a prompt file, without line breaks at its ends; InputError for one that cannot be read."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig").strip("\n")
+        return as_text(read_file(path, PROMPT)).strip("\n")
     except FileNotFoundError:
         raise InputError(f"prompt file '{path}' does not exist (what ends in .txt is taken as a file)") from None
     except UnicodeDecodeError as error:

@@ -13,6 +13,7 @@ from typing import Any
 from mask_impact.errors import OutputError, UsageError
 from mask_impact.results.files import name_and_kind, without_suffix
 from mask_impact.results.foreign_tables import GENERATED_TEXT, PROMPT_NAME, Grid, make_result
+from mask_impact.results.inputs import TABLE, open_file
 from mask_impact.results.meta import read_meta
 from mask_impact.results.records import Result
 from mask_impact.results.store import load_result
@@ -121,6 +122,8 @@ def _dataset(folder: Path, grids: Sequence[Grid] | None) -> Results:
     if not parts:
         raise OutputError(f"{folder} is a folder without part-*.parquet; give a result's name or a table")
     try:
+        for part in parts:
+            open_file(part, TABLE).close()
         dataset = ds.dataset([str(part) for part in parts], format="parquet")
         wanted = _present(dataset.schema.names, str(folder))
         if PROMPT_NAME not in wanted:
@@ -218,7 +221,7 @@ def _read_json(path: Path):
 def _read_parquet(path: Path):
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    with open_file(path, TABLE) as opened, pq.ParquetFile(opened) as file:
         return read_parquet(file, _present(file.schema_arrow.names, str(path)), MOST_ROWS)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mask_impact.errors import OutputError
+from mask_impact.results.inputs import META, read_file
 from mask_impact.results.table_files import clean_text, one_line
 
 SCHEMA_VERSION = 1
@@ -57,7 +58,7 @@ def read_meta(path: Path, kind: str = "result") -> dict[str, Any]:
     import orjson
 
     try:
-        meta = orjson.loads(path.read_bytes())
+        meta = orjson.loads(read_file(path, META))
     except FileNotFoundError as error:
         raise OutputError(f"no result there: {path} does not exist") from error
     except (OSError, ValueError) as error:

@@ -48,7 +48,8 @@ def checksum(*arrays: np.ndarray) -> int:
 
 def one_line(error: BaseException) -> str:
     """What went wrong, short enough for a message."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    told = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+    return " ".join(told.split())[:200]
 
 
 def write_table(table, form: str, file: BinaryIO) -> None:

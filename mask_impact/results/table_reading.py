@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mask_impact.errors import OutputError
+from mask_impact.results.inputs import TABLE, open_file
 from mask_impact.results.table_files import one_line
 
 LONGEST_HEADER = 2**16  # characters of a CSV file's first line
@@ -84,7 +85,7 @@ def _all_of(wanted: Mapping[str, Any]) -> Choose:
 def _read_parquet(path: Path, wanted: Mapping[str, np.dtype], n_rows: int):
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    with open_file(path, TABLE) as opened, pq.ParquetFile(opened) as file:
         names = _all_of(wanted)(file.schema_arrow.names)
         for name in names:
             _check_type(name, file.schema_arrow.field(name).type, wanted[name])
@@ -130,9 +131,8 @@ def read_csv(path: Path, choose: Choose, most: int, types: Mapping[str, Any], **
         include_columns=wanted, column_types={name: types[name] for name in wanted}, **convert
     )
     batches, n_rows = [], 0
-    with pa_csv.open_csv(
-        path, parse_options=pa_csv.ParseOptions(newlines_in_values=True), convert_options=options
-    ) as reader:
+    parse = pa_csv.ParseOptions(newlines_in_values=True)
+    with open_file(path, TABLE) as file, pa_csv.open_csv(file, parse_options=parse, convert_options=options) as reader:
         for batch in reader:
             batches.append(batch)
             n_rows += len(batch)
@@ -143,7 +143,7 @@ def read_csv(path: Path, choose: Choose, most: int, types: Mapping[str, Any], **
 
 def _header(path: Path) -> list[str]:
     """The names in the first line of a CSV file."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    with io.TextIOWrapper(open_file(path, TABLE), "utf-8-sig", newline="") as file:
         head = io.StringIO(file.read(LONGEST_HEADER), newline="")
     try:
         names = next(csv.reader(head), [])
@@ -180,7 +180,7 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
     decode = json.JSONDecoder().raw_decode
     no_list = OutputError(f"{path} is not a list of records, one object for each row")
     text, place, before = "", 0, re.compile(r"\s*\[\s*")
-    with open(path, encoding="utf-8-sig") as file:
+    with io.TextIOWrapper(open_file(path, TABLE), "utf-8-sig") as file:
         while True:
             begins = before.match(text, place)
             try:

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mask_impact.errors import InputError, shown
+from mask_impact.results.inputs import DATASET, open_file
 from mask_impact.studies.dataset_files import READERS
 from mask_impact.studies.jobs import (
     NO_FLAGS,
@@ -56,8 +57,9 @@ def count_rows(path: str | os.PathLike) -> int:
     if path.suffix.lower() == ".parquet":
         import pyarrow.parquet as pq
 
-        return pq.read_metadata(path).num_rows
-    with open(path, "rb") as file:
+        with open_file(path, DATASET) as file:
+            return pq.read_metadata(file).num_rows
+    with open_file(path, DATASET) as file:
         n_lines = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(2**20), b""))
     return max(1, n_lines - (path.suffix.lower() == ".csv"))
 

@@ -4,34 +4,35 @@ Each reader yields (0, columns), and then (number, row as a mapping, or why ther
 """
 
 import csv
+import io
 import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
 from mask_impact.errors import InputError, described
+from mask_impact.results.inputs import DATASET, LINE, MIB, bounded_lines, open_file
 from mask_impact.studies.schema import RowLevel
 
-MAX_LINE = 64 * 2**20  # bytes of a JSONL line
 MAX_FIELD = 2**17  # characters of a CSV field: behind a quote that is left open the rest of the file is one
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    with _opened(path, "rb") as file:
+    with _opened(path) as file:
         yield 0, ["prompt"]  # each line has columns of its own
         for number in count(1):
-            line = file.readline(MAX_LINE)
+            line = file.readline(LINE)
             if not line:
                 return
-            if len(line) == MAX_LINE and not line.endswith(b"\n"):
+            if len(line) == LINE and not line.endswith(b"\n"):
                 while line and not line.endswith(b"\n"):
-                    line = file.readline(MAX_LINE)
-                yield number, f"the line is longer than {MAX_LINE // 2**20} MiB"
+                    line = file.readline(LINE)
+                yield number, f"the line is longer than {LINE // MIB} MiB"
             elif not line.isspace():
                 yield number, _json_object(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
 
@@ -48,8 +49,9 @@ def _json_object(line: bytes) -> Any:
 
 def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
     csv.field_size_limit(MAX_FIELD)  # which is the process's: what else reads CSV here sets its own
-    with _opened(path, "r", newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        lines = csv.reader(file, strict=True)  # strict: a quote that is left open is an error, not the rest of the file
+    with io.TextIOWrapper(_opened(path), "utf-8-sig", "surrogateescape", newline="") as file:
+        # strict: a quote that is left open is an error, not the rest of the file
+        lines = csv.reader(bounded_lines(file), strict=True)
         columns: list[str] = []
         try:
             for number, row in enumerate(filter(None, lines)):
@@ -82,7 +84,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
     from pyarrow import parquet
 
     try:
-        with _opened(path, "rb") as file, parquet.ParquetFile(file, pre_buffer=False, buffer_size=2**16) as table:
+        with _opened(path) as file, parquet.ParquetFile(file, pre_buffer=False, buffer_size=2**16) as table:
             yield 0, table.schema_arrow.names  # pre_buffer would read all row groups before the first row
             batches = table.iter_batches(batch_size=256)
             yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
@@ -90,9 +92,9 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
         raise InputError(f"dataset '{path}' can't be read as Parquet: {' '.join(str(error).split())}") from None
 
 
-def _opened(path: Path, mode: str, **how: Any) -> Any:
+def _opened(path: Path) -> BinaryIO:
     try:
-        file = open(path, mode, **how)  # noqa: SIM115  closed by who asked for it
+        file = open_file(path, DATASET)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise InputError(f"dataset '{path}' can't be read: {getattr(error, 'strerror', error)}; give a file") from None
     if not os.fstat(file.fileno()).st_size:

@@ -13,6 +13,7 @@ from mask_impact.results.distance_files import write_tables
 from mask_impact.results.effect_tables import effect_table
 from mask_impact.results.explanation_tables import explanation_table, matrix_table, routes_table
 from mask_impact.results.files import check_output, write_files
+from mask_impact.results.inputs import TABLE, open_file
 from mask_impact.results.records import Result
 from mask_impact.results.table_files import clean_text, one_line
 from mask_impact.results.tables import to_dataset_table, with_prompt
@@ -104,7 +105,8 @@ class _Part:
         import pyarrow.parquet as pq
 
         try:
-            found = pq.read_schema(self.path).metadata or {}
+            with open_file(self.path, TABLE) as file:
+                found = pq.read_schema(file).metadata or {}
             if found.get(b"mask_impact_digest") != expected.encode():
                 return None
             failures = json.loads(found.get(b"mask_impact_failures", b"[]"))

@@ -8,6 +8,7 @@ from typing import Any
 
 from mask_impact.analyses.settings import GROUPS, OF_ANSWERS, OF_EFFECTS
 from mask_impact.models.loading import LoadedModel
+from mask_impact.results.inputs import IMAGE, open_file
 from mask_impact.results.meta import SCHEMA_VERSION
 from mask_impact.studies.jobs import Job
 
@@ -43,7 +44,7 @@ def digest(loaded: LoadedModel, job: Job) -> str:
 
 def _file_digest(path: str) -> str:
     try:
-        with open(path, "rb") as file:
+        with open_file(path, IMAGE) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:  # a URL, or missing: the run will say so
         return path

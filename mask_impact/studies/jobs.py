@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mask_impact.analyses.settings import GROUPS, SETTINGS, RunSettings, of_class
-from mask_impact.errors import InputError, shown
+from mask_impact.errors import InputError, public_address, shown
 from mask_impact.prompts.marks import check_image_marks, check_prompt
 from mask_impact.results.files import name_problem
 
@@ -91,7 +91,8 @@ def job_problems(
     for image in images:
         if is_url(image):
             if not values.get("allow_remote"):
-                yield image_key, f"image {shown(image)} is fetched only where `allow_remote` is given; give a file"
+                address = shown(public_address(image))
+                yield image_key, f"image {address} is fetched only where `allow_remote` is given; give a file"
         elif not os.path.isfile(image):
             what = "is a folder; name the files in it" if os.path.isdir(image) else "does not exist; give a file or URL"
             yield image_key, f"image {image!r} {what}"

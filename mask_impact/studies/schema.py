@@ -109,11 +109,12 @@ def wrong(level: type[BaseModel], loc: tuple, error: Mapping[str, Any]) -> str:
         return f"unknown key {shown(key)} {here}; {hint}accepted are {', '.join(level.model_fields)}"
     if error["type"] == "missing":
         return f"{key} is missing; it must be {accepted(key)}"
-    value, hint = error["input"], ""
+    value, hint, bound = error["input"], "", ""
     if key in SETTINGS and key not in _ACCEPTED:
-        hint, value = SETTINGS[key].kind.hint(value), SETTINGS[key].kind.culprit(value)
+        kind = SETTINGS[key].kind
+        hint, bound, value = kind.hint(value), kind.bound(value), kind.culprit(value)
     quotable = accepted(key).partition(":")[0] == "text" and isinstance(value, int | float)  # bool is an int
-    return f"{key} must be {accepted(key)}, not {described(value)}{' (in quotes it is text)' * quotable}{hint}"
+    return f"{key} must be {accepted(key)}{bound}, not {described(value)}{' (in quotes it is text)' * quotable}{hint}"
 
 
 def check(file: YamlFile, level: type[BaseModel], data: Any, loc: tuple) -> tuple[Any, set[str]]:

@@ -20,6 +20,12 @@ def escape(text: str) -> str:
     return "".join(written.get(char) or (char if char.isprintable() else _code(char)) for char in text)
 
 
+def visible(text: str, kept: str = "") -> str:
+    """Text of anywhere with everything that a terminal would act on written out, but for the characters `kept`. What is escaped
+    already stays as it is: all text goes through here on its way out."""
+    return "".join(char if char.isprintable() or char in kept else escape(char) for char in text)
+
+
 def _code(char: str) -> str:
     number = ord(char)
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"

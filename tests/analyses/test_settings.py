@@ -1,13 +1,20 @@
 """What each setting takes: said once, checked when the settings are made, and refused in one sentence."""
 
+import math
 import re
 from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mask_impact.analyses.settings import SETTINGS, Place, RunSettings, SettingError, UnknownSetting, make_settings
+from mask_impact.commands.main import main
 from mask_impact.errors import UsageError
+from mask_impact.prompts.yaml_file import ConfigError
+from mask_impact.studies.config import load_config
+from mask_impact.studies.dataset import read_dataset
+from mask_impact.studies.jobs import Problem
 
 # Setting: values as they are given and kept; and values that can't be, with what is said to be accepted.
 TAKEN = {
@@ -133,3 +140,71 @@ def test_keywords_that_are_no_settings_are_asked_about():
     with pytest.raises(UnknownSetting, match=r"^unknown setting 'ablation'; known are "):
         make_settings("without", {"ablation": "mask"})
     assert make_settings("knockout", {"ablation": "zero-value"}) == RunSettings(ablation="zero-value")
+
+
+# --- bounds ---------------------------------------------------------------------------------------------------------------
+
+BOUNDED = [one for one in SETTINGS.values() if one.kind.most is not None]
+HUGE = (10**9 * 10**9, 10**30, 10**5000)
+
+
+def test_every_number_has_a_bound_that_is_taken_and_told():
+    assert [one.name for one in SETTINGS.values() if "whole number" in one.kind.accepted] == [
+        one.name for one in BOUNDED
+    ]
+    for one in BOUNDED:
+        assert one.checked(one.kind.most) == one.kind.most
+        for value in (one.kind.most + 1, *HUGE):
+            with pytest.raises(SettingError) as caught:
+                one.checked(value)
+            message = str(caught.value)
+            assert message.startswith(f"{one.name} must be {one.kind.accepted}, at most {one.kind.most:,}, not ")
+            assert len(message) < 400
+            assert "\n" not in message
+        for value in (math.inf, -math.inf, math.nan, 1e300):
+            with pytest.raises(SettingError):
+                one.checked(value)
+
+
+@pytest.mark.parametrize("one", BOUNDED, ids=lambda one: one.name)
+def test_flags_keys_and_columns_have_the_bound_of_the_setting(one, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for value in (str(one.kind.most + 1), "9" * 30, "9" * 5000, "inf", "nan", "1e999"):
+        command = "explain" if one.commands == ("run", "study", "explain") else "run"
+        assert main([command, "hi", "-m", "demo", *["--effect"] * (command == "run"), one.flag, value, "-q"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"mask-impact {command}: error: {one.flag} must be ")
+        assert (said.count("\n"), len(said) < 500) == (1, True)
+        if one.file is not None:
+            Path("c.yaml").write_text(f"prompts: [{{name: a, prompt: b, {one.name}: {value}}}]", encoding="utf-8")
+            with pytest.raises(ConfigError) as caught:
+                load_config("c.yaml", kind=None)
+            (problem,) = caught.value.problems
+            assert len(problem) < 500
+        if one.column:
+            Path("d.jsonl").write_text(f'{{"prompt": "hi", "{one.name}": {value}}}', encoding="utf-8")
+            (row,) = read_dataset("d.jsonl", kind=None)
+            assert isinstance(row, Problem)
+            assert len(row.message) < 500
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["without", "hi", "hi", "--layers", "9" * 5000], ["without", "hi", "hi", "--layers", "0-99999999999"],
+        ["without", "hi", "hi", "--layers", "0-10000"], ["compare", "a", "b", "--bands", "1000000000"],
+        ["compare", "a", "b", "--permutations", "1000000000"], ["compare", "a", "b", "--seed", "9" * 5000],
+        ["compare", "a", "b", "-k", "9" * 30], ["compare", "a", "b", "--step", "9" * 30], ["top", "a", "-k", "9" * 5000],
+        ["top", "a", "--step", "9" * 5000], ["verify", "demo", "-k", "1001"], ["figure", "map", "a", "--width", "inf"],
+        ["figure", "map", "a", "--width", "nan"], ["figure", "card", "a", "--target", "9" * 5000],
+        ["report", "a", "--max-megabytes", "inf"], ["report", "a", "--max-megabytes", "nan"],
+        ["report", "a", "--max-megabytes", "1e999"], ["serve", "--max-upload-mb", "1e308"], ["serve", "--port", "9" * 5000],
+        ["top", "a", "--grid", f"{'9' * 5000}x1"],
+    ],
+)  # fmt: skip
+def test_other_numbers_of_commands_are_bounded_too(words, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert (said.count("\n"), "unexpected" in said, len(said) < 500) == (1, False, True)
+    assert re.search("must be|is ROWSxCOLUMNS", said)

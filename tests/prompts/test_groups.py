@@ -541,9 +541,9 @@ def test_a_file_that_is_not_there_or_too_large(prompt, tmp_path):
     path = tmp_path / "none.yaml"
     with pytest.raises(ConfigError, match=r"none\.yaml: can't be read: No such file or directory; give the path"):
         read_groups(path, prompt)
-    path.write_bytes(b"#" * 10_000_001)
+    path.write_bytes(b"#" * (10 * 2**20 + 1))
     for read, what in ((lambda path: read_groups(path, prompt), "groups"), (read_flows, "flows")):
-        with pytest.raises(ConfigError, match=f"larger than 10 MB; give fewer {what}$"):
+        with pytest.raises(ConfigError, match=f"larger than 10 MiB, the most that is read; give fewer {what}$"):
             read(path)
 
 

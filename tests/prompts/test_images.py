@@ -1,8 +1,11 @@
 """What a user names as a picture becomes an upright RGB image, or an error of one line; nothing is printed, nothing guessed."""
 
+import base64
+import contextlib
 import http.client
 import http.server
 import io
+import socket
 import struct
 import subprocess
 import sys
@@ -16,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, ImageFile
 
-from mask_impact.errors import InputError, UsageError
+from mask_impact.errors import InputError, UsageError, public_address
 from mask_impact.prompts import images
 from mask_impact.prompts.images import preview, read_picture, read_pictures
 
@@ -417,7 +420,7 @@ def test_a_file_without_permission_is_named(tmp_path, monkeypatch):
     def forbidden(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(images, "open", forbidden, raising=False)
+    monkeypatch.setattr(images, "open_file", forbidden)
     assert "cannot be opened: Permission denied" in refused(save(tmp_path / "a.png", Image.new("RGB", (2, 2))))
 
 
@@ -613,7 +616,8 @@ def test_an_address_is_read_where_it_is_permitted(site):
         Site.answers[asked] = (200, {}, encoded())
         for url in (site + path, site.replace("http", "HTTP") + path):
             picture = read_picture(url, allow_remote=True, max_resolution=32)
-            assert (picture.source, picture.size, picture.image.size) == (url, (64, 48), (32, 24))
+            assert (picture.size, picture.image.size) == ((64, 48), (32, 24))
+            assert picture.source == public_address(url)
         whole = read_pictures([site + path], allow_remote=True)[0]
         assert np.array_equal(pixels(whole), NOISE)
         assert {headers["User-Agent"] for _, headers in Site.asked} == {"mask-impact"}
@@ -635,14 +639,18 @@ def test_redirects_lead_to_http_only(site, tmp_path):
 
 def test_a_redirect_s_own_body_is_not_read(site, monkeypatch):
     """However long it is: the library would read it whole."""
-    n_bytes, read = {}, http.client.HTTPResponse.read
+    n_bytes = {}
 
-    def counted(response, *length):
-        data = read(response, *length)
-        n_bytes[response.status] = n_bytes.get(response.status, 0) + len(data)
-        return data
+    def counting(read):
+        def counted(response, *length):
+            data = read(response, *length)
+            n_bytes[response.status] = n_bytes.get(response.status, 0) + len(data)
+            return data
 
-    monkeypatch.setattr(http.client.HTTPResponse, "read", counted)
+        return counted
+
+    for name in ("read", "read1"):
+        monkeypatch.setattr(http.client.HTTPResponse, name, counting(getattr(http.client.HTTPResponse, name)))
     Site.answers |= {"/old": (302, {"Location": "/new"}, b"x" * 100), "/new": (200, {}, encoded())}
     assert read_picture(site + "/old", allow_remote=True).size == (64, 48)
     assert n_bytes == {302: 0, 200: len(encoded())}
@@ -675,7 +683,7 @@ def test_what_is_too_long_is_refused_whatever_is_announced(site, monkeypatch, an
     length = {"true": len(body), "less": 50, "more": 10**12}.get(announced)
     Site.answers["/a.png"] = (200, {} if length is None else {"Content-Length": str(length)}, body)
     if announced in ("true", "more"):
-        monkeypatch.setattr(http.client.HTTPResponse, "read", lambda *_: pytest.fail("it was read all the same"))
+        monkeypatch.setattr(http.client.HTTPResponse, "read1", lambda *_: pytest.fail("it was read all the same"))
     # Of a body that is longer than announced, no more than announced is taken.
     expected = "cannot be read" if announced == "less" else "MiB that are fetched at most"
     assert expected in refused(site + "/a.png", allow_remote=True)
@@ -683,7 +691,7 @@ def test_what_is_too_long_is_refused_whatever_is_announced(site, monkeypatch, an
 
 def test_fetching_has_the_limits_that_are_documented():
     assert images.MAX_REMOTE_BYTES == 64 * 2**20
-    assert images.TIMEOUT_S == 30
+    assert (images.TIMEOUT_S, images.TOTAL_S) == (30, 60)
 
 
 def test_a_connection_that_ends_early_is_refused(site):
@@ -763,3 +771,69 @@ def test_a_preview_keeps_fine_colours_and_is_the_same_each_time():
         with Image.open(standard) as reference:
             assert file.quantization == reference.quantization
     assert len(preview(image, 8)) < len(data)
+
+
+# --- addresses with more than who reads a result should know, and servers that never end -----------------------------------
+
+SECRET = "SECRET"
+
+
+@pytest.mark.parametrize("rest", [f"?sig={SECRET}", f"#{SECRET}", f"?a=b c {SECRET}"])
+def test_of_an_address_only_scheme_host_and_path_are_told(site, rest):
+    url = f"{site.replace('://', f'://me:{SECRET}@')}/a.png{rest}"
+    said = f"{site}/a.png (the rest of the address is left out)"
+    asked = "/a.png" + rest.partition("#")[0].replace(" ", "%20")
+    Site.answers[asked] = (200, {}, encoded())
+    assert read_picture(url, allow_remote=True).source == said
+    (_, headers) = Site.asked[-1]
+    assert headers["Authorization"] == f"Basic {base64.b64encode(f'me:{SECRET}'.encode()).decode()}"
+    for answer, options in (
+        ((404, {}, b""), {"allow_remote": True}),
+        ((200, {}, b"no picture"), {"allow_remote": True}),
+        ((302, {"Location": f"ftp://you:{SECRET}@127.0.0.1/a?{SECRET}"}, b""), {"allow_remote": True}),
+        ((200, {}, b""), {}),
+    ):
+        Site.answers[asked] = answer
+        with pytest.raises(InputError) as caught:
+            read_picture(url, **options)
+        assert SECRET not in str(caught.value)
+        assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://me:SECRET@127.0.0.1/a", "http://127.0.0.1:SECRET/a", "http://[SECRET/a?SECRET"]
+)
+def test_a_password_is_not_told_where_the_address_can_t_be_used(url, monkeypatch):
+    monkeypatch.setattr(images.urllib.request, "urlopen", None)
+    monkeypatch.setattr(images, "TIMEOUT_S", 0.2)
+    with pytest.raises(InputError) as caught:
+        read_picture(url, allow_remote=True)
+    assert "me:SECRET" not in str(caught.value)
+    assert "?SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["status", "headers", "chunks", "body"])
+def test_a_server_that_sends_a_byte_now_and_then_is_left_in_time(where, monkeypatch):
+    """Each byte in time, the whole never."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    monkeypatch.setattr(images, "TOTAL_S", 0.3)
+    begins = {"status": b"", "headers": b"HTTP/1.1 200 OK\r\n", "body": b"HTTP/1.1 200 OK\r\n\r\n"}
+    begins["chunks"] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    over = threading.Event()
+
+    def serve(listening):
+        with contextlib.suppress(OSError):
+            connection, _ = listening.accept()
+            with connection:
+                connection.sendall(begins[where])
+                while not over.wait(0.02):
+                    connection.sendall(b"1")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve, args=(listening,))
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/a.png"
+        assert refused(url, allow_remote=True).endswith("cannot be fetched: it is not there whole after 0.3 s")
+        over.set()
+        thread.join()

@@ -289,7 +289,7 @@ def test_precedence_whatever_is_given_where(load):
             "defaults": ("num_tokens", "batch_size", "max_image_resolution", "verify"),
             "top": ("batch_size", "max_image_resolution"),
         }.items():
-            levels[level] = {key: rng.randrange(1, 10**6) for key in keys if rng.random() < 0.5}
+            levels[level] = {key: rng.randrange(1, 1000) for key in keys if rng.random() < 0.5}
         model = {key: levels["top"].pop(key) for key in list(levels["top"]) if rng.random() < 0.5}
         prompt = {"name": "a", "prompt": "x"} | levels["prompt"]
         data = {"model": model, **levels["top"], "defaults": levels["defaults"], "prompts": [prompt]}
@@ -448,7 +448,7 @@ TEXTS = [
     (ONE + "prompt: no.txt", ["3: prompt file '{folder}/no.txt' does not exist"]),
     (ONE + "prompt: latin.txt", ["3: prompt file '{folder}/latin.txt' is not UTF-8 (byte 1)"]),
     (ONE + "prompt: empty.txt", ["3: the prompt is empty"]),
-    (ONE + "prompt: dir.txt", ["3: prompt file '{folder}/dir.txt' cannot be read: Is a directory"]),
+    (ONE + "prompt: dir.txt", ["3: prompt file '{folder}/dir.txt' cannot be read: it is a folder"]),
     (ONE + "image_path: one.png\n  prompt: <image> <image>", ["4: the prompt marks 2 places for an image (<image>), and"]),
     (ONE + "prompt: <image>", ["3: the prompt marks 1 place for an image (<image>), and the number of"]),
     (ONE + "prompt: <|image_pad|>\n  image_path: one.png", ["3: the prompt has the model's own token <|image_pad|>"]),
@@ -658,7 +658,7 @@ BOMBS = {
     "nested": ("a: " + "[" * 100_000, DEEP),
     "nested blocks": ("\n".join(" " * depth + "a:" for depth in range(2000)), DEEP),
     "nested by aliases": (laughs("[*]", 90), DEEP),
-    "large": ("a: " + "x" * 10_000_000, "larger than 10 MB; many prompts fit into a dataset"),
+    "large": ("a: " + "x" * 10 * 2**20, "larger than 10 MiB, the most that is read; many prompts fit into a dataset"),
 }  # fmt: skip
 
 
@@ -675,7 +675,7 @@ def test_bombs_are_refused_before_they_go_off(folder, bomb, monkeypatch):
 
 
 def test_the_limits_are_exact(load, problems, monkeypatch):
-    assert (yaml_file.MAX_NODES, yaml_file.MAX_BYTES) == (100_000, 10_000_000)
+    assert (yaml_file.MAX_NODES, yaml_file.MAX_BYTES) == (100_000, 10 * 2**20)
     text = "defaults: &d {variants: [full, attn], verify: 2}\nprompts: [{name: a, prompt: x, <<: *d}]"
     shared = 1 + 2 + 3 + 1  # the mapping, its keys, the list with its elements, the number
     n_nodes = 1 + 2 + shared + 1 + 1 + 3 + 2 + shared
@@ -916,7 +916,7 @@ def test_lines_that_are_no_rows(folder, line, message):
 
 
 def test_a_line_without_end_is_not_held_in_memory(folder, monkeypatch):
-    monkeypatch.setattr(dataset_files, "MAX_LINE", 1000)
+    monkeypatch.setattr(dataset_files, "LINE", 1000)
     lines = [b'{"prompt": "' + b"x" * n + b'"}' for n in (10, 5000, 985, 10)]
     (folder / "d.jsonl").write_bytes(b"\n".join(lines))
     found = read(folder / "d.jsonl")
@@ -966,7 +966,7 @@ FILES = [
     ("nowhere.csv", None, "can't be read: No such file or directory; give a file"),
     ("nowhere.jsonl", None, "can't be read: No such file or directory; give a file"),
     ("nowhere.parquet", None, "can't be read: No such file or directory; give a file"),
-    ("sub.jsonl", "folder", "can't be read: Is a directory"),
+    ("sub.jsonl", "folder", "can't be read: it is a folder"),
     ("a\0.csv", None, "can't be read: embedded null byte"),
     ("d.jsonl", b"", "is empty; give rows with a prompt"),
     ("d.csv", b"", "is empty"),
