@@ -11,7 +11,7 @@ from mask_impact.commands.scripts import main_text, main_vl
 from mask_impact.models import loading
 from mask_impact.results import inputs
 
-LARGER = 5 * 2**30  # than anything that is read; as a hole it takes no space
+LARGER = inputs.TABLE + 1  # more than is read of any; nothing of it is written
 # What is given: the words of a command, {} for the file, and how the file's name ends.
 FLAGS = {
     "prompt": (["run", "{}"], "p.txt"),
