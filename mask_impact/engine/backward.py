@@ -101,7 +101,7 @@ def estimates(
         held.append(one)
         return one.output, None
 
-    with differentiable(kept.model), ruled, kept.substituted(attend):
+    with differentiable(), ruled, kept.substituted(attend):
         values, gradients = _at_targets(kept, targets, measure, ruled)
         found = {
             rule: Estimates(
@@ -169,7 +169,7 @@ def estimate_last(kept: Kept, target: Target, measure: str = "log-odds") -> torc
         raise UsageError(f"the last of {n_positions} positions is followed, not {target.row}")
     found = torch.zeros(len(decoder.layers), decoder.n_heads, n_positions)
     last, gradient = torch.tensor([-1]), None
-    with differentiable(kept.model):
+    with differentiable():
         for index in reversed(range(len(decoder.layers))):
             state, held = kept.states[index], []
 

@@ -19,17 +19,22 @@ RULES = ("frozen", "gradient")
 
 
 @contextmanager
-def differentiable(model: nn.Module) -> Iterator[None]:
+def differentiable() -> Iterator[None]:
     """While the block is open gradients are formed, of states alone."""
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        for parameter, _ in wanted:
-            parameter.requires_grad_(False)
-        with torch.enable_grad():
-            yield
-    finally:
-        for parameter, before in wanted:
-            parameter.requires_grad_(before)
+    with torch.enable_grad(), _ConstantWeights():
+        yield
+
+
+class _ConstantWeights(TorchFunctionMode):
+    """While it is open, this thread's operations take parameters for constants; the parameters themselves stay as they are."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = {name: _constant(value) for name, value in kwargs.items()} if kwargs else {}
+        return function(*map(_constant, args), **kwargs)
+
+
+def _constant(value: Any) -> Any:
+    return value.detach() if isinstance(value, nn.Parameter) and value.requires_grad else value
 
 
 class Rules(TorchFunctionMode):
