@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
-from mask_impact.errors import InputError, described
+from mask_impact.errors import InputError
 
 
 def _is_whole(value: Any) -> bool:
@@ -36,10 +36,14 @@ def _is_id_or_ids(value: Any, n_tokens: int) -> bool:
     return bool(ids) and all(_is_id(one, n_tokens) for one in ids)
 
 
-def _are_ends(value: Any, n_tokens: int) -> bool:
-    """An id that the model cannot produce ends nothing, and checkpoints have some."""
+def _are_numbers(value: Any, n_tokens: int) -> bool:
+    """An id that the model cannot produce does no harm where it ends or is suppressed, and checkpoints have some."""
     ids = value if isinstance(value, list | tuple) else [value]
     return all(_is_whole(one) for one in ids)
+
+
+def _is_list(value: Any, n_tokens: int) -> bool:
+    return isinstance(value, list | tuple) and _are_numbers(value, n_tokens)
 
 
 def _are_words(value: Any, n_tokens: int) -> bool:
@@ -80,12 +84,11 @@ def _is_flag(value: Any, n_tokens: int) -> bool:
 
 _PENALTY = (_is_penalty, "a number above 0")
 _SIZE = (_is_size, "a whole number from 0 on")
-_IDS = (_is_id_or_ids, "a token's id, or a list of ids, below the size of the vocabulary")
 _FLAG = (_is_flag, "true or false")
 
 # What is taken from a checkpoint's settings, and what its values are.
 HONOURED: dict[str, tuple[Callable[[Any, int], bool], str]] = {
-    "eos_token_id": (_are_ends, "a token's id or a list of ids"),
+    "eos_token_id": (_are_numbers, "a token's id, or a list of ids"),
     "repetition_penalty": _PENALTY,
     "encoder_repetition_penalty": _PENALTY,
     "no_repeat_ngram_size": _SIZE,
@@ -95,9 +98,9 @@ HONOURED: dict[str, tuple[Callable[[Any, int], bool], str]] = {
     "bad_words_ids": (_are_words, "a list of lists of ids below the size of the vocabulary"),
     "sequence_bias": (_is_bias, "a list of pairs of a list of ids and a number with a decimal point"),
     "forced_bos_token_id": (_is_id, "a token's id below the size of the vocabulary"),
-    "forced_eos_token_id": _IDS,
-    "suppress_tokens": _IDS,
-    "begin_suppress_tokens": _IDS,
+    "forced_eos_token_id": (_is_id_or_ids, "a token's id, or a list of ids, below the size of the vocabulary"),
+    "suppress_tokens": (_is_list, "a list of ids"),
+    "begin_suppress_tokens": (_is_list, "a list of ids"),
     "exponential_decay_length_penalty": (_is_decay, "a whole number from 0 on and a number above 0"),
     "watermarking_config": (_is_watermark, "what transformers takes for a watermark"),
     "remove_invalid_values": _FLAG,
@@ -123,13 +126,11 @@ def greedy_config(model: PreTrainedModel, num_tokens: int) -> GenerationConfig:
     honoured = {}
     for name, (is_valid, accepted) in HONOURED.items():
         value = getattr(model.generation_config, name, None)
-        if value is None:
+        if value is None or value in ([], ()):
             continue
         if not is_valid(value, n_tokens):
-            raise InputError(f"generation_config.json: `{name}` is {accepted}, not {described(value)}")
-        honoured[name] = value
-    if honoured.get("eos_token_id") in ([], ()):
-        del honoured["eos_token_id"]  # an empty list
+            raise InputError(f"the model's generation_config.json: `{name}` is {accepted}, not {str(value)[:60]!r}")
+        honoured[name] = float(value) if is_valid is _is_penalty else value  # transformers takes no whole number there
     if "eos_token_id" not in honoured:
         honoured.pop("exponential_decay_length_penalty", None)  # is about the end tokens' logits
     config = Greedy(
