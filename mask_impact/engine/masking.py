@@ -150,7 +150,7 @@ class MaskingEngine:
     def __exit__(self, *exc_info: object) -> None:
         self._stack.close()
         # A generator that is never finished must not keep tensors alive.
-        self._layer, self._embarked, self._n_mapped = None, None, 0
+        self.block, self._layer, self._embarked, self._n_mapped = None, None, None, 0
         self._riders, self._records, self._received, self.states, self._final = {}, {}, {}, [], []
 
     def _on_tap(self, own, module, query, key, value, attention_mask, *args, **kwargs):
