@@ -18,7 +18,7 @@ from mask_impact.engine import backward, effects, masking, replay
 from mask_impact.engine.kept import keep
 from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.ownership import owned
-from mask_impact.engine.rules import RULES, Rules, differentiable
+from mask_impact.engine.rules import RULES, ConstantWeights, Rules
 from mask_impact.engine.taps import tapped
 from mask_impact.errors import ExactnessError, ModelError
 from mask_impact.models.architectures import locate
@@ -100,7 +100,7 @@ def blocks(model, inputs):
         "hidden tokens": hiding(model, (1, 2), (0, 1, 2)),
         "tap": tapped(decoder, nothing),
         "replay": kept.substituted(nothing),
-        "gradients": differentiable(),
+        "gradients": ConstantWeights(),
         "rules": Rules(RULES),
     }
 
