@@ -20,7 +20,7 @@ import torch
 from bench_engine import build_model
 from transformers import PreTrainedModel
 
-from mask_impact.analyses.generation import greedy_config
+from mask_impact.analyses.greedy import greedy_config
 from mask_impact.analyses.impact import run_together
 from mask_impact.analyses.prepared import prepare
 from mask_impact.analyses.settings import RunSettings

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import mask_impact
 from benchmarks import bench_truth as truth
 from mask_impact.analyses import explain
-from mask_impact.analyses.generation import greedy_config
+from mask_impact.analyses.greedy import greedy_config
 from mask_impact.analyses.prepared import Prepared
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.engine.masking import MaskingEngine

@@ -33,7 +33,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mask_impact
-from mask_impact.analyses.generation import greedy_config
+from mask_impact.analyses.greedy import greedy_config
 from mask_impact.demo import pictures
 from mask_impact.engine.effects import StepEffects, measure_effects
 from mask_impact.engine.masking import MaskingEngine, SequencePlan

@@ -37,6 +37,7 @@ from mask_impact.analyses.without import generate
 from mask_impact.engine.backward import Estimates, estimate, estimates
 from mask_impact.engine.kept import KeptPass, keep, keeping
 from mask_impact.engine.masking import MaskingEngine, SequencePlan
+from mask_impact.engine.ownership import owned
 from mask_impact.engine.targets import Target
 from mask_impact.errors import DeviceError, UsageError, is_out_of_memory
 from mask_impact.models.architectures import locate
@@ -71,9 +72,10 @@ def run(
     prepared = prepare(loaded, prompt, settings, pictures)
     check(loaded, prepared)
     engine = MaskingEngine(loaded.model, plans=[SequencePlan(n_steps=0)], keep_states="all")
-    with keeping(engine) as kept:
-        produced = generate(loaded, prepared.encoded.inputs, (), (), settings.num_tokens)
-    return explain(loaded, prepared, produced, kept[0], seed=seed, observer=observer)
+    with owned(engine.decoder):
+        with keeping(engine) as kept:
+            produced = generate(loaded, prepared.encoded.inputs, (), (), settings.num_tokens)
+        return explain(loaded, prepared, produced, kept[0], seed=seed, observer=observer)
 
 
 def explain(
@@ -87,10 +89,11 @@ def explain(
 ) -> Explanation:
     """What the model used for tokens that it has produced. kept: the pass that produced them; without it, the sequence runs
     again."""
-    if kept is None:
-        inputs = extended(on_input_device(loaded.model, prepared.encoded.inputs), produced[:-1])
-        kept = keep(loaded.model, inputs, len(produced))
-    return _Explained(loaded, prepared, list(produced), kept, seed, observer or Observer()).all_targets()
+    with owned(locate(loaded.model)):
+        if kept is None:
+            inputs = extended(on_input_device(loaded.model, prepared.encoded.inputs), produced[:-1])
+            kept = keep(loaded.model, inputs, len(produced))
+        return _Explained(loaded, prepared, list(produced), kept, seed, observer or Observer()).all_targets()
 
 
 @dataclass

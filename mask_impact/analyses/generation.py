@@ -1,19 +1,22 @@
-"""The model's own `generate()`, greedy: its settings, its inputs, what is kept of each step, and running out of memory."""
+"""The model's own `generate()`, greedy: its inputs, one forward pass for each token, and running out of memory."""
 
-import copy
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from mask_impact.analyses.greedy import ends_of
 from mask_impact.analyses.observer import Observer
 from mask_impact.engine.masking import MaskingEngine
-from mask_impact.errors import DeviceError, is_out_of_memory
+from mask_impact.engine.ownership import joined
+from mask_impact.errors import DeviceError, ExactnessError, is_out_of_memory
 from mask_impact.models.architectures import locate
 
 N_CANDIDATES = 5
+Candidates = list[tuple[list[int], list[float]]]  # of one step, by sequence: ids and their probabilities
 
 
 def default_rows(model: PreTrainedModel) -> int:
@@ -58,10 +61,68 @@ def _input_device(model: PreTrainedModel) -> torch.device:
     return torch.device(real[0] if real else "cpu")
 
 
+def produce(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    config: GenerationConfig,
+    processors: Sequence[LogitsProcessor] = (),
+    on_logits: Callable[[torch.Tensor], None] = lambda logits: None,
+) -> list[list[int]]:
+    """The ids that the model's own generate() produces, of each sequence up to its end, an end token included.
+
+    on_logits: told the last position's logits [sequences, vocabulary] of each forward pass of this call. ExactnessError where
+    passes and produced tokens are not one for one.
+    """
+    n_passes = 0
+
+    def count(module, args, output) -> None:
+        nonlocal n_passes
+        n_passes += 1
+        on_logits(output.logits[:, -1])
+
+    with joined(locate(model)) as block, block.after(model, count), _quiet(model):
+        sequences = model.generate(
+            **on_input_device(model, inputs),
+            generation_config=config,
+            logits_processor=LogitsProcessorList(processors),
+        )
+    produced = sequences[:, inputs["input_ids"].shape[1] :]
+    check_steps([n_passes], [produced.shape[1]])
+    ends = ends_of(config)
+    return [_up_to_end(ids, ends) for ids in produced.tolist()]
+
+
+@contextmanager
+def _quiet(model: PreTrainedModel) -> Iterator[None]:
+    """Of a model whose first weights lie on a disk some versions hold the inputs' device against "meta"."""
+    if model.device.type != "meta":  # filters are of all threads: left alone where they can be
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*on a device type different than your model's device", UserWarning)
+        yield
+
+
+def _up_to_end(ids: list[int], ends: set[int]) -> list[int]:
+    end = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+    return ids[: end + 1]
+
+
+def check_steps(n_steps: Sequence[int], n_produced: Sequence[int]) -> None:
+    """ExactnessError where not every produced token has its own step, and every step its token; counts by sequence."""
+    for steps, produced in zip(n_steps, n_produced, strict=True):
+        if steps != produced:
+            raise ExactnessError(
+                f"{steps} forward passes were seen for {produced} produced tokens: no numbers are given; the model's "
+                f"generate() does not give one token for each pass, or something else ran the model in between"
+            )
+
+
 @contextmanager
 def leave_out_finished(model: PreTrainedModel, engine: MaskingEngine, config: GenerationConfig) -> Iterator[None]:
-    """While the block is open, a sequence of a batch that has ended, and is only filled up, is not measured any more."""
-    ends = {config.eos_token_id} if isinstance(config.eos_token_id, int) else set(config.eos_token_id or ())
+    """While the block is open, inside the engine's, a sequence of a batch that has ended, and is only filled up, is not measured
+    any more."""
+    ends = ends_of(config)
 
     def look(module, args, kwargs) -> None:
         if engine.steps:  # the tokens just produced are what goes in
@@ -71,39 +132,12 @@ def leave_out_finished(model: PreTrainedModel, engine: MaskingEngine, config: Ge
     if len(engine.plans) == 1:  # ends with its sequence
         yield
         return
-    handle = model.register_forward_pre_hook(look, with_kwargs=True)
-    try:
+    with engine.block.before(model, look):
         yield
-    finally:
-        handle.remove()
 
 
-def greedy_config(model: PreTrainedModel, num_tokens: int) -> GenerationConfig:
-    """The model's own generation config (end tokens, penalties), greedy, with the plain dynamic cache."""
-    config = copy.deepcopy(model.generation_config)
-    config.update(
-        do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None, min_p=None, use_cache=True,
-        cache_implementation=None, prefill_chunk_size=None, disable_compile=True, max_new_tokens=num_tokens, max_length=None,
-        return_dict_in_generate=False, num_return_sequences=1, output_attentions=False, output_hidden_states=False,
-    )  # fmt: skip
-    if config.pad_token_id is None:  # fills up what ends early in a batch; never measured
-        ends = config.eos_token_id
-        config.pad_token_id = ends[0] if isinstance(ends, list) else ends
-    return config
-
-
-@contextmanager
-def record_candidates(model: PreTrainedModel) -> Iterator[list[list[tuple[list[int], list[float]]]]]:
-    """Keep the most probable next tokens of every forward, by sequence, while the block is open."""
-    candidates: list[list[tuple[list[int], list[float]]]] = []
-
-    def keep(module, args, output) -> None:
-        probabilities = torch.softmax(output.logits[:, -1].float(), dim=-1)
-        top = probabilities.topk(min(N_CANDIDATES, probabilities.shape[-1]))
-        candidates.append(list(zip(top.indices.tolist(), top.values.tolist(), strict=True)))
-
-    handle = model.register_forward_hook(keep)
-    try:
-        yield candidates
-    finally:
-        handle.remove()
+def most_probable(logits: torch.Tensor) -> Candidates:
+    """The most probable next tokens by sequence; logits: [sequences, vocabulary]."""
+    probabilities = torch.softmax(logits.float(), dim=-1)
+    top = probabilities.topk(min(N_CANDIDATES, probabilities.shape[-1]))
+    return list(zip(top.indices.tolist(), top.values.tolist(), strict=True))

@@ -5,24 +5,25 @@ to show progress passes an observer.
 """
 
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList, PreTrainedModel
+from transformers import PreTrainedModel
 
 from mask_impact.analyses.explain import explain
 from mask_impact.analyses.generation import (
+    Candidates,
+    check_steps,
     default_rows,
-    greedy_config,
     leave_out_finished,
-    on_input_device,
-    record_candidates,
+    most_probable,
+    produce,
     smaller_chunk,
 )
+from mask_impact.analyses.greedy import greedy_config
 from mask_impact.analyses.impact_result import Pass, make_result
 from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.prepared import Prepared, prepare
@@ -32,8 +33,10 @@ from mask_impact.analyses.units import effect_groups
 from mask_impact.engine.effects import AtEachStep
 from mask_impact.engine.kept import KeptPass, keeping
 from mask_impact.engine.masking import Masked, MaskingEngine, SequencePlan
+from mask_impact.engine.ownership import owned
 from mask_impact.engine.variants import Variants, check_cost, each_window_and_group
 from mask_impact.engine.verification import choose_layers, verify
+from mask_impact.models.architectures import locate
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.encoding import join
 from mask_impact.prompts.groups import Group
@@ -63,18 +66,20 @@ def run_together(loaded: LoadedModel, prompts: Sequence[Prepared], *, observer: 
     max_rows = min((one.settings.batch_size for one in prompts if one.settings.batch_size), default=0)
     max_rows = max_rows or default_rows(loaded.model)
     groups = effect_groups(loaded, prompts[0])
-    started = time.perf_counter()
-    while True:
-        try:
-            passes = _generate(loaded.model, prompts, groups, max_rows, observer)
-            break
-        except RuntimeError as error:  # torch.OutOfMemoryError is one
-            max_rows = smaller_chunk(error, max_rows, sum(one.encoded.n_tokens for one in prompts), observer)
-    seconds = time.perf_counter() - started
-    return [
-        _with_answer(loaded, one, make_result(loaded, one, pass_, groups, max_rows, seconds), pass_.kept, observer)
-        for one, pass_ in zip(prompts, passes, strict=True)
-    ]
+    with owned(locate(loaded.model)):
+        started = time.perf_counter()
+        while True:
+            try:
+                passes = _generate(loaded.model, prompts, groups, max_rows, observer)
+                break
+            except RuntimeError as error:  # torch.OutOfMemoryError is one
+                n_tokens = sum(one.encoded.n_tokens for one in prompts)
+                max_rows = smaller_chunk(error, max_rows, n_tokens, observer)
+        seconds = time.perf_counter() - started
+        return [
+            _with_answer(loaded, one, make_result(loaded, one, pass_, groups, max_rows, seconds), pass_.kept, observer)
+            for one, pass_ in zip(prompts, passes, strict=True)
+        ]
 
 
 def _with_answer(
@@ -117,28 +122,21 @@ def _generate(
     chosen: list[Chosen] = []
     effects = _effects(engine, prompts[0], groups, chosen, observer)
     observer.begin(sum(one.encoded.n_tokens for one in prompts), len(engine.decoder.layers), n_steps)
-    inputs = on_input_device(model, inputs)
-    with (
-        torch.no_grad(),
-        leave_out_finished(model, engine, config),
-        record_candidates(model) as candidates,
-        warnings.catch_warnings(),
-        keeping(engine) if keeps else engine as kept,
-        ExitStack() as stack,
-    ):
-        # Of a model whose first weights lie on a disk: some versions hold the inputs' device against "meta".
-        warnings.filterwarnings("ignore", ".*on a device type different than your model's device", UserWarning)
-        processors = LogitsProcessorList()
-        if effects is not None:
-            processors.append(stack.enter_context(effects.attached()))
-        sequences = model.generate(**inputs, generation_config=config, logits_processor=processors)
+    candidates: list[Candidates] = []
+    with torch.no_grad(), keeping(engine) if keeps else engine as kept, ExitStack() as stack:
+        stack.enter_context(leave_out_finished(model, engine, config))
+        processors = [] if effects is None else [stack.enter_context(effects.attached())]
+        produced = produce(
+            model, inputs, config, processors, on_logits=lambda logits: candidates.append(most_probable(logits))
+        )
+    produced = [ids[: one.settings.num_tokens] for ids, one in zip(produced, prompts, strict=True)]
+    check_steps([len(steps) for steps in engine.sequences], [len(ids) for ids in produced])
     verification = verify(engine, layers) if layers else None
-    n_prompt = inputs["input_ids"].shape[1]
     return [
         Pass(
             engine,
             steps,
-            sequences[number, n_prompt : n_prompt + len(steps)].tolist(),
+            produced[number],
             [of_step[number] for of_step in candidates[: len(steps)]],
             verification,
             effects.steps if effects is not None else [],

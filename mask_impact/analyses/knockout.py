@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LogitsProcessorList
 
 from mask_impact.analyses.flows import placed
-from mask_impact.analyses.generation import greedy_config, on_input_device
+from mask_impact.analyses.generation import produce
+from mask_impact.analyses.greedy import greedy_config
 from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.prepared import Prepared, describe_run, prepare
 from mask_impact.analyses.settings import RunSettings
@@ -83,12 +83,7 @@ def run(
     effects = AtEachStep(engine, here, observer.effects_begin, observer.effects_done)
     observer.begin(encoded.n_tokens, n_layers, settings.num_tokens)
     with torch.no_grad(), engine, effects.attached():
-        ids = model.generate(
-            **on_input_device(model, encoded.inputs),
-            generation_config=greedy_config(model, settings.num_tokens),
-            logits_processor=LogitsProcessorList([effects]),
-        )
-    produced = ids[0, encoded.n_tokens :].tolist()
+        (produced,) = produce(model, encoded.inputs, greedy_config(model, settings.num_tokens), [effects])
     texts, _ = token_texts(loaded.tokenizer, produced)
     steps = tuple(
         _step(loaded, number, token, text, one, n_layers)

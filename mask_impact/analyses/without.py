@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from mask_impact.analyses.generation import greedy_config, on_input_device
+from mask_impact.analyses.generation import produce
+from mask_impact.analyses.greedy import greedy_config
 from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.prepared import Prepared, describe_run, prepare
 from mask_impact.analyses.settings import RunSettings
-from mask_impact.engine.taps import tapped, up_to_own, visible_keys, windowed_kernel
+from mask_impact.engine.ownership import owned
+from mask_impact.engine.taps import n_held, tapped, up_to_own, visible_keys, windowed_kernel
 from mask_impact.errors import DeviceError, InputError, UsageError, is_out_of_memory
 from mask_impact.models.architectures import locate
 from mask_impact.models.loading import LoadedModel, Reader
@@ -59,34 +61,42 @@ def run(
     n_layers = loaded.config.get_text_config().num_hidden_layers
     layers = checked_layers(loaded, layers)
     hidden = hidden_by(loaded, prepared, specs)
+    decoder = locate(loaded.model)
     observer.answers_begin(1 + len(hidden))
-    own = _scored(loaded, encoded.inputs, (), layers, settings.num_tokens)
-    answers = [_answer(loaded, None, (), own, own)]
-    observer.answer_done()
-    for spec, positions in hidden.items():
-        produced = _scored(loaded, encoded.inputs, positions, layers, settings.num_tokens)
-        answers.append(_answer(loaded, spec, positions, produced, own))
+    with owned(decoder):
+        own = _scored(loaded, encoded.inputs, (), layers, settings.num_tokens)
+        answers = [_answer(loaded, None, (), own, own)]
         observer.answer_done()
-    meta = describe_run(loaded, prepared, locate(loaded.model))
+        for spec, positions in hidden.items():
+            produced = _scored(loaded, encoded.inputs, positions, layers, settings.num_tokens)
+            answers.append(_answer(loaded, spec, positions, produced, own))
+            observer.answer_done()
+    meta = describe_run(loaded, prepared, decoder)
     meta |= {"images": [image.source for image in encoded.images]}
     return WhatIf(answers[0], tuple(answers[1:]), layers, encoded.tokens, n_layers, meta)
 
 
 def generate(
-    loaded: LoadedModel, inputs: Mapping[str, Any], positions: Sequence[int], layers: Sequence[int], num_tokens: int
+    loaded: LoadedModel,
+    inputs: Mapping[str, Any],
+    positions: Sequence[int],
+    layers: Sequence[int],
+    num_tokens: int,
+    on_logits: Callable[[torch.Tensor], None] = lambda logits: None,
 ) -> list[int]:
-    """The ids that the model's own generate() produces, greedy, with positions hidden in layers. DeviceError without memory."""
+    """The ids that the model's own generate() produces, greedy, with positions hidden in layers. on_logits: told the logits
+    [1, vocabulary] of each step. DeviceError without memory."""
     model = loaded.model
     try:
         with torch.no_grad(), hiding(model, positions, layers):
-            ids = model.generate(**on_input_device(model, inputs), generation_config=greedy_config(model, num_tokens))
+            ids = produce(model, inputs, greedy_config(model, num_tokens), on_logits=on_logits)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         raise DeviceError(
             "out of memory: shorten the prompt, take a smaller model or `dtype` bfloat16, or a device with more memory"
         ) from error
-    return ids[0, inputs["input_ids"].shape[1] :].tolist()
+    return ids[0]
 
 
 def _scored(
@@ -94,14 +104,8 @@ def _scored(
 ) -> tuple[list[int], torch.Tensor]:
     """The produced ids, and log-probabilities [n, vocabulary] of what the model gives at each of these steps."""
     logits: list[torch.Tensor] = []
-    handle = loaded.model.register_forward_hook(
-        lambda module, args, output: logits.append(output.logits[0, -1].double())
-    )
-    try:
-        produced = generate(loaded, inputs, positions, layers, num_tokens)
-    finally:
-        handle.remove()
-    return produced, torch.log_softmax(torch.stack(logits[: len(produced)]), dim=-1).cpu()
+    produced = generate(loaded, inputs, positions, layers, num_tokens, lambda one: logits.append(one[0].double()))
+    return produced, torch.log_softmax(torch.stack(logits), dim=-1).cpu()
 
 
 def _answer(loaded, spec, positions, produced, own) -> Answer:
@@ -135,7 +139,7 @@ def hiding(model: PreTrainedModel, positions: Sequence[int], layers: Sequence[in
     decoder = locate(model)
     masked = {id(decoder.layers[layer].attention) for layer in layers}
     hidden = torch.tensor(sorted(positions))
-    n_positions = 0  # of the sequence, so far
+    n_positions = 0  # of the sequence, at the step of the moment
 
     def attend(own: Callable, module, query, key, value, attention_mask, *args, **kwargs):
         if id(module) not in masked:
@@ -152,15 +156,9 @@ def hiding(model: PreTrainedModel, positions: Sequence[int], layers: Sequence[in
         blind = ~visible.any(dim=-1)
         return output.masked_fill(blind[:, None], 0.0).transpose(1, 2).contiguous(), None
 
-    first = decoder.layers[0].module
-
     def count(module, args, kwargs) -> None:
         nonlocal n_positions
-        n_positions += (args[0] if args else kwargs["hidden_states"]).shape[1]
+        n_positions = n_held(kwargs) + (args[0] if args else kwargs["hidden_states"]).shape[1]
 
-    handle = first.register_forward_pre_hook(count, with_kwargs=True)
-    try:
-        with tapped(decoder, attend):
-            yield
-    finally:
-        handle.remove()
+    with tapped(decoder, attend) as block, block.before(decoder.layers[0].module, count):
+        yield

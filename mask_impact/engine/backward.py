@@ -25,7 +25,7 @@ from mask_impact.engine.attention import arithmetic_dtype, attention_received
 from mask_impact.engine.hiding_effects import Factored, hiding_effects, values_along
 from mask_impact.engine.kept import Kept
 from mask_impact.engine.replay import own_logits
-from mask_impact.engine.rules import RULES, Attended, Rules, differentiable
+from mask_impact.engine.rules import RULES, Attended, ConstantWeights, Rules
 from mask_impact.engine.states import LayerState
 from mask_impact.engine.taps import up_to_own, visible_keys, windowed_kernel
 from mask_impact.engine.targets import Target, value_of
@@ -101,7 +101,7 @@ def estimates(
         held.append(one)
         return one.output, None
 
-    with differentiable(kept.model), ruled, kept.substituted(attend):
+    with torch.enable_grad(), ruled, kept.substituted(attend):
         values, gradients = _at_targets(kept, targets, measure, ruled)
         found = {
             rule: Estimates(
@@ -169,7 +169,7 @@ def estimate_last(kept: Kept, target: Target, measure: str = "log-odds") -> torc
         raise UsageError(f"the last of {n_positions} positions is followed, not {target.row}")
     found = torch.zeros(len(decoder.layers), decoder.n_heads, n_positions)
     last, gradient = torch.tensor([-1]), None
-    with differentiable(kept.model):
+    with torch.enable_grad(), ConstantWeights():
         for index in reversed(range(len(decoder.layers))):
             state, held = kept.states[index], []
 

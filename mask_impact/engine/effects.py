@@ -14,6 +14,7 @@ import torch
 from transformers import LogitsProcessor
 
 from mask_impact.engine.kept import Kept
+from mask_impact.engine.ownership import joined
 from mask_impact.engine.replay import logit_differences, logits_of, outputs
 from mask_impact.engine.variants import Masks, Variants
 from mask_impact.errors import ExactnessError
@@ -76,11 +77,8 @@ class AtEachStep(LogitsProcessor):
         def keep(module, args, output) -> None:
             self._logits = output.logits[0, -1]
 
-        handle = self.kept.model.register_forward_hook(keep)
-        try:
+        with joined(self.kept.decoder) as block, block.after(self.kept.model, keep):
             yield self
-        finally:
-            handle.remove()
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         produced = int(scores[0].argmax())

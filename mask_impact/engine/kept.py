@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mask_impact.engine.masking import MaskingEngine, SequencePlan
+from mask_impact.engine.ownership import Block
 from mask_impact.engine.states import LayerState
 from mask_impact.engine.taps import tapped
 from mask_impact.models.architectures import Decoder
@@ -42,7 +43,7 @@ class KeptPass:
         states = [state.until(n) for state in self.states]
         return replace(self, states=states, final=self.final[:, :n], logits=self.logits[:-more])
 
-    def substituted(self, attention: Callable) -> AbstractContextManager[None]:
+    def substituted(self, attention: Callable) -> AbstractContextManager[Block]:
         """A block in which whoever runs the model's layers gets `attention` in the place of its own; see taps.tapped."""
         return tapped(self.decoder, attention)
 
@@ -51,17 +52,15 @@ Kept = KeptPass | MaskingEngine  # an engine whose block is open and that keeps 
 
 
 @contextmanager
-def keeping(engine: MaskingEngine) -> Iterator[list[KeptPass]]:
-    """Opens an engine that keeps states of all positions; when it closes, the list has what its model was given meanwhile."""
+def keeping(engine: MaskingEngine) -> Iterator[list[KeptPass | None]]:
+    """Opens an engine that keeps states of all positions; when it closes, the list has what its model was given meanwhile. None
+    where the sequence was fed again: its states are no longer those that the first logits came from."""
     logits: list[torch.Tensor] = []
-    handle = engine.model.register_forward_hook(lambda module, args, output: logits.append(output.logits[0]))
-    found: list[KeptPass] = []
-    try:
-        with engine:
-            yield found
-            found.append(KeptPass(engine.model, engine.decoder, engine.states, engine.final, torch.cat(logits)))
-    finally:
-        handle.remove()
+    found: list[KeptPass | None] = []
+    with engine, engine.block.after(engine.model, lambda module, args, output: logits.append(output.logits[0])):
+        yield found
+        whole = KeptPass(engine.model, engine.decoder, engine.states, engine.final, torch.cat(logits))
+        found.append(None if engine.fed_again else whole)
 
 
 @torch.no_grad()

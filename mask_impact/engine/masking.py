@@ -4,15 +4,15 @@
         model.generate(...)
     engine.steps                # of the only sequence; engine.sequences[b] of sequence b of a batch
 
-Nothing of the model is re-implemented: an attention function registered with transformers sees q, k and v as the model
-uses them, and hooks let the differences of all masked tokens ride through the model's own linear maps as extra rows, those
+Nothing of the model is re-implemented: a function in the place of its attention sees q, k and v as the model uses
+them, and hooks let the differences of all masked tokens ride through the model's own linear maps as extra rows, those
 of all sequences of a batch together. Before the block ends, by whatever way, everything is as it was. Knows no files and
 prints nothing.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -25,10 +25,11 @@ from mask_impact.engine.measurement import (
     LayerMeasurement,
     LayerRecord,
 )
+from mask_impact.engine.ownership import Block, refuse_hooks
 from mask_impact.engine.recording import LayerInputs, RawStep, gather
 from mask_impact.engine.riders import Rider, propagate_afterwards
 from mask_impact.engine.states import LayerState
-from mask_impact.engine.taps import tapped, up_to_own, visible_keys, windowed_kernel
+from mask_impact.engine.taps import n_held, tapped, up_to_own, visible_keys, windowed_kernel
 from mask_impact.errors import ExactnessError, UsageError
 from mask_impact.models.architectures import Decoder, DecoderLayer, GatedMlp, locate
 
@@ -66,7 +67,8 @@ class MaskingEngine:
     kept in `layer_inputs`, for a single sequence. keep_states: whether `states` has a LayerState of each layer after a step,
     for a single sequence: of the `last` position or of `all`. A sequence whose number is put into `finished` is measured no
     more. Errors: UnsupportedArchitecture, UsageError for a batch of another size, ExactnessError where the model's arithmetic
-    could not be reproduced or is not finite.
+    could not be reproduced or is not finite, ModelError for a model with somebody else's hooks. Only what the thread that opens
+    the block does is measured; see `ownership`.
     """
 
     def __init__(
@@ -96,10 +98,11 @@ class MaskingEngine:
         self._final: list[torch.Tensor] = []  # of each step, where states of all positions are kept
         if keep_states is not None:
             self.states = [LayerState(all_rows=keep_states == "all") for _ in self.decoder.layers]
-        self._substitute: Callable | None = None
         self.layer_inputs = {layer: LayerInputs() for layer in record_layers}
         self._n_positions = 0  # padding included
         self._step = -1
+        self._anew = True  # whether the step's pass is given the sequence from its beginning
+        self.fed_again = False  # whether a later one was: models do this where their positions' frequencies change
         self._positions: dict[int, torch.Tensor] = {}  # by sequence that is measured at this step: those to mask
         self._records: dict[int, list[LayerRecord]] = {}
         self._received: dict[int, list[torch.Tensor]] = {}
@@ -110,6 +113,7 @@ class MaskingEngine:
         # Input of the linear maps on the way: as the model gave it, and with what rides along.
         self._embarked: tuple[torch.Tensor, torch.Tensor] | None = None
         self._n_mapped = 0
+        self.block: Block | None = None  # while it is open
         self._stack = ExitStack()
 
     @property
@@ -127,21 +131,17 @@ class MaskingEngine:
         """[1, S, hidden], the last layer's output, where states of all positions are kept."""
         return torch.cat(self._final).unsqueeze(0)
 
-    @contextmanager
-    def substituted(self, attention: Callable) -> Iterator[None]:
-        """While the block is open nothing is measured, and whoever runs the model's layers gets `attention` in the place of
-        its own; see taps.tapped."""
-        self._substitute = attention
-        try:
-            yield
-        finally:
-            self._substitute = None
+    def substituted(self, attention: Callable) -> AbstractContextManager[Block]:
+        """A block in which nothing is measured, and whoever runs the model's layers gets `attention` in the place of its own; see
+        taps.tapped."""
+        return tapped(self.decoder, attention)
 
     # --- attaching and restoring -----------------------------------------------------------------------------------------
 
     def __enter__(self) -> "MaskingEngine":
         with ExitStack() as stack:
-            stack.enter_context(tapped(self.decoder, self._on_tap))
+            self.block = stack.enter_context(tapped(self.decoder, self._on_tap))
+            refuse_hooks(self.decoder)
             for layer in self.decoder.layers:
                 self._hook_layer(stack, layer)
             self._stack = stack.pop_all()
@@ -150,12 +150,10 @@ class MaskingEngine:
     def __exit__(self, *exc_info: object) -> None:
         self._stack.close()
         # A generator that is never finished must not keep tensors alive.
-        self._layer, self._embarked, self._n_mapped = None, None, 0
+        self.block, self._layer, self._embarked, self._n_mapped = None, None, None, 0
         self._riders, self._records, self._received, self.states, self._final = {}, {}, {}, [], []
 
     def _on_tap(self, own, module, query, key, value, attention_mask, *args, **kwargs):
-        if self._substitute is not None:
-            return self._substitute(own, module, query, key, value, attention_mask, *args, **kwargs)
         output = own(query, key, value, attention_mask, *args, **kwargs)
         if self._layer is not None and module is self._layer.attention:
             window = windowed_kernel(self.decoder, kwargs)
@@ -164,24 +162,19 @@ class MaskingEngine:
 
     def _hook_layer(self, stack: ExitStack, layer: DecoderLayer) -> None:
         def before_layer(module, args, kwargs):
-            if self._substitute is None:
-                self._on_layer_input(layer, args[0] if args else kwargs["hidden_states"], kwargs)
+            self._on_layer_input(layer, args[0] if args else kwargs["hidden_states"], kwargs)
 
         def after_layer(module, args, output):
-            if self._substitute is None:
-                self._on_layer_output(layer, output)
+            self._on_layer_output(layer, output)
 
-        def add(handle) -> None:
-            stack.callback(handle.remove)
-
-        add(layer.module.register_forward_pre_hook(before_layer, with_kwargs=True))
-        add(layer.module.register_forward_hook(after_layer))
+        stack.enter_context(self.block.before(layer.module, before_layer))
+        stack.enter_context(self.block.after(layer.module, after_layer))
         mlp = layer.mlp
         modules = [mlp.gate, mlp.up, mlp.down] if isinstance(mlp, GatedMlp) else [mlp.block]
         for module in [layer.o_proj, *modules]:
             if module is not None:
-                add(module.register_forward_pre_hook(self._before_linear))
-                add(module.register_forward_hook(self._after_linear))
+                stack.enter_context(self.block.before(module, self._before_linear))
+                stack.enter_context(self.block.after(module, self._after_linear))
 
     # --- what happens in the model's forward, in this order ----------------------------------------------------------------
 
@@ -193,7 +186,11 @@ class MaskingEngine:
         if layer.index == 0:
             self._started = time.perf_counter()
             self._step += 1
-            self._n_positions += n_new
+            before = n_held(kwargs)
+            self._anew, self._n_positions = before == 0, before + n_new
+            if self._anew:
+                self.fed_again = self._step > 0
+                self._final = []
             self._dtype = hidden_states.dtype
             self._positions = {
                 number: self._positions_of(plan)
@@ -203,11 +200,9 @@ class MaskingEngine:
             self._records = {number: [] for number in self._positions}
             self._received = {number: [] for number in self._positions}
         if layer.index in self.layer_inputs:
-            inputs = self.layer_inputs[layer.index]
-            inputs.hidden_states.append(hidden_states.detach().cpu())
-            inputs.position_embeddings.append(tuple(part.detach().cpu() for part in kwargs["position_embeddings"]))
+            self.layer_inputs[layer.index].enter(hidden_states, kwargs["position_embeddings"], self._anew)
         if self.states:
-            self.states[layer.index].enter(hidden_states[0], kwargs)
+            self.states[layer.index].enter(hidden_states[0], kwargs, self._anew)
             if layer.index > 0:
                 self.states[layer.index - 1].hand_over(hidden_states[0])
         rows = hidden_states[:, -1].to(arithmetic_dtype(hidden_states.dtype))
@@ -281,7 +276,7 @@ class MaskingEngine:
         n_keys = measurement.masked.n_keys
         return n_keys if self.max_rows is None else min(max(1, self.max_rows // len(self._riders)), n_keys)
 
-    def _before_linear(self, module: nn.Module, args: tuple) -> tuple | None:
+    def _before_linear(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
         if self._layer is None:
             return None
         states = args[0]  # [sequences, n, in]
@@ -293,7 +288,7 @@ class MaskingEngine:
             if not passengers:
                 return None
             self._embarked = states, torch.cat([states.flatten(0, 1), *passengers]).unsqueeze(0)
-        return (self._embarked[1], *args[1:])
+        return (self._embarked[1], *args[1:]), kwargs
 
     def _after_linear(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
         if self._layer is None:

@@ -1,5 +1,6 @@
 """What is kept of the engine's forward passes: the measurements of a step, and what entered a layer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -28,12 +29,20 @@ class LayerInputs:
     """What entered one decoder layer over all steps, for re-measuring it afterwards.
 
     hidden_states: one [1, n, hidden] for the prompt and one for each further step; position_embeddings likewise;
-    visible: for each step bool [S_t], the positions that the last query sees.
+    visible: for each step bool [S_t], the positions that the last query sees. begun: for each step the one whose pass was given
+    the sequence from its beginning, so that what entered from there on is the whole sequence.
     """
 
     hidden_states: list[torch.Tensor] = field(default_factory=list)
     position_embeddings: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     visible: list[torch.Tensor] = field(default_factory=list)
+    begun: list[int] = field(default_factory=list)
+
+    def enter(self, hidden_states: torch.Tensor, position_embeddings: Sequence[torch.Tensor], anew: bool) -> None:
+        """A step begins; anew: with the sequence from its beginning."""
+        self.begun.append(len(self.hidden_states) if anew else self.begun[-1])
+        self.hidden_states.append(hidden_states.detach().cpu())
+        self.position_embeddings.append(tuple(part.detach().cpu() for part in position_embeddings))
 
 
 def gather(

@@ -24,6 +24,7 @@ from torch import nn
 from mask_impact.engine.attention import arithmetic_dtype
 from mask_impact.engine.kept import Kept
 from mask_impact.engine.masked_attention import Edges, attend_packed
+from mask_impact.engine.ownership import Block
 from mask_impact.engine.packing import ByDifferences, LinearMaps, OfNothing, Packed, Run, in_units
 from mask_impact.engine.states import LayerState
 from mask_impact.engine.variants import Variants
@@ -250,9 +251,9 @@ def _through_layer(
         return attend_packed(query, key, value, of_nothing, index, rows.runs), None
 
     with ExitStack() as stack:
-        stack.enter_context(kept.substituted(attention))
+        block = stack.enter_context(kept.substituted(attention))
         if maps is not None and isinstance(layer.mlp, OpaqueMlp):
-            _in_own_dtype(layer.mlp.block, state.entered.dtype, maps, stack)
+            _in_own_dtype(block, layer.mlp.block, state.entered.dtype, maps, stack)
         if maps is not None:
             stack.enter_context(maps)
         output = layer.module(rows.running, **state.arguments_at(rows.positions))
@@ -262,21 +263,21 @@ def _through_layer(
     return output
 
 
-def _in_own_dtype(block: nn.Module, dtype: torch.dtype, maps: LinearMaps, stack: ExitStack) -> None:
+def _in_own_dtype(block: Block, mlp: nn.Module, dtype: torch.dtype, maps: LinearMaps, stack: ExitStack) -> None:
     """An MLP that is not a chain of linear maps (mixture of experts) takes whole states in the model's dtype."""
     inside = ExitStack()
 
-    def before(module, args):
+    def before(module, args, kwargs):
         inside.enter_context(maps.paused())
-        return (args[0].to(dtype), *args[1:])
+        return (args[0].to(dtype), *args[1:]), kwargs
 
     def after(module, args, output):
         inside.close()
         wide = arithmetic_dtype(dtype)
         return (output[0].to(wide), *output[1:]) if isinstance(output, tuple) else output.to(wide)
 
-    stack.callback(block.register_forward_pre_hook(before, prepend=True).remove)
-    stack.callback(block.register_forward_hook(after).remove)
+    stack.enter_context(block.before(mlp, before, prepend=True))
+    stack.enter_context(block.after(mlp, after))
 
 
 def logits_of(kept: Kept, outputs: torch.Tensor) -> torch.Tensor:

@@ -6,8 +6,7 @@
 What a norm's 1/rms or a gate's ratio is, is found by operation, not by a module's name.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,23 +17,25 @@ from torch.overrides import TorchFunctionMode
 RULES = ("frozen", "gradient")
 
 
-@contextmanager
-def differentiable(model: nn.Module) -> Iterator[None]:
-    """While the block is open gradients are formed, of states alone."""
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        for parameter, _ in wanted:
-            parameter.requires_grad_(False)
-        with torch.enable_grad():
-            yield
-    finally:
-        for parameter, before in wanted:
-            parameter.requires_grad_(before)
+class ConstantWeights(TorchFunctionMode):
+    """While it is open, this thread's operations take parameters for constants, so that gradients are formed of states alone; the
+    parameters themselves stay as they are."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return function(*map(_constant, args), **_constants(kwargs))
 
 
-class Rules(TorchFunctionMode):
+def _constant(value: Any) -> Any:
+    return value.detach() if isinstance(value, nn.Parameter) and value.requires_grad else value
+
+
+def _constants(values: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: _constant(value) for name, value in values.items()} if values else {}
+
+
+class Rules(ConstantWeights):
     """While it is open, the operations that norms, gates and routers are made of have the backward passes of some rules: of all
-    of them over one graph."""
+    of them over one graph. Weights are constants."""
 
     def __init__(self, rules: tuple[str, ...]) -> None:
         super().__init__()
@@ -59,7 +60,7 @@ class Rules(TorchFunctionMode):
         return _Either.apply(plain(), frozen(), self)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        args, kwargs = tuple(map(_constant, args)), _constants(kwargs)
 
         def plain() -> torch.Tensor:
             return function(*args, **kwargs)

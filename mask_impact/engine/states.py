@@ -34,8 +34,12 @@ class LayerState:
     _masks: list[torch.Tensor | None] = field(default_factory=list)  # of each step
     _left: torch.Tensor | None = None  # the layer's output, until the next layer has begun
 
-    def enter(self, hidden_states: torch.Tensor, arguments: dict[str, Any]) -> None:
-        """A step begins. hidden_states: [n, hidden], of n new positions; arguments: of the layer's call."""
+    def enter(self, hidden_states: torch.Tensor, arguments: dict[str, Any], anew: bool) -> None:
+        """A step begins. hidden_states: [n, hidden], of n new positions; arguments: of the layer's call; anew: whether these are
+        all positions, the sequence from its beginning."""
+        if anew:
+            self.entered = self.added = self.keys = self.values = self.visible = None
+            self.arguments, self._masks = {}, []
         self.entered = self._extended(self.entered, hidden_states)
         self._masks = [*self._masks, arguments.get("attention_mask")] if self.all_rows else []
         kept = {name: value for name, value in arguments.items() if name not in NOT_KEPT}

@@ -1,67 +1,102 @@
-"""Every attention of a decoder through a function of ours, by an attention backend registered with transformers.
+"""Every attention of a decoder through a function of ours, by way of what transformers' attention modules look up.
 
-Whoever opens the block sees query, key and value as the model uses them, and calls the model's own backend or does not.
-Before the block ends, by whatever way, everything is as it was.
+Whoever opens the block sees query, key and value as the model uses them, and calls the model's own backend or does not. No
+config changes: the lookup answers the block's own thread, for the modules of its model; for every other thread and model it
+finds what it always finds. Before the block ends, by whatever way, everything is as it was.
 """
 
-import itertools
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from torch import nn
+from transformers import AttentionInterface
 
+from mask_impact.engine.ownership import Block, opened
 from mask_impact.errors import ModelError
 from mask_impact.models.architectures import Decoder
 
 BACKENDS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 
-_serial = itertools.count()
+
+class _Mine(threading.local):
+    """Of one thread. taps: (a decoder's attention modules, what is called in their place), the innermost last."""
+
+    def __init__(self) -> None:
+        self.taps: list[tuple[frozenset[nn.Module], Callable[..., tuple]]] = []
+
+
+_mine = _Mine()
+
+
+class _Lookup:
+    """What stands in the place of AttentionInterface.get_interface while any thread has a block open."""
+
+    def __init__(self) -> None:
+        self._lock, self._n_open = threading.Lock(), 0
+        self._own = AttentionInterface.get_interface
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """For a block."""
+        with self._lock:
+            if self._n_open == 0:
+                self._own = own = AttentionInterface.get_interface
+                AttentionInterface.get_interface = lambda *args, **kwargs: _answer(own(*args, **kwargs))
+            self._n_open += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._n_open -= 1
+                if self._n_open == 0:
+                    AttentionInterface.get_interface = self._own
+
+
+_lookup = _Lookup()
+
+
+def _answer(inner: Callable[..., tuple]) -> Callable[..., tuple]:
+    """The backend that was looked up; in a thread with a block open, what asks first whether the module is one of its model."""
+    if not _mine.taps:
+        return inner
+
+    def through(module, *args: Any, **kwargs: Any):
+        for attentions, attend in reversed(_mine.taps):
+            if module in attentions:
+                return attend(partial(inner, module), module, *args, **kwargs)
+        return inner(module, *args, **kwargs)
+
+    return through
 
 
 @contextmanager
-def tapped(decoder: Decoder, attend: Callable[..., tuple]) -> Iterator[None]:
+def tapped(decoder: Decoder, attend: Callable[..., tuple]) -> Iterator[Block]:
     """While the block is open, `attend(own, module, query, key, value, attention_mask, *args, **kwargs)` is the decoder's
-    attention: query [B, H, n, D], key and value [B, K, N, D] to (output [B, n, H, D], weights or None). own: the model's
-    backend, which takes the rest of the arguments. ModelError for a backend that is not one of BACKENDS."""
-    configs = tuple({id(config): config for config in decoder.configs}.values())
-    backend = configs[0]._attn_implementation
+    attention in this thread: query [B, H, n, D], key and value [B, K, N, D] to (output [B, n, H, D], weights or None). own: the
+    model's backend, which takes the rest of the arguments. A tap inside another one is the only one. ModelError for a backend
+    that is not one of BACKENDS."""
+    backend = decoder.configs[0]._attn_implementation
     if backend not in BACKENDS:
         raise ModelError(
             f"attention backend '{backend}' is not supported; load the model with one of {', '.join(BACKENDS)}"
         )
+    with opened(decoder) as block, _lookup.in_place():
+        _mine.taps.append((frozenset(layer.attention for layer in decoder.layers), attend))
+        try:
+            yield block
+        finally:
+            _mine.taps.pop()
 
-    def tap(module, *args: Any, **kwargs: Any):
-        def own(*args: Any, **kwargs: Any):
-            eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-            inner = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager)
-            names = [config._attn_implementation for config in configs]
-            # Flash attention reads the config for its own name.
-            for config in configs:
-                config._attn_implementation = backend
-            try:
-                return inner(module, *args, **kwargs)
-            finally:
-                for config, name in zip(configs, names, strict=True):
-                    config._attn_implementation = name
 
-        return attend(own, module, *args, **kwargs)
-
-    # The backend's name stays part of ours: transformers looks for "flash" in it.
-    name = f"{backend}_mask_impact_{next(_serial)}"
-    with ExitStack() as stack:
-        AttentionInterface.register(name, tap)
-        stack.callback(AttentionInterface._global_mapping.pop, name, None)
-        # Without a mask function of its own a custom attention name gets no mask at all and turns bidirectional.
-        AttentionMaskInterface.register(name, AttentionMaskInterface._global_mapping[backend])
-        stack.callback(AttentionMaskInterface._global_mapping.pop, name, None)
-        for config in configs:
-            stack.callback(setattr, config, "_attn_implementation", config._attn_implementation)
-            config._attn_implementation = name
-        yield
+def n_held(arguments: Mapping[str, Any]) -> int:
+    """How many positions stand before those that a decoder layer is given; 0 where the sequence begins, or is fed again.
+    arguments: of the call of the first layer, before it runs."""
+    cache = arguments.get("past_key_values")
+    return 0 if cache is None else int(cache.get_seq_length())
 
 
 def visible_keys(

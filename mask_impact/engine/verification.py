@@ -128,7 +128,7 @@ def _run(
     weight = next(twin.parameters())
 
     def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        return torch.cat(list(parts[: step + 1]), dim=1).to(weight)
+        return torch.cat(list(parts[inputs.begun[step] : step + 1]), dim=1).to(weight)
 
     hidden_states = joined(inputs.hidden_states)
     position_embeddings = tuple(joined([pair[part] for pair in inputs.position_embeddings]) for part in range(2))

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from mask_impact.analyses.generation import greedy_config
+from mask_impact.analyses.greedy import greedy_config
 from mask_impact.analyses.impact import run_together
 from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.prepared import Prepared, prepare
@@ -100,7 +100,11 @@ def _go_together(one: RunSettings, other: RunSettings) -> bool:
 
 
 def _may_share(model: PreTrainedModel) -> bool:
-    """Whether generation looks at nothing but the logits: some of its rules would take padding for text."""
+    """Whether generation looks at nothing but the logits: some of its rules would take padding for text. And whether positions
+    do not depend on the length of the longest."""
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        return False
     config = greedy_config(model, 1)
     neutral = {
         "repetition_penalty": (None, 1.0),
@@ -111,7 +115,6 @@ def _may_share(model: PreTrainedModel) -> bool:
         "exponential_decay_length_penalty": (None,),
         "bad_words_ids": (None,),
         "sequence_bias": (None,),
-        "guidance_scale": (None, 1, 1.0),
         "watermarking_config": (None,),
     }
     return all(getattr(config, name, None) in values for name, values in neutral.items())

@@ -12,7 +12,7 @@ from tiny_models import ARCHITECTURES, tiny_image_inputs, tiny_inputs, tiny_mode
 
 import mask_impact
 from mask_impact.analyses import without as answers
-from mask_impact.analyses.generation import greedy_config
+from mask_impact.analyses.greedy import greedy_config
 from mask_impact.analyses.without import hiding
 from mask_impact.commands.scripts import main_text, main_vl
 from mask_impact.engine import taps

@@ -13,7 +13,7 @@ import torch
 
 import mask_impact
 from mask_impact.analyses import explain
-from mask_impact.analyses.generation import greedy_config
+from mask_impact.analyses.greedy import greedy_config
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.demo.pictures import COLORS, SHAPES, Figure, Scene, color_question
 from mask_impact.prompts.encoding import encode

@@ -7,7 +7,7 @@ import torch
 from checkpoints import make_tokenizer
 from tiny_models import ARCHITECTURES, tiny_image_inputs, tiny_inputs, tiny_model
 
-from mask_impact.analyses.generation import greedy_config
+from mask_impact.analyses.greedy import greedy_config
 from mask_impact.api.functions import analyze
 from mask_impact.engine import attention
 from mask_impact.engine.masking import MaskingEngine

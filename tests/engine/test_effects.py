@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_models import ARCHITECTURES, tiny_image_inputs, tiny_inputs, tiny_model
 
-from mask_impact.analyses.generation import greedy_config
+from mask_impact.analyses.greedy import greedy_config
 from mask_impact.engine import effects as effects_module
 from mask_impact.engine import masked_attention, measurement, replay
 from mask_impact.engine.effects import StepEffects, measure_effects, sees

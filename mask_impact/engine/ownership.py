@@ -1,0 +1,128 @@
+"""One owner at a time for each model: a thread that has a block open, and every other thread untouched by it.
+
+A model has a lock, which the same thread may take again. A second use by mask-impact waits for the first. Hooks of a block are
+for the calls of its own thread, while no other block of that thread lies inside; a forward of yours in another thread goes
+through them as if they were not there. Knows no attention and no measuring.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import get_ident
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from mask_impact.errors import ModelError
+from mask_impact.models.architectures import Decoder
+
+MOST_NAMED = 3  # hooked modules in a message
+
+
+class _Owner:
+    """Of one model. innermost: the block that was opened last by the thread that has the lock."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.innermost: Block | None = None
+
+
+_owners: WeakKeyDictionary[nn.Module, _Owner] = WeakKeyDictionary()
+_register = threading.Lock()
+
+
+def _owner_of(decoder: Decoder) -> _Owner:
+    """By the first layer: whatever wraps the decoder, it is the same model."""
+    key = decoder.layers[0].module
+    with _register:
+        if key not in _owners:
+            _owners[key] = _Owner()
+        return _owners[key]
+
+
+class Block:
+    """What one thread does with a model while nobody else of us has it. Its hooks are told of this thread's calls alone, and are
+    removed by their handles, which are context managers."""
+
+    def __init__(self, owner: _Owner) -> None:
+        self._owner, self._thread = owner, get_ident()
+
+    def before(
+        self, module: nn.Module, hook: Callable[[nn.Module, tuple, dict], tuple | None], *, prepend: bool = False
+    ) -> RemovableHandle:
+        """hook(module, args, kwargs) before each call of a module; returns None, or (args, kwargs) to go on with."""
+        owner, thread = self._owner, self._thread
+
+        # Another thread may find the hook without the note that it takes keywords: the two are not written at once.
+        def mine(module, args, kwargs=None):
+            return hook(module, args, kwargs) if get_ident() == thread and owner.innermost is self else None
+
+        mine.of_mask_impact = True
+        return module.register_forward_pre_hook(mine, with_kwargs=True, prepend=prepend)
+
+    def after(self, module: nn.Module, hook: Callable[[nn.Module, tuple, Any], Any]) -> RemovableHandle:
+        """hook(module, args, output) after each call of a module; returns None, or another output."""
+        owner, thread = self._owner, self._thread
+
+        def mine(module, args, output):
+            return hook(module, args, output) if get_ident() == thread and owner.innermost is self else None
+
+        mine.of_mask_impact = True
+        return module.register_forward_hook(mine)
+
+
+@contextmanager
+def owned(decoder: Decoder) -> Iterator[None]:
+    """A block in which no other thread of us uses the model; waits until none does."""
+    with _owner_of(decoder).lock:
+        yield
+
+
+@contextmanager
+def opened(decoder: Decoder) -> Iterator[Block]:
+    """A new block, after waiting as in `owned`. A block of the same thread around it sees nothing of what happens inside."""
+    owner = _owner_of(decoder)
+    with owner.lock:
+        around, owner.innermost = owner.innermost, Block(owner)
+        try:
+            yield owner.innermost
+        finally:
+            owner.innermost = around
+
+
+@contextmanager
+def joined(decoder: Decoder) -> Iterator[Block]:
+    """The innermost block that this thread has open on the model; a new one where there is none."""
+    owner = _owner_of(decoder)
+    with owner.lock:
+        if owner.innermost is not None:
+            yield owner.innermost
+            return
+        with opened(decoder) as block:
+            yield block
+
+
+def refuse_hooks(decoder: Decoder) -> None:
+    """ModelError where somebody else's forward hooks lie on the decoder's layers: our rows would go through them too."""
+    hooked = [
+        f"layers.{layer.index}.{name}".rstrip(".")
+        for layer in decoder.layers
+        for name, module in layer.module.named_modules()
+        if any(_is_foreign(hook) for hooks in _hooks_of(module) for hook in list(hooks.values()))
+    ]
+    if hooked:
+        more = f" and {len(hooked) - MOST_NAMED} more" if len(hooked) > MOST_NAMED else ""
+        raise ModelError(
+            f"forward hooks are on {', '.join(hooked[:MOST_NAMED])}{more}: what they change is not measured; remove them first"
+        )
+
+
+def _hooks_of(module: nn.Module) -> tuple[dict, dict]:
+    return module._forward_pre_hooks, module._forward_hooks
+
+
+def _is_foreign(hook: Callable) -> bool:
+    """Not one of ours, nor of accelerate, which moves weights and states to where they are needed."""
+    return not hasattr(hook, "of_mask_impact") and not str(getattr(hook, "__module__", "")).startswith("accelerate.")
