@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import numpy as np
 import torch
 
@@ -17,11 +16,13 @@ from mask_impact.errors import InputError
 from mask_impact.models.loading import Reader
 from mask_impact.prompts.groups import Layout
 from mask_impact.prompts.images import Picture, preview
+from mask_impact.prompts.limits import rehearse, tokenizing
 from mask_impact.prompts.marks import IMAGE_MARK, IMAGE_TEXT, check_image_marks, check_prompt
+from mask_impact.prompts.templating import templated
 from mask_impact.results.tokens import IMAGE_PAD, ImageRecord, TokenTable
 
-_CHATML_TURN = re.compile(r"<\|im_start\|>(\w+)\n?(.*?)(?:<\|im_end\|>\n?|(?=<\|im_start\|>)|\Z)", re.DOTALL)
 PADDED = ("input_ids", "attention_mask", "mm_token_type_ids")  # [1, n]; other inputs have a row for each image or patch
+_TRIED = 1000  # tokens that are decoded on trial
 _USER_TURN = re.compile(r"<\|im_start\|>user\n?")
 _FIRST_TURN = re.compile(r"\s*<\|im_start\|>\w+\n?")
 
@@ -50,22 +51,6 @@ def layout_of(loaded: Reader, encoded: EncodedPrompt) -> Layout:
     return Layout(encoded.tokens, encoded.images, encoded.n_tokens, decode)
 
 
-def parse_chatml(prompt: str) -> list[dict[str, str]] | None:
-    """The conversation that a ChatML prompt spells, as [{role, content}, ...]; None where the prompt is not ChatML.
-
-    InputError where something stands outside of its turns: it would be lost.
-    """
-    if not prompt.lstrip().startswith("<|im_start|>"):
-        return None
-    outside = _CHATML_TURN.sub("", prompt).strip()
-    if outside:
-        raise InputError(
-            f"the ChatML prompt has text outside of its turns: {outside[:40]!r}; write each turn as "
-            f"<|im_start|>role, a line break, text, <|im_end|>, or use the prompt as it is (`raw`)"
-        )
-    return [{"role": role, "content": content} for role, content in _CHATML_TURN.findall(prompt)]
-
-
 def encode(loaded: Reader, prompt: str, pictures: Sequence[Picture] = (), *, raw: bool | None = None) -> EncodedPrompt:
     """Model inputs and token table of a prompt with pictures; raw None means: as it is where the model has no chat template.
 
@@ -81,12 +66,9 @@ def encode(loaded: Reader, prompt: str, pictures: Sequence[Picture] = (), *, raw
         raise InputError(
             f"model '{loaded.name}' is a text model and takes no images; leave them out or use another model"
         )
-    if raw:
-        text = prompt.replace(IMAGE_MARK, IMAGE_TEXT) if pictures else prompt
-    elif not templater.chat_template:
+    if not raw and not templater.chat_template:
         raise InputError(f"model '{loaded.name}' has no chat template; use the prompt as it is (`raw`)")
-    else:
-        text = _apply_template(templater, prompt, marked=bool(pictures))
+    text = _spelled(loaded, templater, prompt, bool(pictures), raw)
     if pictures:
         if text.count(IMAGE_PAD) != len(pictures):
             raise InputError(
@@ -96,13 +78,34 @@ def encode(loaded: Reader, prompt: str, pictures: Sequence[Picture] = (), *, raw
         encoded = _process(loaded, text, pictures)
     else:
         # A template writes the special tokens itself, a beginning-of-sequence token too.
-        ids = loaded.tokenizer(text, add_special_tokens=raw, return_tensors="pt")["input_ids"]
+        with tokenizing(loaded.name):
+            ids = loaded.tokenizer(text, add_special_tokens=raw, return_tensors="pt")["input_ids"]
         if ids.shape[1] == 0:
             raise InputError("the prompt has no tokens; give some text")
         encoded = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if loaded.kind == "vl":
             encoded["mm_token_type_ids"] = torch.zeros_like(ids)
     return _with_tables(loaded, encoded, text, pictures)
+
+
+def _spelled(loaded: Reader, templater: Any, prompt: str, marked: bool, raw: bool) -> str:
+    """The prompt as the model reads it, from a template and for a tokenizer that keep within limits."""
+
+    def spell() -> str:
+        if raw:
+            return prompt.replace(IMAGE_MARK, IMAGE_TEXT) if marked else prompt
+        return templated(templater, prompt, marked)
+
+    spelled: list[str] = []
+
+    def tokenize() -> None:
+        ids = loaded.tokenizer(spelled[0], add_special_tokens=raw)["input_ids"]
+        token_texts(loaded.tokenizer, ids[:_TRIED])
+
+    steps = (("chat template", lambda: spelled.append(spell())), ("tokenizer", tokenize))
+    named = [(f"{part} of model '{loaded.name}'", step) for part, step in steps]
+    rehearse(loaded.tokenizer, (str(templater.chat_template), raw), len(prompt), named)
+    return spell()
 
 
 def _mark_images(prompt: str, n_pictures: int) -> str:
@@ -122,7 +125,8 @@ def _process(loaded: Reader, text: str, pictures: Sequence[Picture]) -> dict[str
     if loaded.processor is None:
         raise InputError(f"images need the processor of model '{loaded.name}', and it was given a tokenizer only")
     try:
-        encoded = loaded.processor(text=[text], images=[picture.image for picture in pictures], return_tensors="pt")
+        with tokenizing(loaded.name):
+            encoded = loaded.processor(text=[text], images=[picture.image for picture in pictures], return_tensors="pt")
     except ValueError as error:
         for number, picture in enumerate(pictures):
             try:
@@ -170,45 +174,6 @@ def join(prompts: Sequence[EncodedPrompt], pad_id: int) -> tuple[dict[str, Any],
         else:
             joined[name] = torch.cat([part for part in parts if part is not None])
     return joined, paddings
-
-
-def _apply_template(templater: Any, prompt: str, marked: bool) -> str:
-    """The templated prompt; marked: whether image marks in it stand for images."""
-    messages = parse_chatml(prompt) or [{"role": "user", "content": prompt}]
-    # A last turn of the assistant is a beginning to be continued; an empty one only asks for the answer.
-    opened = messages[-1]["role"] == "assistant"
-    if opened and not messages[-1]["content"].strip():
-        messages, opened = messages[:-1], False
-    if not messages:
-        raise InputError("the conversation has no turn with text")
-    if marked:
-        messages = [turn | {"content": _content_parts(turn["content"])} for turn in messages]
-    # Qwen3's text models would otherwise think before every answer. Text models' templates that don't know the switch
-    # ignore it; a processor (vision-language models) warns of it, and has no use for it.
-    switches = {} if hasattr(templater, "tokenizer") else {"enable_thinking": False}
-    try:
-        return templater.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=not opened,
-            continue_final_message=opened,
-            **switches,
-        )
-    except (jinja2.TemplateError, ValueError) as error:  # a role that the template refuses, for one
-        raise InputError(
-            f"the model's chat template refuses the prompt: {error}; change its turns, or use it as it is (`raw`)"
-        ) from error
-
-
-def _content_parts(content: str) -> str | list[dict[str, str]]:
-    """A turn's content as the text and image parts that a template knows; a turn without images stays a text."""
-    if IMAGE_MARK not in content:
-        return content
-    parts: list[dict[str, str]] = []
-    for index, text in enumerate(content.split(IMAGE_MARK)):
-        parts += [{"type": "image"}] if index else []
-        parts += [{"type": "text", "text": text}] if text else []
-    return parts
 
 
 def _with_tables(

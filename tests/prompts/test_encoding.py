@@ -14,8 +14,9 @@ from mask_impact.api.functions import analyze
 from mask_impact.errors import InputError
 from mask_impact.models import loading
 from mask_impact.models.processing import PictureTextProcessor
-from mask_impact.prompts.encoding import encode, encode_inputs, parse_chatml, token_texts
+from mask_impact.prompts.encoding import encode, encode_inputs, token_texts
 from mask_impact.prompts.images import read_pictures
+from mask_impact.prompts.templating import parse_chatml
 
 QUESTION = "<|im_start|>user\nthe cat<|im_end|>\n"
 ANSWER_OPENED = "<|im_start|>assistant\n"
@@ -393,7 +394,8 @@ def test_a_text_model_takes_no_images(text):
 
 def test_a_template_that_leaves_images_out_is_noticed(demo_vl):
     template = (
-        "{% for message in messages %}{{ message.content if message.content is string else 'nothing' }}{% endfor %}"
+        "{% for message in messages %}{% if message.content is string %}{{ message.content }}{% else %}"
+        "{{ message.content | selectattr('text') | map(attribute='text') | join }}{% endif %}{% endfor %}"
     )
     processor = PictureTextProcessor(demo_vl.processor.image_processor, demo_vl.tokenizer, chat_template=template)
     with pytest.raises(InputError, match="template leaves out images: it keeps 0 of 1"):
