@@ -63,6 +63,11 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether a library written in Rust broke down: that is no Exception, and its class has no name to import."""
+    return type(error).__name__ == "PanicException"
+
+
 # --- words of messages ----------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ are checked before any weight is read. Knows nothing of what is measured.
 """
 
 import atexit
+import os
 import shutil
 import sys
 import tempfile
@@ -18,7 +19,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from mask_impact.errors import DeviceError, MaskImpactError, ModelError, UsageError
+from mask_impact.errors import DeviceError, MaskImpactError, ModelError, UsageError, is_panic
 from mask_impact.models.architectures import check_supported
 from mask_impact.models.devices import resolve_device, resolve_dtype
 from mask_impact.models.names import DEVICE_MAPS, KINDS
@@ -144,7 +145,9 @@ def _reading(part: str, name: str) -> Iterator[None]:
         yield
     except MaskImpactError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
             raise DeviceError(
                 f"memory does not suffice for model '{name}'; use a smaller one, `dtype` bfloat16, or another `device`"
@@ -153,6 +156,26 @@ def _reading(part: str, name: str) -> Iterator[None]:
         raise ModelError(
             f"cannot read the {part} of model '{name}'; its files may be damaged or incomplete, get them again: {reason}"
         ) from error
+
+
+@contextmanager
+def _without_panics() -> Iterator[None]:
+    """What is written to stderr while the block is open is held back, and dropped where the block ends with an error: a library
+    that breaks down writes there where in its code it did, besides raising."""
+    if sys.stderr is None:  # there is none
+        yield
+        return
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        stderr = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+            held.seek(0)
+            os.write(stderr, held.read())
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def load_config(source: Source, name: str) -> Any:
@@ -171,7 +194,7 @@ def load_config(source: Source, name: str) -> Any:
 
 
 def _load_tokenizer(source: Source, name: str, kind: str) -> tuple[Any, Any | None]:
-    with _reading("tokenizer", name):
+    with _without_panics(), _reading("tokenizer", name):
         if kind == "vl":
             processor = load_processor(source.path, revision=source.revision, local_files_only=source.local_only)
             return processor.tokenizer, processor

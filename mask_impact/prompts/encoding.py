@@ -4,24 +4,38 @@ A prompt is taken as a user's turn in the model's chat template, or, written in 
 it is (`raw`). Pictures go where the prompt marks them, or before its text. Ready model inputs are taken as they are.
 """
 
+import codecs
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from mask_impact.errors import InputError
-from mask_impact.models.loading import Reader
+from mask_impact.errors import InputError, shown
+from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.groups import Layout
 from mask_impact.prompts.images import Picture, preview
 from mask_impact.prompts.limits import rehearse, tokenizing
 from mask_impact.prompts.marks import IMAGE_MARK, IMAGE_TEXT, check_image_marks, check_prompt
 from mask_impact.prompts.templating import templated
-from mask_impact.results.tokens import IMAGE_PAD, ImageRecord, TokenTable
+from mask_impact.results.tokens import IMAGE_PAD, UNKNOWN, ImageRecord, TokenTable
 
 PADDED = ("input_ids", "attention_mask", "mm_token_type_ids")  # [1, n]; other inputs have a row for each image or patch
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
+# Byte-level vocabularies write a byte as the character of its number, those that can't be seen as characters from 256 on.
+_SEEN = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_UNSEEN = [byte for byte in range(256) if byte not in _SEEN]
+_BYTES = {chr(byte): byte for byte in _SEEN} | {chr(256 + at): byte for at, byte in enumerate(_UNSEEN)}
+_NOT_GIVEN = (
+    "past_key_values",
+    "inputs_embeds",
+    "labels",
+    "use_cache",
+    "logits_to_keep",
+)  # arguments that are no prompt
 _TRIED = 1000  # tokens that are decoded on trial
 _USER_TURN = re.compile(r"<\|im_start\|>user\n?")
 _FIRST_TURN = re.compile(r"\s*<\|im_start\|>\w+\n?")
@@ -141,17 +155,48 @@ def _process(loaded: Reader, text: str, pictures: Sequence[Picture]) -> dict[str
     return dict(encoded)
 
 
-def encode_inputs(loaded: Reader, inputs: dict[str, Any]) -> EncodedPrompt:
+def encode_inputs(loaded: Reader, inputs: Mapping[str, Any]) -> EncodedPrompt:
     """The same for ready model inputs (`input_ids` [1, n] and whatever else the model takes)."""
     if "input_ids" not in inputs:
         raise InputError("ready model inputs need input_ids")
-    ids = torch.as_tensor(inputs["input_ids"])
-    if ids.dim() != 2 or ids.shape[0] != 1 or ids.shape[1] == 0:
-        raise InputError(f"input_ids must have shape [1, n] with n >= 1, not {list(ids.shape)}")
-    encoded = {"attention_mask": torch.ones_like(ids), **inputs, "input_ids": ids}
-    if not bool(torch.as_tensor(encoded["attention_mask"]).bool().all()):
+    given = {name: _tensor(name, value) for name, value in inputs.items()}
+    _check_names(loaded, given)
+    ids = given["input_ids"]
+    if ids.is_floating_point() or ids.dtype == torch.bool or ids.dim() != 2 or ids.shape[0] != 1 or ids.shape[1] == 0:
+        kind = "" if ids.dtype in (torch.int64, torch.int32) else f" of {str(ids.dtype).removeprefix('torch.')}"
+        raise InputError(f"input_ids must be whole numbers, of shape [1, n] with n >= 1, not {list(ids.shape)}{kind}")
+    encoded = {"attention_mask": torch.ones_like(ids), **given}
+    for name in PADDED:
+        if name in encoded and encoded[name].shape != ids.shape:
+            raise InputError(
+                f"{name} must have the shape {list(ids.shape)} of input_ids, not {list(encoded[name].shape)}"
+            )
+    if not bool(encoded["attention_mask"].bool().all()):
         raise InputError("attention_mask hides tokens; analyse the sequence without padding")
     return _with_tables(loaded, encoded, None)
+
+
+def _tensor(name: str, value: Any) -> torch.Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise InputError(
+            f"{name} of ready model inputs must be a tensor of numbers, not {type(value).__name__}"
+        ) from None
+
+
+def _check_names(loaded: Reader, inputs: Mapping[str, Any]) -> None:
+    """InputError for inputs that the model does not take, and for videos."""
+    if video := next((name for name in inputs if "video" in name), None):
+        raise InputError(
+            f"ready model inputs hold a video ({video}), and videos are not measured; give its frames as images"
+        )
+    taken = inspect.signature(loaded.model.forward).parameters if isinstance(loaded, LoadedModel) else inputs
+    if unknown := [name for name in inputs if name not in taken or name in _NOT_GIVEN]:
+        known = [
+            name for name in taken if name not in _NOT_GIVEN and taken[name].kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        raise InputError(f"the model takes no input {shown(str(unknown[0]))}; it takes {', '.join(known)}")
 
 
 def join(prompts: Sequence[EncodedPrompt], pad_id: int) -> tuple[dict[str, Any], list[int]]:
@@ -184,7 +229,9 @@ def _with_tables(
     pictures: in the order of the images; none for ready inputs, whose images are known as the vision tower sees them.
     """
     ids = torch.as_tensor(inputs["input_ids"])[0].tolist()
-    texts, kinds = token_texts(loaded.tokenizer, ids)
+    _check_ids(loaded, ids)
+    with tokenizing(loaded.name):
+        texts, kinds = token_texts(loaded.tokenizer, ids)
     image, row, column = (np.full(len(ids), -1, dtype=np.int32) for _ in range(3))
     images: list[ImageRecord] = []
     if inputs.get("image_grid_thw") is not None:
@@ -210,6 +257,23 @@ def _with_tables(
             kinds[position] = "image"
     tokens = TokenTable(np.asarray(ids, dtype=np.int64), tuple(texts), tuple(kinds), image, row, column)
     return EncodedPrompt(inputs, tokens, text, tuple(images))
+
+
+def _check_ids(loaded: Reader, ids: list[int]) -> None:
+    """InputError for a token that the model has no embedding of, and for one of a video."""
+    n_rows = loaded.config.get_text_config().vocab_size
+    for position, token in enumerate(ids):
+        if not 0 <= token < n_rows:
+            text = loaded.tokenizer.convert_ids_to_tokens(token) if token >= 0 else None
+            named = f"token {token}{f' ({text!r})' if text else ''}"
+            raise InputError(
+                f"{named} at position {position} has no embedding in model '{loaded.name}', which has {n_rows}; "
+                f"take the model's own tokenizer, or resize the embeddings to the tokenizer"
+            )
+        if token == getattr(loaded.config, "video_token_id", None):
+            raise InputError(
+                f"the token at position {position} stands for a video, and videos are not measured; give images"
+            )
 
 
 def _image_records(loaded: Reader, inputs: dict[str, Any], pictures: Sequence[Picture]) -> list[ImageRecord]:
@@ -247,14 +311,30 @@ def _image_records(loaded: Reader, inputs: dict[str, Any], pictures: Sequence[Pi
 
 
 def token_texts(tokenizer: Any, ids: list[int]) -> tuple[list[str], list[str]]:
-    """Each token decoded on its own, and its kind (`text` or `special`)."""
+    """Each token decoded on its own, and its kind (`text` or `special`). Bytes that are no text alone are shown as <0xF0>."""
     special = set(tokenizer.all_special_ids)
     special.update(id for id, token in tokenizer.added_tokens_decoder.items() if token.special)
-    texts = []
-    for id in ids:
-        text = tokenizer.decode([id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        # SentencePiece tokenizers drop the space before a word that is decoded alone.
-        if str(tokenizer.convert_ids_to_tokens(id)).startswith("▁") and not text.startswith(" "):
-            text = " " + text
-        texts.append(text)
-    return texts, ["special" if id in special else "text" for id in ids]
+    texts = {id: _text_of(tokenizer, id) for id in dict.fromkeys(ids)}
+    return [texts[id] for id in ids], ["special" if id in special else "text" for id in ids]
+
+
+def _text_of(tokenizer: Any, id: int) -> str:
+    text = tokenizer.decode([id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    token = str(tokenizer.convert_ids_to_tokens(id))
+    if UNKNOWN in text and (own := _bytes_of(token)):
+        return own.decode("utf-8", "mask_impact_bytes")
+    # SentencePiece tokenizers drop the space before a word that is decoded alone.
+    return f" {text}" if token.startswith("▁") and not text.startswith(" ") else text
+
+
+def _bytes_of(token: str) -> bytes:
+    """What a token of a byte-level vocabulary stands for, or one of SentencePiece for a single byte; nothing for others."""
+    if found := _BYTE.fullmatch(token):
+        return bytes([int(found[1], 16)])
+    return bytes(_BYTES[char] for char in token) if _BYTES.keys() >= set(token) else b""
+
+
+codecs.register_error(
+    "mask_impact_bytes",
+    lambda error: ("".join(f"<0x{byte:02X}>" for byte in error.object[error.start : error.end]), error.end),
+)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from weakref import WeakKeyDictionary
 
-from mask_impact.errors import InputError
+from mask_impact.errors import InputError, is_panic
 
 SECONDS = 5.0  # of a processor, and as many more for each million characters
 MEMORY = 2**30  # bytes beyond what the process has, and 2,000 more for each character
@@ -80,7 +80,8 @@ def _child(writer: int, seconds: float, memory: int, steps: Sequence[tuple[str, 
         signal.setitimer(signal.ITIMER_PROF, seconds)
         for _, step in steps:
             os.write(writer, b".")
-            step()
+            with tokenizing(""):
+                step()
     except MemoryError:
         code = _RAN_OUT
     except TokenizerPanic:
@@ -119,7 +120,7 @@ def tokenizing(name: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # of pyo3, which gives no name to import
+        if not is_panic(error):
             raise
         reason = " ".join(str(error).split())[:200]
         raise TokenizerPanic(

@@ -275,6 +275,15 @@ def test_a_tokenizer_with_its_own_code_never_runs_it(copy, text_checkpoint, code
     assert not marker.exists()
 
 
+def test_a_tokenizer_that_breaks_down_as_it_is_read_is_one_line(copy, text_checkpoint, capfd):
+    """Its library raises no Exception then, and writes where it broke down."""
+    folder = copy(text_checkpoint)
+    change_json(folder / "tokenizer.json", normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})
+    with pytest.raises(ModelError, match=r"cannot read the tokenizer of model .*: Precompiled: Error"):
+        loading.load(str(folder))
+    assert capfd.readouterr().err == ""
+
+
 def test_kind_is_what_the_model_is_where_none_is_asked_for(text_checkpoint, vl_checkpoint):
     assert loading.load(str(text_checkpoint)).kind == "text"
     assert loading.load(str(vl_checkpoint)).kind == "vl"
