@@ -54,13 +54,17 @@ class ExactnessError(MaskImpactError):
     """The model's arithmetic could not be reproduced, or its activations are not finite."""
 
 
-# How torch says it without an exception class of its own: on a CPU (Linux, Windows) and on MPS.
-_OUT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "MPS backend out of memory")
+# How torch and others say it without an exception class of their own: on a CPU (Linux, Windows), on MPS, where a limit is set.
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator", "not enough memory", "MPS backend out of memory", "bad_alloc", "Cannot allocate memory",
+    "unable to mmap",
+)  # fmt: skip
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch had not enough memory. (Without torch, which this module does not import.)"""
-    return type(error).__name__ == "OutOfMemoryError" or any(text in str(error) for text in _OUT_OF_MEMORY)
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was not enough memory. (Without torch, which this module does not import.)"""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def is_panic(error: BaseException) -> bool:

@@ -19,12 +19,22 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from mask_impact.errors import DeviceError, MaskImpactError, ModelError, UsageError, is_panic
+from mask_impact.errors import DeviceError, MaskImpactError, ModelError, UsageError, is_out_of_memory, is_panic
 from mask_impact.models.architectures import check_supported
 from mask_impact.models.devices import resolve_device, resolve_dtype
+from mask_impact.models.linearity import check_linear
 from mask_impact.models.names import DEVICE_MAPS, KINDS
 from mask_impact.models.processing import load_processor
-from mask_impact.models.sources import Source, commit_of, locate_source, require_safetensors
+from mask_impact.models.shapes import check_numbers, check_shapes
+from mask_impact.models.sources import (
+    MERGE,
+    Source,
+    commit_of,
+    locate_source,
+    refuse_adapter,
+    require_safetensors,
+    weight_files,
+)
 
 BAR_DELAY_S = 1.0  # what loads faster than this shows no progress bar
 VISION_LANGUAGE_TYPES = ("qwen3_vl", "qwen3_vl_moe")
@@ -59,18 +69,38 @@ class LoadedModel(Reader):
 
 
 def wrap(model: PreTrainedModel, processor_or_tokenizer: Any, *, name: str | None = None) -> LoadedModel:
-    """Make a model that was loaded in the user's own way (quantised, several GPUs, offloaded) ready for `analyze`."""
+    """Make a model that was loaded in the user's own way (quantised, several GPUs, offloaded) ready for `analyze`.
+
+    UsageError for what is no model or no tokenizer, UnsupportedArchitecture, ModelError for a model that can't be measured.
+    """
+    if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(f"the model is one with an adapter ({type(model).__name__}), not merged; {MERGE}")
+    if not isinstance(getattr(model, "config", None), PreTrainedConfig) or not hasattr(model, "generate"):
+        raise UsageError(
+            f"wrap takes a model of transformers that generates, such as Qwen3ForCausalLM, not {_class_of(model)}"
+        )
     check_supported(model.config.model_type)
     is_processor = hasattr(processor_or_tokenizer, "tokenizer")
+    tokenizer = processor_or_tokenizer.tokenizer if is_processor else processor_or_tokenizer
+    if isinstance(tokenizer, type) or not hasattr(tokenizer, "convert_ids_to_tokens"):
+        raise UsageError(
+            f"wrap takes the model's tokenizer or processor beside it, not {_class_of(processor_or_tokenizer)}"
+        )
+    name = name or model.config.name_or_path or type(model).__name__
+    check_linear(model, name)
     return LoadedModel(
         model=model.eval(),
         config=model.config,
-        tokenizer=processor_or_tokenizer.tokenizer if is_processor else processor_or_tokenizer,
+        tokenizer=tokenizer,
         processor=processor_or_tokenizer if is_processor else None,
         kind=kind_of(model.config.model_type),
-        name=name or model.config.name_or_path or type(model).__name__,
+        name=name,
         revision=getattr(model.config, "_commit_hash", None),
     )
+
+
+def _class_of(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def load(
@@ -148,7 +178,7 @@ def _reading(part: str, name: str) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and not is_panic(error):
             raise
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
+        if is_out_of_memory(error):
             raise DeviceError(
                 f"memory does not suffice for model '{name}'; use a smaller one, `dtype` bfloat16, or another `device`"
             ) from error
@@ -181,6 +211,9 @@ def _without_panics() -> Iterator[None]:
 def load_config(source: Source, name: str) -> Any:
     """The configuration of a supported model; UnsupportedArchitecture, ModelError."""
     with _reading("configuration", name):
+        refuse_adapter(source, name)
+        if source.gguf_file is None:
+            check_numbers(PreTrainedConfig.get_config_dict(source.path, **source.arguments())[0], name)
         try:
             config = AutoConfig.from_pretrained(source.path, **source.arguments())
         except Exception:
@@ -212,6 +245,7 @@ def _load_weights(
     arguments = source.arguments()
     if source.gguf_file is None:
         require_safetensors(source, name)
+        check_shapes(config, weight_files(source), name)
         arguments["use_safetensors"] = True
     with _reading("weights", name):
         model, info = auto.from_pretrained(
@@ -230,6 +264,7 @@ def _load_weights(
             f"weights of model '{name}' are incomplete: {len(missing)} tensors are missing or have another shape, "
             f"the first is {missing[0]}; get the checkpoint again"
         )
+    check_linear(model, name)
     return model.eval()
 
 
