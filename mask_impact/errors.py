@@ -57,7 +57,7 @@ class ExactnessError(MaskImpactError):
 # How torch and others say it without an exception class of their own: on a CPU (Linux, Windows), on MPS, where a limit is set.
 _OUT_OF_MEMORY = (
     "DefaultCPUAllocator", "not enough memory", "MPS backend out of memory", "bad_alloc", "Cannot allocate memory",
-    "unable to mmap",
+    "unable to mmap", "failed to map segment",
 )  # fmt: skip
 
 
@@ -99,3 +99,16 @@ def nearest(word: Any, known: Iterable[str]) -> str | None:
 def shown(text: str) -> str:
     """The text in quotes, cut where it is long."""
     return repr(text if len(text) <= 60 else text[:60] + "...")
+
+
+def need(what: str, value: Any, types: type | tuple[type, ...], accepted: str) -> None:
+    """UsageError where an argument of a Python function is of another type. True and False are no numbers. accepted: in words."""
+    if not isinstance(value, types) or (isinstance(value, bool) and types is int):
+        said = (
+            "None"
+            if value is None
+            else f"the class {value.__name__}"
+            if isinstance(value, type)
+            else type(value).__name__
+        )
+        raise UsageError(f"{what} must be {accepted}, not {said}")

@@ -19,7 +19,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from mask_impact.errors import DeviceError, MaskImpactError, ModelError, UsageError, is_out_of_memory, is_panic
+from mask_impact.errors import DeviceError, MaskImpactError, ModelError, UsageError, is_out_of_memory, is_panic, need
 from mask_impact.models.architectures import check_supported
 from mask_impact.models.devices import resolve_device, resolve_dtype
 from mask_impact.models.linearity import check_linear
@@ -75,17 +75,13 @@ def wrap(model: PreTrainedModel, processor_or_tokenizer: Any, *, name: str | Non
     """
     if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(f"the model is one with an adapter ({type(model).__name__}), not merged; {MERGE}")
-    if not isinstance(getattr(model, "config", None), PreTrainedConfig) or not hasattr(model, "generate"):
-        raise UsageError(
-            f"wrap takes a model of transformers that generates, such as Qwen3ForCausalLM, not {_class_of(model)}"
-        )
+    if isinstance(model, type) or not isinstance(getattr(model, "config", None), PreTrainedConfig):
+        need("the model given to wrap", model, (), "one of transformers that generates, such as Qwen3ForCausalLM")
     check_supported(model.config.model_type)
     is_processor = hasattr(processor_or_tokenizer, "tokenizer")
     tokenizer = processor_or_tokenizer.tokenizer if is_processor else processor_or_tokenizer
     if isinstance(tokenizer, type) or not hasattr(tokenizer, "convert_ids_to_tokens"):
-        raise UsageError(
-            f"wrap takes the model's tokenizer or processor beside it, not {_class_of(processor_or_tokenizer)}"
-        )
+        need("what is given to wrap beside the model", processor_or_tokenizer, (), "its tokenizer or processor")
     name = name or model.config.name_or_path or type(model).__name__
     check_linear(model, name)
     return LoadedModel(
@@ -99,12 +95,8 @@ def wrap(model: PreTrainedModel, processor_or_tokenizer: Any, *, name: str | Non
     )
 
 
-def _class_of(value: object) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-
-
 def load(
-    model: str | None = None,
+    model: str | os.PathLike | None = None,
     *,
     kind: str | None = None,
     device: str = "auto",
@@ -120,6 +112,15 @@ def load(
     over all GPUs, memory and disk: one of DEVICE_MAPS (None: all of it on `device`). check: called before the weights are read,
     to refuse what the tokenizer alone can refuse. Errors: ModelError, UnsupportedArchitecture, DeviceError, UsageError.
     """
+    need("`model`", model, (str, os.PathLike, type(None)), "text: a hub id, a folder, a .gguf file, demo or smollm2")
+    model = None if model is None else os.fspath(model)
+    for what, value in {
+        "`device`": device,
+        "`dtype`": dtype,
+        "`device_map`": device_map or "",
+        "`revision`": revision or "",
+    }.items():
+        need(what, value, str, "text")
     if kind not in (None, *KINDS):
         raise UsageError(f"kind must be one of {', '.join(KINDS)}, not '{kind}'")
     if device_map not in (None, *DEVICE_MAPS):

@@ -602,17 +602,19 @@ def test_what_is_no_model_or_no_tokenizer_is_not_wrapped():
     model = tiny_model("qwen3", vocab_size=320)
     for other, said in (
         (torch.nn.Linear(2, 2), "Linear"),
-        (None, "NoneType"),
+        (None, "None"),
         ("demo", "str"),
         (type(model), "the class Qwen3"),
     ):
-        with pytest.raises(UsageError, match=f"wrap takes a model of transformers .* not {said}"):
+        with pytest.raises(UsageError, match=f"the model given to wrap must be one of transformers .* not {said}"):
             loading.wrap(other, make_tokenizer())
     for other, said in (
-        (None, "NoneType"),
+        (None, "None"),
         ("gpt2", "str"),
         (PreTrainedTokenizerFast, "the class Tok"),
         (len, "builtin"),
     ):
-        with pytest.raises(UsageError, match=f"wrap takes the model's tokenizer or processor beside it, not {said}"):
+        with pytest.raises(
+            UsageError, match=f"given to wrap beside the model must be its tokenizer or processor, not {said}"
+        ):
             loading.wrap(model, other)
