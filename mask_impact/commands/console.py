@@ -161,5 +161,7 @@ def describe(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         return f"the Python package {error.name} is not installed: python -m pip install -r requirements.txt"
     if is_out_of_memory(error):
-        return "memory does not suffice; use a smaller model, `dtype` bfloat16, or raise the limit that is set (ulimit -v)"
+        return (
+            "memory does not suffice; use a smaller model, `dtype` bfloat16, or raise the limit that is set (ulimit -v)"
+        )
     return f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} (--debug shows where; please report it)"
