@@ -19,7 +19,9 @@ _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "ass
 
 def standard(row: Mapping[str, Any]) -> dict[str, Any]:
     """The row with `prompt` and `image` as text and paths (or data: addresses); InputError for a form that can't be read."""
-    plain = {key: value for key, value in row.items() if key not in ("messages", "conversations", "images")}
+    several = row.get("images") if row.get("image") is None and isinstance(row.get("images"), list) else None
+    left_out = {"messages", "conversations", *(["images"] if several is not None else [])}
+    plain = {key: value for key, value in row.items() if key not in left_out}
     key = next((key for key in PROMPTS if row.get(key) is not None), None)
     if key is None and "prompt" not in row:
         there = ", ".join(map(str, row)) or "nothing"
@@ -29,8 +31,7 @@ def standard(row: Mapping[str, Any]) -> dict[str, Any]:
         plain["prompt"] = _chatml(key, row[key], found)
     elif "messages" in row or "conversations" in row:  # a column like any other, beside a prompt
         plain |= {other: row[other] for other in PROMPTS[1:] if other in row}
-    given = row.get("image") if row.get("image") is not None else row.get("images")
-    given = found if given is None and found else given
+    given = next((one for one in (row.get("image"), several, found or None) if one is not None), None)
     if isinstance(given, list):
         plain["image"] = [_image(one) for one in given]
     elif given is not None or "image" in row:

@@ -97,6 +97,11 @@ def test_rows_in_other_forms_are_one_line_before_a_model_is_loaded(tmp_path, row
     assert "\n" not in problem.message
 
 
+def test_columns_of_these_names_beside_a_prompt_are_carried_along(tmp_path):
+    (job,) = jobs_of(tmp_path, {"prompt": "hi", "messages": "none", "images": 3})
+    assert (job.prompt, job.images, job.carried) == ("hi", (), {"messages": "none", "images": 3})
+
+
 def test_a_file_without_any_of_the_columns_names_those_it_has(tmp_path):
     (tmp_path / "rows.csv").write_text("question,answer\na,b\n")
     with pytest.raises(InputError, match="has no column prompt; its columns are 'question, answer'"):
