@@ -58,13 +58,22 @@ class ExactnessError(MaskImpactError):
     """The model's arithmetic could not be reproduced, or its activations are not finite."""
 
 
-# How torch says it without an exception class of its own: on a CPU (Linux, Windows) and on MPS.
-_OUT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "MPS backend out of memory")
+# How torch and others say it without an exception class of their own: on a CPU (Linux, Windows), on MPS, where a limit is set.
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator", "not enough memory", "MPS backend out of memory", "bad_alloc", "Cannot allocate memory",
+    "unable to mmap", "failed to map segment",
+)  # fmt: skip
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch had not enough memory. (Without torch, which this module does not import.)"""
-    return type(error).__name__ == "OutOfMemoryError" or any(text in str(error) for text in _OUT_OF_MEMORY)
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was not enough memory. (Without torch, which this module does not import.)"""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library written in Rust broke down: that is no Exception, and its class has no name to import."""
+    return type(error).__name__ == "PanicException"
 
 
 # --- words of messages ----------------------------------------------------------------------------------------------------
@@ -131,3 +140,16 @@ def nearest(word: Any, known: Iterable[str]) -> str | None:
 def shown(text: str) -> str:
     """The text in quotes, cut where it is long."""
     return repr(text if len(text) <= 60 else text[:60] + "...")
+
+
+def need(what: str, value: Any, types: type | tuple[type, ...], accepted: str) -> None:
+    """UsageError where an argument of a Python function is of another type. True and False are no numbers. accepted: in words."""
+    if not isinstance(value, types) or (isinstance(value, bool) and types is int):
+        said = (
+            "None"
+            if value is None
+            else f"the class {value.__name__}"
+            if isinstance(value, type)
+            else type(value).__name__
+        )
+        raise UsageError(f"{what} must be {accepted}, not {said}")

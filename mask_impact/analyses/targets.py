@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from mask_impact.errors import InputError, UsageError, shown
-from mask_impact.prompts.groups import UNKNOWN
+from mask_impact.results.tokens import UNKNOWN
 
 THINKING_ENDS, THINKING_BEGINS = "</think>", "<think>"
 NAMES = ("answer", "thinking", "all", "each")

@@ -13,7 +13,7 @@ from mask_impact.analyses import without as answers
 from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.settings import ANSWER_TOKENS, SETTINGS, SettingError, UnknownSetting, make_settings
 from mask_impact.api.results import Explanation, Knockouts, Result, WhatIf
-from mask_impact.errors import MaskImpactError, UsageError
+from mask_impact.errors import MaskImpactError, UsageError, need
 from mask_impact.models import loading
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.group_files import WINDOW, FlowSet
@@ -41,6 +41,12 @@ def _takes_settings(command: str, **defaults: Any) -> Callable:
 
 def _model(model: LoadedModel | str | PathLike) -> LoadedModel:
     """A model's name is as good as the model; load it yourself where you use it more than once."""
+    need(
+        "the model",
+        model,
+        (LoadedModel, str, PathLike),
+        "one of mask_impact.load or mask_impact.wrap, or the name of one",
+    )
     return model if isinstance(model, LoadedModel) else loading.load(str(model))
 
 
@@ -48,6 +54,11 @@ def _several(images: Any) -> tuple[Any, ...]:
     """A single image where several may stand: a path, or what has pixels."""
     single = isinstance(images, str | PathLike) or hasattr(images, "__array__") or hasattr(images, "getpixel")
     return (images,) if single or not isinstance(images, Iterable) else tuple(images)
+
+
+def _observer(observer: Observer | None) -> Observer | None:
+    need("`observer`", observer, (Observer, type(None)), "an Observer, or None")
+    return observer
 
 
 def _pictures(images: Any, chosen: settings.RunSettings) -> tuple[Picture, ...]:
@@ -72,7 +83,7 @@ def analyze(
     """
     chosen = make_settings("run", {"answer": True} | given)
     pictures = _pictures(images, chosen)
-    return Result(**vars(impact.run(_model(model), prompt, chosen, pictures, observer=observer)))
+    return Result(**vars(impact.run(_model(model), prompt, chosen, pictures, observer=_observer(observer))))
 
 
 @_takes_settings("explain", num_tokens=ANSWER_TOKENS)
@@ -91,9 +102,12 @@ def explain(
     model, prompt, images: as in `analyze`. seed: of the tokens that are drawn at random to hold the estimates against.
     Errors: as in `analyze`.
     """
+    need("`seed`", seed, int, "a whole number")
     chosen = make_settings("explain", {"num_tokens": ANSWER_TOKENS} | given)
     pictures = _pictures(images, chosen)
-    return Explanation(**vars(explanations.run(_model(model), prompt, chosen, pictures, seed=seed, observer=observer)))
+    return Explanation(
+        **vars(explanations.run(_model(model), prompt, chosen, pictures, seed=seed, observer=_observer(observer)))
+    )
 
 
 @_takes_settings("knockout", window=None)
@@ -119,7 +133,7 @@ def knockout(
     if flows is not None and not isinstance(flows, FlowSet):
         flows = FlowSet(WINDOW, tuple(_flow(one) for one in _listed_flows(flows)))
     pictures = _pictures(images, chosen)
-    found = knockouts.run(_model(model), prompt, flows, chosen, window, pictures, observer=observer)
+    found = knockouts.run(_model(model), prompt, flows, chosen, window, pictures, observer=_observer(observer))
     return Knockouts(**vars(found))
 
 
@@ -162,15 +176,19 @@ def without(
     tokens are hidden (None: all). Greedy, otherwise as the model's generation config says.
     Errors: InputError for a spec that matches nothing or several places, UsageError for a layer that is not there.
     """
+    need("what is hidden", specs, (str, Sequence), "text, or a list of texts")
     specs = [specs] if isinstance(specs, str) else list(specs)
     if wrong := [spec for spec in specs if not isinstance(spec, str)]:
         raise UsageError(f"what is hidden is said in text, not by {wrong[0]!r}")
-    layers = [layers] if isinstance(layers, int) else layers
-    if layers is not None and (isinstance(layers, str) or not all(isinstance(layer, int) for layer in layers)):
-        raise UsageError(f"layers are whole numbers, not {layers!r}")
+    if layers is not None:
+        layers = list(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
+    for layer in layers or ():
+        need("a layer", layer, int, "a whole number")
     chosen = make_settings("without", {"num_tokens": ANSWER_TOKENS} | given)
     pictures = _pictures(images, chosen)
-    return WhatIf(**vars(answers.run(_model(model), prompt, specs, chosen, layers, pictures, observer=observer)))
+    return WhatIf(
+        **vars(answers.run(_model(model), prompt, specs, chosen, layers, pictures, observer=_observer(observer)))
+    )
 
 
 def analyze_many(
@@ -189,7 +207,8 @@ def analyze_many(
     """
     if isinstance(prompts, str | Mapping):
         raise UsageError("prompts are given as a list (or an iterator); for a single one there is analyze")
-    return _analyze_many(_model(model), enumerate(prompts), raise_errors, observer, given)
+    need("prompts", prompts, Iterable, "a list, or an iterator")
+    return _analyze_many(_model(model), enumerate(prompts), raise_errors, _observer(observer), given)
 
 
 def _analyze_many(

@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from mask_impact.errors import need
 from mask_impact.results import (
     answer_files,
     answers,
@@ -170,4 +171,5 @@ def load_result(path: str | PathLike) -> Result:
 
     OutputError where a file is missing, cannot be read, or does not belong to the others.
     """
+    need("the path of a result", path, (str, PathLike), "text or a path")
     return Result(**vars(store.load_result(path)))

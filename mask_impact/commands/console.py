@@ -21,7 +21,15 @@ from textwrap import fill
 from typing import NoReturn, TextIO
 
 from mask_impact.analyses.settings import SETTINGS, SettingError
-from mask_impact.errors import InputError, MaskImpactError, UsageError, nearest, public_address, told
+from mask_impact.errors import (
+    InputError,
+    MaskImpactError,
+    UsageError,
+    is_out_of_memory,
+    nearest,
+    public_address,
+    told,
+)
 from mask_impact.results import files
 from mask_impact.studies.sharing import launched
 from mask_impact.studies.signals import ended_by
@@ -51,6 +59,23 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
         return self._complete(*self.parse_known_args(args, namespace))
 
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+        return super().parse_known_args(self._with_prompts(sys.argv[1:] if args is None else args), namespace)
+
+    def _with_prompts(self, args: Sequence[str]) -> list[str]:
+        """The arguments with a prompt that begins with - joined to its flag, since argparse takes it for a flag."""
+        joined: list[str] = []
+        for argument in args:
+            is_text = (
+                argument.startswith("-") and (" " in argument or not argument.startswith("--")) and argument != "-"
+            )
+            is_flag = argument.partition("=")[0] in self._option_string_actions
+            if joined[-1:] == ["--prompt"] and is_text and not is_flag:
+                joined[-1] += f"={argument}"
+            else:
+                joined.append(argument)
+        return joined
+
     def parse_mixed(self, args: Sequence[str]) -> argparse.Namespace:
         """Arguments with flags between them; where there is a --, argparse takes no flags between them."""
         parse = self.parse_known_args if "--" in args else self.parse_known_intermixed_args
@@ -61,7 +86,9 @@ class Parser(argparse.ArgumentParser):
         for argument in unknown:
             name = argument.partition("=")[0]
             if name.startswith("-"):
-                self.error(f"unknown flag {name}{did_you_mean(name, self._option_string_actions)}")
+                prompts = any(action.dest == "prompt" and not action.option_strings for action in self._actions)
+                behind = "; a prompt that begins with - goes behind --" * prompts
+                self.error(f"unknown flag {name}{did_you_mean(name, self._option_string_actions) or behind}")
         if unknown:
             self.error(f"unexpected argument {unknown[0]!r}")
         return parsed
@@ -70,6 +97,8 @@ class Parser(argparse.ArgumentParser):
         show(message.removesuffix("\n"))  # help and version are all that argparse prints
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("argument --prompt: expected one argument"):
+            message += "; one that begins with -- is given as --prompt=--it"
         if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message, re.DOTALL):
             names = [name.strip().strip("'") for name in choice[2].split(",")]
             message = f"{message[: choice.start()]}unknown {choice[1]!r}; accepted are {', '.join(names)}"
@@ -206,4 +235,8 @@ def describe(error: Exception) -> str:
         return f"'{error.filename}': {error.strerror}"
     if isinstance(error, ModuleNotFoundError):
         return f"the Python package {error.name} is not installed: python -m pip install -r requirements.txt"
+    if is_out_of_memory(error):
+        return (
+            "memory does not suffice; use a smaller model, `dtype` bfloat16, or raise the limit that is set (ulimit -v)"
+        )
     return f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} (--debug shows where; please report it)"

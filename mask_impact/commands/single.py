@@ -136,9 +136,18 @@ def read_prompt(argument: str | None, caller: Caller) -> str:
     if argument == "-" and caller.kind is None:
         prompt = _read_stdin()
     else:
-        prompt = read_prompt_file(argument) if argument.endswith(".txt") and "\n" not in argument else argument
+        prompt = read_prompt_file(argument) if _is_path(argument) else argument
     check_prompt(prompt)
     return prompt
+
+
+def _is_path(argument: str) -> bool:
+    """Whether a prompt is the path of one: it ends in .txt, and is no sentence that ends so: one with spaces that is no file, and
+    in no folder that is there."""
+    if not argument.endswith(".txt") or "\n" in argument:
+        return False
+    folder = os.path.dirname(argument)
+    return " " not in argument or os.path.isfile(argument) or (folder != "" and os.path.isdir(folder))
 
 
 def _read_stdin() -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mask_impact.results.records import Result
+from mask_impact.results.tokens import UNKNOWN
 
 
 def band_layers(n_layers: int, n_bands: int) -> tuple[tuple[tuple[int, float], ...], ...]:
@@ -39,9 +40,15 @@ def align(first: Result, first_positions: np.ndarray, second: Result, second_pos
     for result, positions in ((first, first_positions), (second, second_positions)):
         outside = [place for place, position in enumerate(positions) if result.tokens.image[position] < 0]
         places.append(outside)
-        texts.append([result.tokens.texts[positions[place]] for place in outside])
+        texts.append([_name(result, positions[place]) for place in outside])
     pairs += [(places[0][one], places[1][other]) for one, other in _align_texts(*texts)]
     return np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
+
+
+def _name(result: Result, position: int) -> str:
+    """What a token is known by: its text, and its id where bytes that are no text alone were stored without saying which."""
+    text = result.tokens.texts[position]
+    return f"{text}#{result.tokens.ids[position]}" if UNKNOWN in text else text
 
 
 def _cells(result: Result, positions: np.ndarray) -> dict[tuple[Any, ...], int]:

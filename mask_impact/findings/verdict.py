@@ -28,6 +28,7 @@ from mask_impact.findings.agreement import window_of
 from mask_impact.findings.alignment import align
 from mask_impact.findings.comparison import Comparison, Pair, Side
 from mask_impact.results.explanations import ExplainedTarget
+from mask_impact.results.tokens import UNKNOWN
 
 TOP = 5  # units of each result
 LITTLE = 0.1  # nats: what changes less is not said to matter
@@ -275,7 +276,7 @@ def _by_name(target: ExplainedTarget, aligned: Sequence[int] | set[int]) -> dict
     """Places of text units some of whose tokens are not aligned, by their texts without spaces around them."""
     found: dict[str, list[int]] = {}
     for place, name in enumerate(target.names):
-        is_text = target.kinds[place] in ("word", "text") and name.strip()
+        is_text = target.kinds[place] in ("word", "text") and name.strip() and UNKNOWN not in name
         if is_text and not all(at in aligned for at in target.positions[place]):
             found.setdefault(name.strip(), []).append(place)
     return found

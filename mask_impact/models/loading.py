@@ -6,6 +6,7 @@ are checked before any weight is read. Knows nothing of what is measured.
 """
 
 import atexit
+import os
 import shutil
 import sys
 import tempfile
@@ -18,12 +19,22 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from mask_impact.errors import DeviceError, MaskImpactError, ModelError, UsageError
+from mask_impact.errors import DeviceError, MaskImpactError, ModelError, UsageError, is_out_of_memory, is_panic, need
 from mask_impact.models.architectures import check_supported
 from mask_impact.models.devices import resolve_device, resolve_dtype
+from mask_impact.models.linearity import check_linear
 from mask_impact.models.names import DEVICE_MAPS, KINDS
 from mask_impact.models.processing import load_processor
-from mask_impact.models.sources import Source, commit_of, locate_source, require_safetensors
+from mask_impact.models.shapes import check_numbers, check_shapes
+from mask_impact.models.sources import (
+    MERGE,
+    Source,
+    commit_of,
+    locate_source,
+    refuse_adapter,
+    require_safetensors,
+    weight_files,
+)
 
 BAR_DELAY_S = 1.0  # what loads faster than this shows no progress bar
 VISION_LANGUAGE_TYPES = ("qwen3_vl", "qwen3_vl_moe")
@@ -58,22 +69,34 @@ class LoadedModel(Reader):
 
 
 def wrap(model: PreTrainedModel, processor_or_tokenizer: Any, *, name: str | None = None) -> LoadedModel:
-    """Make a model that was loaded in the user's own way (quantised, several GPUs, offloaded) ready for `analyze`."""
+    """Make a model that was loaded in the user's own way (quantised, several GPUs, offloaded) ready for `analyze`.
+
+    UsageError for what is no model or no tokenizer, UnsupportedArchitecture, ModelError for a model that can't be measured.
+    """
+    if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(f"the model is one with an adapter ({type(model).__name__}), not merged; {MERGE}")
+    if isinstance(model, type) or not isinstance(getattr(model, "config", None), PreTrainedConfig):
+        need("the model given to wrap", model, (), "one of transformers that generates, such as Qwen3ForCausalLM")
     check_supported(model.config.model_type)
     is_processor = hasattr(processor_or_tokenizer, "tokenizer")
+    tokenizer = processor_or_tokenizer.tokenizer if is_processor else processor_or_tokenizer
+    if isinstance(tokenizer, type) or not hasattr(tokenizer, "convert_ids_to_tokens"):
+        need("what is given to wrap beside the model", processor_or_tokenizer, (), "its tokenizer or processor")
+    name = name or model.config.name_or_path or type(model).__name__
+    check_linear(model, name)
     return LoadedModel(
         model=model.eval(),
         config=model.config,
-        tokenizer=processor_or_tokenizer.tokenizer if is_processor else processor_or_tokenizer,
+        tokenizer=tokenizer,
         processor=processor_or_tokenizer if is_processor else None,
         kind=kind_of(model.config.model_type),
-        name=name or model.config.name_or_path or type(model).__name__,
+        name=name,
         revision=getattr(model.config, "_commit_hash", None),
     )
 
 
 def load(
-    model: str | None = None,
+    model: str | os.PathLike | None = None,
     *,
     kind: str | None = None,
     device: str = "auto",
@@ -89,6 +112,15 @@ def load(
     over all GPUs, memory and disk: one of DEVICE_MAPS (None: all of it on `device`). check: called before the weights are read,
     to refuse what the tokenizer alone can refuse. Errors: ModelError, UnsupportedArchitecture, DeviceError, UsageError.
     """
+    need("`model`", model, (str, os.PathLike, type(None)), "text: a hub id, a folder, a .gguf file, demo or smollm2")
+    model = None if model is None else os.fspath(model)
+    for what, value in {
+        "`device`": device,
+        "`dtype`": dtype,
+        "`device_map`": device_map or "",
+        "`revision`": revision or "",
+    }.items():
+        need(what, value, str, "text")
     if kind not in (None, *KINDS):
         raise UsageError(f"kind must be one of {', '.join(KINDS)}, not '{kind}'")
     if device_map not in (None, *DEVICE_MAPS):
@@ -144,8 +176,10 @@ def _reading(part: str, name: str) -> Iterator[None]:
         yield
     except MaskImpactError:
         raise
-    except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        if is_out_of_memory(error):
             raise DeviceError(
                 f"memory does not suffice for model '{name}'; use a smaller one, `dtype` bfloat16, or another `device`"
             ) from error
@@ -155,9 +189,32 @@ def _reading(part: str, name: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _without_panics() -> Iterator[None]:
+    """What is written to stderr while the block is open is held back, and dropped where the block ends with an error: a library
+    that breaks down writes there where in its code it did, besides raising."""
+    if sys.stderr is None:  # there is none
+        yield
+        return
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        stderr = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+            held.seek(0)
+            os.write(stderr, held.read())
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
 def load_config(source: Source, name: str) -> Any:
     """The configuration of a supported model; UnsupportedArchitecture, ModelError."""
     with _reading("configuration", name):
+        refuse_adapter(source, name)
+        if source.gguf_file is None:
+            check_numbers(PreTrainedConfig.get_config_dict(source.path, **source.arguments())[0], name)
         try:
             config = AutoConfig.from_pretrained(source.path, **source.arguments())
         except Exception:
@@ -171,7 +228,7 @@ def load_config(source: Source, name: str) -> Any:
 
 
 def _load_tokenizer(source: Source, name: str, kind: str) -> tuple[Any, Any | None]:
-    with _reading("tokenizer", name):
+    with _without_panics(), _reading("tokenizer", name):
         if kind == "vl":
             processor = load_processor(source.path, revision=source.revision, local_files_only=source.local_only)
             return processor.tokenizer, processor
@@ -189,6 +246,7 @@ def _load_weights(
     arguments = source.arguments()
     if source.gguf_file is None:
         require_safetensors(source, name)
+        check_shapes(config, weight_files(source), name)
         arguments["use_safetensors"] = True
     with _reading("weights", name):
         model, info = auto.from_pretrained(
@@ -207,6 +265,7 @@ def _load_weights(
             f"weights of model '{name}' are incomplete: {len(missing)} tensors are missing or have another shape, "
             f"the first is {missing[0]}; get the checkpoint again"
         )
+    check_linear(model, name)
     return model.eval()
 
 

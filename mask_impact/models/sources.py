@@ -20,6 +20,11 @@ from mask_impact.errors import ModelError, UsageError
 from mask_impact.models.names import DEFAULT_MODELS, DEMO, SMOLLM2
 
 HUB_TIMEOUT_S = 5.0
+INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"  # of peft, with LoRA weights or others beside it
+MERGE = (
+    "merge it into its model (`merge_and_unload()` of peft), save that with `save_pretrained`, and use what was saved"
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ def _local_source(model: str, kind: str) -> Source | None:
         return Source(str(path.parent), gguf_file=path.name, local_only=True)
     if not model or not path.is_dir():
         return None
-    if not (path / "config.json").is_file():
+    if not (path / "config.json").is_file() and not (path / ADAPTER).is_file():
         raise ModelError(f"folder '{model}' holds no model: config.json is missing; give a folder that holds one")
     return Source(str(path), local_only=True)
 
@@ -155,14 +160,9 @@ def _is_cached(model: str, revision: str | None) -> bool:
         return False
     if cached("model.safetensors"):
         return True
-    index = cached("model.safetensors.index.json")
-    if index is None:
-        return False
-    try:
-        shards = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged
-        return False
-    return all(map(cached, shards))
+    index = cached(INDEX)
+    shards = _shards(Path(index)) if index else []
+    return bool(shards) and all(map(cached, shards))
 
 
 def commit_of(source: Source) -> str | None:
@@ -186,6 +186,38 @@ def _smollm2_source() -> Source:
 def _require_gguf() -> None:
     if importlib.util.find_spec("gguf") is None:
         raise ModelError("GGUF files need the package gguf: pip install gguf")
+
+
+def refuse_adapter(source: Source, name: str) -> None:
+    """ModelError for a folder or repository of an adapter: without it the model is another one."""
+    if _file_of(source, ADAPTER):
+        raise ModelError(f"model '{name}' is an adapter ({ADAPTER}), not a model of its own; {MERGE}")
+
+
+def weight_files(source: Source) -> list[Path]:
+    """The safetensors files of a model, as far as they are on this machine."""
+    if single := _file_of(source, "model.safetensors"):
+        return [single]
+    index = _file_of(source, INDEX)
+    files = (index.parent / shard for shard in _shards(index)) if index else ()
+    return [file for file in files if file.is_file()]
+
+
+def _shards(index: Path) -> list[str]:
+    """Names of the files that an index names; none where it is damaged."""
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _file_of(source: Source, name: str) -> Path | None:
+    """A file of a folder, or of the hub's local cache."""
+    if Path(source.path).is_dir():
+        path = Path(source.path, name)
+        return path if path.is_file() else None
+    found = try_to_load_from_cache(source.path, name, revision=source.revision)
+    return Path(found) if isinstance(found, str) else None
 
 
 def require_safetensors(source: Source, name: str) -> None:

@@ -4,24 +4,39 @@ A prompt is taken as a user's turn in the model's chat template, or, written in 
 it is (`raw`). Pictures go where the prompt marks them, or before its text. Ready model inputs are taken as they are.
 """
 
+import codecs
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import numpy as np
 import torch
 
-from mask_impact.errors import InputError
-from mask_impact.models.loading import Reader
+from mask_impact.errors import InputError, shown
+from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.groups import Layout
 from mask_impact.prompts.images import Picture, preview
+from mask_impact.prompts.limits import rehearse, tokenizing
 from mask_impact.prompts.marks import IMAGE_MARK, IMAGE_TEXT, check_image_marks, check_prompt
-from mask_impact.results.tokens import IMAGE_PAD, ImageRecord, TokenTable
+from mask_impact.prompts.templating import templated
+from mask_impact.results.tokens import IMAGE_PAD, UNKNOWN, ImageRecord, TokenTable
 
-_CHATML_TURN = re.compile(r"<\|im_start\|>(\w+)\n?(.*?)(?:<\|im_end\|>\n?|(?=<\|im_start\|>)|\Z)", re.DOTALL)
 PADDED = ("input_ids", "attention_mask", "mm_token_type_ids")  # [1, n]; other inputs have a row for each image or patch
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
+# Byte-level vocabularies write a byte as the character of its number, those that can't be seen as characters from 256 on.
+_SEEN = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_UNSEEN = [byte for byte in range(256) if byte not in _SEEN]
+_BYTES = {chr(byte): byte for byte in _SEEN} | {chr(256 + at): byte for at, byte in enumerate(_UNSEEN)}
+_NOT_GIVEN = (
+    "past_key_values",
+    "inputs_embeds",
+    "labels",
+    "use_cache",
+    "logits_to_keep",
+)  # arguments that are no prompt
+_TRIED = 1000  # tokens that are decoded on trial
 _USER_TURN = re.compile(r"<\|im_start\|>user\n?")
 _FIRST_TURN = re.compile(r"\s*<\|im_start\|>\w+\n?")
 
@@ -50,22 +65,6 @@ def layout_of(loaded: Reader, encoded: EncodedPrompt) -> Layout:
     return Layout(encoded.tokens, encoded.images, encoded.n_tokens, decode)
 
 
-def parse_chatml(prompt: str) -> list[dict[str, str]] | None:
-    """The conversation that a ChatML prompt spells, as [{role, content}, ...]; None where the prompt is not ChatML.
-
-    InputError where something stands outside of its turns: it would be lost.
-    """
-    if not prompt.lstrip().startswith("<|im_start|>"):
-        return None
-    outside = _CHATML_TURN.sub("", prompt).strip()
-    if outside:
-        raise InputError(
-            f"the ChatML prompt has text outside of its turns: {outside[:40]!r}; write each turn as "
-            f"<|im_start|>role, a line break, text, <|im_end|>, or use the prompt as it is (`raw`)"
-        )
-    return [{"role": role, "content": content} for role, content in _CHATML_TURN.findall(prompt)]
-
-
 def encode(loaded: Reader, prompt: str, pictures: Sequence[Picture] = (), *, raw: bool | None = None) -> EncodedPrompt:
     """Model inputs and token table of a prompt with pictures; raw None means: as it is where the model has no chat template.
 
@@ -81,12 +80,9 @@ def encode(loaded: Reader, prompt: str, pictures: Sequence[Picture] = (), *, raw
         raise InputError(
             f"model '{loaded.name}' is a text model and takes no images; leave them out or use another model"
         )
-    if raw:
-        text = prompt.replace(IMAGE_MARK, IMAGE_TEXT) if pictures else prompt
-    elif not templater.chat_template:
+    if not raw and not templater.chat_template:
         raise InputError(f"model '{loaded.name}' has no chat template; use the prompt as it is (`raw`)")
-    else:
-        text = _apply_template(templater, prompt, marked=bool(pictures))
+    text = _spelled(loaded, templater, prompt, bool(pictures), raw)
     if pictures:
         if text.count(IMAGE_PAD) != len(pictures):
             raise InputError(
@@ -96,13 +92,34 @@ def encode(loaded: Reader, prompt: str, pictures: Sequence[Picture] = (), *, raw
         encoded = _process(loaded, text, pictures)
     else:
         # A template writes the special tokens itself, a beginning-of-sequence token too.
-        ids = loaded.tokenizer(text, add_special_tokens=raw, return_tensors="pt")["input_ids"]
+        with tokenizing(loaded.name):
+            ids = loaded.tokenizer(text, add_special_tokens=raw, return_tensors="pt")["input_ids"]
         if ids.shape[1] == 0:
             raise InputError("the prompt has no tokens; give some text")
         encoded = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if loaded.kind == "vl":
             encoded["mm_token_type_ids"] = torch.zeros_like(ids)
     return _with_tables(loaded, encoded, text, pictures)
+
+
+def _spelled(loaded: Reader, templater: Any, prompt: str, marked: bool, raw: bool) -> str:
+    """The prompt as the model reads it, from a template and for a tokenizer that keep within limits."""
+
+    def spell() -> str:
+        if raw:
+            return prompt.replace(IMAGE_MARK, IMAGE_TEXT) if marked else prompt
+        return templated(templater, prompt, marked)
+
+    spelled: list[str] = []
+
+    def tokenize() -> None:
+        ids = loaded.tokenizer(spelled[0], add_special_tokens=raw)["input_ids"]
+        token_texts(loaded.tokenizer, ids[:_TRIED])
+
+    steps = (("chat template", lambda: spelled.append(spell())), ("tokenizer", tokenize))
+    named = [(f"{part} of model '{loaded.name}'", step) for part, step in steps]
+    rehearse(loaded.tokenizer, (str(templater.chat_template), raw), len(prompt), named)
+    return spell()
 
 
 def _mark_images(prompt: str, n_pictures: int) -> str:
@@ -122,7 +139,8 @@ def _process(loaded: Reader, text: str, pictures: Sequence[Picture]) -> dict[str
     if loaded.processor is None:
         raise InputError(f"images need the processor of model '{loaded.name}', and it was given a tokenizer only")
     try:
-        encoded = loaded.processor(text=[text], images=[picture.image for picture in pictures], return_tensors="pt")
+        with tokenizing(loaded.name):
+            encoded = loaded.processor(text=[text], images=[picture.image for picture in pictures], return_tensors="pt")
     except ValueError as error:
         for number, picture in enumerate(pictures):
             try:
@@ -137,17 +155,48 @@ def _process(loaded: Reader, text: str, pictures: Sequence[Picture]) -> dict[str
     return dict(encoded)
 
 
-def encode_inputs(loaded: Reader, inputs: dict[str, Any]) -> EncodedPrompt:
+def encode_inputs(loaded: Reader, inputs: Mapping[str, Any]) -> EncodedPrompt:
     """The same for ready model inputs (`input_ids` [1, n] and whatever else the model takes)."""
     if "input_ids" not in inputs:
         raise InputError("ready model inputs need input_ids")
-    ids = torch.as_tensor(inputs["input_ids"])
-    if ids.dim() != 2 or ids.shape[0] != 1 or ids.shape[1] == 0:
-        raise InputError(f"input_ids must have shape [1, n] with n >= 1, not {list(ids.shape)}")
-    encoded = {"attention_mask": torch.ones_like(ids), **inputs, "input_ids": ids}
-    if not bool(torch.as_tensor(encoded["attention_mask"]).bool().all()):
+    given = {name: _tensor(name, value) for name, value in inputs.items()}
+    _check_names(loaded, given)
+    ids = given["input_ids"]
+    if ids.is_floating_point() or ids.dtype == torch.bool or ids.dim() != 2 or ids.shape[0] != 1 or ids.shape[1] == 0:
+        kind = "" if ids.dtype in (torch.int64, torch.int32) else f" of {str(ids.dtype).removeprefix('torch.')}"
+        raise InputError(f"input_ids must be whole numbers, of shape [1, n] with n >= 1, not {list(ids.shape)}{kind}")
+    encoded = {"attention_mask": torch.ones_like(ids), **given}
+    for name in PADDED:
+        if name in encoded and encoded[name].shape != ids.shape:
+            raise InputError(
+                f"{name} must have the shape {list(ids.shape)} of input_ids, not {list(encoded[name].shape)}"
+            )
+    if not bool(encoded["attention_mask"].bool().all()):
         raise InputError("attention_mask hides tokens; analyse the sequence without padding")
     return _with_tables(loaded, encoded, None)
+
+
+def _tensor(name: str, value: Any) -> torch.Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise InputError(
+            f"{name} of ready model inputs must be a tensor of numbers, not {type(value).__name__}"
+        ) from None
+
+
+def _check_names(loaded: Reader, inputs: Mapping[str, Any]) -> None:
+    """InputError for inputs that the model does not take, and for videos."""
+    if video := next((name for name in inputs if "video" in name), None):
+        raise InputError(
+            f"ready model inputs hold a video ({video}), and videos are not measured; give its frames as images"
+        )
+    taken = inspect.signature(loaded.model.forward).parameters if isinstance(loaded, LoadedModel) else inputs
+    if unknown := [name for name in inputs if name not in taken or name in _NOT_GIVEN]:
+        known = [
+            name for name in taken if name not in _NOT_GIVEN and taken[name].kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        raise InputError(f"the model takes no input {shown(str(unknown[0]))}; it takes {', '.join(known)}")
 
 
 def join(prompts: Sequence[EncodedPrompt], pad_id: int) -> tuple[dict[str, Any], list[int]]:
@@ -172,45 +221,6 @@ def join(prompts: Sequence[EncodedPrompt], pad_id: int) -> tuple[dict[str, Any],
     return joined, paddings
 
 
-def _apply_template(templater: Any, prompt: str, marked: bool) -> str:
-    """The templated prompt; marked: whether image marks in it stand for images."""
-    messages = parse_chatml(prompt) or [{"role": "user", "content": prompt}]
-    # A last turn of the assistant is a beginning to be continued; an empty one only asks for the answer.
-    opened = messages[-1]["role"] == "assistant"
-    if opened and not messages[-1]["content"].strip():
-        messages, opened = messages[:-1], False
-    if not messages:
-        raise InputError("the conversation has no turn with text")
-    if marked:
-        messages = [turn | {"content": _content_parts(turn["content"])} for turn in messages]
-    # Qwen3's text models would otherwise think before every answer. Text models' templates that don't know the switch
-    # ignore it; a processor (vision-language models) warns of it, and has no use for it.
-    switches = {} if hasattr(templater, "tokenizer") else {"enable_thinking": False}
-    try:
-        return templater.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=not opened,
-            continue_final_message=opened,
-            **switches,
-        )
-    except (jinja2.TemplateError, ValueError) as error:  # a role that the template refuses, for one
-        raise InputError(
-            f"the model's chat template refuses the prompt: {error}; change its turns, or use it as it is (`raw`)"
-        ) from error
-
-
-def _content_parts(content: str) -> str | list[dict[str, str]]:
-    """A turn's content as the text and image parts that a template knows; a turn without images stays a text."""
-    if IMAGE_MARK not in content:
-        return content
-    parts: list[dict[str, str]] = []
-    for index, text in enumerate(content.split(IMAGE_MARK)):
-        parts += [{"type": "image"}] if index else []
-        parts += [{"type": "text", "text": text}] if text else []
-    return parts
-
-
 def _with_tables(
     loaded: Reader, inputs: dict[str, Any], text: str | None, pictures: Sequence[Picture] = ()
 ) -> EncodedPrompt:
@@ -219,7 +229,9 @@ def _with_tables(
     pictures: in the order of the images; none for ready inputs, whose images are known as the vision tower sees them.
     """
     ids = torch.as_tensor(inputs["input_ids"])[0].tolist()
-    texts, kinds = token_texts(loaded.tokenizer, ids)
+    _check_ids(loaded, ids)
+    with tokenizing(loaded.name):
+        texts, kinds = token_texts(loaded.tokenizer, ids)
     image, row, column = (np.full(len(ids), -1, dtype=np.int32) for _ in range(3))
     images: list[ImageRecord] = []
     if inputs.get("image_grid_thw") is not None:
@@ -245,6 +257,23 @@ def _with_tables(
             kinds[position] = "image"
     tokens = TokenTable(np.asarray(ids, dtype=np.int64), tuple(texts), tuple(kinds), image, row, column)
     return EncodedPrompt(inputs, tokens, text, tuple(images))
+
+
+def _check_ids(loaded: Reader, ids: list[int]) -> None:
+    """InputError for a token that the model has no embedding of, and for one of a video."""
+    n_rows = loaded.config.get_text_config().vocab_size
+    for position, token in enumerate(ids):
+        if not 0 <= token < n_rows:
+            text = loaded.tokenizer.convert_ids_to_tokens(token) if token >= 0 else None
+            named = f"token {token}{f' ({text!r})' if text else ''}"
+            raise InputError(
+                f"{named} at position {position} has no embedding in model '{loaded.name}', which has {n_rows}; "
+                f"take the model's own tokenizer, or resize the embeddings to the tokenizer"
+            )
+        if token == getattr(loaded.config, "video_token_id", None):
+            raise InputError(
+                f"the token at position {position} stands for a video, and videos are not measured; give images"
+            )
 
 
 def _image_records(loaded: Reader, inputs: dict[str, Any], pictures: Sequence[Picture]) -> list[ImageRecord]:
@@ -282,14 +311,30 @@ def _image_records(loaded: Reader, inputs: dict[str, Any], pictures: Sequence[Pi
 
 
 def token_texts(tokenizer: Any, ids: list[int]) -> tuple[list[str], list[str]]:
-    """Each token decoded on its own, and its kind (`text` or `special`)."""
+    """Each token decoded on its own, and its kind (`text` or `special`). Bytes that are no text alone are shown as <0xF0>."""
     special = set(tokenizer.all_special_ids)
     special.update(id for id, token in tokenizer.added_tokens_decoder.items() if token.special)
-    texts = []
-    for id in ids:
-        text = tokenizer.decode([id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        # SentencePiece tokenizers drop the space before a word that is decoded alone.
-        if str(tokenizer.convert_ids_to_tokens(id)).startswith("▁") and not text.startswith(" "):
-            text = " " + text
-        texts.append(text)
-    return texts, ["special" if id in special else "text" for id in ids]
+    texts = {id: _text_of(tokenizer, id) for id in dict.fromkeys(ids)}
+    return [texts[id] for id in ids], ["special" if id in special else "text" for id in ids]
+
+
+def _text_of(tokenizer: Any, id: int) -> str:
+    text = tokenizer.decode([id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    token = str(tokenizer.convert_ids_to_tokens(id))
+    if UNKNOWN in text and (own := _bytes_of(token)):
+        return own.decode("utf-8", "mask_impact_bytes")
+    # SentencePiece tokenizers drop the space before a word that is decoded alone.
+    return f" {text}" if token.startswith("▁") and not text.startswith(" ") else text
+
+
+def _bytes_of(token: str) -> bytes:
+    """What a token of a byte-level vocabulary stands for, or one of SentencePiece for a single byte; nothing for others."""
+    if found := _BYTE.fullmatch(token):
+        return bytes([int(found[1], 16)])
+    return bytes(_BYTES[char] for char in token) if _BYTES.keys() >= set(token) else b""
+
+
+codecs.register_error(
+    "mask_impact_bytes",
+    lambda error: ("".join(f"<0x{byte:02X}>" for byte in error.object[error.start : error.end]), error.end),
+)

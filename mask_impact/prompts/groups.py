@@ -33,14 +33,13 @@ from itertools import groupby, pairwise
 import numpy as np
 
 from mask_impact.errors import InputError, shown
-from mask_impact.results.tokens import ImageRecord, TokenTable
+from mask_impact.results.tokens import UNKNOWN, ImageRecord, TokenTable, is_piece
 
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 ROLES = ("system", "user", "assistant")
 MAX_PIECES = 16  # tokens decoded together: a character has at most 4 bytes, but a token can have parts of two
 MAX_PLACES = 5  # of a phrase that a message lists
 CONTEXT = 12  # characters around each of them
-UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 _SPAN = "[0-9]+(?:-[0-9]+)?"
 _NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
@@ -303,11 +302,10 @@ def _units(run: list[int], tokens: TokenTable, decode: Callable[[list[int]], str
     start = 0
     while start < len(run):
         text, n = tokens.texts[run[start]], 1
-        # A piece of a character decodes to UNKNOWN, and so does each piece that can follow it.
         pieces = run[start : start + MAX_PIECES]
-        if UNKNOWN in text:
+        if is_piece(text):  # and so is each that can follow it
             for end in range(2, len(pieces) + 1):
-                if UNKNOWN not in tokens.texts[pieces[end - 1]]:
+                if not is_piece(tokens.texts[pieces[end - 1]]):
                     break
                 together = decode([int(tokens.ids[position]) for position in pieces[:end]])
                 if UNKNOWN not in together:

@@ -5,6 +5,7 @@ on it, and Pillow's warnings stay inside. Colour profiles are not applied, as th
 Pillow and numpy; knows no model.
 """
 
+import base64
 import http.client
 import io
 import logging
@@ -27,6 +28,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from mask_impact.errors import InputError, UsageError, public_address
+from mask_impact.prompts.marks import is_data
 from mask_impact.results.inputs import IMAGE, open_file
 
 ACCEPTED = "a PNG, JPEG, WebP, GIF, BMP or TIFF file is accepted"
@@ -59,7 +61,7 @@ def read_pictures(
 def read_picture(
     source, *, max_resolution: int | None = None, allow_remote: bool = False, name: str | None = None
 ) -> Picture:
-    """The picture that `source` names: a path, an http(s) URL, a PIL image (left as it is), or an array.
+    """The picture that `source` names: a path, an http(s) URL, a data: address, a PIL image (left as it is), or an array.
 
     Arrays are uint8 [height, width], [height, width, 1 | 3 | 4], or bool [height, width]. Of several frames the first is
     read (of a PIL image, the one it is at). EXIF orientation is applied and transparency composed on white. Grey that is
@@ -79,8 +81,12 @@ def read_picture(
     elif isinstance(source, str | os.PathLike):
         remote = isinstance(source, str) and re.match("https?://", source, re.IGNORECASE)
         path = os.fsdecode(source)
-        name = name or (public_address(path) if remote else path)
-        with _fetched(path, allow_remote) if remote else _opened(path, name) as file:
+        if is_data(path):
+            file, name = _written_out(path), f"{path[:40]}..."
+        else:
+            name = name or (public_address(path) if remote else path)
+            file = _fetched(path, allow_remote) if remote else _opened(path, name)
+        with file:
             image = _decoded(name, file)
     else:
         raise InputError(f"an image is a path, a URL, a PIL image or a numpy array, not {type(source).__name__}")
@@ -123,6 +129,19 @@ def _opened(path: str, name: str) -> BinaryIO:
         else:
             problem = f"cannot be opened: {_reason(error)}; {ACCEPTED}"
         raise InputError(f"image '{shown}' {problem}") from error
+
+
+def _written_out(address: str) -> BinaryIO:
+    """The file that a data: address holds in base64."""
+    data = address.partition(",")[2]
+    if len(data) > MAX_REMOTE_BYTES * 4 // 3 + 4:
+        raise InputError(
+            f"image '{address[:40]}...' is longer than {MAX_REMOTE_BYTES / 2**20:g} MiB; give it as a file"
+        )
+    try:
+        return io.BytesIO(base64.b64decode(data, validate=True))
+    except ValueError:
+        raise InputError(f"image '{address[:40]}...' is no base64; data:image/png;base64,... is accepted") from None
 
 
 class _OnlyHttp(urllib.request.HTTPRedirectHandler):

@@ -1,5 +1,7 @@
 """The marks in a prompt where images go, and what makes a text a prompt at all. Light: checked before a model is loaded."""
 
+import re
+
 from mask_impact.errors import InputError
 from mask_impact.results.tokens import IMAGE_PAD, VIDEO_PAD
 
@@ -7,6 +9,14 @@ IMAGE_MARK = "<image>"
 
 
 IMAGE_TEXT = f"<|vision_start|>{IMAGE_PAD}<|vision_end|>"  # what templates write for an image, taken as a mark too
+
+
+_DATA = re.compile("data:[^,]{0,200};base64,", re.IGNORECASE)
+
+
+def is_data(image: str) -> bool:
+    """Whether an image is written out in its address."""
+    return _DATA.match(image) is not None
 
 
 def check_image_marks(prompt: str, n_images: int) -> None:

@@ -1,5 +1,6 @@
 """The tokens of a prompt and its images, as frozen dataclasses that are checked when they are made. Knows numpy only."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -8,6 +9,14 @@ import numpy as np
 TOKEN_KINDS = ("text", "special", "image")
 MASK_MODES = ("text", "vision", "both")
 IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"  # what stands for a cell of an image, or of a video
+
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+_PIECE = re.compile(rf"{UNKNOWN}|<0x[0-9A-F]{{2}}>")
+
+
+def is_piece(text: str) -> bool:
+    """Whether a token has a part of a character: bytes that are no text alone, shown as <0xF0>, in older results as UNKNOWN."""
+    return _PIECE.search(text) is not None
 
 
 def check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:

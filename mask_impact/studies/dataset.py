@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from mask_impact.errors import InputError, shown
 from mask_impact.results.inputs import DATASET, open_file
 from mask_impact.studies.dataset_files import READERS
+from mask_impact.studies.dataset_forms import PROMPTS, standard
 from mask_impact.studies.jobs import (
     NO_FLAGS,
     Job,
@@ -44,7 +45,7 @@ def read_dataset(
         _, columns = next(rows, (0, []))
     if isinstance(columns, str):
         raise InputError(f"dataset '{path}' has no column prompt: {columns}")
-    if "prompt" not in columns:
+    if not {*PROMPTS} & {*columns}:
         raise InputError(f"dataset '{path}' has no column prompt; its columns are {shown(', '.join(columns))}")
     if twice := sorted({column for column in columns if columns.count(column) > 1}):
         raise InputError(f"dataset '{path}' has several columns {shown(twice[0])}; give each a name of its own")
@@ -92,7 +93,7 @@ def _job(row: Any, number: int, folder: Path, kind: str | None, flags: dict[str,
         raise InputError(row)
     if row.get("image_path") is not None:
         raise InputError("image_path is the key of a configuration; in a dataset the column is called image")
-    row = _plain(row)
+    row = standard(_plain(row))
     try:
         entry = RowLevel.model_validate(row)
     except ValidationError as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 from mask_impact.analyses.settings import GROUPS, SETTINGS, RunSettings, of_class
 from mask_impact.errors import InputError, public_address, shown
-from mask_impact.prompts.marks import check_image_marks, check_prompt
+from mask_impact.prompts.marks import check_image_marks, check_prompt, is_data
 from mask_impact.results.files import name_problem
 
 NO_FLAGS: Mapping[str, Any] = MappingProxyType({})
@@ -57,7 +57,9 @@ def is_url(text: str) -> bool:
 
 def located(folder: Path, images: Iterable[str] | None) -> tuple[str, ...]:
     """Images as absolute paths, those of a file relative to its folder; URLs as they are."""
-    return tuple(image if is_url(image) else os.path.abspath(folder / image) for image in images or ())
+    return tuple(
+        image if is_url(image) or is_data(image) else os.path.abspath(folder / image) for image in images or ()
+    )
 
 
 def job_name_problem(name: str) -> str | None:
@@ -93,7 +95,7 @@ def job_problems(
             if not values.get("allow_remote"):
                 address = shown(public_address(image))
                 yield image_key, f"image {address} is fetched only where `allow_remote` is given; give a file"
-        elif not os.path.isfile(image):
+        elif not is_data(image) and not os.path.isfile(image):
             what = "is a folder; name the files in it" if os.path.isdir(image) else "does not exist; give a file or URL"
             yield image_key, f"image {image!r} {what}"
     groups = values.get("groups")

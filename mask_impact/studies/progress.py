@@ -12,6 +12,7 @@ from typing import Any
 
 from mask_impact.analyses.observer import Observer
 from mask_impact.errors import MaskImpactError, public_address
+from mask_impact.prompts.marks import is_data
 from mask_impact.results.store import Saved
 from mask_impact.studies.batching import Outcome, Task
 from mask_impact.studies.jobs import Job, Problem
@@ -46,7 +47,7 @@ class ErrorLog:
     def add(self, job: Job, error: MaskImpactError) -> dict[str, Any]:
         """A job that failed; returns what is recorded."""
         entry = {"name": job.name, "error": type(error).__name__, "message": str(error), "prompt": job.prompt}
-        entry["images"] = [public_address(image) for image in job.images]
+        entry["images"] = [image[:40] if is_data(image) else public_address(image) for image in job.images]
         self._write(entry)
         return entry
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 import mask_impact
 from mask_impact.analyses.settings import RunSettings, SettingError, UnknownSetting, of_command
-from mask_impact.errors import InputError, ModelError, OutputError, UsageError
+from mask_impact.errors import InputError, MaskImpactError, ModelError, OutputError, UsageError
 from mask_impact.results import answers, flows, records
 from mask_impact.results.flows import Flow
 from mask_impact.views.answers import render_whatif
@@ -235,6 +235,39 @@ def test_a_result_is_read_back_as_one(text, tmp_path):
     assert_same(again, result)
     assert str(again) == str(result)
     assert set(saved.paths) == set(tmp_path.iterdir())
+
+
+def test_arguments_of_other_types_are_one_line(text):
+    def run(function, *args, **given):
+        return lambda: list(found) if hasattr(found := function(*args, **given), "__next__") else found
+
+    analyze, without, load = mask_impact.analyze, mask_impact.without, mask_impact.load
+    for wrong, said in (
+        (run(analyze, None, PROMPT), "the model must be one of mask_impact.load or .* not None"),
+        (run(analyze, text.model, PROMPT), "the model must be .* not Qwen3ForCausalLM"),
+        (run(analyze, text, PROMPT, observer=5), "`observer` must be an Observer, or None, not int"),
+        (run(analyze, text, PROMPT, num_tokens="3"), "num_tokens must be a whole number, at least 1, not '3'"),
+        (run(analyze, text, PROMPT, num_tokens=1.5), "num_tokens must be a whole number, at least 1, not 1.5"),
+        (
+            run(analyze, text, PROMPT, window=None),
+            "window must be a whole number of layers, at least 1, or all, not None",
+        ),
+        (run(analyze, text, PROMPT, variants=5), "variants must be some of .* not 5"),
+        (run(analyze, text, 5), "a prompt is text .*, not int"),
+        (run(mask_impact.explain, text, PROMPT, seed="x"), "`seed` must be a whole number, not str"),
+        (run(mask_impact.explain, text, PROMPT, seed=True), "`seed` must be a whole number, not bool"),
+        (run(without, text, PROMPT, None), "what is hidden must be text, or a list of texts, not None"),
+        (run(without, text, PROMPT, "cat", layers=1.5), "a layer must be a whole number, not float"),
+        (run(without, text, PROMPT, "cat", layers=[True]), "a layer must be a whole number, not bool"),
+        (run(mask_impact.analyze_many, text, None), "prompts must be a list, or an iterator, not None"),
+        (run(mask_impact.load_result, None), "the path of a result must be text or a path, not None"),
+        (run(load, 5), "`model` must be text: .* not int"),
+        (run(load, "demo", device=None), "`device` must be text, not None"),
+        (run(load, "demo", dtype=["float32"]), "`dtype` must be text, not list"),
+        (run(load, "demo", revision=5), "`revision` must be text, not int"),
+    ):
+        with pytest.raises(MaskImpactError, match=said):
+            wrong()
 
 
 def test_every_public_name_is_there():

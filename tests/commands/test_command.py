@@ -268,6 +268,12 @@ def test_standard_input_may_be_no_prompt(refused, monkeypatch, no_weights):
         assert said in refused("run", "-", code=1)
 
 
+def test_a_prompt_that_begins_with_a_dash_goes_behind_two(run, refused, text_checkpoint):
+    said = "unknown flag -yes; a prompt that begins with - goes behind --"
+    assert said in refused("run", "-yes", "-m", text_checkpoint)
+    assert run("run", "-m", text_checkpoint, "--raw", "--", "-yes").code == 0
+
+
 def test_a_minus_is_a_prompt_of_the_scripts(run, text_checkpoint):
     assert run("--prompt", "-", "--model", text_checkpoint, "--raw", main=main_text).code == 0
     assert prompt_of("masking_results") == "-"

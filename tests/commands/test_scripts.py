@@ -222,6 +222,32 @@ def test_a_prompt_file_that_does_not_exist_is_named(refused):
     assert "prompt file 'nowhere.txt' does not exist" in refused(main_text, "--prompt", "nowhere.txt")
 
 
+@pytest.mark.parametrize(
+    "prompt", ["-yes", "-1 or -2?", "--what is this?", "Please summarize notes.txt", "read a/notes b.txt"]
+)
+def test_a_prompt_may_begin_like_a_flag_and_end_like_a_file(prompt, run, text_checkpoint):
+    assert run(main_text, "--model", text_checkpoint, "--raw", "--prompt", prompt).code == 0
+    assert templated_prompt() == prompt
+
+
+def test_a_path_with_spaces_is_a_file_where_it_or_its_folder_is_there(run, refused, text_checkpoint, tmp_path):
+    (tmp_path / "my notes.txt").write_text("the cat")
+    assert run(main_text, "--model", text_checkpoint, "--raw", "--prompt", "my notes.txt").code == 0
+    assert templated_prompt() == "the cat"
+    for path in tmp_path.glob("masking_results*"):
+        path.unlink()
+    (tmp_path / "my texts").mkdir()
+    shutil.rmtree(tmp_path / "output")
+    assert "prompt file 'my texts/notes.txt' does not exist" in refused(main_text, "--prompt", "my texts/notes.txt")
+
+
+def test_a_flag_behind_prompt_is_no_prompt(refused):
+    for flag in ("--effect", "--what?"):
+        assert "expected one argument; one that begins with -- is given as --prompt=--it" in refused(
+            main_text, "--prompt", flag, code=2
+        )
+
+
 def test_a_prompt_file_that_is_a_folder_is_named(refused, tmp_path):
     (tmp_path / "folder.txt").mkdir()
     assert "prompt file 'folder.txt' cannot be read" in refused(main_text, "--prompt", "folder.txt")

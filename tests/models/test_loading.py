@@ -15,7 +15,7 @@ import torch
 from checkpoints import make_tokenizer
 from huggingface_hub import constants as hub_constants
 from tiny_models import tiny_inputs, tiny_model
-from transformers import GPT2Config, OPTConfig
+from transformers import GPT2Config, OPTConfig, PreTrainedTokenizerFast
 
 from mask_impact.api.functions import analyze
 from mask_impact.errors import DeviceError, InputError, ModelError, UnsupportedArchitecture, UsageError
@@ -275,6 +275,15 @@ def test_a_tokenizer_with_its_own_code_never_runs_it(copy, text_checkpoint, code
     assert not marker.exists()
 
 
+def test_a_tokenizer_that_breaks_down_as_it_is_read_is_one_line(copy, text_checkpoint, capfd):
+    """Its library raises no Exception then, and writes where it broke down."""
+    folder = copy(text_checkpoint)
+    change_json(folder / "tokenizer.json", normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})
+    with pytest.raises(ModelError, match=r"cannot read the tokenizer of model .*: Precompiled: Error"):
+        loading.load(str(folder))
+    assert capfd.readouterr().err == ""
+
+
 def test_kind_is_what_the_model_is_where_none_is_asked_for(text_checkpoint, vl_checkpoint):
     assert loading.load(str(text_checkpoint)).kind == "text"
     assert loading.load(str(vl_checkpoint)).kind == "vl"
@@ -479,3 +488,133 @@ def test_ready_inputs_need_no_prompt(text_checkpoint):
     assert analyze(loaded, inputs).n_prompt == 5
     with pytest.raises(InputError, match="input_ids"):
         analyze(loaded, {"attention_mask": inputs["attention_mask"]})
+
+
+# --- configurations that are wrong ------------------------------------------------------------------------------------------
+
+
+def change_config(path, key, value):
+    """Of config.json, `text_config.hidden_size` and the like."""
+    written = json.loads(path.read_text())
+    *places, last = key.split(".")
+    part = written
+    for place in places:
+        part = part[place]
+    part[last] = value
+    part.pop("layer_types", None)  # has as many as there are layers
+    path.write_text(json.dumps(written))
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value", "said"),
+    [
+        ("text", "hidden_size", 1_000_000, r"says hidden_size 1000000, which makes 1000000 of what is 48 in the weights"),
+        ("text", "hidden_size", 10**12, r"says hidden_size 1000000000000, and 10,000,000 is the most"),
+        ("text", "num_hidden_layers", 9_999, "says num_hidden_layers 9999, and the weights have 3"),
+        ("text", "num_hidden_layers", 10**9, "says num_hidden_layers 1000000000, and 10,000 is the most"),
+        ("text", "vocab_size", 9_000_000, "says vocab_size 9000000, which makes 9000000 of what is 296"),
+        ("text", "intermediate_size", 4_000_000, r"of what is 80 in the weights \(model.layers.0.mlp.down_proj.weight\)"),
+        ("text", "num_attention_heads", 400_000, "says num_attention_heads 400000, which makes 6400000 of what is 64"),
+        ("text", "head_dim", 400_000, "says num_attention_heads 4, which makes 1600000 of what is 64"),
+        ("vl", "text_config.num_hidden_layers", 9_999, "says num_hidden_layers 9999, and the weights have 4"),
+        ("vl", "text_config.hidden_size", 1_000_000, "says hidden_size 1000000, which"),
+        ("vl", "vision_config.depth", 9_999, "says depth 9999, and the weights have 4"),
+        ("vl", "vision_config.depth", 10**8, "says depth 100000000, and 10,000 is the most"),
+        ("vl", "vision_config.hidden_size", 1_000_000, r"of what is 32 in the weights \(model.visual.blocks.0.attn.proj"),
+        ("vl", "vision_config.num_position_embeddings", 9_000_000, "says num_position_embeddings 9000000, which"),
+    ],
+)  # fmt: skip
+def test_sizes_that_are_not_those_of_the_weights_are_refused_before_anything_is_made(
+    request, copy, monkeypatch, kind, key, value, said
+):
+    folder = copy(request.getfixturevalue(f"{kind}_checkpoint"))
+    change_config(folder / "config.json", key, value)
+
+    def build(*args, **kwargs):
+        raise AssertionError("a model is made")
+
+    for auto in ("AutoModelForCausalLM", "AutoModelForImageTextToText"):
+        monkeypatch.setattr(getattr(loading.transformers, auto), "from_pretrained", build)
+    with pytest.raises(ModelError, match=said) as caught:
+        loading.load(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_shards_are_held_against_the_configuration_too(cached_in_shards):
+    assert len(sources.weight_files(sources.Source(str(cached_in_shards)))) > 1
+    change_config(cached_in_shards / "config.json", "num_hidden_layers", 9_999)
+    with pytest.raises(ModelError, match="says num_hidden_layers 9999, and the weights have 3"):
+        loading.load(str(cached_in_shards))
+
+
+def test_fewer_layers_than_the_weights_have_may_be_used(copy, text_checkpoint):
+    folder = copy(text_checkpoint)
+    change_json(folder / "config.json", num_hidden_layers=2, layer_types=["full_attention"] * 2)
+    assert len(loading.load(str(folder)).model.model.layers) == 2
+
+
+@pytest.mark.parametrize("header", [b"", b"\xff" * 64, b"\x02\0\0\0\0\0\0\0[]", b'\x09\0\0\0\0\0\0\0{"a": 1}'])
+def test_damaged_headers_are_one_line(copy, text_checkpoint, header):
+    folder = copy(text_checkpoint)
+    (folder / "model.safetensors").write_bytes(header)
+    with pytest.raises(ModelError, match=r"model.safetensors is damaged; get it again"):
+        loading.load(str(folder))
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("std::bad_alloc"), OSError(12, "Cannot allocate memory")]
+)
+def test_too_little_memory_is_one_line(monkeypatch, text_checkpoint, error):
+    def build(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(loading.transformers.AutoModelForCausalLM, "from_pretrained", build)
+    with pytest.raises(DeviceError, match="memory does not suffice for model"):
+        loading.load(str(text_checkpoint))
+
+
+# --- adapters, and what is no model -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_config", [False, True])
+def test_the_folder_of_an_adapter_is_named_so(copy, text_checkpoint, with_config):
+    folder = copy(text_checkpoint)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    if not with_config:
+        (folder / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"is an adapter \(adapter_config.json\), not a model.*merge_and_unload\(\)"):
+        loading.load(str(folder))
+
+
+def test_a_model_with_an_adapter_is_not_wrapped():
+    class PeftModel(torch.nn.Module):
+        peft_config = None
+
+    injected = tiny_model("qwen3", vocab_size=320)
+    injected._hf_peft_config_loaded = True
+    for model in (PeftModel(), injected):
+        with pytest.raises(ModelError, match=rf"with an adapter \({type(model).__name__}\), not merged; merge it"):
+            loading.wrap(model, make_tokenizer())
+
+
+def test_what_is_no_model_or_no_tokenizer_is_not_wrapped():
+    model = tiny_model("qwen3", vocab_size=320)
+    for other, said in (
+        (torch.nn.Linear(2, 2), "Linear"),
+        (None, "None"),
+        ("demo", "str"),
+        (type(model), "the class Qwen3"),
+    ):
+        with pytest.raises(UsageError, match=f"the model given to wrap must be one of transformers .* not {said}"):
+            loading.wrap(other, make_tokenizer())
+    for other, said in (
+        (None, "None"),
+        ("gpt2", "str"),
+        (PreTrainedTokenizerFast, "the class Tok"),
+        (len, "builtin"),
+    ):
+        with pytest.raises(
+            UsageError, match=f"given to wrap beside the model must be its tokenizer or processor, not {said}"
+        ):
+            loading.wrap(model, other)

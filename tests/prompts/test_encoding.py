@@ -1,21 +1,26 @@
 """Prompts become the tokens that the model's own template makes of them, and the token table says what stands where."""
 
+import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from checkpoints import CHATML, make_tokenizer
-from tiny_models import IMAGE_PAD, N_PLAIN_TOKENS, VISION_START, tiny_image_inputs, tiny_inputs, tiny_model
+from tiny_models import IMAGE_PAD, N_PLAIN_TOKENS, VIDEO_PAD, VISION_START, tiny_image_inputs, tiny_inputs, tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mask_impact.api.functions import analyze
 from mask_impact.errors import InputError
+from mask_impact.findings.alignment import align
 from mask_impact.models import loading
 from mask_impact.models.processing import PictureTextProcessor
-from mask_impact.prompts.encoding import encode, encode_inputs, parse_chatml, token_texts
+from mask_impact.prompts.encoding import _BYTES, encode, encode_inputs, token_texts
 from mask_impact.prompts.images import read_pictures
+from mask_impact.prompts.limits import tokenizing
+from mask_impact.prompts.templating import parse_chatml
 
 QUESTION = "<|im_start|>user\nthe cat<|im_end|>\n"
 ANSWER_OPENED = "<|im_start|>assistant\n"
@@ -171,11 +176,78 @@ def test_a_token_keeps_the_space_before_its_word(text):
     assert encode(text, "the cat sat", raw=True).tokens.texts == ("the", " cat", " sat")
 
 
-def test_a_piece_of_a_character_is_shown_as_one_that_cannot_be_shown(text):
-    """é is two bytes, and a token each here."""
+def test_a_piece_of_a_character_is_shown_by_its_bytes(text):
+    """é is two bytes, and a token each here; U+FFFD is three, and stands for itself as a whole token only."""
     tokens = encode(text, "é", raw=True).tokens
-    assert tokens.texts == ("\ufffd", "\ufffd")
+    assert tokens.texts == ("<0xC3>", "<0xA9>")
     assert tokens.kinds == ("text", "text")
+    whole = make_tokenizer()
+    whole.add_tokens(["\ufffd"])
+    assert token_texts(whole, whole("a\ufffd")["input_ids"])[0] == ["a", "\ufffd"]
+
+
+def test_bytes_of_sentencepiece_are_shown_as_they_are():
+    vocabulary = {"<unk>": 0, "▁": 1, "<0xF0>": 2, "<0x9F>": 3, "<0x61>": 4}
+    backend = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", clean_up_tokenization_spaces=False)
+    assert token_texts(tokenizer, [2, 3, 4])[0] == ["<0xF0>", "<0x9F>", "a"]
+
+
+def test_the_bytes_of_a_token_are_read_as_the_vocabulary_writes_them():
+    """Against the tokenizers library's own table: each byte alone, and a token of a whole and a broken character."""
+    tokenizer = make_tokenizer()
+    for byte in range(256):
+        written = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str
+        expected = chr(byte) if byte < 128 else f"<0x{byte:02X}>"
+        piece = next(char for char in pre_tokenizers.ByteLevel.alphabet() if _BYTES[char] == byte)
+        assert token_texts(tokenizer, [tokenizer.convert_tokens_to_ids(piece)])[0] == [expected]
+        assert byte >= 128 or written(chr(byte))[0][0] == piece
+    assert "".join(written("é🦄")[0][0]) == "".join(
+        piece for byte in "é🦄".encode() for piece in _BYTES if _BYTES[piece] == byte
+    )
+
+
+def test_prompts_with_different_emoji_are_not_the_same_tokens(text):
+    results = [analyze(text, f"a {emoji}", raw=True) for emoji in ("😀", "🦄")]
+    everything = [np.arange(result.n_prompt) for result in results]
+    pairs = align(results[0], everything[0], results[1], everything[1])
+    ids = [[result.tokens.ids[at] for at in column] for result, column in zip(results, pairs.T, strict=True)]
+    assert len(pairs) < results[0].n_prompt
+    assert ids[0] == ids[1]
+    older = [
+        replace(
+            one, tokens=replace(one.tokens, texts=tuple(re.sub("<0x..>", "\ufffd", text) for text in one.tokens.texts))
+        )
+        for one in results
+    ]
+    assert (align(older[0], everything[0], older[1], everything[1]) == pairs).all()
+
+
+def test_a_tokenizer_that_breaks_down_is_one_line(text, capfd):
+    """Its library raises no Exception then, and writes where it broke down: here it cuts texts into pieces of no characters."""
+    broken = make_tokenizer()
+    written = json.loads(broken.backend_tokenizer.to_str())
+    written["pre_tokenizer"] = {"type": "FixedLength", "length": 0}
+    broken = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(written)), chat_template=CHATML)
+    with pytest.raises(
+        InputError, match=r"^the tokenizer of model 'tiny' breaks down with this prompt; get the checkpoint"
+    ):
+        encode(loading.wrap(text.model, broken, name="tiny"), "the cat")
+    assert capfd.readouterr() == ("", "")
+    said = "^the tokenizer of model 'tiny' breaks down on the prompt: chunk size must be non-zero; its tokenizer.json"
+    with pytest.raises(InputError, match=said), tokenizing("tiny"):
+        broken("the cat")
+
+
+def test_a_token_without_an_embedding_is_named():
+    """Tokens were added and the embeddings not resized."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["unicorn"])
+    loaded = loading.wrap(tiny_model("qwen3", vocab_size=len(tokenizer) - 1), tokenizer, name="tiny")
+    said = r"token 296 \('unicorn'\) at position 2 has no embedding in model 'tiny', which has 296; take"
+    with pytest.raises(InputError, match=said):
+        analyze(loaded, "a unicorn", raw=True)
 
 
 def test_a_sentencepiece_token_keeps_the_space_that_decoding_it_alone_drops():
@@ -250,9 +322,31 @@ def test_inputs_of_another_form_are_refused(text):
         ({"input_ids": torch.zeros(4, dtype=torch.long)}, r"shape \[1, n\] with n >= 1, not \[4\]"),
         ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, r"shape \[1, n\] with n >= 1, not \[1, 0\]"),
         ({"attention_mask": torch.tensor([[0, 1, 1, 1]])}, "attention_mask hides tokens"),
+        ({"attention_mask": [[1, 1, 1]]}, r"attention_mask must have the shape \[1, 4\] of input_ids, not \[1, 3\]"),
+        ({"input_ids": [[1.5, 2.0]]}, r"input_ids must be whole numbers, .* not \[1, 2\] of float32"),
+        ({"input_ids": [["a"]]}, "input_ids of ready model inputs must be a tensor of numbers, not list"),
+        ({"input_ids": None}, "input_ids of ready model inputs must be a tensor of numbers, not NoneType"),
+        ({"input_ids": [[1, 2], [3]]}, "input_ids of ready model inputs must be a tensor of numbers, not list"),
+        ({"input_ids": [[-1, 2, 3, 4]]}, "token -1 at position 0 has no embedding in model"),
+        ({"input_ids": [[1, 2, 99999, 4]]}, "token 99999 at position 2 has no embedding in model"),
+        (
+            {"token_type_ids": [[0, 0, 0, 0]]},
+            "the model takes no input 'token_type_ids'; it takes input_ids, attention_mask",
+        ),
+        ({"past_key_values": [[0, 0, 0, 0]]}, "the model takes no input 'past_key_values'; it takes"),
+        ({"pixel_values_videos": [[0.0]]}, r"hold a video \(pixel_values_videos\), and videos are not measured; give"),
     ):
         with pytest.raises(InputError, match=said):
             analyze(text, tiny_inputs(text.model, 4) | change)
+
+
+def test_tokens_of_a_video_are_no_text(tiny_vl):
+    for inputs in (tiny_inputs(tiny_vl.model, 4), tiny_image_inputs(tiny_vl.model)):
+        inputs["input_ids"][0, 1] = VIDEO_PAD
+        with pytest.raises(InputError, match="position 1 stands for a video, and videos are not measured; give images"):
+            analyze(tiny_vl, inputs)
+    with pytest.raises(InputError, match=r"hold a video \(video_grid_thw\)"):
+        analyze(tiny_vl, tiny_inputs(tiny_vl.model, 4) | {"video_grid_thw": torch.ones(1, 3)})
 
 
 def test_token_tables_of_ready_inputs_name_their_tokens(text):
@@ -393,7 +487,8 @@ def test_a_text_model_takes_no_images(text):
 
 def test_a_template_that_leaves_images_out_is_noticed(demo_vl):
     template = (
-        "{% for message in messages %}{{ message.content if message.content is string else 'nothing' }}{% endfor %}"
+        "{% for message in messages %}{% if message.content is string %}{{ message.content }}{% else %}"
+        "{{ message.content | selectattr('text') | map(attribute='text') | join }}{% endif %}{% endfor %}"
     )
     processor = PictureTextProcessor(demo_vl.processor.image_processor, demo_vl.tokenizer, chat_template=template)
     with pytest.raises(InputError, match="template leaves out images: it keeps 0 of 1"):

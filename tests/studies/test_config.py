@@ -836,7 +836,7 @@ def test_a_csv_image_that_only_looks_like_a_list_is_a_path(folder):
 WRONG_ROWS = [
     ({"prompt": 5}, None, "prompt must be text, not the number 5 (in quotes it is text)"),
     ({"prompt": None}, None, "prompt must be text, not null"),
-    ({"name": "b"}, "b", "prompt is missing; it must be text"),
+    ({"name": "b"}, "b", "prompt is missing; the row has 'name', and needs prompt or messages or conversations"),
     ({"prompt": " "}, None, "the prompt is empty; give some text"),
     ({"prompt": "x", "name": [3]}, None, "name must be text, not a list"),
     ({"prompt": "x", "name": ""}, "", "the name '' is empty"),
