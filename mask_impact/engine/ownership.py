@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from mask_impact.errors import ModelError
 from mask_impact.models.architectures import Decoder
 
+HARMLESS = ("accelerate.", "transformers.")  # whose hooks change nothing
 MOST_NAMED = 3  # hooked modules in a message
 
 
@@ -124,5 +125,6 @@ def _hooks_of(module: nn.Module) -> tuple[dict, dict]:
 
 
 def _is_foreign(hook: Callable) -> bool:
-    """Not one of ours, nor of accelerate, which moves weights and states to where they are needed."""
-    return not hasattr(hook, "of_mask_impact") and not str(getattr(hook, "__module__", "")).startswith("accelerate.")
+    """Not one of ours, of accelerate, which moves weights and states to where they are needed, or of transformers, which keeps
+    attention weights for whoever asks."""
+    return not hasattr(hook, "of_mask_impact") and not str(getattr(hook, "__module__", "")).startswith(HARMLESS)

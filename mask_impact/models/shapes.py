@@ -4,7 +4,6 @@ A wrong number in config.json would otherwise be memory for a model that there i
 Reads the headers of safetensors files, which say every tensor's shape. Knows neither torch nor what is measured.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mask_impact.errors import ModelError
+from mask_impact.results.inputs import TABLE, open_file, parse_json
 
 MOST_LAYERS = 10_000
 MOST = 10_000_000  # of everything else that is counted; vocabularies have less than a million
@@ -84,9 +84,9 @@ def _sides(text: Any, vision: Any) -> Iterator[tuple[str, int, str, int, int]]:
 def _header(file: Path, name: str) -> dict[str, tuple[int, ...]]:
     """Shapes by tensor; ModelError for a file that is none of safetensors."""
     try:
-        with open(file, "rb") as opened:
+        with open_file(file, TABLE) as opened:
             size = int.from_bytes(opened.read(8), "little")
-            header = json.loads(opened.read(size)) if size <= MAX_HEADER else None
+            header = parse_json(opened.read(size)) if size <= MAX_HEADER else None
         shapes = {key: tuple(map(int, one["shape"])) for key, one in header.items() if key != "__metadata__"}
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise ModelError(f"cannot read the weights of model '{name}': {file.name} is damaged; get it again") from error

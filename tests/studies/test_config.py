@@ -852,7 +852,7 @@ WRONG_ROWS = [
     ({"prompt": "x", "mask_mode": "vision"}, None, "mask_mode vision needs an image; give image"),
     ({"prompt": "x", "image": 5}, None, "image must be a path, a list of paths, or null, not the number 5"),
     ({"prompt": "x", "image": ["one.png", None]}, None, "image must be a path, a list of paths, or null, not null"),
-    ({"prompt": "x", "image": {"path": "one.png"}}, None, "image must be a path, a list of paths, or null, not a mapping"),
+    ({"prompt": "x", "image": {"file": "one.png"}}, None, "image must be a path, a list of paths, or null, not a mapping"),
     ({"prompt": "x", "image": "no.png"}, None, "image '{folder}/no.png' does not exist"),
     ({"prompt": "x", "image": "http://x/y"}, None, "image 'http://x/y' is fetched only where `allow_remote` is given"),
     ({"prompt": "<image>"}, None, "the prompt marks 1 place for an image (<image>), and the number of "),

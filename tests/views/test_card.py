@@ -287,9 +287,9 @@ def test_evidence_is_told_with_the_answers_that_were_generated():
     html = Elements(card_document(replace(found, targets=(replace(target, evidence=both),))))
     (said,) = [text for _, text in html.of("mi-evidence-list")]
     assert " ".join(said.split()) == (
-        "Without the cell in the middle the model says dog. With the cell in the middle alone, all other cells hidden, it says "
-        "mat (generate() does not confirm it: rounding decides here). With all words hidden it still says mat. The budget ended "
-        "the search among cells."
+        "Without the cell in the middle the model says “dog”. With the cell in the middle alone, all other cells hidden, it says "
+        "“mat” (generate() does not confirm it: rounding decides here). With all words hidden it still says “mat”. The budget "
+        "ended the search among cells."
     )
 
 
