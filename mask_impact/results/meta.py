@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mask_impact.errors import OutputError
+from mask_impact.results.files import settle
 from mask_impact.results.table_files import clean_text, one_line
 
 SCHEMA_VERSION = 1
@@ -56,6 +57,7 @@ def _options() -> int:
 
 def read_meta(path: Path, schema: Callable[[], Any] | None = None) -> dict[str, Any]:
     """The content of a meta file, checked against the pydantic model that `schema` gives (None: a result's); OutputError."""
+    settle(path)
     try:
         meta = json.loads(path.read_bytes())
     except FileNotFoundError as error:

@@ -219,4 +219,4 @@ def test_plots_draw_the_card_and_an_old_one_is_named(command, capsys, monkeypatc
     with Image.open("mine.card.png") as image:
         assert image.format == "PNG"
     assert main(argv) == 0
-    assert "mine.card.png is from an earlier run and was left as it is" in capsys.readouterr().err
+    assert "Removed, because it is of an earlier run: mine.card.png" in capsys.readouterr().err

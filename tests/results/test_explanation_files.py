@@ -148,7 +148,7 @@ def test_what_is_read_again_is_what_was_saved(tmp_path, form, seed):
     same(load_explanation(tmp_path / "run"), found)
 
 
-def test_a_result_brings_its_answer_and_one_without_leaves_the_old_one_alone(tmp_path):
+def test_a_result_brings_its_answer_and_one_without_leaves_the_one_of_the_same_question_alone(tmp_path):
     result = replace(make_result(), answer=made())
     saved = save(result, tmp_path / "run")
     assert {path.name for path in saved.paths} >= {"run.csv", "run.answer.csv", "run.answer.meta.json"}
