@@ -43,11 +43,11 @@ def arguments(kind: str, variant: int) -> list[str]:
         return ["run", question, "-o", "x", "--report", "--plots", "-n", "1", "--no-answer", *MODEL]
     if kind == "knockout":
         return ["knockout", question, "question -> last", "-o", "x", "-n", "1", *MODEL]
-    prompts = [{"name": f"p{number}", "prompt": f"{question} {number}", "num_tokens": 1} for number in range(4)]
+    prompts = [{"name": f"p{number}", "prompt": f"{question} {number}", "num_tokens": 1} for number in range(3)]
     if kind == "study":
         Path("study.yaml").write_text(yaml.safe_dump({"prompts": prompts}))
         return ["study", "study.yaml", "--report", *MODEL]
-    rows = [prompts[number % 4] | {"name": f"r{number}"} for number in range(20)]
+    rows = [prompts[number % 3] | {"name": f"r{number}"} for number in range(18)]
     Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return ["study", "data.jsonl", *MODEL]
 
