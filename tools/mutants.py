@@ -141,9 +141,23 @@ MUTANTS = (
     Mutant(
         "all or nothing",
         "results/files.py",
-        "target.unlink(missing_ok=True)\n        if isinstance(error, OSError):",
+        "_unlink(created)\n        if isinstance(error, OSError):",
         "pass\n        if isinstance(error, OSError):",
         "a failed write leaves files behind",
+    ),
+    Mutant(
+        "killed while naming",
+        "results/files.py",
+        "_note_moves(last, temporaries, remove)\n        for",
+        "for",
+        "a killed run leaves files of two runs under one name",
+    ),
+    Mutant(
+        "other question",
+        "results/siblings.py",
+        "_question_of(about) != question",
+        "False",
+        "files of another question stay beside the new ones",
     ),
     Mutant(
         "digits",

@@ -101,7 +101,7 @@ class Knockouts(Showable, flows.Knockouts):
         """Write `path`.flows.*: the table in these formats, a meta file and the picture; returns their paths."""
         from mask_impact.views.flows import picture_of
 
-        return flow_files.save_flows(self, path, formats or flow_files.DEFAULT_FORMATS, beside=picture_of(self))
+        return flow_files.save_flows(self, path, formats or flow_files.DEFAULT_FORMATS, picture=picture_of(self))
 
     def __str__(self) -> str:
         from mask_impact.views.flows import render_flows

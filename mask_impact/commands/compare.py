@@ -16,7 +16,7 @@ from mask_impact.commands.options import Groups, add_source, add_talk, at_most, 
 from mask_impact.commands.top import add_choices
 from mask_impact.errors import UsageError
 from mask_impact.findings.comparison import MAX_RESULTS, N_BANDS, N_PERMUTATIONS, Settings, compare_results
-from mask_impact.results.files import without_suffix, write_files
+from mask_impact.results.files import check_files, without_suffix, write_files
 from mask_impact.results.foreign import Results, read_results
 from mask_impact.results.foreign_tables import Grid
 from mask_impact.results.records import Result
@@ -93,8 +93,10 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
         page_path(args.output)
     results = read_sources(args.sources, args.prompt_name or (), args.grid)
     settings = Settings(args.step, args.metric, args.variant, args.bands, args.permutations, args.seed, args.keep_sinks)
-    comparison = compare_results(results, settings)
     path = Path(args.output) if args.output else default_path(args.sources[0], list(results))
+    if not args.no_page:
+        check_files([path])
+    comparison = compare_results(results, settings)
     if not args.no_page:
         page = build_page(comparison)
         write_files({path: lambda file: file.write(page)})

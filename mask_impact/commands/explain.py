@@ -2,12 +2,14 @@
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from mask_impact.analyses.settings import ANSWER_TOKENS, EXPLAIN
 from mask_impact.commands import options, single
 from mask_impact.commands.caller import MASK_IMPACT, Caller
 from mask_impact.results.explanation_files import DEFAULT_FORMATS, save_explanation
+from mask_impact.results.names import ANSWER
 from mask_impact.views.explanation import render_explanation
 from mask_impact.views.summary_json import explanation_entry
 
@@ -41,7 +43,7 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
 
 def explained(args: argparse.Namespace, caller: Caller, command: str, **defaults: Any) -> int:
     """The same with other defaults of the settings."""
-    request = single.prepare(args, caller, command, "explain", **defaults)
+    request = single.prepare(args, caller, command, lambda settings: [ANSWER], "explain", **defaults)
 
     def check(reader) -> None:
         from mask_impact.analyses import explain
@@ -53,12 +55,14 @@ def explained(args: argparse.Namespace, caller: Caller, command: str, **defaults
         from mask_impact.analyses import explain
 
         found = explain.run(loaded, request.prompt, request.settings, request.pictures, observer=request.observer)
-        paths = save_explanation(found, request.path, request.place.formats or DEFAULT_FORMATS, command)
+        formats = request.place.formats or DEFAULT_FORMATS
+        removed: list[Path] = []
+        paths = save_explanation(found, request.path, formats, command, removed.extend)
     if getattr(args, "plots", False):
         from mask_impact.views.pictures import save_card
 
         paths = (*paths, *save_card(replace(found, meta=found.meta | {"command": command}), request.path))
-    request.note_left(["card.png"], paths)
+    request.note_removed(removed)
     request.answer(
         lambda: render_explanation(found, paths, verbose=args.verbose), lambda: explanation_entry(found, paths)
     )

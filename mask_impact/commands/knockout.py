@@ -7,6 +7,7 @@ from mask_impact.commands import options, single
 from mask_impact.commands.caller import MASK_IMPACT, Caller
 from mask_impact.errors import UsageError
 from mask_impact.results.flow_files import DEFAULT_FORMATS, save_flows
+from mask_impact.results.names import FLOWS
 from mask_impact.views.summary_json import knockouts_entry
 
 EPILOG = """\
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     flows = _flows(args)
     if options.given(args, RunSettings).get("window") == "all":
         raise UsageError("a knockout slides a window over the depth: give it a number of layers (--window 9)")
-    request = single.prepare(args, caller, command, "knockout")
+    request = single.prepare(args, caller, command, lambda settings: [FLOWS], "knockout")
     window = None if args.window is None else request.settings.window
 
     def check(reader) -> None:
@@ -62,7 +63,8 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
         found = knockout.run(
             loaded, request.prompt, flows, request.settings, window, request.pictures, observer=request.observer
         )
-        paths = save_flows(found, request.path, request.place.formats or DEFAULT_FORMATS, command, picture_of(found))
+        formats = request.place.formats or DEFAULT_FORMATS
+        paths = save_flows(found, request.path, formats, command, picture_of(found), request.note_removed)
     request.answer(lambda: render_flows(found, paths), lambda: knockouts_entry(found, paths))
     return 0
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from mask_impact.commands.caller import Caller
 from mask_impact.commands.console import note, say
 from mask_impact.commands.options import Groups, above_zero, add_source, add_talk, page_path
+from mask_impact.results.files import check_files
 from mask_impact.results.stored import AllStored, Stored, read_stored, stem_of
 from mask_impact.views.report import MAX_MEGABYTES, build_report, default_path, save_report
 from mask_impact.views.summary_json import to_text
@@ -69,7 +70,9 @@ def _read(args: argparse.Namespace) -> Mapping[str, Stored]:
 def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     """The path of the page on stdout, remarks on stderr."""
     path = page_path(args.output) if args.output else _default_path(args.sources)
-    report = build_report(_read(args), args.max_megabytes)
+    found = _read(args)
+    check_files([path])
+    report = build_report(found, args.max_megabytes)
     save_report(report, path)
     if args.json:
         say(to_text({"page": str(path), "bytes": len(report.html), "notes": list(report.notes)}))

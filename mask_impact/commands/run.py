@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from mask_impact.analyses.settings import OF_EFFECTS, RUN
+from mask_impact.analyses.settings import OF_EFFECTS, RUN, RunSettings
 from mask_impact.commands import options, single
 from mask_impact.commands.caller import MASK_IMPACT, Caller
 from mask_impact.errors import UsageError
+from mask_impact.results.names import ANSWER, PAGE, RESULT, Kind
 from mask_impact.results.records import Result
 from mask_impact.results.store import save
 from mask_impact.views.summary import render_summary
@@ -32,7 +33,6 @@ examples:
   mask-impact run "What is 2+2?" -m demo --effect --window 9
   mask-impact run question.txt -n 5 -o my_question --formats csv,parquet
 """
-BESIDE = ("layers.png", "patches.png", "card.png", "html")  # what may lie beside a result's own files
 Writer = Callable[[Result, Path], tuple[Path, ...]]
 
 
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     """Measures, writes NAME.* and prints the summary."""
     if not args.effect and (idle := [name for name in OF_EFFECTS if getattr(args, name) is not None]):
         raise UsageError(f"--{idle[0]} says how the effect is measured: give --effect too")
-    request = single.prepare(args, caller, command, answer=True)
+    request = single.prepare(args, caller, command, kinds, answer=True)
 
     def check(reader) -> None:
         from mask_impact.analyses import explain
@@ -68,15 +68,19 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
         result = impact.run(loaded, request.prompt, request.settings, request.pictures, observer=request.observer)
         result = replace(result, meta=result.meta | {"command": command})
         saved = save(result, request.path, request.place.formats)
+    others = [written for write in beside(args).values() for written in write(result, request.path)]
     for note in saved.notes:
         request.observer.note(note)
-    others = [written for write in beside(args).values() for written in write(result, request.path)]
-    request.note_left(BESIDE, others)
     paths = [*saved.paths, *others]
     request.answer(
         lambda: render_summary(result, paths, verbose=args.verbose or None), lambda: result_entry(result, paths)
     )
     return 0
+
+
+def kinds(settings: RunSettings) -> tuple[Kind, ...]:
+    """What is written of a run."""
+    return (RESULT, ANSWER) if settings.answer else (RESULT,)
 
 
 def beside(args: argparse.Namespace) -> dict[str, Writer]:
@@ -86,9 +90,9 @@ def beside(args: argparse.Namespace) -> dict[str, Writer]:
     if args.plots:
         from mask_impact.views.pictures import save_plots
 
-        writers["layers.png"] = save_plots
+        writers[RESULT.pictures[0]] = save_plots
     if args.report:
         from mask_impact.views.report import default_path, write_report
 
-        writers["html"] = lambda result, path: (write_report(result, default_path(path)),)
+        writers[PAGE] = lambda result, path: (write_report(result, default_path(path)),)
     return writers

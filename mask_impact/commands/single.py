@@ -7,7 +7,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,8 @@ from mask_impact.errors import InputError, UsageError
 from mask_impact.prompts.marks import check_image_marks, check_prompt
 from mask_impact.results.files import check_output, read_prompt_file
 from mask_impact.results.inputs import PROMPT, as_text, read_stream
+from mask_impact.results.names import Kind, suffixes
+from mask_impact.results.siblings import removal
 from mask_impact.studies.sharing import launched, sole_writer
 from mask_impact.views.summary_json import to_text
 
@@ -45,11 +47,10 @@ class Request:
     show: Callable[[str], None]
     as_json: bool
 
-    def note_left(self, suffixes: Iterable[str], written: Collection[Path]) -> None:
-        """Names what an earlier run left beside the result and this one did not write."""
-        for left in (self.path.with_name(f"{self.path.name}.{suffix}") for suffix in suffixes):
-            if left.exists() and left not in written:
-                self.observer.note(f"{left} is from an earlier run and was left as it is")
+    def note_removed(self, paths: Iterable[Path]) -> None:
+        """Names what lay there of an earlier run, was removed and not written again."""
+        for remark in removal(paths):
+            self.observer.note(remark)
 
     def answer(self, text: Callable[[], str], data: Callable[[], Any]) -> None:
         """What the run found, as text or as JSON."""
@@ -60,9 +61,15 @@ class Request:
 
 
 def prepare(
-    args: argparse.Namespace, caller: Caller, command: str, title: str | None = None, **defaults: Any
+    args: argparse.Namespace,
+    caller: Caller,
+    command: str,
+    kinds: Callable[[RunSettings], Iterable[Kind]],
+    title: str | None = None,
+    **defaults: Any,
 ) -> Request:
-    """The request, with its title printed (None: by its mask mode). defaults: of settings that are not given."""
+    """The request, with its title printed (None: by its mask mode). kinds: what is going to be written; defaults: of settings
+    that are not given."""
     if launched()[1] > 1:
         raise UsageError("several processes share the prompts of a study; a single prompt takes one")
     settings = RunSettings(**defaults | given(args, RunSettings))
@@ -75,7 +82,8 @@ def prepare(
             f"{did_you_mean(settings.groups, GROUPS)}"
         )
     prompt, place = read_prompt(args.prompt, caller), Place(**given(args, Place))
-    path = check_output(place.output_dir, args.output)
+    drawn, page = getattr(args, "plots", False), getattr(args, "report", False)
+    path = check_output(place.output_dir, args.output, suffixes(kinds(settings), place.formats, drawn, page))
     pictures = _read_pictures(caller, images, prompt, settings)
     silent = args.quiet or args.json
     request = Request(

@@ -9,11 +9,14 @@ from mask_impact.commands import options
 from mask_impact.commands.caller import Caller
 from mask_impact.commands.console import remark, say
 from mask_impact.commands.narration import StudyProgress, silence
-from mask_impact.commands.run import beside
+from mask_impact.commands.run import beside, kinds
 from mask_impact.commands.single import load_model
 from mask_impact.errors import OutputError, UsageError
 from mask_impact.results.files import check_output
-from mask_impact.studies.sharing import gather, launched
+from mask_impact.results.names import suffixes
+from mask_impact.studies.jobs import result_name
+from mask_impact.studies.parts import check_parts
+from mask_impact.studies.sharing import ERRORS, gather, launched
 from mask_impact.views.summary_json import tally_entry, to_text
 
 EPILOG = """\
@@ -123,9 +126,10 @@ def _run_config(args: argparse.Namespace, caller: Caller, flags: dict, command: 
     from mask_impact.studies.config import load_config
 
     config = load_config(args.file, kind=caller.kind, overrides=flags)
-    results = {f"{job.name}_results" for job in config.jobs}
-    for name in results:
-        check_output(config.output_dir, name)
+    results = {result_name(job) for job in config.jobs}
+    for job in config.jobs:
+        written = suffixes(kinds(job.settings), config.formats, args.plots, args.report)
+        check_output(config.output_dir, result_name(job), written)
     observer.title(caller.titles["many"])
     with gather(config.output_dir, Path(args.file).stem, config.device, results) as team:
         place = Place(
@@ -155,7 +159,7 @@ def _run_dataset(args: argparse.Namespace, caller: Caller, flags: dict, command:
     place = Place(**{name: value for name, value in flags.items() if name not in settings})
     rows = read_dataset(args.file, kind=caller.kind, defaults=settings)
     name = args.output or Path(args.file).stem
-    check_output(place.output_dir, name)
+    check_parts(check_output(place.output_dir, name, [ERRORS]))
     observer.title(caller.titles["many"])
     with gather(place.output_dir, name, place.device, fresh=not args.resume) as team:
         loaded = load_model(

@@ -8,6 +8,7 @@ from mask_impact.commands import options, single
 from mask_impact.commands.caller import MASK_IMPACT, Caller
 from mask_impact.errors import UsageError
 from mask_impact.results.answer_files import save_whatif
+from mask_impact.results.names import WHATIF
 from mask_impact.views.summary_json import whatif_entry
 
 EPILOG = """\
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
             f"{specs[0]!r} is taken for a SPEC, and there is no prompt: give one before it, or put one into "
             f"{single.DEFAULT_PROMPT_FILE}"
         )
-    request = single.prepare(args, caller, command, "without", num_tokens=ANSWER_TOKENS)
+    request = single.prepare(args, caller, command, lambda settings: [WHATIF], "without", num_tokens=ANSWER_TOKENS)
 
     def check(reader) -> None:
         from mask_impact.analyses.prepared import prepare
@@ -57,6 +58,6 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
         found = without.run(
             loaded, request.prompt, specs, request.settings, layers, request.pictures, observer=request.observer
         )
-        path = save_whatif(found, request.path, command)
+        path = save_whatif(found, request.path, command, request.note_removed)
     request.answer(lambda: render_whatif(found, path), lambda: whatif_entry(found, path))
     return 0

@@ -1,12 +1,16 @@
 """`NAME.whatif.json`: answers with tokens hidden, there and back. Knows answers and files; nothing is printed."""
 
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from mask_impact.results.answers import Answer, WhatIf
-from mask_impact.results.files import check_output, without_suffix, write_files
+from mask_impact.results.files import without_suffix
 from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes, read_meta
+from mask_impact.results.names import WHATIF
+from mask_impact.results.siblings import asked, write_kinds
+from mask_impact.results.table_files import beside
 from mask_impact.results.token_meta import token_entries, tokens_from
 
 
@@ -33,8 +37,11 @@ def answer_table(found: WhatIf):
     return pa.Table.from_pylist(rows, schema)
 
 
-def save_whatif(found: WhatIf, path: str | os.PathLike, command: str = "") -> Path:
-    """Writes `path`.whatif.json, and returns its path. Errors as in `store.save`."""
+def save_whatif(
+    found: WhatIf, path: str | os.PathLike, command: str = "", on_removed: Callable[[Iterable[Path]], Any] = tuple
+) -> Path:
+    """Writes `path`.whatif.json, and returns its path. on_removed: is told what was removed, see `write_kinds`. Errors as in
+    `store.save`."""
 
     def entry(answer: Answer) -> dict:
         tokens = zip(answer.token_ids, answer.token_texts, answer.probabilities, strict=True)
@@ -48,7 +55,7 @@ def save_whatif(found: WhatIf, path: str | os.PathLike, command: str = "") -> Pa
         }
 
     path = Path(path)
-    stem = check_output(path.parent, path.name)
+    stem = path.parent / without_suffix(path.name)
     content = {
         "schema_version": SCHEMA_VERSION,
         "run": found.meta | {"command": command},
@@ -59,9 +66,8 @@ def save_whatif(found: WhatIf, path: str | os.PathLike, command: str = "") -> Pa
         "tokens": [line(entry) for entry in token_entries(found.tokens)],
     }
     text = meta_bytes(content)
-    target = stem.with_name(f"{stem.name}.whatif.json")
-    write_files({target: lambda file: file.write(text)})
-    return target
+    on_removed(write_kinds(stem, [WHATIF], {WHATIF.main: lambda file: file.write(text)}, asked(found.meta)))
+    return beside(stem, WHATIF.main)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------------

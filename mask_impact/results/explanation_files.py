@@ -31,8 +31,10 @@ from mask_impact.results.explanations import (
     Route,
     TokenSet,
 )
-from mask_impact.results.files import check_output, without_suffix, write_files
+from mask_impact.results.files import without_suffix
 from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes, read_meta
+from mask_impact.results.names import ANSWER
+from mask_impact.results.siblings import asked, write_kinds
 from mask_impact.results.table_files import (
     beside,
     checksum,
@@ -53,26 +55,29 @@ LISTS = (
     "control",
     "content",
 )  # of an ExplainedTarget, as they are, in the meta file
-TABLES = ("answer", "routes", "matrix", "estimates")
-Writers = dict[Path, Callable[[BinaryIO], Any]]
 
 
 def save_explanation(
-    found: Explanation, path: str | os.PathLike, formats: str | Iterable[str] = DEFAULT_FORMATS, command: str = ""
+    found: Explanation,
+    path: str | os.PathLike,
+    formats: str | Iterable[str] = DEFAULT_FORMATS,
+    command: str = "",
+    on_removed: Callable[[Iterable[Path]], Any] = tuple,
 ) -> tuple[Path, ...]:
     """Writes `path`.answer.csv, .json and/or .parquet, `path`.answer.meta.json, and where they were asked for `path`.routes.* and
-    `path`.matrix.*, all or none; returns the paths."""
+    `path`.matrix.*, all or none; returns the paths. on_removed: is told what was removed, see `write_kinds`."""
     path = Path(path)
-    writers = explanation_writers(found, check_output(path.parent, path.name), parse_formats(formats), command)
-    write_files(writers)
-    return tuple(writers)
+    stem = path.parent / without_suffix(path.name)
+    writers = explanation_writers(found, parse_formats(formats), command)
+    on_removed(write_kinds(stem, [ANSWER], writers, asked(found.meta, [image.source for image in found.images])))
+    return tuple(beside(stem, suffix) for suffix in writers)
 
 
 def explanation_writers(
-    found: Explanation, stem: Path, formats: Iterable[str], command: str = "", by_layer: bool = False
-) -> Writers:
-    """What writes each file of an explanation. by_layer: whether estimates by layer and position are among them, which are of
-    the size of a result's distances of one variant."""
+    found: Explanation, formats: Iterable[str], command: str = "", by_layer: bool = False
+) -> dict[str, Callable[[BinaryIO], Any]]:
+    """What writes each file of an explanation, by its suffix. by_layer: whether estimates by layer and position are among them,
+    which are of the size of a result's distances of one variant."""
     tables = {"answer": explanation_table(found)}
     if any(target.heads is not None for target in found.targets):
         tables["routes"] = routes_table(found)
@@ -83,13 +88,12 @@ def explanation_writers(
         tables["estimates"] = estimates_table(found)
     formats = tuple(formats)
     meta = meta_bytes(_meta(found, formats, command) | {"estimates_crc32": _estimates_checksum(estimates)})
-    writers: Writers = {
-        beside(stem, f"{name}.{form}"): lambda file, table=table, form=form: write_table(table, form, file)
+    writers: dict[str, Callable[[BinaryIO], Any]] = {
+        f"{name}.{form}": lambda file, table=table, form=form: write_table(table, form, file)
         for name, table in tables.items()
         for form in formats
     }
-    writers[beside(stem, "answer.meta.json")] = lambda file: file.write(meta)
-    return writers
+    return writers | {ANSWER.main: lambda file: file.write(meta)}
 
 
 def answer_checksum(found: Explanation) -> int:
@@ -268,7 +272,7 @@ def _estimates(stem: Path, meta: dict[str, Any]) -> dict[int, LayerEstimates]:
 def _read(
     stem: Path, meta: dict[str, Any], name: str, types: dict[str, Any], n_rows: int, exactly: bool = True
 ) -> dict[str, np.ndarray]:
-    """Columns of one of TABLES, of which the meta file says that it was written."""
+    """Columns of a table, of which the meta file says that it was written."""
     table = find_table(stem, meta["formats"], f"{name}.")
     if table is None:
         field = {"matrix": "has_matrix", "estimates": "estimates_crc32"}[name]

@@ -1,18 +1,20 @@
 """`NAME.flows.*`: the table and the meta file of knockouts, there and back. Knows flows and file formats; draws nothing."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from mask_impact.errors import OutputError
-from mask_impact.results.files import check_output, without_suffix, write_files
+from mask_impact.results.files import without_suffix
 from mask_impact.results.flows import Flow, FlowPositions, FlowStep, Knockouts
 from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes, read_meta
+from mask_impact.results.names import FLOWS
+from mask_impact.results.siblings import asked, write_kinds
 from mask_impact.results.table_files import (
+    beside,
     checksum,
     clean_text,
     find_table,
@@ -75,14 +77,15 @@ def save_flows(
     path: str | os.PathLike,
     formats: str | Iterable[str] = DEFAULT_FORMATS,
     command: str = "",
-    beside: Mapping[str, Callable[[BinaryIO], None]] = MappingProxyType({}),
+    picture: Callable[[BinaryIO], Any] | None = None,
+    on_removed: Callable[[Iterable[Path]], Any] = tuple,
 ) -> tuple[Path, ...]:
     """Writes `path`.flows.csv, .json and/or .parquet and `path`.flows.meta.json, all or none; returns the paths.
 
-    beside: what else is written with them, such as a picture, by its suffix. Errors as in `store.save`.
+    picture: writes `path`.flows.png. on_removed: is told what was removed, see `write_kinds`. Errors as in `store.save`.
     """
     path = Path(path)
-    stem, table, formats = check_output(path.parent, path.name), flow_table(found), parse_formats(formats)
+    stem, table, formats = path.parent / without_suffix(path.name), flow_table(found), parse_formats(formats)
     meta = {
         "schema_version": SCHEMA_VERSION,
         "run": found.meta | {"command": command},
@@ -110,14 +113,14 @@ def save_flows(
         "tokens": [line(entry) for entry in token_entries(found.tokens)],
     }
     text = meta_bytes(meta)
-    writers = {
-        stem.with_name(f"{stem.name}.flows.{form}"): lambda file, form=form: write_table(table, form, file)
-        for form in formats
+    writers: dict[str, Callable[[BinaryIO], Any]] = {
+        f"flows.{form}": lambda file, form=form: write_table(table, form, file) for form in formats
     }
-    writers[stem.with_name(f"{stem.name}.flows.meta.json")] = lambda file: file.write(text)
-    writers |= {stem.with_name(f"{stem.name}.flows.{suffix}"): write for suffix, write in beside.items()}
-    write_files(writers)
-    return tuple(writers)
+    if picture is not None:
+        writers["flows.png"] = picture
+    writers[FLOWS.main] = lambda file: file.write(text)
+    on_removed(write_kinds(stem, [FLOWS], writers, asked(found.meta)))
+    return tuple(beside(stem, suffix) for suffix in writers)
 
 
 def flows_checksum(found: Knockouts) -> int:

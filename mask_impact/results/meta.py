@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mask_impact.errors import OutputError
+from mask_impact.results.files import settle
 from mask_impact.results.inputs import META, read_file
 from mask_impact.results.table_files import clean_text, one_line
 
@@ -57,6 +58,7 @@ def read_meta(path: Path, kind: str = "result") -> dict[str, Any]:
     it may rely on the schema."""
     import orjson
 
+    settle(path)
     try:
         meta = orjson.loads(read_file(path, META))
     except FileNotFoundError as error:

@@ -15,14 +15,15 @@ import numpy as np
 from mask_impact.errors import OutputError
 from mask_impact.results.distance_files import WRITERS
 from mask_impact.results.effect_tables import NUMBERS, columns_to_read, effect_table, make_record, rest_checksum
-from mask_impact.results.explanation_files import TABLES, answer_checksum, explanation_writers, load_explanation
+from mask_impact.results.explanation_files import answer_checksum, explanation_writers, load_explanation
 from mask_impact.results.explanations import Explanation
-from mask_impact.results.files import check_output, without_suffix, write_files
+from mask_impact.results.files import without_suffix
 from mask_impact.results.meta import read_meta
+from mask_impact.results.names import ANSWER, RESULT
 from mask_impact.results.records import Result
 from mask_impact.results.result_meta import result_from, result_meta
+from mask_impact.results.siblings import asked, removal, write_kinds
 from mask_impact.results.table_files import (
-    FORMATS,
     beside,
     checksum,
     clean_text,
@@ -38,14 +39,22 @@ MANY_ROWS = 2_000_000  # above this the default is CSV and Parquet
 
 @dataclass(frozen=True)
 class Saved:
-    """What `save` wrote: the paths (csv, json, parquet as asked for, then meta) and remarks for whoever asked, one line each."""
+    """What `save` wrote: the paths (csv, json, parquet as asked for, then meta), remarks, and what it removed."""
 
     paths: tuple[Path, ...]
-    notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    removed: tuple[Path, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """For whoever asked, one line each."""
+        return (*self.remarks, *removal(self.removed))
 
 
 def save(result: Result, path: str | os.PathLike, formats: str | Iterable[str] | None = None) -> Saved:
     """Writes `path`.csv, .json and/or .parquet and always `path`.meta.json, all or none (see `write_files`).
+
+    What lies there of an earlier run or of another question is removed (see `write_kinds`), which a note says.
 
     formats: any of FORMATS; default csv and json, above MANY_ROWS csv and parquet, which a note then says. Raises UsageError for
     a name or format that cannot be right, OutputError for a place that cannot be written or a distance that is not finite.
@@ -60,33 +69,22 @@ def save(result: Result, path: str | os.PathLike, formats: str | Iterable[str] |
     formats = parse_formats(formats)
     _check_finite(result)
     path = Path(path)
-    stem = check_output(path.parent, path.name)
-    paths = {form: beside(stem, form) for form in (*formats, "meta.json")}
+    stem = path.parent / without_suffix(path.name)
     meta = result_meta(result, formats)  # before the large files: what fails should fail early
-    writers: dict[Path, Callable[[BinaryIO], None]] = {
-        paths[form]: lambda file, write=WRITERS[form]: write(result, file) for form in formats
+    writers: dict[str, Callable[[BinaryIO], Any]] = {
+        form: lambda file, write=WRITERS[form]: write(result, file) for form in formats
     }
     if result.has_effects:
         effects = effect_table(result, [clean_text(text) for text in result.tokens.texts])
-        for form in formats:
-            paths[f"effect.{form}"] = beside(stem, f"effect.{form}")
-            writers[paths[f"effect.{form}"]] = lambda file, form=form: write_table(effects, form, file)
-    answer = (
-        {}
-        if result.answer is None
-        else explanation_writers(result.answer, stem, formats, _command(result), by_layer=True)
-    )
-    write_files({**writers, **answer, paths["meta.json"]: lambda file: file.write(meta)})
-    written = (*paths.values(), *answer)
-    of_others = (f"{name}.{form}" for name in ("effect", *TABLES) for form in FORMATS)
-    for suffix in (*FORMATS, *of_others):
-        if beside(stem, suffix) not in written and beside(stem, suffix).exists():
-            notes.append(f"{beside(stem, suffix)} is from an earlier run and was left as it is")
-    return Saved(written, tuple(notes))
-
-
-def _command(result: Result) -> str:
-    return str(result.meta.get("command", ""))
+        writers |= {f"effect.{form}": lambda file, form=form: write_table(effects, form, file) for form in formats}
+    own, kinds = [*formats, "meta.json", *(suffix for suffix in writers if suffix not in formats)], [RESULT]
+    if result.answer is not None:
+        writers |= explanation_writers(result.answer, formats, str(result.meta.get("command", "")), by_layer=True)
+        kinds.append(ANSWER)
+    question = asked(result.meta, [image.source for image in result.images])
+    removed = write_kinds(stem, kinds, writers | {"meta.json": lambda file: file.write(meta)}, question)
+    paths = tuple(beside(stem, suffix) for suffix in dict.fromkeys((*own, *writers)))
+    return Saved(paths, tuple(notes), removed)
 
 
 def _check_finite(result: Result) -> None:

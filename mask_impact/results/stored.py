@@ -14,12 +14,13 @@ from mask_impact.results.answer_files import load_whatif
 from mask_impact.results.answers import WhatIf
 from mask_impact.results.explanation_files import load_explanation
 from mask_impact.results.explanations import Explanation
-from mask_impact.results.files import name_and_kind
+from mask_impact.results.files import name_and_kind, settle
 from mask_impact.results.flow_files import load_flows
 from mask_impact.results.flows import Knockouts
 from mask_impact.results.foreign import read_results
 from mask_impact.results.foreign_tables import Grid
 from mask_impact.results.records import Result
+from mask_impact.results.siblings import asked
 from mask_impact.results.table_files import beside
 
 # Of each kind that may stand by itself its main file, and what reads it.
@@ -86,6 +87,7 @@ def read_stored(
     grids, prompt_name and errors."""
     path = Path(path)
     (_, kind), stem = name_and_kind(path.name), stem_of(path)
+    settle(path)
     if not path.name or not (kind or _is_own(path, stem)):
         results = read_results(path, grids, prompt_name)
         return AllStored(str(path), results)
@@ -136,5 +138,4 @@ def _of_name(stem: Path, first: str | None) -> Stored:
 
 def _asked(one: Any) -> tuple[Any, ...]:
     """What runs of one prompt have in common."""
-    images = one.meta.get("images") or [image.source for image in getattr(one, "images", ())]
-    return one.meta.get("model"), one.meta.get("prompt"), tuple(os.path.normpath(str(image)) for image in images)
+    return asked(one.meta, [image.source for image in getattr(one, "images", ())])

@@ -11,9 +11,7 @@ from typing import BinaryIO
 import numpy as np
 
 from mask_impact.errors import UsageError
-
-FORMATS = ("csv", "json", "parquet")
-
+from mask_impact.results.names import FORMATS
 
 READ_ORDER = ("parquet", "csv", "json")  # fastest first; all hold the same numbers
 

@@ -12,7 +12,7 @@ from mask_impact.models.loading import LoadedModel
 from mask_impact.results.distance_files import write_tables
 from mask_impact.results.effect_tables import effect_table
 from mask_impact.results.explanation_tables import explanation_table, matrix_table, routes_table
-from mask_impact.results.files import check_output, write_files
+from mask_impact.results.files import check_output, is_regular, output_error, write_files
 from mask_impact.results.inputs import TABLE, open_file
 from mask_impact.results.records import Result
 from mask_impact.results.table_files import clean_text, one_line
@@ -44,9 +44,9 @@ def run_dataset(
     """
     observer = observer or StudyObserver()
     errors = ErrorLog(team.errors_path)
-    folder = check_output(team.folder, team.name)
-    folder.mkdir(exist_ok=True)
-    n_parts = 0
+    folder = check_output(team.folder, team.name, ())
+    _make_folder(folder)
+    n_parts, old = 0, [*parts_in(folder)] if team.fresh and team.size == 1 else []
 
     def parts() -> Iterator[_Part]:
         nonlocal n_parts
@@ -62,7 +62,7 @@ def run_dataset(
         part_digest = part.digest(loaded)
         failures = part.failures_there(part_digest, observer.note) if resume else None
         if failures is None:
-            tally = _run_part(loaded, part, part_digest, errors, observer)
+            tally = _run_part(loaded, part, part_digest, errors, observer, old)
         else:
             for failure in failures:
                 errors.repeat(failure)
@@ -123,23 +123,30 @@ class _Part:
         return failures if all(error == InputError.__name__ for _, error in names) else None
 
     def write(self, tables: Mapping[str, Sequence[Any]], part_digest: str, failures: Sequence[dict[str, Any]]) -> None:
-        """The tables of the jobs that did not fail, in their order, by KINDS; all or nothing."""
+        """The tables of the jobs that did not fail, in their order, by KINDS; all or nothing. Distances come last: by their file
+        the part is known again."""
         metadata = {"mask_impact_digest": part_digest, "mask_impact_failures": json.dumps(failures)}
-        writers = {}
-        for kind, of_kind in tables.items():
+        writers, empty = {}, []
+        for kind, of_kind in reversed(tables.items()):
             path = part_of(self.path, kind)
             if of_kind:
-                path.parent.mkdir(exist_ok=True)
+                _make_folder(path.parent)
                 writers[path] = lambda file, of_kind=of_kind: write_tables(
                     (one.replace_schema_metadata(metadata) for one in of_kind), file
                 )
-            else:
-                path.unlink(missing_ok=True)
+            elif is_regular(path):
+                empty.append(path)
         if writers:
-            write_files(writers)
+            write_files(writers, empty)
+        else:
+            for path in empty:
+                path.unlink(missing_ok=True)
 
 
-def _run_part(loaded: LoadedModel, part: _Part, part_digest: str, errors: ErrorLog, observer: StudyObserver) -> Tally:
+def _run_part(
+    loaded: LoadedModel, part: _Part, part_digest: str, errors: ErrorLog, observer: StudyObserver, old: list[Path]
+) -> Tally:
+    """old: parts of an earlier run, which go when there is something to take their place."""
     tally, failures = Tally(len(part.jobs)), []
     tables: dict[str, dict[str, Any]] = {}
     for outcome in run_tasks(loaded, [task_of(job) for job in part.jobs], observer):
@@ -151,6 +158,8 @@ def _run_part(loaded: LoadedModel, part: _Part, part_digest: str, errors: ErrorL
         tally.count(outcome)
         observer.job_done(job, outcome, None)
     done = [tables[job.name] for job in part.jobs if job.name in tables]
+    while old:
+        old.pop().unlink(missing_ok=True)
     part.write({kind: [one[kind] for one in done if kind in one] for kind in KINDS}, part_digest, failures)
     return tally
 
@@ -172,6 +181,13 @@ def _tables_of(result: Result, job: Job, reduce: str) -> dict[str, Any]:
         if result.answer.matrix is not None:
             tables["matrix"] = named(matrix_table(result.answer))
     return tables
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise output_error(path, error) from error
 
 
 def _as_json(carried: dict[str, Any]) -> str:

@@ -29,6 +29,11 @@ class Job:
     carried: dict[str, Any]
 
 
+def result_name(job: Job) -> str:
+    """Under which its result is stored."""
+    return f"{job.name}_results"
+
+
 @dataclass(frozen=True)
 class Problem:
     """A dataset row that can't be a job. row: the line of a JSONL file, else which row of data, from 1."""

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from mask_impact.results.files import check_files, check_folder
+
 KINDS = ("", "effect", "answer", "routes", "matrix")  # the first: distances
 
 
@@ -10,6 +12,14 @@ def part_of(path: Path, kind: str) -> Path:
     """Where the table of a kind lies that belongs to a part: NAME.answer/part-000000.parquet beside NAME/part-000000.parquet."""
     folder = path.parent
     return path if not kind else folder.with_name(f"{folder.name}.{kind}") / path.name
+
+
+def check_parts(folder: Path) -> None:
+    """Proves, before a run, that parts of all kinds can be written. OutputError."""
+    folders = [part_of(folder / "any", kind).parent for kind in KINDS]
+    for one in folders:
+        check_folder(one)
+    check_files([*parts_in(folder), *(one / "part-000000.parquet" for one in folders if one.is_dir())])
 
 
 def parts_in(folder: Path) -> Iterator[Path]:

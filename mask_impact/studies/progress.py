@@ -1,7 +1,6 @@
 """How a study gets on: who is told, what is counted, what failed, and that Ctrl-C lets what is at work be written."""
 
 import json
-import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 from mask_impact.analyses.observer import Observer
 from mask_impact.errors import MaskImpactError, public_address
 from mask_impact.prompts.marks import is_data
+from mask_impact.results.files import append_line
 from mask_impact.results.store import Saved
 from mask_impact.studies.batching import Outcome, Task
 from mask_impact.studies.jobs import Job, Problem
@@ -60,13 +60,7 @@ class ErrorLog:
         self._write({"name": problem.name, "row": problem.row, "error": "InputError", "message": problem.message})
 
     def _write(self, entry: dict[str, Any]) -> None:
-        """One write for a line: it is there whole or not at all."""
-        line = json.dumps(entry, ensure_ascii=True) + "\n"
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
+        append_line(self.path, json.dumps(entry, ensure_ascii=True))
 
 
 @dataclass

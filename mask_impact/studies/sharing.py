@@ -12,17 +12,32 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from mask_impact.errors import DeviceError, OutputError
-from mask_impact.results.files import check_output, remove_temporaries, write_files
-from mask_impact.studies.parts import parts_in
+from mask_impact.results.files import (
+    check_files,
+    check_folder,
+    check_output,
+    output_error,
+    remove_temporaries,
+    settle,
+    write_files,
+)
+from mask_impact.studies.parts import KINDS, part_of, parts_in
 
 SECONDS_BETWEEN_LOOKS = 0.2  # at blocks that others are working on
 SECONDS_FOR_LEAVING = 60.0  # for the others to see that all is done
+SECONDS_TO_MEET = 180.0  # for all processes to have begun
+SECONDS_AT_THE_DOOR = 60.0  # while another run of the folder begins or ends
+DOOR = ".lock"  # of a folder
+ERRORS = "errors.jsonl"  # what failed, by the study's name
+LAUNCHER_ID = "TORCHELASTIC_RUN_ID"  # in the environment of processes that torchrun or accelerate started
 
 
 def launched() -> tuple[int, int]:
@@ -46,7 +61,7 @@ class Claim:
 class Team:
     """The processes that write the results of `name` into `folder`, seen from one of them. Made by `gather`.
 
-    device: where this process is to load its model (None: where the user says).
+    device: where this process is to load its model (None: where the user says). fresh: whether parts of an earlier run go.
     """
 
     folder: Path
@@ -54,6 +69,7 @@ class Team:
     rank: int = 0
     size: int = 1
     device: str | None = None
+    fresh: bool = False
     complete: bool = False  # whether all blocks are done, by whomever
     _reports: dict[int, Any] = field(default_factory=dict)
 
@@ -64,7 +80,7 @@ class Team:
 
     @property
     def errors_path(self) -> Path:
-        return self.folder / f"{self.name}.errors.jsonl"
+        return self.folder / f"{self.name}.{ERRORS}"
 
     @property
     def _notes(self) -> Path:
@@ -137,29 +153,65 @@ def sole_writer(folder: Path, name: str, results: Collection[str]) -> Iterator[N
     """While the block is open no other run writes `name`, or any of `results`, into the folder; OutputError where one does.
 
     A study of hundreds of prompts takes one lock and not hundreds, which are as many open files: beside the lock lies a note
-    of what its run writes. Temporary files that a killed run left of these results are removed.
+    of what its run writes. What a killed run left is removed, or done where it was nearly done. Runs look at each other's locks
+    only while they hold the folder's own, and take and leave theirs while they hold it: a look is never taken for a run.
     """
     lock, note = folder / f".{name}.lock", folder / f".{name}.names"
+    check_files([lock, note, folder / DOOR])
     held = FileLock(lock, timeout=0)
+    try:
+        with _at_the_door(folder):
+            _enter(folder, name, note, held, results)
+    except Timeout:
+        raise OutputError(
+            f"{folder / DOOR} is held by a run that does not go on: end it, or use another `output_dir`"
+        ) from None
+    except OSError as error:
+        raise output_error(lock, error) from error
+    try:
+        for moves in folder.glob(".*.moves"):
+            settle(moves.with_name(moves.name[1:].removesuffix("moves") + "json"))
+        remove_temporaries(folder, {*results, note.name})
+        yield
+    finally:
+        try:
+            with suppress(OSError), _at_the_door(folder):  # what then stays is no obstacle
+                _remove(lock, note)
+                held.release()
+        finally:
+            held.release()
+
+
+@contextmanager
+def _at_the_door(folder: Path) -> Iterator[None]:
+    with FileLock(folder / DOOR, timeout=SECONDS_AT_THE_DOOR):
+        try:
+            yield
+        finally:
+            _remove(folder / DOOR)
+
+
+def _enter(folder: Path, name: str, note: Path, held: FileLock, results: Collection[str]) -> None:
     try:
         held.acquire()
     except Timeout:
         raise OutputError(_taken(name, folder)) from None
     try:
-        try:
-            note.write_text(json.dumps(sorted(results)), encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"cannot write {note}: {error.strerror or error}") from error
         for other in folder.glob(".*.names"):
             if other != note and (taken := _names_held(other) & set(results)):
                 raise OutputError(_taken(min(taken), folder))
-        remove_temporaries(folder, results)
-        yield
-    finally:
-        note.unlink(missing_ok=True)
-        with suppress(OSError):  # a system that keeps open files
-            lock.unlink(missing_ok=True)
+        names = json.dumps(sorted(results)).encode()
+        write_files({note: lambda file: file.write(names)})
+    except BaseException:
+        _remove(Path(held.lock_file))
         held.release()
+        raise
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        with suppress(OSError):  # a system that keeps open files
+            path.unlink(missing_ok=True)
 
 
 def _taken(name: str, folder: Path) -> str:
@@ -169,10 +221,11 @@ def _taken(name: str, folder: Path) -> str:
 
 
 def _names_held(note: Path) -> set[str]:
-    """What the run of this note writes; nothing where it has ended."""
+    """What the run of this note writes; nothing where it has ended, and then its note and its lock are removed."""
+    lock = note.with_suffix(".lock")
     try:
-        with FileLock(note.with_suffix(".lock"), timeout=0):
-            note.unlink(missing_ok=True)
+        with FileLock(lock, timeout=0):
+            _remove(note, lock)
     except Timeout:
         with suppress(OSError, ValueError, TypeError):
             return set(json.loads(note.read_text(encoding="utf-8")))
@@ -189,11 +242,13 @@ def gather(
     be written into `folder`, beside those in the folder `name` there. fresh: whether the parts in that folder are removed, so
     that old and new ones are never mixed.
     """
-    check_output(folder, name)
+    check_output(folder, name, [ERRORS])
     rank, size = launched()
-    team = Team(Path(folder), name, rank, size)
+    team = Team(Path(folder), name, rank, size, fresh=fresh)
     with ExitStack() as stack:
-        problem = _begin(team, stack, results, fresh) if team.leads else None
+        if size > 1:
+            stack.enter_context(_ends_with_its_launcher())
+        problem = _begin(team, stack, results) if team.leads else None
         if size > 1:
             team.device = _meet(team, stack, problem, device)
         elif problem:
@@ -203,9 +258,10 @@ def gather(
             _tidy_up(team)
 
 
-def _begin(team: Team, stack: ExitStack, results: Collection[str], fresh: bool) -> str | None:
+def _begin(team: Team, stack: ExitStack, results: Collection[str]) -> str | None:
     """The first process takes the names, and clears away what an earlier run left; says where that can't be."""
     try:
+        check_folder(team._notes)
         stack.enter_context(sole_writer(team.folder, team.name, results))
         for left in team._notes.glob("process-*.lock"):
             with FileLock(left, timeout=0):
@@ -214,14 +270,17 @@ def _begin(team: Team, stack: ExitStack, results: Collection[str], fresh: bool) 
         return str(error)
     except Timeout:
         return _taken(team.name, team.folder)
-    shutil.rmtree(team._notes, ignore_errors=True)
-    team.errors_path.unlink(missing_ok=True)
-    remove_temporaries(team.folder / team.name)
-    if fresh:
-        for part in parts_in(team.folder / team.name):
-            part.unlink()
-    if team.size > 1:
-        team._notes.mkdir()
+    try:
+        shutil.rmtree(team._notes, ignore_errors=True)
+        team.errors_path.unlink(missing_ok=True)
+        for kind in KINDS:
+            remove_temporaries(part_of(team.folder / team.name / "any", kind).parent)
+        if team.size > 1:
+            for part in parts_in(team.folder / team.name) if team.fresh else ():
+                part.unlink()
+            team._notes.mkdir()
+    except OSError as error:
+        return str(output_error(team._notes, error))
     return None
 
 
@@ -233,8 +292,9 @@ def _meet(team: Team, stack: ExitStack, problem: str | None, device: str) -> str
 
     # gloo: it meets on any machine, and two processes on one GPU can meet as well.
     on_cpu = device == "cpu" or not torch.cuda.is_available()
-    state = PartialState(cpu=on_cpu, backend="gloo")
+    state = None
     try:
+        state = PartialState(cpu=on_cpu, backend="gloo", timeout=timedelta(seconds=SECONDS_TO_MEET))
         (problem,) = broadcast_object_list([problem])
         if problem is None and not team.leads:
             stack.enter_context(team.lock_of(team.rank))
@@ -242,11 +302,34 @@ def _meet(team: Team, stack: ExitStack, problem: str | None, device: str) -> str
     except (RuntimeError, OSError) as error:
         raise DeviceError(f"the {team.size} processes of the launcher could not meet: {error}") from error
     finally:
-        state.destroy_process_group()
+        if state is not None:
+            state.destroy_process_group()
         PartialState._reset_state()
     if problem is not None:
         raise OutputError(problem)
     return f"cuda:{state.local_process_index}" if device == "auto" and not on_cpu else None
+
+
+@contextmanager
+def _ends_with_its_launcher() -> Iterator[None]:
+    """While the block is open, this process ends when its launcher has died: it could wait for the others for long, and hold its
+    lock. What is written is whole, whenever that is. For torchrun and what is made of it, which always wait for their processes.
+    """
+    launcher, over = os.getppid(), Event()
+
+    def watch() -> None:
+        while not over.wait(SECONDS_BETWEEN_LOOKS):
+            if os.getppid() != launcher:
+                line = f"process {os.environ.get('RANK')}: the launcher has died; what is written is complete, --resume goes on\n"
+                os.write(2, line.encode())
+                os._exit(1)
+
+    if LAUNCHER_ID in os.environ:
+        Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _tidy_up(team: Team) -> None:

@@ -18,7 +18,7 @@ from mask_impact.results.records import Result
 from mask_impact.results.store import Saved, load_result, save, stored_digest
 from mask_impact.studies.batching import run_tasks
 from mask_impact.studies.digest import digest
-from mask_impact.studies.jobs import Job
+from mask_impact.studies.jobs import Job, result_name
 from mask_impact.studies.progress import MAX_TOGETHER, ErrorLog, StudyObserver, Tally, run_blocks, task_of
 from mask_impact.studies.sharing import Team
 
@@ -86,7 +86,7 @@ class _Results:
         command: str,
     ) -> None:
         self._formats, self._beside, self._command = formats, beside, command
-        self._paths = {job.name: check_output(folder, f"{job.name}_results") for job in jobs}
+        self._paths = {job.name: check_output(folder, result_name(job), ()) for job in jobs}
         self._digests = {job.name: digest(loaded, job) for job in jobs}
 
     def has(self, job: Job) -> bool:
@@ -101,8 +101,6 @@ class _Results:
         path = self._paths[job.name]
         meta = {"command": self._command, "job": job.name, "digest": self._digests[job.name], "carried": job.carried}
         result = replace(result, meta=result.meta | meta)
-        for suffix in self._beside:  # those of an earlier result must not pass for this one's
-            _with_suffix(path, suffix).unlink(missing_ok=True)
         saved = save(result, path, self._formats)
         for write in self._beside.values():
             write(result, path)

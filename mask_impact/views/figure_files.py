@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mask_impact.errors import UsageError
-from mask_impact.results.files import check_output, write_files
+from mask_impact.results.files import check_file, write_files
 from mask_impact.views.plots import quiet
 
 WIDTHS = {"column": 3.35, "text": 5.5, "page": 6.9}  # inches
@@ -66,7 +66,7 @@ def save_figure(draw: Callable[[], Any], path: Path) -> int:
 
     UsageError for a name that cannot be right, OutputError for a place that cannot be written.
     """
-    check_output(path.parent, path.name)
+    check_file(path)
     with quiet():
         figure = draw()
         write_files({path: lambda file: write_figure(figure, file, _form(path))})

@@ -25,10 +25,10 @@ def flows_png(found: Knockouts) -> bytes:
     return picture.getvalue()
 
 
-def picture_of(found: Knockouts) -> dict[str, Callable[[BinaryIO], None]]:
+def picture_of(found: Knockouts) -> Callable[[BinaryIO], None]:
     """What `save_flows` writes beside the table: the line plot, drawn at once so that what fails does so before."""
     picture = flows_png(found)
-    return {"png": lambda file: file.write(picture)}
+    return lambda file: file.write(picture)
 
 
 def flows_figure(found: Knockouts):

@@ -9,7 +9,9 @@ from typing import Any
 
 from mask_impact.results.explanations import Explanation
 from mask_impact.results.files import check_output, write_files
+from mask_impact.results.names import ANSWER, RESULT
 from mask_impact.results.records import Result
+from mask_impact.results.table_files import beside
 from mask_impact.views.card_figure import card_figure
 from mask_impact.views.layers_plot import layers_figure
 from mask_impact.views.patches_plot import patches_figure
@@ -22,26 +24,26 @@ def save_plots(result: Result, path: str | os.PathLike) -> tuple[Path, ...]:
 
     Raises UsageError for a name that cannot be right, OutputError for a place that cannot be written.
     """
-    pictures: dict[str, Callable[[], Any]] = {"layers": lambda: layers_figure(result)}
+    (layers, patches), (card,) = RESULT.pictures, ANSWER.pictures
+    pictures: dict[str, Callable[[], Any]] = {layers: lambda: layers_figure(result)}
     if any((result.tokens.image[record.positions] >= 0).any() for record in result.steps):
-        pictures["patches"] = lambda: patches_figure(result)
+        pictures[patches] = lambda: patches_figure(result)
     if (answer := result.answer) is not None:
         answer = replace(answer, meta=answer.meta | {"command": result.meta.get("command")})
-        pictures["card"] = lambda: card_figure(answer)
+        pictures[card] = lambda: card_figure(answer)
     return _save(pictures, path)
 
 
 def save_card(found: Explanation, path: str | os.PathLike) -> tuple[Path, ...]:
     """Writes `path`.card.png, of the first target; returns the path. Errors as in `save_plots`."""
-    return _save({"card": lambda: card_figure(found)}, path)
+    return _save({ANSWER.pictures[0]: lambda: card_figure(found)}, path)
 
 
 def _save(pictures: Mapping[str, Callable[[], Any]], path: str | os.PathLike) -> tuple[Path, ...]:
     path = Path(path)
-    stem = check_output(path.parent, path.name)
+    stem = check_output(path.parent, path.name, pictures)
     writers = {
-        stem.with_name(f"{stem.name}.{kind}.png"): lambda file, draw=draw: write_png(draw(), file)
-        for kind, draw in pictures.items()
+        beside(stem, suffix): lambda file, draw=draw: write_png(draw(), file) for suffix, draw in pictures.items()
     }
     with quiet():
         write_files(writers)

@@ -244,8 +244,8 @@ def test_max_resolution_changes_what_the_model_sees_and_leaves_the_boxes_in_the_
 
 
 def test_masking_vision_without_an_image_is_refused():
+    model = loading.wrap(tiny_model("qwen3_vl", vocab_size=320), make_tokenizer())
     with pytest.raises(InputError, match="mask mode vision needs a prompt with an image"):
-        model = loading.wrap(tiny_model("qwen3_vl", vocab_size=320), make_tokenizer())
         analyze(model, "the cat", mask_mode="vision")
 
 

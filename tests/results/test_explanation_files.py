@@ -149,13 +149,15 @@ def test_what_is_read_again_is_what_was_saved(tmp_path, form, seed):
     same(load_explanation(tmp_path / "run"), found)
 
 
-def test_a_result_brings_its_answer_and_one_without_leaves_the_old_one_alone(tmp_path):
-    result = replace(make_result(), answer=made())
+def test_a_result_brings_its_answer_and_one_without_leaves_the_one_of_the_same_question_alone(tmp_path):
+    meta = {"model": "tiny", "prompt": "Where?", "images": ["a.png"]}
+    result = replace(make_result(), meta=meta, answer=replace(made(), meta=meta))
     saved = save(result, tmp_path / "run")
     assert {path.name for path in saved.paths} >= {"run.csv", "run.answer.csv", "run.answer.meta.json"}
     same(load_result(tmp_path / "run").answer, result.answer)
-    saved = save(make_result(), tmp_path / "run")
-    assert any("run.answer.csv is from an earlier run" in note for note in saved.notes)
+    saved = save(replace(result, answer=None), tmp_path / "run")
+    assert saved.removed == ()
+    assert (tmp_path / "run.answer.csv").exists()
     assert load_result(tmp_path / "run").answer is None
 
 

@@ -114,7 +114,8 @@ def test_json_that_can_t_be_read_is_a_value_error(deep):
 # What opens files that no user names: its own templates, locks and notes, files that it writes, the files of a model, nothing.
 OWN = {
     "commands/console", "commands/entry",
-    "app/page", "models/sources", "prompts/limits", "results/files", "results/inputs", "studies/progress", "studies/sharing", "views/page",
+    "app/page", "models/sources", "prompts/limits", "results/files", "results/inputs", "studies/progress",
+    "studies/sharing", "views/page",
 }  # fmt: skip
 OPENING = {"open", "read_bytes", "read_text", "fdopen"}
 

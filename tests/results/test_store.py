@@ -20,6 +20,7 @@ from synthetic import make_result
 from mask_impact.errors import OutputError, UsageError
 from mask_impact.results import distance_files, store
 from mask_impact.results.files import check_output
+from mask_impact.results.names import FORMATS
 from mask_impact.results.store import load_result, save
 from mask_impact.results.table_files import parse_formats
 from mask_impact.results.tables import COLUMNS, to_table
@@ -245,10 +246,11 @@ def test_load_reads_a_csv_that_another_program_wrote_again(tmp_path):
     assert_same(load_result(tmp_path / "run"), rich_result())
 
 
-def test_a_table_left_by_an_earlier_run_is_named_and_never_read(tmp_path):
+def test_a_table_of_an_earlier_run_is_removed_and_named(tmp_path):
     save(make_result(seed=1), tmp_path / "run", ["parquet"])
     saved = save(make_result(seed=2), tmp_path / "run", ["csv"])
-    assert saved.notes == (f"{tmp_path / 'run.parquet'} is from an earlier run and was left as it is",)
+    assert saved.notes == (f"Removed, because it is of an earlier run: {tmp_path / 'run.parquet'}",)
+    assert sorted(contents(tmp_path)) == ["run.csv", "run.meta.json"]
     assert_same(load_result(tmp_path / "run"), make_result(seed=2))
 
 
@@ -400,7 +402,7 @@ def test_a_disk_that_fills_while_arrow_writes_is_an_output_error(tmp_path):
     for form, write in store.WRITERS.items():
         with pytest.raises(OSError, match="No space left"), open("/dev/full", "wb", buffering=0) as file:
             write(make_result(), file)
-        assert form in store.FORMATS
+        assert form in FORMATS
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -461,7 +463,7 @@ def test_a_folder_that_cannot_be_written_is_an_output_error(tmp_path, monkeypatc
 def test_a_folder_that_stands_where_a_file_would_is_found_before_the_run(tmp_path):
     (tmp_path / "run.json").mkdir()
     with pytest.raises(OutputError, match="is a folder"):
-        check_output(tmp_path, "run")
+        check_output(tmp_path, "run", ["csv", "json"])
 
 
 def test_a_nearly_full_disk_is_found_before_the_run(tmp_path, monkeypatch):

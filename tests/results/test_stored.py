@@ -119,8 +119,10 @@ def test_a_name_has_all_that_is_of_its_prompt(tmp_path, asked):
 
 
 def test_what_is_of_another_prompt_is_left_out_and_said(tmp_path):
+    """It was put there by hand: a run removes it."""
     save_flows(knockouts(), tmp_path / "x", ["csv"])
-    save_whatif(whatif(prompt="When?"), tmp_path / "x")
+    save_whatif(whatif(prompt="When?"), tmp_path / "other")
+    (tmp_path / "other.whatif.json").rename(tmp_path / "x.whatif.json")
     (stored,) = read_stored(tmp_path / "x").values()
     assert parts(stored) == ["flows"]
     assert stored.notes == ("x.whatif is of another prompt, image or model, and left out",)
@@ -159,7 +161,7 @@ def test_flows_whose_tokens_have_no_text_are_refused_in_one_line(tmp_path):
 
 
 def test_a_sibling_of_an_earlier_version_is_left_out_and_said(tmp_path):
-    save(make_result(), tmp_path / "x", ["csv"])
+    save(replace(make_result(), meta=META), tmp_path / "x", ["csv"])
     save_flows(knockouts(), tmp_path / "x", ["csv"])
     (tmp_path / "x.whatif.json").write_text("{")
     path = tmp_path / "x.flows.meta.json"

@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from threading import Event, current_thread, main_thread
 
 import pytest
 from filelock import FileLock
@@ -162,6 +163,48 @@ def test_the_error_log_of_an_earlier_run_is_removed_by_who_may_begin(tmp_path):
         assert not log.exists()
 
 
+def test_a_run_that_begins_while_another_looks_at_what_it_left_is_not_refused(tmp_path, monkeypatch):
+    """To look whether a run is alive is to hold its lock for a moment."""
+    (tmp_path / ".b.names").write_text('["b"]')
+    began, unlink, others = Event(), Path.unlink, []
+
+    def begin():
+        with sharing.sole_writer(tmp_path, "b", ["b"]):
+            return [path.name for path in tmp_path.iterdir() if path.name in (".b.lock", ".b.names")]
+
+    def unlinked(path, **how):
+        if path.name == ".b.names" and not others:
+            others.append(pool.submit(begin))
+            assert began.wait(60)
+        return unlink(path, **how)
+
+    class Noticed(FileLock):
+        def acquire(self, *args, **how):
+            if current_thread() is not main_thread():
+                began.set()
+            return super().acquire(*args, **how)
+
+    monkeypatch.setattr(sharing, "FileLock", Noticed)
+    monkeypatch.setattr(Path, "unlink", unlinked)
+    with ThreadPoolExecutor() as pool:
+        with sharing.sole_writer(tmp_path, "a", ["a"]):
+            assert set(others[0].result(60)) == {".b.lock", ".b.names"}
+        assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_a_door_that_nobody_opens_is_said_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharing, "SECONDS_AT_THE_DOOR", 0)
+    said = r"\.lock is held by a run that does not go on"
+    with (
+        FileLock(tmp_path / ".lock"),
+        pytest.raises(OutputError, match=said),
+        sharing.sole_writer(tmp_path, "a", ["a"]),
+    ):
+        pass
+    with sharing.sole_writer(tmp_path, "a", ["a"]):
+        pass
+
+
 # --- real processes -----------------------------------------------------------------------------------------------------
 
 # Renaming files takes a while, so that both processes get some of the work.
@@ -233,6 +276,25 @@ def wait_for_notes(folder, n, processes):
         assert not ended, outcome(ended[0])
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+STARTS = """
+import sys
+from pathlib import Path
+from mask_impact.studies.sharing import sole_writer
+for _ in range(int(sys.argv[3])):
+    with sole_writer(Path(sys.argv[1]), sys.argv[2], [sys.argv[2]]):
+        pass
+"""
+
+
+@pytest.mark.slow
+def test_runs_that_begin_and_end_in_one_folder_are_never_refused_and_leave_nothing(tmp_path):
+    command = [sys.executable, "-c", STARTS, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    started = [subprocess.Popen([*command, name, "100"], env=environment, stderr=subprocess.PIPE) for name in "abcd"]
+    assert [process.communicate(timeout=240)[1] for process in started] == [b""] * 4
+    assert [path.name for path in tmp_path.iterdir()] == []
 
 
 @pytest.fixture(scope="module")
@@ -344,6 +406,101 @@ def test_the_launcher_of_accelerate_starts_them(study, tmp_path):
     assert process.returncode == 1  # whatever the code of a process that failed: here 3, one prompt being too long
     assert f"{N_PROMPTS - 1} written; 1 failed" in process.stdout, process.stderr
     assert data_files(tmp_path / "two") == expected
+
+
+# The second process comes late, or never.
+LATE = """
+import os, sys, time
+time.sleep(600 * (os.environ["RANK"] == "1"))
+from mask_impact.studies import sharing
+sharing.SECONDS_TO_MEET = float(os.environ.get("SECONDS_TO_MEET", 600))
+from mask_impact.commands.scripts import main_text
+sys.exit(main_text(sys.argv[1:]))
+"""
+
+
+def until(condition):
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def runs(process):
+    """Whether a process, by its id, is there and no zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_processes_whose_launcher_is_killed_while_they_meet_end_and_resume_starts(study, tmp_path):
+    argv, expected = study
+    argv = [*argv, "--output-dir", str(tmp_path / "two")]
+    (tmp_path / "late.py").write_text(LATE)
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(_free_port()),
+    ]
+    with open(tmp_path / "said.txt", "wb") as said:
+        process = subprocess.Popen(
+            [*launcher, str(tmp_path / "late.py"), *argv],
+            cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}, stderr=said, stdout=said,
+        )  # fmt: skip
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        if not children.exists():
+            process.kill()
+            pytest.skip("needs Linux, to know the launcher's processes")
+        until(lambda: (tmp_path / "two" / ".study.names").exists())
+        workers = children.read_text().split()
+        process.kill()
+        process.wait()
+    first, second = workers
+    try:
+        until(lambda: not runs(first))
+        lines = [line for line in (tmp_path / "said.txt").read_text().splitlines() if "process 0:" in line]
+        assert lines == ["process 0: the launcher has died; what is written is complete, --resume goes on"]
+        assert main_text([*argv, "--quiet", "--resume"]) == 3
+        assert data_files(tmp_path / "two") == expected
+    finally:
+        os.kill(int(second), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_who_is_not_met_in_time_is_not_waited_for(study, tmp_path):
+    argv = [*study[0], "--output-dir", str(tmp_path / "two")]
+    environment = os.environ | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    environment |= {"MASTER_PORT": str(_free_port()), "SECONDS_TO_MEET": "2", "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, "-c", LATE, *argv], env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 1
+    assert "the 2 processes of the launcher could not meet" in done.stderr.splitlines()[-1]
+    assert [path.name for path in (tmp_path / "two").iterdir() if path.name != ".study.claims"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_after_a_kill_of_everything_at_any_moment_the_next_resume_starts(seed, study, start_two, tmp_path):
+    """And ends with the bytes of an undisturbed run."""
+    argv, expected = study
+    argv = [*argv, "--output-dir", str(tmp_path / "two")]
+    processes = start_two(argv, tmp_path)
+    until(lambda: (tmp_path / "two").exists())
+    time.sleep(random.Random(seed).uniform(0, 6))  # the moment is what is drawn; nothing is waited for
+    for process in processes:
+        process.kill()
+        process.wait()
+    assert main_text([*argv, "--resume", "--quiet"]) == 3
+    assert data_files(tmp_path / "two") == expected
+    hidden = [path.name for path in (tmp_path / "two").iterdir() if path.name.startswith(".")]
+    assert hidden == []
 
 
 # --- what several processes are not for ----------------------------------------------------------------------------------

@@ -276,7 +276,7 @@ def test_report_says_what_it_guessed_on_stderr(stored, capsys):
         (["report", "nothing"], 1, "no result there: nothing does not exist"),
         (["report"], 2, "the following arguments are required: RESULT"),
         (["report", "run", "--output", "page.txt"], 2, "its name must end in .html"),
-        (["report", "run", "--output", "no/page.html"], 1, "cannot write no/page.html"),
+        (["report", "run", "--output", "run.csv/page.html"], 1, "cannot write run.csv"),
         (["report", "run", "--grid", "4"], 2, "a grid is ROWSxCOLUMNS"),
         (["report", "run", "--max-megabytes", "-1"], 2, "must be a number above 0"),
         (["report", "run", "--prompt-name", "x"], 2, "has no prompt 'x'"),
