@@ -39,11 +39,15 @@ def rehearse(owner: object, key: object, length: int, steps: Sequence[tuple[str,
         return
     seconds, memory = SECONDS * (1 + length / 1e6), MEMORY + 2000 * length
     reader, writer = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # of a fork beside threads: the child takes no lock of theirs
-        child = os.fork()
+    try:
+        with warnings.catch_warnings():
+            # Of a fork beside threads: the child takes no lock of theirs.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+    except OSError:  # no room for another process, though there may be for the prompt
+        os.close(reader)
+        os.close(writer)
+        return
     if child == 0:
         _child(writer, seconds, memory, steps)
     os.close(writer)
