@@ -500,7 +500,7 @@ def test_everything_is_reached_with_the_keyboard_alone(files, open_page):
     assert all(outlined for _, _, outlined, _ in reached)
     tops = [top for name, _, _, top in reached if name in ("copy-link", "play", "opacity", "add-token")]
     assert tops == sorted(tops)
-    assert sum(label.startswith("Save ") for _, label, *_ in reached) == 26
+    assert sum(label.startswith("Save ") for _, label, *_ in reached) == 28
 
 
 def test_a_button_that_is_drawn_anew_keeps_the_focus(tab):

@@ -141,7 +141,7 @@ def test_a_result_without_effects_has_no_such_part(tmp_path, open_page):
     assert not tab["effect-part"].is_visible()
     tab.press("e")
     assert tab["live"].text_content() == "Layer 0, produced token 0, Local impact, L2, Full, square-root scale"
-    assert tab.page.locator("button[aria-label^=Save]:visible").count() == 19
+    assert tab.page.locator("button[aria-label^=Save]:visible").count() == 20
 
 
 @pytest.mark.parametrize("scale", ["linear", "sqrt", "log"])
@@ -510,7 +510,7 @@ def test_everything_is_reached_with_the_keyboard_alone(files, open_page):
     assert all(outlined for _, _, outlined, _ in reached)
     n_listed = sum(len(one) for one in apart_lists(files))
     assert sum(name == "link" for name, *_ in reached) == n_listed
-    assert sum(label.startswith("Save ") for _, label, *_ in reached) == 22 + 15
+    assert sum(label.startswith("Save ") for _, label, *_ in reached) == 24 + 16
     for name in ("effect", "scatter", "agreement"):
         assert tab[name].get_attribute("role") == "img"
         assert "can be saved as CSV" in tab[name].get_attribute("aria-label")
