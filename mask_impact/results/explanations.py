@@ -158,6 +158,11 @@ class ExplainedTarget:
         return self.steps[0]
 
     @property
+    def changes_of(self) -> str:
+        """What the estimates are changes of, in words."""
+        return "log-odds" if self.measure == "log-odds" else "log-probability"
+
+    @property
     def measured(self) -> np.ndarray:
         """bool [G], which units were really hidden."""
         return np.isfinite(self.logprob_change)
@@ -221,6 +226,10 @@ class Explanation:
         shape = (len(self.tokens) - self.n_prompt, self.n_prompt)
         if self.matrix is not None and self.matrix.shape != shape:
             raise ValueError(f"matrix has shape {self.matrix.shape}, expected {shape}")
+
+    def said(self, target: ExplainedTarget) -> str:
+        """The target's text without spaces around it; all that was said where it has no other."""
+        return target.text.strip() or self.generated_text.strip()
 
     def is_all(self, target: ExplainedTarget) -> bool:
         """Whether a target is all that was said."""

@@ -102,9 +102,7 @@ def _answer(card: Card, room: float) -> Block:
     target, about = card.target, percent(card.target.probability)
     if target.instead:
         about += fitted(" · rather than ", target.instead[1].strip(), "", TEXT, room / 3)
-    said = fitted(
-        "", target.text.strip() or card.found.generated_text.strip(), "", ANSWER, room - inches(about, TEXT) - 0.15
-    )
+    said = fitted("", card.found.said(target), "", ANSWER, room - inches(about, TEXT) - 0.15)
     if not said:
         said = "(nothing)"
 

@@ -19,6 +19,7 @@ from mask_impact.views.plots import (
     caption_of,
     fitted,
     inches,
+    ticks_between,
     wrapped,
 )
 from mask_impact.views.text import token_label
@@ -89,9 +90,8 @@ def _used(comparison: Comparison, pair: Told, room: float) -> Block:
                     }
                     axes.barh(number + (which - 0.5) * 0.36, -change, 0.3, **look)
         low, high = axes.get_xlim()
-        ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
         axes.set_xlim(low, high + 0.02 * (high - low))
-        axes.set_xticks(ticks, [f"{tick:g}".replace("-", "\u2212") for tick in ticks])
+        axes.set_xticks(*ticks_between(axes.get_xticks(), low, high))
 
     return Block(TITLE_ROOM + USED_ROW * len(rows) + AXIS_ROOM, draw)
 
@@ -137,8 +137,7 @@ def _depth(comparison: Comparison, room: float, high: float) -> Block:
             middles = (np.arange(len(line)) + 0.5) / len(line)
             style = {"color": SIDES[number % len(SIDES)], "marker": MARKERS[number % len(MARKERS)]}
             axes.plot(middles, line, linewidth=1.3, markersize=3.5, markeredgewidth=0, **style)
-        ticks = [tick for tick in axes.get_yticks() if axes.get_ylim()[0] <= tick <= axes.get_ylim()[1]]
-        axes.set_yticks(ticks, [f"{tick:g}".replace("-", "\u2212") for tick in ticks])
+        axes.set_yticks(*ticks_between(axes.get_yticks(), *axes.get_ylim()))
 
     return Block(TITLE_ROOM + high + AXIS_ROOM, draw)
 
@@ -169,9 +168,7 @@ def _tokens(comparison: Comparison, room: float) -> Block:
             for side, value in enumerate(values):
                 style = {"color": SIDES[side % len(SIDES)], "marker": MARKERS[side % len(MARKERS)]}
                 axes.plot([value], [number], markersize=5, markeredgewidth=0, linestyle="none", zorder=2, **style)
-        ticks = MaxNLocator(5).tick_values(0, largest)
-        ticks = [tick for tick in ticks if 0 <= tick <= 1.06 * largest]
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xticks(*ticks_between(MaxNLocator(5).tick_values(0, largest), 0, 1.06 * largest))
 
     return Block(TITLE_ROOM + high + AXIS_ROOM, draw)
 

@@ -26,8 +26,7 @@ def estimates_figure(
     estimates = getattr(target.by_layer, shown).astype(np.float64)  # [L, N']
     there = np.arange(len(found.tokens)) < estimates.shape[1]
     columns = columns_of(found.tokens, found.images, there, np.zeros(len(there), dtype=bool))
-    said = target.text.strip() or found.generated_text.strip()
-    of = "log-odds" if target.measure == "log-odds" else "log-probability"
+    said = found.said(target)
 
     def heading(room: float) -> tuple[str, str]:
         title = fitted("What each token gives to “", said, "”", TITLE, room - 2 * MARGIN)
@@ -38,7 +37,7 @@ def estimates_figure(
         np.stack([estimates[:, column.positions].sum(axis=1) for column in columns], axis=1),
         found.n_prompt,
         heading,
-        f"change of {of} without it, nats",
+        f"change of {target.changes_of} without it, nats",
         _colours(),
         _scale,
     )

@@ -3,7 +3,7 @@
 import numpy as np
 
 from mask_impact.results.records import Result
-from mask_impact.views.plots import heading_of, impact_of, share_label
+from mask_impact.views.plots import colour_map, heading_of, impact_of, norm, share_label
 from mask_impact.views.token_map import TokenMap, columns_of, map_figure
 
 
@@ -31,5 +31,7 @@ def layers_figure(
         result.n_prompt,
         lambda room: heading_of(result, step, impact, room),
         share_label(impact),
+        colour_map(),
+        norm,
     )
     return map_figure(one, width, caption)

@@ -220,8 +220,15 @@ def colour_map(opacity: tuple[float, float] = (1, 1)):
     return ListedColormap(colours)
 
 
-def _tick(value: float, _: Any) -> str:
-    return f"{value:.3g}".replace("-", "\u2212")
+def tick_text(value: float, form: str = "g") -> str:
+    """A number at an axis, with a minus as long as a plus."""
+    return f"{value:{form}}".replace("-", "\u2212")
+
+
+def ticks_between(ticks: Sequence[float], low: float, high: float) -> tuple[list[float], list[str]]:
+    """Of matplotlib's ticks, which may lie outside of the axis, those that it has, and their labels."""
+    within = [tick for tick in ticks if low <= tick <= high]
+    return within, list(map(tick_text, within))
 
 
 class Sheet:
@@ -270,7 +277,9 @@ class Page(Sheet):
 
     def colour_bar(self, axes, colours, label: str, orientation: str) -> None:
         ticks = colours.norm.inverse(np.linspace(0, 1, 5))  # evenly spread, the largest value among them
-        bar = self.figure.colorbar(colours, cax=axes, ticks=ticks, format=_tick, orientation=orientation)
+        bar = self.figure.colorbar(
+            colours, cax=axes, ticks=ticks, format=lambda value, _: tick_text(value, ".3g"), orientation=orientation
+        )
         bar.set_label(f"{label}\n(square-root scale)", fontsize=TEXT, color=INK)
         bar.outline.set(linewidth=0.5, edgecolor=GREY)
 

@@ -21,6 +21,7 @@ from mask_impact.views.plots import (
     caption_of,
     fitted,
     layers_named,
+    tick_text,
     wrapped,
 )
 
@@ -52,8 +53,7 @@ def routes_figure(found: Explanation, number: int = 0, width: float = WIDTH):
     """
     target = found.targets[number]
     strips = [_of_route(route) for route in target.routes[:MAX_STRIPS]]
-    said = target.text.strip() or found.generated_text.strip()
-    of = "log-odds" if target.measure == "log-odds" else "log-probability"
+    said, of = found.said(target), target.changes_of
     over = f" over that of “{target.instead[1].strip()}”" if target.instead else ""
     about = f"what each route carries, by layer: estimated fall of the answer's {of}{over} without it, nats (sum over heads)"
     heads = (
@@ -159,7 +159,7 @@ def _strip(strip: _Strip, limits: tuple[float, float], room: float, is_last: boo
         axes.axhline(0, color=GREY, linewidth=0.5)
         ticks = [tick for tick in (limits[0] / 1.12, 0.0, limits[1] / 1.12) if tick == 0 or abs(tick) > 0.3 * limits[1]]
         axes.set(xlim=(-0.5, n_layers - 0.5), ylim=limits)
-        axes.set_yticks(ticks, [f"{tick:.2g}".replace("-", "\u2212") for tick in ticks])
+        axes.set_yticks(ticks, [tick_text(tick, ".2g") for tick in ticks])
         _layer_ticks(axes, n_layers, is_last)
 
     below = 0.34 if is_last else 0.06

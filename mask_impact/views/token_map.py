@@ -27,11 +27,9 @@ from mask_impact.views.plots import (
     SMALL,
     TEXT,
     Page,
-    colour_map,
     fitted,
     inches,
     layers_named,
-    norm,
 )
 
 LEFT, BAR = 0.5, 1.1  # inches on the left of the map, and on its right for the colours' scale
@@ -52,16 +50,15 @@ class Column:
 @dataclass(frozen=True)
 class TokenMap:
     """What is drawn. values: float64 [L, columns]; n_prompt: tokens of the prompt; heading: of a width in inches, two lines;
-    measure: what the colours are. colours, scale: a matplotlib colour map, and what makes its norm of the values (None: from 0
-    to the largest, on a square root)."""
+    measure: what the colours are; colours, scale: a matplotlib colour map, and what makes its norm of the values."""
 
     columns: Sequence[Column]
     values: np.ndarray
     n_prompt: int
     heading: Callable[[float], tuple[str, str]]
     measure: str
-    colours: Any = None
-    scale: Callable[[np.ndarray], Any] | None = None
+    colours: Any
+    scale: Callable[[np.ndarray], Any]
 
 
 def columns_of(tokens: TokenTable, images: Sequence[ImageRecord], shown: np.ndarray, sink: np.ndarray) -> list[Column]:
@@ -129,8 +126,10 @@ def _draw_map(page: Page, edges: np.ndarray, one: TokenMap, is_sink: np.ndarray,
     """The mesh of the values, with crossed out sinks and the layers' axis."""
     axes, n_layers = page.axes(LEFT, HEAD, edges[-1], height), len(one.values)
     shown = np.ma.array(one.values, mask=np.broadcast_to(is_sink, one.values.shape))
-    middles, colours, scale = (edges[:-1] + edges[1:]) / 2, one.colours or colour_map(), one.scale or norm
-    heat = axes.pcolormesh(edges, np.arange(n_layers + 1) - 0.5, shown, cmap=colours, norm=scale(shown.compressed()))
+    middles = (edges[:-1] + edges[1:]) / 2
+    heat = axes.pcolormesh(
+        edges, np.arange(n_layers + 1) - 0.5, shown, cmap=one.colours, norm=one.scale(shown.compressed())
+    )
     axes.set_facecolor(SINK_GREY)  # what is not covered
     cross = {"transform": axes.get_xaxis_transform(), "color": INK, "markersize": 3.5, "mew": 0.7, "clip_on": False}
     axes.plot(middles[is_sink], np.full(is_sink.sum(), 0.97), "x", **cross)

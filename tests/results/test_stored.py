@@ -6,41 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from stored_samples import META, make_knockouts, make_whatif
 from synthetic import make_explanation, make_result
 
 from mask_impact.errors import OutputError
 from mask_impact.results.answer_files import load_whatif, save_whatif
-from mask_impact.results.answers import Answer, WhatIf
 from mask_impact.results.explanation_files import save_explanation
 from mask_impact.results.flow_files import load_flows, save_flows
-from mask_impact.results.flows import Flow, FlowPositions, FlowStep, Knockouts
 from mask_impact.results.store import save
 from mask_impact.results.stored import Stored, read_stored
-
-META = {"model": "tiny", "prompt": "Where?", "window": 1, "ablation": "mask"}
-
-
-def knockouts(n_steps=2, **meta):
-    rng = np.random.default_rng(0)
-    flows = (
-        FlowPositions(Flow("a -> last", "a", "last"), (1, 2), None),
-        FlowPositions(Flow("a -> b", "a", "b", (0, 3)), (1,), (3, 4)),
-    )
-    steps = tuple(
-        FlowStep(
-            step, 7 + step, f" t{step}\n", 0.25, rng.normal(size=(2, 3)).astype(np.float32),
-            np.abs(rng.normal(size=(2, 3))).astype(np.float32), np.array([[7, 8, 7], [8, 8, 7]]) + step,
-            {7 + step: " t", 8 + step: "u"}, (0.0, 1e-4, 1e-5), 7 + step,
-        )
-        for step in range(n_steps)
-    )  # fmt: skip
-    return Knockouts(flows, steps, np.array([0, 0, 1]), np.array([1, 2, 2]), " t0", make_result().tokens, META | meta)
-
-
-def whatif(**meta):
-    own = Answer(None, (), (7, 2), (" up", "<end>"), (0.5, 0.75), " up", 0.5, None)
-    other = Answer("a word", (1, 2), (9,), (" down",), (0.25,), " down", 0.125, 0)
-    return WhatIf(own, (other, replace(other, differs_at=None)), (0, 2), make_result().tokens, 4, META | meta)
 
 
 def same_tokens(one, other):
@@ -52,7 +26,7 @@ def same_tokens(one, other):
 
 @pytest.mark.parametrize("form", ["csv", "json", "parquet"])
 def test_cut_flows_come_back_as_they_were(tmp_path, form):
-    found = knockouts()
+    found = make_knockouts()
     save_flows(found, tmp_path / "x", [form])
     again = load_flows(tmp_path / f"x.flows.{form}")
     assert again.flows == found.flows
@@ -68,7 +42,7 @@ def test_cut_flows_come_back_as_they_were(tmp_path, form):
 
 
 def test_answers_without_something_come_back_as_they_were(tmp_path):
-    found = whatif()
+    found = make_whatif()
     again = load_whatif(save_whatif(found, tmp_path / "x"))
     assert (again.answer, again.others, again.layers, again.n_layers) == (
         found.answer, found.others, found.layers, found.n_layers,
@@ -77,12 +51,12 @@ def test_answers_without_something_come_back_as_they_were(tmp_path):
 
 
 def test_what_does_not_fit_is_refused_in_one_line(tmp_path):
-    save_flows(knockouts(), tmp_path / "x", ["csv"])
+    save_flows(make_knockouts(), tmp_path / "x", ["csv"])
     with pytest.raises(OutputError, match="no result there"):
         load_flows(tmp_path / "y")
-    save_flows(knockouts(), tmp_path / "z", ["csv"])
-    twice = tuple(replace(step, logprob_change=2 * step.logprob_change) for step in knockouts().steps)
-    save_flows(replace(knockouts(), steps=twice), tmp_path / "other", ["csv"])
+    save_flows(make_knockouts(), tmp_path / "z", ["csv"])
+    twice = tuple(replace(step, logprob_change=2 * step.logprob_change) for step in make_knockouts().steps)
+    save_flows(replace(make_knockouts(), steps=twice), tmp_path / "other", ["csv"])
     (tmp_path / "z.flows.csv").write_bytes((tmp_path / "other.flows.csv").read_bytes())
     with pytest.raises(OutputError, match="does not hold the numbers"):
         load_flows(tmp_path / "z")
@@ -92,7 +66,7 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path):
 
 
 def test_files_of_an_earlier_version_say_what_they_lack(tmp_path):
-    save_flows(knockouts(), tmp_path / "x", ["csv"])
+    save_flows(make_knockouts(), tmp_path / "x", ["csv"])
     path = tmp_path / "x.flows.meta.json"
     meta = json.loads(path.read_text())
     del meta["formats"]
@@ -111,8 +85,8 @@ def parts(stored):
 @pytest.mark.parametrize("asked", ["x", "x.flows.csv", "x.whatif.json", "x.answer.csv", "x.flows.meta.json"])
 def test_a_name_has_all_that_is_of_its_prompt(tmp_path, asked):
     save_explanation(replace(make_explanation(), meta=META), tmp_path / "x")
-    save_flows(knockouts(images=["a.png"]), tmp_path / "x", ["csv"])
-    save_whatif(whatif(images=["a.png"]), tmp_path / "x")
+    save_flows(make_knockouts(images=["a.png"]), tmp_path / "x", ["csv"])
+    save_whatif(make_whatif(images=["a.png"]), tmp_path / "x")
     (stored,) = read_stored(tmp_path / asked).values()
     assert parts(stored) == ["answer", "flows", "whatif"]
     assert stored.notes == ()
@@ -120,8 +94,8 @@ def test_a_name_has_all_that_is_of_its_prompt(tmp_path, asked):
 
 def test_what_is_of_another_prompt_is_left_out_and_said(tmp_path):
     """It was put there by hand: a run removes it."""
-    save_flows(knockouts(), tmp_path / "x", ["csv"])
-    save_whatif(whatif(prompt="When?"), tmp_path / "other")
+    save_flows(make_knockouts(), tmp_path / "x", ["csv"])
+    save_whatif(make_whatif(prompt="When?"), tmp_path / "other")
     (tmp_path / "other.whatif.json").rename(tmp_path / "x.whatif.json")
     (stored,) = read_stored(tmp_path / "x").values()
     assert parts(stored) == ["flows"]
@@ -141,7 +115,7 @@ def test_what_is_of_another_prompt_is_left_out_and_said(tmp_path):
     ],
 )  # fmt: skip
 def test_answers_that_are_damaged_are_refused_in_one_line(tmp_path, change, said):
-    path = save_whatif(whatif(), tmp_path / "x")
+    path = save_whatif(make_whatif(), tmp_path / "x")
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
@@ -151,7 +125,7 @@ def test_answers_that_are_damaged_are_refused_in_one_line(tmp_path, change, said
 
 
 def test_flows_whose_tokens_have_no_text_are_refused_in_one_line(tmp_path):
-    save_flows(knockouts(), tmp_path / "x", ["csv"])
+    save_flows(make_knockouts(), tmp_path / "x", ["csv"])
     path = tmp_path / "x.flows.meta.json"
     content = json.loads(path.read_text())
     del content["steps"][1]["top1_texts"]["9"]
@@ -162,7 +136,7 @@ def test_flows_whose_tokens_have_no_text_are_refused_in_one_line(tmp_path):
 
 def test_a_sibling_of_an_earlier_version_is_left_out_and_said(tmp_path):
     save(replace(make_result(), meta=META), tmp_path / "x", ["csv"])
-    save_flows(knockouts(), tmp_path / "x", ["csv"])
+    save_flows(make_knockouts(), tmp_path / "x", ["csv"])
     (tmp_path / "x.whatif.json").write_text("{")
     path = tmp_path / "x.flows.meta.json"
     path.write_text(path.read_text().replace('"formats"', '"forms"'))
@@ -191,6 +165,6 @@ def test_one_by_itself_is_stored_too():
     result = make_result()
     assert parts(Stored.of(result)) == ["result"]
     assert parts(Stored.of(make_explanation())) == ["answer"]
-    assert parts(Stored.of(knockouts())) == ["flows"]
-    assert parts(Stored.of(whatif())) == ["whatif"]
-    assert Stored.of(whatif()).meta["prompt"] == "Where?"
+    assert parts(Stored.of(make_knockouts())) == ["flows"]
+    assert parts(Stored.of(make_whatif())) == ["whatif"]
+    assert Stored.of(make_whatif()).meta["prompt"] == "Where?"
