@@ -22,7 +22,7 @@ import dataclasses
 
 import numpy as np
 import torch
-from oracle import Float32Becomes, decoder_layers
+from oracle import float32_becomes, decoder_layers
 
 ABLATIONS = ("mask", "zero-value", "mean-value")
 
@@ -139,7 +139,7 @@ def all_logits(duplicate, inputs, token_ids, edges):
             cut = cut_by_mask if edges.ablation == "mask" else cut_by_value
             handles += cut(layers[index], edges)
         dtype = next(duplicate.parameters()).dtype
-        with Float32Becomes(dtype if dtype == torch.float64 else torch.float32):
+        with float32_becomes(dtype if dtype == torch.float64 else torch.float32):
             logits = duplicate(**arguments, use_cache=False).logits
     finally:
         for handle in handles:

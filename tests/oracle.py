@@ -7,16 +7,16 @@ derived, nothing is shared between masked runs, and no code of the package is us
 What the oracle knows about architectures is three facts: where the decoder layers hang, that `self_attn.o_proj` ends
 the attention, and which layers put a norm between `o_proj` and the residual stream. The layers' arithmetic is theirs.
 
-The model's layers cast to float32 in places (norms, softmax, router) whatever dtype they hold. `Float32Becomes` turns
+The model's layers cast to float32 in places (norms, softmax, router) whatever dtype they hold. `float32_becomes` turns
 these casts into casts to float64 while a copy runs; a test proves that no other dtype appears.
 """
 
 import copy
 import dataclasses
+from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch.overrides import TorchFunctionMode
 
 ATTN, FULL = "Attn", "Full"
 
@@ -143,7 +143,7 @@ def forward_layer(layer, trace, visible):
     arithmetic = next(layer.parameters()).dtype
     x, cos, sin = (tensor[:, :length].to(arithmetic) for tensor in (trace.inputs, trace.cos, trace.sin))
     mask = torch.zeros(length, length, dtype=arithmetic).masked_fill(~visible, -torch.inf)[None, None]
-    with Float32Becomes(arithmetic):
+    with float32_becomes(arithmetic):
         return x, layer(x, position_embeddings=(cos, sin), attention_mask=mask, past_key_values=None)
 
 
@@ -249,21 +249,17 @@ def layer_copy(layer, arithmetic=torch.float64):
     return duplicate
 
 
-class Float32Becomes(TorchFunctionMode):
-    """While active, a request for float32 (`.float()`, `.to(torch.float32)`, `dtype=torch.float32`) means `dtype`."""
-
-    def __init__(self, dtype):
-        super().__init__()
-        self.dtype = dtype
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is torch.Tensor.float:
-            return args[0].to(self.dtype)
-        args = [self.dtype if argument is torch.float32 else argument for argument in args]
-        kwargs = {
-            name: self.dtype if argument is torch.float32 else argument for name, argument in (kwargs or {}).items()
-        }
-        return function(*args, **kwargs)
+@contextmanager
+def float32_becomes(dtype):
+    """While open, a request for float32 (`.float()`, `.to(torch.float32)`, `dtype=torch.float32`) means `dtype`."""
+    named, as_float = torch.float32, torch.Tensor.float
+    torch.float32 = torch.float = dtype
+    torch.Tensor.float = lambda tensor: tensor.to(dtype)
+    try:
+        yield
+    finally:
+        torch.float32 = torch.float = named
+        torch.Tensor.float = as_float
 
 
 # Comparing a measurement with the oracle.

@@ -12,6 +12,7 @@ from mask_impact.analyses.greedy import ends_of
 from mask_impact.analyses.observer import Observer
 from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.ownership import joined
+from mask_impact.engine.taps import n_held
 from mask_impact.errors import DeviceError, ExactnessError, is_out_of_memory
 from mask_impact.models.architectures import locate
 
@@ -71,22 +72,34 @@ def produce(
     """The ids that the model's own generate() produces, of each sequence up to its end, an end token included.
 
     on_logits: told the last position's logits [sequences, vocabulary] of each forward pass of this call. ExactnessError where
-    passes and produced tokens are not one for one.
+    passes and produced tokens are not one for one, or a pass does not see all that stands before it.
     """
     n_passes = 0
+    n_prompt = inputs["input_ids"].shape[1]
+
+    def check(module, args, kwargs) -> None:
+        n_seen = n_held(kwargs) + (args[0] if args else kwargs["hidden_states"]).shape[1]
+        if n_seen != n_prompt + n_passes:
+            raise ExactnessError(
+                f"forward pass {n_passes} saw {n_seen} positions of {n_prompt + n_passes}: no numbers are given; the "
+                f"model's generate() dropped what it held without the sequence being fed again (transformers before "
+                f"5.20 do so with some models), or something else ran the model in between"
+            )
 
     def count(module, args, output) -> None:
         nonlocal n_passes
         n_passes += 1
         on_logits(output.logits[:, -1])
 
-    with joined(locate(model)) as block, block.after(model, count), _quiet(model):
+    decoder = locate(model)
+    first = decoder.layers[0].module
+    with joined(decoder) as block, block.before(first, check), block.after(model, count), _quiet(model):
         sequences = model.generate(
             **on_input_device(model, inputs),
             generation_config=config,
             logits_processor=LogitsProcessorList(processors),
         )
-    produced = sequences[:, inputs["input_ids"].shape[1] :]
+    produced = sequences[:, n_prompt:]
     check_steps([n_passes], [produced.shape[1]])
     ends = ends_of(config)
     return [_up_to_end(ids, ends) for ids in produced.tolist()]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -38,13 +39,20 @@ MOST_VECTORS = 20_000  # cells; a drawing of more is pixels
 
 @dataclass(frozen=True)
 class Column:
-    """A token, or all shown patches of an image: their positions, whether all are sinks, and the two parts of the label: where
-    they stand, and their name. image: its number."""
+    """A token, or all shown patches of an image: their positions, whether all are sinks, and the token's text, or what the image
+    is called. image: its number."""
 
     positions: list[int]
     image: int | None
     is_sink: bool
-    label: tuple[str, str]
+    name: str
+
+    @cached_property
+    def label(self) -> tuple[str, str]:
+        """Where it stands, and its name as it fits. Of few columns only: measuring a text takes a millisecond."""
+        if self.image is not None:
+            return f"{self.positions[0]}-{self.positions[-1]}", self.name
+        return str(self.positions[0]), fitted('"', self.name, '"', SMALL, LABEL_ROOM)
 
 
 @dataclass(frozen=True)
@@ -72,12 +80,12 @@ def columns_of(tokens: TokenTable, images: Sequence[ImageRecord], shown: np.ndar
     for (image, _), places in groups.items():
         is_sink = bool(sink[places].all())
         if image is None:
-            label = str(places[0]), fitted('"', tokens.texts[places[0]], '"', SMALL, LABEL_ROOM)
+            name = tokens.texts[places[0]]
         else:
             (rows, across), n_sinks = images[image].grid, int(sink[places].sum())
             left_out = f" without {n_sinks} sink{'s' * (n_sinks > 1)}" if n_sinks and not is_sink else ""
-            label = f"{places[0]}-{places[-1]}", f"image {image}: {rows} x {across} patches{left_out}"
-        columns.append(Column(places, image, is_sink, label))
+            name = f"image {image}: {rows} x {across} patches{left_out}"
+        columns.append(Column(places, image, is_sink, name))
     return columns
 
 

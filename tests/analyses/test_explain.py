@@ -30,7 +30,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def demo():
-    return mask_impact.load("demo", kind="vl")
+    return mask_impact.load("demo", kind="vl", dtype="float32")
 
 
 def run(loaded, prompt=PROMPT, **settings):

@@ -260,7 +260,7 @@ LONG = "Anna has the green hat and Boris has the red coat. Who has the coat? The
     [
         {"num_tokens": 2},
         {"window": 3, "groups": "words"},
-        {"window": 2, "queries": "all"},
+        pytest.param({"window": 2, "queries": "all"}, marks=pytest.mark.slow),
         {"window": "all", "queries": "all", "groups": "words"},
         {"variants": ("heads",)},
     ],
@@ -305,7 +305,7 @@ def test_estimates_are_of_the_token_s_log_probability():
 
 
 def test_what_was_estimated_is_kept_in_every_format_and_shown(tmp_path):
-    loaded = mask_impact.load("demo", kind="text", device="cpu")
+    loaded = mask_impact.load("demo", kind="text", device="cpu", dtype="float32")
     result = analyze(loaded, LONG, effect=True, top=3)
     effect = result.steps[0].effect
     for form in ("csv", "json", "parquet"):

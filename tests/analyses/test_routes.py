@@ -125,7 +125,7 @@ def change_of(tiny, produced, rows, edges):
                 some = effect_oracle.Edges((layer,), tuple(target), tuple(source), heads)
                 for handle in effect_oracle.cut_by_mask(effect_oracle.decoder_layers(duplicate)[layer], some):
                     stack.callback(handle.remove)
-            with effect_oracle.Float32Becomes(torch.float64):
+            with effect_oracle.float32_becomes(torch.float64):
                 logits = duplicate(**arguments, use_cache=False).logits[0].double()
         scores = torch.log_softmax(logits, -1)
         sums.append(sum(float(scores[row, token]) for row, token in zip(rows, produced, strict=True)))

@@ -20,7 +20,7 @@ SPITE = 'What color is <img src=x onerror=alert(1)> "${alert(2)}"?'
 
 @pytest.fixture(scope="module")
 def desk():
-    return Desk(mask_impact.load("demo"), num_tokens=3)
+    return Desk(mask_impact.load("demo", dtype="float32"), num_tokens=3)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from mask_impact.prompts.images import read_picture
 
 @pytest.fixture(scope="module")
 def demo():
-    return mask_impact.load("demo", kind="vl", device="cpu")
+    return mask_impact.load("demo", kind="vl", device="cpu", dtype="float32")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ LOCAL = [name for name, rival in truth.RIVALS.items() if rival == truth.ATTENTIO
 
 @pytest.fixture(scope="module")
 def loaded():
-    return mask_impact.load("demo", kind="vl", device="cpu")
+    return mask_impact.load("demo", kind="vl", device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")

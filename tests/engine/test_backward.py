@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from oracle import Float32Becomes
+from oracle import float32_becomes
 from tiny_models import tiny_model
 
 from mask_impact.engine import backward
@@ -28,7 +28,7 @@ STEP = 1e-5
 @pytest.fixture(autouse=True)
 def float64_throughout():
     """The library's norms and routers work in float32, in which the small differences of the oracle have no digits."""
-    with Float32Becomes(torch.float64):
+    with float32_becomes(torch.float64):
         yield
 
 

@@ -73,7 +73,7 @@ def exact_behind_attention(layer, scaling, attention, x):
     logits = scaling * torch.einsum("hd,hnd->hn", query, groups[0])
     masks = torch.cat([torch.zeros(1, key.shape[1]), torch.eye(key.shape[1])]).bool()
     weights = torch.softmax(logits.masked_fill(masks[:, None], -torch.inf), dim=-1)
-    with oracle.Float32Becomes(torch.float64):
+    with oracle.float32_becomes(torch.float64):
         attn = layer.self_attn.o_proj(torch.einsum("jhn,hnd->jhd", weights, groups[1]).flatten(1))
         full = attn + layer.mlp(layer.post_attention_layernorm(x + attn))
     return torch.stack([(full[1:] - full[0]).norm(dim=-1), (attn[1:] - attn[0]).norm(dim=-1)], dim=-1).numpy()

@@ -127,7 +127,7 @@ def test_float64_models_agree_within_1e_9(name):
     if name == "qwen3_vl_moe":
         model.set_experts_implementation("eager")  # the grouped kernel has no float64
     inputs = tiny_inputs(model, N_PROMPT, seed=2)
-    with oracle.Float32Becomes(torch.float64):
+    with oracle.float32_becomes(torch.float64):
         expected = oracle.measure(model, inputs, 2)
         l2, cosine, _, _ = measure(model, inputs, 2)
     assert all(step.dtype == np.float64 for step in l2)
