@@ -22,7 +22,7 @@ import dataclasses
 
 import numpy as np
 import torch
-from oracle import float32_becomes, decoder_layers
+from oracle import decoder_layers, float32_becomes
 
 ABLATIONS = ("mask", "zero-value", "mean-value")
 
