@@ -389,6 +389,7 @@ def test_the_keys_of_json_files_are_those_that_are_documented(written):
     assert {*meta["steps"][0]["candidates"][0], *meta["steps"][0]["effect"], *meta["tokens"][0]} - said <= {
         "position",
         "crc32",
+        "rest_crc32",
     }
     answers = json.loads((written / "result.whatif.json").read_text(encoding="utf-8"))
     assert [cells[0].strip("`") for cells in table_rows(section(text, "NAME.whatif.json"), ["key"])] == list(answers)

@@ -194,8 +194,13 @@ def prepare(folder, checkpoints, stored, line):
                 shutil.copy(path, folder / "output" / path.name.replace(source, name, 1))
 
 
-@pytest.mark.parametrize("checkpoints", ["tiny", pytest.param("demo", marks=pytest.mark.slow)], indirect=True)
-@pytest.mark.parametrize(("line", "expected"), LINES, ids=[line for line, _ in LINES])
+CASES = [
+    *(pytest.param("tiny", *case, id=case[0]) for case in LINES),
+    *(pytest.param("demo", *case, id=f"{case[0]}-demo", marks=pytest.mark.slow) for case in LINES[::8]),
+]
+
+
+@pytest.mark.parametrize(("checkpoints", "line", "expected"), CASES, indirect=["checkpoints"])
 def test_the_line_works_and_leaves_its_files(line, expected, checkpoints, stored, tmp_path, monkeypatch, capsys):
     prepare(tmp_path, checkpoints, stored, line)
     monkeypatch.chdir(tmp_path)

@@ -150,7 +150,7 @@ def subtract_two_results(model, inputs, index):
 @needs_smollm2
 def test_effects_of_a_real_language_model_in_bf16_are_those_of_the_same_weights_in_float32():
     """Rank correlation of what is above the noise floor. (Whole bf16 states in the same place reach 0.6.)"""
-    prompt = "The Eiffel Tower stands in the city of"
+    prompt = "The capital of France is"
     loaded = mask_impact.load("smollm2", kind="text", device="cpu", dtype="bfloat16")
     measured = []
     for dtype in (torch.bfloat16, torch.float32):  # the weights that bfloat16 has

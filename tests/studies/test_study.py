@@ -255,10 +255,10 @@ def test_a_killed_study_goes_on_to_the_same_bytes(source, text_checkpoint, tmp_p
     """kill -9 at random moments (renaming is slowed down, so that some hit between two files), then --resume to the end."""
     if source == "config":
         path = write_config(tmp_path / "study.yaml", sentences(24), defaults={"num_tokens": 2})
-        argv, written, n_kills = ["--formats", "csv,parquet"], "*.meta.json", 6
+        argv, written, n_kills = ["--formats", "csv,parquet"], "*.meta.json", 4
     else:
         path = write_dataset(tmp_path / "study.jsonl", [{"prompt": prompt} for prompt in sentences(160)])
-        argv, written, n_kills = ["--reduce", "none"], "study/*.parquet", 3
+        argv, written, n_kills = ["--reduce", "none"], "study/*.parquet", 2
     common = [f"--{source}", str(path), "--model", str(text_checkpoint), "--quiet", *argv]
 
     def start(folder, *argv):

@@ -476,8 +476,7 @@ def test_a_thousand_tokens_are_linked(large, open_page):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
 @pytest.mark.parametrize("kind", ["files", "large", "hostile"])
 def test_screenshots(request, open_page, tmp_path, kind, scheme, width):
     """Kept to be looked at. Nothing may be wider than the window."""

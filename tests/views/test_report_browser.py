@@ -810,8 +810,7 @@ def test_a_thousand_tokens_are_shown(large, open_page):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
 @pytest.mark.parametrize("kind", ["image", "large", "hostile"])
 def test_screenshots(request, files, open_page, tmp_path, kind, scheme, width):
     """Kept to be looked at. Nothing may be wider than the window."""

@@ -658,8 +658,7 @@ def test_of_very_many_points_some_are_drawn_and_all_are_saved(large, open_page):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
 @pytest.mark.parametrize("kind", ["image", "large", "hostile"])
 def test_screenshots(request, files, open_page, tmp_path, kind, scheme, width):
     """Kept to be looked at. Nothing may be wider than the window."""
