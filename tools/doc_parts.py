@@ -157,7 +157,7 @@ def file_map() -> str:
     """Every module with the first sentence of its docstring, room by room."""
     text = ""
     for room in ("", *ROOMS):
-        paths = sorted(PACKAGE.glob(f"{room}/*.py" if room else "*.py"))
+        paths = sorted(PACKAGE.glob(f"{room}/**/*.py" if room else "*.py"))
         rows = [(f"`mask_impact/{path.relative_to(PACKAGE).as_posix()}`", about(path)) for path in paths]
         if rows:
             text += f"\n### {room or 'The package itself'}\n{table(('module', 'what it is'), rows)}"

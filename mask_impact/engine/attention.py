@@ -50,10 +50,14 @@ def query_attention(
     scaling: float,
     visible: torch.Tensor | None = None,
     ablation: str = "mask",
+    *,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> QueryAttention:
-    """Attention of the query [H, D] over keys and values [K, N, D] of any dtype; visible: bool [N], None for all.
+    """Attention of the query [H, D] over keys [K, N, D] and values [K, N, E] of any dtype; visible: bool [N], None for all.
 
-    ablation: what removing a key means, one of settings.ABLATIONS: its logit is -inf, its value is 0, or its value is the
+    softcap: c where the logits are c tanh(logits / c). sinks: [H], a logit of each head for a key without a value, which takes
+    its part of the weight and can't be removed. ablation: what removing a key means, one of settings.ABLATIONS: its logit is -inf, its value is 0, or its value is the
     mean of the visible keys' values.
     """
     dtype = torch.promote_types(values.dtype, torch.float32)
@@ -61,18 +65,21 @@ def query_attention(
     n_heads, head_dim = query.shape
     n_groups, n_keys, _ = keys.shape
     values = values.to(dtype)
-    wide_values = values.to(wide)
+    wide_values, value_dim = values.to(wide), values.shape[-1]
     grouped = query.view(n_groups, n_heads // n_groups, head_dim).to(wide)
     logits = torch.matmul(grouped, keys.to(wide).transpose(1, 2)) * scaling  # [K, H/K, N]
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
     if visible is not None:
         logits = logits.masked_fill(~visible, float("-inf"))
-    weights = torch.softmax(logits, dim=-1)
-    output = torch.matmul(weights, wide_values)  # [K, H/K, D]
+    sinks = None if sinks is None else sinks.to(wide).view(n_groups, -1, 1)
+    weights = _softmax(logits, sinks)
+    output = torch.matmul(weights, wide_values)  # [K, H/K, E]
 
     # o' - o = p (o' - v) with o' from the logits: needs no 1 - p.
     dominant = weights.argmax(dim=-1, keepdim=True)
-    others = torch.softmax(logits.scatter(-1, dominant, float("-inf")), dim=-1)
-    value = wide_values.gather(1, dominant.expand(-1, -1, head_dim))
+    others = _softmax(logits.scatter(-1, dominant, float("-inf")), sinks)
+    value = wide_values.gather(1, dominant.expand(-1, -1, value_dim))
     difference = weights.gather(-1, dominant) * (torch.matmul(others, wide_values) - value)
     # Where no other key is visible all logits are -inf and softmax gives NaN: nothing is attended to, o' = 0.
     if n_keys == 1 or visible is not None:
@@ -86,13 +93,20 @@ def query_attention(
     rounded = output.to(dtype)
     return QueryAttention(
         weights=weights.to(dtype).view(n_heads, n_keys),
-        output=rounded.view(n_heads, head_dim),
-        remainder=(output - rounded).to(dtype).view(n_heads, head_dim),
+        output=rounded.view(n_heads, value_dim),
+        remainder=(output - rounded).to(dtype).view(n_heads, value_dim),
         values=values,
         dominant=dominant.view(n_heads),
-        dominant_difference=difference.to(dtype).view(n_heads, head_dim),
+        dominant_difference=difference.to(dtype).view(n_heads, value_dim),
         replacement=replacement,
     )
+
+
+def _softmax(logits: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
+    """The keys' weights [K, H/K, N]; sinks: [K, H/K, 1], which take the rest."""
+    if sinks is None:
+        return torch.softmax(logits, dim=-1)
+    return torch.softmax(torch.cat([logits, sinks], dim=-1), dim=-1)[..., :-1]
 
 
 N_ASKED, FEWEST_SEEING = 128, 32  # queries

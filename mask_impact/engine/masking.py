@@ -29,7 +29,7 @@ from mask_impact.engine.ownership import Block, refuse_hooks
 from mask_impact.engine.recording import LayerInputs, RawStep, gather
 from mask_impact.engine.riders import Rider, propagate_afterwards
 from mask_impact.engine.states import LayerState
-from mask_impact.engine.taps import n_held, tapped, up_to_own, visible_keys, windowed_kernel
+from mask_impact.engine.taps import n_held, tapped, up_to_own, visible_keys, windowed_kernel, within_sight
 from mask_impact.errors import ExactnessError, UsageError
 from mask_impact.models.architectures import Decoder, DecoderLayer, GatedMlp, locate
 
@@ -251,10 +251,7 @@ class MaskingEngine:
 
     def _attend(self, number, measurement, query, key, value, mask, scaling, window) -> None:
         visible = visible_keys(mask, number, 1, key.shape[1], window, key.device)
-        if visible is not None:
-            visible = visible[0]
-            seen_from = int(visible.int().argmax())
-            key, value, visible = key[:, seen_from:], value[:, seen_from:], visible[seen_from:]
+        key, value, visible = within_sight(key, value, visible)
         attention = query_attention(query, key, value, scaling, visible, ablation=self.ablation)
         first = (
             measurement.n_positions - attention.n_keys

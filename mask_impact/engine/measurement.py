@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from mask_impact.engine.attention import Lengths, QueryAttention, lengths, masking_differences
-from mask_impact.engine.propagation import ACTIVATIONS, gated_difference, rms_norm, rms_norm_difference
+from mask_impact.engine.propagation import ACTIVATIONS, gated_difference, rms_norm, rms_norm_difference, scale_of_rows
 from mask_impact.models.architectures import DecoderLayer, GatedMlp, Norm, OpaqueMlp, parameter
 
 # Largest relative difference that rounding may make between the model's own row and its recomputation in float32. RMSNorm
@@ -54,18 +54,9 @@ class Ride:
         )
 
     def _scale(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
-        """A power of two for each row [n, 1], or None where none is needed.
-
-        float16 would lose small differences below its smallest numbers, and a bias would drown them: scaled up, the mapped
-        difference outweighs the bias, and taking the bias off again costs nothing of its digits.
-        """
+        """A power of two for each row [n, 1], or None where none is needed."""
         has_bias = any(getattr(module, "bias", None) is not None for module in self.modules)
-        if not self.is_difference or (dtype != torch.float16 and not has_bias):
-            return None
-        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        largest = rows.abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
-        target = (4 if dtype == torch.float16 else 24) if has_bias else 0
-        return torch.exp2((target - torch.log2(largest).floor()).clamp(-100, 100))
+        return scale_of_rows(rows, dtype, has_bias) if self.is_difference else None
 
 
 @dataclass(frozen=True)

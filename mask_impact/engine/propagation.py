@@ -21,18 +21,25 @@ def rms_norm(state: torch.Tensor, norm: Norm) -> torch.Tensor:
 
 
 def rms_norm_difference(state: torch.Tensor, differences: torch.Tensor, norm: Norm) -> torch.Tensor:
-    """norm(x + d) - norm(x) for x [hidden], d [n, hidden].
+    """norm(x + d) - norm(x) for x [hidden], d [n, hidden]."""
+    return rms_difference(state, differences, norm.eps).mul_(norm.weight(state.dtype, state.device))
+
+
+def rms_difference(state: torch.Tensor, differences: torch.Tensor, eps: float) -> torch.Tensor:
+    """(x + d) r' - x r, the difference of a norm without weight over the last dimension, for x [hidden] or what d can be added
+    to, d [n, ..., hidden].
 
     With r = (mean(x^2) + eps)^-1/2 and r' the same of x + d it is x (r' - r) + d r', and r' - r follows from
     mean((x+d)^2) - mean(x^2) = mean(d (2x + d)) without cancellation. Where d takes away most of x that sum cancels
     instead, and (x + d) r' - x r is the form to take.
     """
     hidden = state.shape[-1]
-    variance = state.square().mean() + norm.eps
-    growth = (torch.mv(differences, 2 * state) + differences.square().sum(-1)) / hidden  # [n]
+    variance = state.square().mean(-1) + eps
+    twice = 2 * state
+    linear = torch.mv(differences, twice) if state.dim() == 1 else (differences * twice).sum(-1)
+    growth = (linear + differences.square().sum(-1)) / hidden  # [n, ...]
     most_is_gone = growth < -variance / 2
     root = variance.sqrt()
-    weight = norm.weight(state.dtype, state.device)
     # On a GPU asking whether it happens would stall the queue: there the general form is taken at once.
     if state.device.type == "cpu" and not most_is_gone.any():
         masked_root = (variance + growth).sqrt_()
@@ -41,12 +48,27 @@ def rms_norm_difference(state: torch.Tensor, differences: torch.Tensor, norm: No
     else:
         # One expression for both: a (r' - r) + b r' with a = x, b = d, or -x r + b r' with b = x + d.
         masked_state = differences + state
-        masked = torch.where(most_is_gone, masked_state.square().mean(-1) + norm.eps, variance + growth)
+        masked = torch.where(most_is_gone, masked_state.square().mean(-1) + eps, variance + growth)
         masked_root = masked.sqrt()
         scale = torch.where(most_is_gone, -1 / root, -growth / (root * masked_root * (root + masked_root)))
         moved = torch.where(most_is_gone.unsqueeze(-1), masked_state, differences)
         moved.mul_(masked_root.reciprocal().unsqueeze(-1))
-    return moved.addcmul_(scale.unsqueeze(-1), state.unsqueeze(0)).mul_(weight)
+    return moved.addcmul_(scale.unsqueeze(-1), state)
+
+
+def scale_of_rows(rows: torch.Tensor, dtype: torch.dtype, has_bias: bool) -> torch.Tensor | None:
+    """A power of two [n, 1] for each of some differences [n, width] that go through a linear map in the dtype, or None where
+    none is needed.
+
+    float16 would lose small differences below its smallest numbers, and a bias would drown them: scaled up, the mapped
+    difference outweighs the bias, and taking the bias off again costs nothing of its digits.
+    """
+    if dtype != torch.float16 and not has_bias:
+        return None
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    largest = rows.abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+    target = (4 if dtype == torch.float16 else 24) if has_bias else 0
+    return torch.exp2((target - torch.log2(largest).floor()).clamp(-100, 100))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ finds what it always finds. Before the block ends, by whatever way, everything i
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -74,18 +74,23 @@ def _answer(inner: Callable[..., tuple]) -> Callable[..., tuple]:
 
 
 @contextmanager
-def tapped(decoder: Decoder, attend: Callable[..., tuple]) -> Iterator[Block]:
+def tapped(
+    decoder: Decoder, attend: Callable[..., tuple], attentions: Iterable[nn.Module] | None = None
+) -> Iterator[Block]:
     """While the block is open, `attend(own, module, query, key, value, attention_mask, *args, **kwargs)` is the decoder's
     attention in this thread: query [B, H, n, D], key and value [B, K, N, D] to (output [B, n, H, D], weights or None). own: the
-    model's backend, which takes the rest of the arguments. A tap inside another one is the only one. ModelError for a backend
-    that is not one of BACKENDS."""
+    model's backend, which takes the rest of the arguments. attentions: modules, one of which is the decoder's attention whenever
+    it calls a backend (None: those of its layers). A tap inside another one is the only one. ModelError for a backend that is not
+    one of BACKENDS."""
     backend = decoder.configs[0]._attn_implementation
     if backend not in BACKENDS:
         raise ModelError(
             f"attention backend '{backend}' is not supported; load the model with one of {', '.join(BACKENDS)}"
         )
     with opened(decoder) as block, _lookup.in_place():
-        _mine.taps.append((frozenset(layer.attention for layer in decoder.layers), attend))
+        if attentions is None:
+            attentions = (layer.attention for layer in decoder.layers)
+        _mine.taps.append((frozenset(attentions), attend))
         try:
             yield block
         finally:
@@ -117,6 +122,17 @@ def visible_keys(
     if window is not None:
         visible = visible & up_to_own(n_rows, n_keys, device, -window).logical_not()
     return visible
+
+
+def within_sight(
+    key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Keys and values [K, n, D] from the first that the last query sees, and which of them it sees, bool [n] or None for all.
+    key, value: [K, N, D] of all; visible: as `visible_keys` gives it for one row."""
+    if visible is None:
+        return key, value, None
+    first = int(visible[0].int().argmax())
+    return key[:, first:], value[:, first:], visible[0, first:]
 
 
 def up_to_own(n_rows: int, n_keys: int, device: torch.device, shift: int = 0) -> torch.Tensor:

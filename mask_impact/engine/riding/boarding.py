@@ -1,0 +1,127 @@
+"""Where differences get on and off: a layer's attention output, and what the layer makes of it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from mask_impact.engine.attention import (
+    Lengths,
+    QueryAttention,
+    arithmetic_dtype,
+    lengths,
+    masking_differences,
+    query_attention,
+)
+from mask_impact.engine.measurement import LayerRecord
+from mask_impact.engine.riding.layers import Layer
+from mask_impact.engine.riding.tensor import Ride, Riding, riding_in
+from mask_impact.engine.taps import visible_keys, within_sight
+from mask_impact.errors import ExactnessError, UnsupportedArchitecture
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a model's attention: query [B, H, n, D], key [B, K, N, D], value [B, K, N, E], mask as the model has it.
+    backend: its name; window: how many keys a kernel looks back on, where masks don't say it."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: torch.Tensor | None
+    options: dict[str, Any]
+    backend: str
+    window: int | None
+
+    def of_last(self, number: int, ablation: str) -> QueryAttention:
+        """The last query's attention of one sequence, over the keys from the first that it sees."""
+        visible = visible_keys(self.mask, number, 1, self.key.shape[2], self.window, self.key.device)
+        key, value, visible = within_sight(self.key[number], self.value[number], visible)
+        scaling = self.options.get("scaling")
+        # torch's own function knows neither a cap nor sinks.
+        softcap, sinks = (None if self.backend == "sdpa" else self.options.get(name) for name in ("softcap", "s_aux"))
+        return query_attention(
+            self.query[number, :, -1],
+            key,
+            value,
+            self.query.shape[-1] ** -0.5 if scaling is None else scaling,
+            visible,
+            ablation,
+            softcap=softcap or None,
+            sinks=sinks,
+        )
+
+
+def board(output: torch.Tensor, ride: Ride, rows: torch.Tensor, differences: torch.Tensor) -> Riding:
+    """The model's own attention output [B, S, H, E], which carries the exact last rows [B, H, E] and differences [n, H, E]."""
+    x = Riding.make(output, rows, differences, 2, output.shape[1], ride)
+    ride.check(x.last, rows)
+    return x
+
+
+@dataclass
+class Measuring:
+    """What is measured of one sequence in one layer at one step.
+
+    positions: int64 [P], those to hide; n_positions: S, the sequence's length; groups: of full, attn, heads, in that order.
+    """
+
+    layer: Layer
+    attention: QueryAttention
+    positions: torch.Tensor
+    n_positions: int
+    groups: tuple[str, ...]
+    ride: Ride
+    kept: dict[str, Lengths] = field(default_factory=dict)
+
+    def differences(self) -> torch.Tensor:
+        """[n + 1, H, E], of the attention output for each key in sight that is to be hidden, and none at the end, for noise."""
+        first = (
+            self.n_positions - self.attention.n_keys
+        )  # sliding windows and their caches hold the last positions only
+        keys = self.positions[self.positions >= first] - first
+        seen = self.attention.of_keys(keys.to(self.attention.values.device))
+        moved = masking_differences(seen, 0, len(keys)) if len(keys) else seen.output.new_empty(0, *seen.output.shape)
+        if "heads" in self.groups:
+            self.kept["heads"] = lengths(self.attention.output, moved)
+        return functional.pad(moved, (0, 0, 0, 0, 0, 1))
+
+    def get_off(self, output: Any) -> LayerRecord:
+        """What comes off at the layer's end. output: of the layer; ExactnessError where it carries nothing,
+        UnsupportedArchitecture where nothing of the attention met the residual stream."""
+        ride, noise = self.ride, torch.tensor(float("nan"), dtype=arithmetic_dtype(self.ride.dtype))
+        if self.groups != ("heads",):
+            x = next(riding_in(output), None)
+            if x is None:
+                raise ExactnessError(
+                    f"{self.layer.name} gives a plain tensor: its code drops what rides along: no numbers can be given"
+                )
+            ride.check(x.last, x.z)
+            if "attn" in self.groups:
+                if ride.attn is None:
+                    raise UnsupportedArchitecture(
+                        f"{self.layer.name} adds its attention to nothing of the size of its input: attn can't be measured"
+                    )
+                self.kept["attn"] = ride.attn[0]
+            update = x.z - ride.entered[:, -1].to(x.z) if x.update is None else x.update
+            self.kept["full"] = ride.lengths(update, x.d)[0]
+            noise = torch.linalg.vector_norm(x.d[-1]) if ride.noisy else noise
+        errors, sizes = (torch.cat([pair[at].cpu() for pair in ride.checks]) for at in (0, 1))
+        mean_weights = self.attention.weights.mean(0)
+        return LayerRecord(
+            l2=self._gathered("l2"),
+            along=self._gathered("along"),
+            across=self._gathered("across"),
+            attention=functional.pad(mean_weights, (self.n_positions - self.attention.n_keys, 0)),
+            baseline_norm=torch.cat([self.kept[group].norm.reshape(-1) for group in self.groups]),
+            self_check=(errors / sizes.clamp_min(1e-30)).max(),  # NaN if one of them is
+            noise_floor=noise,
+        )
+
+    def _gathered(self, name: str) -> torch.Tensor:
+        """One of the lengths of all positions and variants, [P, V]; zero for positions out of sight."""
+        n = int((self.positions >= self.n_positions - self.attention.n_keys).sum())
+        columns = [getattr(self.kept[group], name)[:n] for group in self.groups]
+        values = torch.cat([column if column.dim() == 2 else column.unsqueeze(1) for column in columns], dim=1)
+        return functional.pad(values, (0, 0, len(self.positions) - n, 0))

@@ -1,0 +1,212 @@
+"""A context manager that measures local impact while the model's own `generate()` runs, whatever decoder it is.
+
+    with RidingEngine(model) as engine:
+        model.generate(...)
+    engine.steps
+
+A layer's attention output carries the differences that hiding each key makes to it, and the layer's own code carries them on.
+Layers are found by who calls the attention; those without one are passed through, and named in `unmapped`. Before the block
+ends, by whatever way, everything is as it was. Knows no files and prints nothing.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+
+from mask_impact.engine.choices import VARIANT_GROUPS
+from mask_impact.engine.masking import SequencePlan
+from mask_impact.engine.measurement import SELF_CHECK_TOLERANCE, LayerRecord
+from mask_impact.engine.recording import RawStep, gather
+from mask_impact.engine.riding import arithmetic, functions, linear, structure
+from mask_impact.engine.riding.boarding import Call, Measuring, board
+from mask_impact.engine.riding.layers import Layer, find_layers
+from mask_impact.engine.riding.probe import prove, snapshot
+from mask_impact.engine.riding.tensor import Ride, Riding, replaced
+from mask_impact.engine.taps import tapped, windowed_kernel
+from mask_impact.errors import ExactnessError, UnsupportedArchitecture, UsageError
+
+RULES_FROM = (arithmetic, functions, linear, structure)  # what importing them puts into the table of rules
+
+
+class RidingEngine:
+    """Measures every layer with a softmax attention at every forward pass of `model` while the `with` block is open.
+
+    groups: which of full, attn, heads to measure. ablation: what hiding means, see attention.query_attention. plans: of the
+    sequence that the model will be given. on_layer(step, layer) is called when a layer is done. probe: whether each kind of
+    layer is proven the first time. After a step `mapped` has the names of the layers in the order of the step's rows,
+    `unmapped` of the others beside them. Errors: UnsupportedArchitecture (NoRule names the operation), UsageError for a batch,
+    ExactnessError where the arithmetic could not be reproduced, where the probe fails, or where something is not finite.
+    Only what the thread that opens the block does is measured; see `ownership`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        groups: tuple[str, ...] = VARIANT_GROUPS,
+        ablation: str = "mask",
+        plans: Sequence[SequencePlan] = (SequencePlan(),),
+        on_layer: Callable[[int, int], None] | None = None,
+        probe: bool = True,
+    ) -> None:
+        if len(plans) != 1:
+            raise UsageError(f"one sequence at a time can be analysed, not {len(plans)}")
+        self.model, self.layers = model, find_layers(model)
+        self.groups = tuple(group for group in VARIANT_GROUPS if group in groups)
+        self.ablation, self.plan, self.on_layer, self.probe = ablation, plans[0], on_layer, probe
+        self.steps: list[RawStep] = []
+        self.mapped: tuple[str, ...] = ()
+        self.unmapped: tuple[str, ...] = ()
+        self._step = -1
+        self._clear()
+        self._stack = ExitStack()
+
+    def _clear(self) -> None:
+        """Between two forward passes."""
+        self._running = False
+        self._held, self._started = 0, 0.0
+        self._entered: dict[Layer, tuple[tuple, dict]] = {}  # what layers that are running were given
+        self._measuring: dict[Layer, Measuring] = {}  # of those whose attention has run
+        self._records: dict[Layer, LayerRecord] = {}
+        self._positions = torch.empty(0, dtype=torch.int64)
+
+    # --- attaching and restoring -----------------------------------------------------------------------------------------
+
+    def __enter__(self) -> "RidingEngine":
+        layers = self.layers
+        with ExitStack() as stack:
+            block = stack.enter_context(tapped(layers, self._on_tap, layers.decoder.modules()))
+            inner = [module for module, layer in layers.around.items() if module is not layer.module]
+            stack.enter_context(layers.known.opaque.caught(inner, self._after_attention))
+            stack.enter_context(block.before(layers.decoder, self._before_pass))
+            stack.enter_context(block.after(layers.decoder, self._after_pass))
+            for layer in layers.layers:
+                self._hook_layer(stack, block, layer)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stack.close()
+        for measuring in self._measuring.values():
+            measuring.ride.open = False
+        self._clear()
+
+    def _hook_layer(self, stack: ExitStack, block, layer: Layer) -> None:
+        def before(module, args, kwargs):
+            if self._running:
+                unproven = self.probe and layer.kind not in self.layers.known.proven
+                self._entered[layer] = snapshot(args, kwargs) if unproven else (args, kwargs)
+
+        def after(module, args, output):
+            given = self._entered.pop(layer, None)
+            return None if given is None else self._after_layer(layer, given, output)
+
+        stack.enter_context(block.before(layer.module, before))
+        stack.enter_context(block.after(layer.module, after))
+
+    # --- what happens in the model's forward, in this order ----------------------------------------------------------------
+
+    def _before_pass(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self._clear()
+        caches = [value for value in (*args, *kwargs.values()) if isinstance(value, Cache)]
+        self._held = int(caches[0].get_seq_length()) if caches else 0
+        self._step += 1
+        self._started = time.perf_counter()
+        self._running = self.plan.n_steps is None or self._step < self.plan.n_steps
+
+    def _on_tap(self, own, module, query, key, value, attention_mask, *args, **kwargs):
+        known, layer = self.layers.known, self.layers.around.get(module)
+        known.opaque.attentions.add(module)
+        output = own(query, key, value, attention_mask, *args, **kwargs)
+        if layer not in self._entered:
+            return output
+        if layer in self._measuring:
+            raise UnsupportedArchitecture(f"{layer.name} calls an attention twice: that can't be measured")
+        if len(query) != 1:
+            raise UsageError(f"one sequence at a time can be analysed; the model was given {len(query)}")
+        if output[0].requires_grad:
+            raise UsageError("differences can't be measured while gradients are recorded: use torch.no_grad()")
+        call = Call(query, key, value, attention_mask, kwargs, self._backend, windowed_kernel(self.layers, kwargs))
+        measuring = self._measured(layer, call)
+        self._measuring[layer] = measuring
+        differences, rows = measuring.differences(), measuring.attention.output.unsqueeze(0)
+        x = board(output[0], measuring.ride, rows, differences)
+        return output if self.groups == ("heads",) else (x, *output[1:])
+
+    @property
+    def _backend(self) -> str:
+        return self.layers.configs[0]._attn_implementation
+
+    def _measured(self, layer: Layer, call: Call) -> Measuring:
+        args, kwargs = self._entered[layer]
+        entered = next(one for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor) and one.dim() == 3)
+        n_positions = self._held + call.query.shape[2] - self.plan.padding
+        masked = self.plan.masked
+        self._positions = torch.arange(n_positions) if masked is None else masked.positions(n_positions)
+        ride = Ride(layer.name, entered)
+        attention = call.of_last(0, self.ablation)
+        return Measuring(layer, attention, self._positions, n_positions, self.groups, ride)
+
+    def _after_attention(self, module: nn.Module) -> None:
+        """What called the attention is done: from here on sums may be those with the residual stream."""
+        measuring = self._measuring.get(self.layers.around.get(module))
+        if measuring is not None:
+            measuring.ride.in_attention = False
+
+    def _after_layer(self, layer: Layer, given: tuple[tuple, dict], output: Any) -> Any:
+        measuring = self._measuring.pop(layer, None)
+        if measuring is None:
+            return None
+        try:
+            self._records[layer] = measuring.get_off(output)
+        finally:
+            measuring.ride.open = False
+        known = self.layers.known
+        if self.probe and self.groups != ("heads",) and layer.kind not in known.proven:
+            prove(self.layers, layer, *given)
+            known.proven.add(layer.kind)
+        if self.on_layer is not None:
+            self.on_layer(self._step, len(self._records) - 1)
+        return replaced(output, lambda x: x.plain, Riding)
+
+    def _after_pass(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if self._running:
+            self._finish_step()
+        self._clear()
+
+    # --- results ----------------------------------------------------------------------------------------------------------------
+
+    def _finish_step(self) -> None:
+        if not self._records:
+            raise UnsupportedArchitecture(
+                f"no layer of {type(self.model).__name__} calls transformers' attention interface: nothing can be measured"
+            )
+        mapped = list(self._records)
+        beside = {id(other): other for layer in mapped for other in self.layers.siblings(layer)}
+        self.mapped = tuple(layer.name for layer in mapped)
+        self.unmapped = tuple(other.name for other in beside.values() if other not in self._records)
+        records = list(self._records.values())
+        if len({record.l2.shape for record in records}) > 1:
+            raise UnsupportedArchitecture("layers have different numbers of heads: leave out `heads`")
+        for layer, record in self._records.items():
+            self._check(layer, record)
+        self.steps.append(gather(records, self._positions, time.perf_counter() - self._started, []))
+
+    def _check(self, layer: Layer, record: LayerRecord) -> None:
+        error, dtype = float(record.self_check), self.model.dtype
+        tolerance = SELF_CHECK_TOLERANCE[dtype]
+        if not (error < float("inf") and bool(torch.isfinite(record.l2).all())):
+            raise ExactnessError(
+                f"activations of {layer.name} at step {self._step} are not finite (NaN or inf): no numbers can be given; the "
+                f"model's weights may be damaged, or {dtype} too narrow: try `dtype` float32"
+            )
+        if error > tolerance:
+            raise ExactnessError(
+                f"self-check failed in {layer.name} at step {self._step}: the model's own arithmetic differs from the recomputed "
+                f"one by {error:.1e} (relative, {tolerance:.0e} allowed): no numbers are given"
+            )

@@ -1,0 +1,80 @@
+"""A decoder's layers, found without a table: what lies in a list of modules.
+
+Which of them have a softmax attention shows in a forward.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from mask_impact.engine.riding.opaque import Opaque
+from mask_impact.errors import UnsupportedArchitecture
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One module of a list. name: its path in the model; among: the path of the list."""
+
+    name: str
+    among: str
+    module: nn.Module
+
+    @cached_property
+    def kind(self) -> tuple:
+        """The same for layers that are built alike."""
+        return tuple((name, type(module)) for name, module in self.module.named_modules())
+
+
+@dataclass
+class Known:
+    """What is found out once about a model: opaque modules, and the kinds of layers whose differences were proven."""
+
+    opaque: Opaque = field(default_factory=Opaque)
+    proven: set[tuple] = field(default_factory=set)
+
+
+_known: WeakKeyDictionary[nn.Module, Known] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A decoder with the modules of its lists. layers: those of the longest list first. Where lists lie in each other, a module
+    belongs to the innermost."""
+
+    decoder: nn.Module
+    layers: tuple[Layer, ...]
+    around: dict[nn.Module, Layer]  # of each module within a list, itself included
+
+    @property
+    def configs(self) -> tuple[object, ...]:
+        """What says which attention backend the decoder has."""
+        return (self.decoder.config,)
+
+    @property
+    def known(self) -> Known:
+        """What has been found out about the decoder so far."""
+        return _known.setdefault(self.decoder, Known())
+
+    def siblings(self, layer: Layer) -> list[Layer]:
+        """All layers of its list, in their order."""
+        return [other for other in self.layers if other.among == layer.among]
+
+
+def find_layers(model: nn.Module) -> Layers:
+    """The lists of modules in a model's decoder; UnsupportedArchitecture where there is none."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    lists = [(name, part) for name, part in decoder.named_modules() if isinstance(part, nn.ModuleList) and len(part)]
+    if not lists or not hasattr(decoder, "config"):
+        raise UnsupportedArchitecture(
+            f"{type(model).__name__} has no list of layers in a decoder of transformers: load it with its ForCausalLM or "
+            "ForConditionalGeneration class"
+        )
+    around: dict[nn.Module, Layer] = {}
+    found: dict[str, list[Layer]] = {}
+    for among, modules in lists:  # outer lists first, so that inner ones overwrite
+        found[among] = [Layer(f"{among}.{index}", among, module) for index, module in enumerate(modules)]
+        around.update((inner, layer) for layer in found[among] for inner in layer.module.modules())
+    ordered = sorted(found.values(), key=len, reverse=True)
+    return Layers(decoder, tuple(layer for layers in ordered for layer in layers), around)

@@ -1,0 +1,143 @@
+"""The proof that nothing gets lost on the way: a layer runs again with the last query's attention output set to 0.
+
+It must move as the difference -o that rides through it says. Code that takes the model's tensor out of a riding one, so that
+its difference is lost, can't be seen by the self-check, which looks at the model's own row; here it shows.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+
+from mask_impact.engine.attention import arithmetic_dtype
+from mask_impact.engine.riding.boarding import board
+from mask_impact.engine.riding.layers import Layer, Layers
+from mask_impact.engine.riding.opaque import Opaque
+from mask_impact.engine.riding.tensor import Ride, replaced, riding_in
+from mask_impact.engine.taps import tapped
+from mask_impact.errors import ExactnessError
+
+TOLERANCE = 1e-3  # of the movement, relative
+ROUNDINGS = 16  # of the layer's output, that may count as movement
+
+
+def prove(layers: Layers, layer: Layer, args: tuple, kwargs: dict) -> None:
+    """ExactnessError where the layer moves otherwise than what rides through it says; args, kwargs: of a call of it, with the
+    caches as they were before."""
+    module = layer.module
+    dtype = _wider(module)
+    if dtype is not None:
+        module = _copied(module).to(dtype)
+        args, kwargs = (_cast(value, dtype) for value in (args, kwargs))
+    entered = next(_tensors((args, kwargs)))
+    riding, plain = (_run(layers, layer, module, entered, args, kwargs, rides) for rides in (True, False))
+    if riding is None or plain is None:
+        return  # without an attention
+    moved, said, size = plain - riding[0], riding[1], torch.linalg.vector_norm(plain)
+    error, length = torch.linalg.vector_norm(moved - said), torch.linalg.vector_norm(moved)
+    if error <= TOLERANCE * length + ROUNDINGS * torch.finfo(entered.dtype).eps * size:
+        return
+    raise ExactnessError(
+        f"{layer.name} ({type(layer.module).__name__}) moves otherwise than the differences that ride through it say: "
+        f"{float(error / length):.1e} off (relative, {TOLERANCE:.0e} allowed) where its attention gives nothing; its code drops "
+        "them somewhere, or no two runs of it are the same: no numbers are given"
+    )
+
+
+def snapshot(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """A layer's arguments as they are before it runs: an empty cache is left out, another one copied."""
+
+    def kept(value: Any) -> Any:
+        if not isinstance(value, Cache):
+            return value
+        return copy.deepcopy(value) if value.get_seq_length() else None
+
+    return tuple(kept(value) for value in args), {name: kept(value) for name, value in kwargs.items()}
+
+
+def _run(layers, layer, module, entered, args, kwargs, rides: bool) -> Any:
+    """(own, difference) of the last row of what the layer gives, with -o riding; or the last row alone with o set to 0. None
+    for a layer without an attention."""
+    ride = Ride(layer.name, entered, shortcut=False)
+    asked = []
+
+    def attend(own, called, query, key, value, mask, *rest: Any, **options: Any) -> tuple:
+        output = own(query, key, value, mask, *rest, **options)
+        asked.append(called)
+        opaque.attentions.add(called)
+        if not rides:
+            emptied = output[0].clone()
+            emptied[:, -1] = 0
+            return (emptied, *output[1:])
+        rows = output[0][:, -1].to(arithmetic_dtype(entered.dtype))
+        return (board(output[0], ride, rows[:1], torch.stack([-rows[0], torch.zeros_like(rows[0])])), *output[1:])
+
+    opaque = Opaque()
+    opaque.modules.update(inner for inner in module.modules() if inner in layers.known.opaque.modules)
+    args, kwargs = snapshot(args, kwargs)
+    with tapped(layers, attend, module.modules()), opaque.caught(list(module.modules())), torch.no_grad():
+        output = (
+            type(module).forward(module, *args, **kwargs) if module is not layer.module else module(*args, **kwargs)
+        )
+    ride.open = False
+    if not asked:
+        return None
+    x = next(riding_in(output), None)
+    last = next(_tensors(output))[:1, -1].to(arithmetic_dtype(entered.dtype)).clone()
+    if not rides:
+        return last[0]
+    return last[0], torch.zeros_like(last[0]) if x is None else x.d[0]
+
+
+def _wider(module: nn.Module) -> torch.dtype | None:
+    """The dtype in which a copy of a layer is to run; None where it runs itself: in float32 or float64, or what can't be
+    copied: weights that are elsewhere, or quantised."""
+    dtypes = {parameter.dtype for parameter in module.parameters()}
+    movable = all(dtype.is_floating_point for dtype in dtypes) and not any(p.is_meta for p in module.parameters())
+    return torch.float32 if movable and dtypes & {torch.float16, torch.bfloat16} else None
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A copy whose modules' forwards are their own again."""
+    with _undressed(module):
+        return copy.deepcopy(module)
+
+
+@contextmanager
+def _undressed(module: nn.Module) -> Iterator[None]:
+    """While the block is open, what stands in the place of forwards is away."""
+    before = [(inner, inner.__dict__.pop("forward")) for inner in module.modules() if "forward" in inner.__dict__]
+    try:
+        yield
+    finally:
+        for inner, forward in before:
+            inner.forward = forward
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Floating tensors in the dtype; what a mask hides stays hidden."""
+
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        hidden = tensor == torch.finfo(tensor.dtype).min
+        return tensor.to(dtype).masked_fill(hidden, torch.finfo(dtype).min)
+
+    return replaced(value, change, torch.Tensor)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors of three dimensions in a value, in their order."""
+    if isinstance(value, torch.Tensor):
+        if value.dim() == 3 and value.is_floating_point():
+            with torch._C.DisableTorchFunctionSubclass():
+                yield value.as_subclass(torch.Tensor)
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
