@@ -57,8 +57,8 @@ def query_attention(
     """Attention of the query [H, D] over keys [K, N, D] and values [K, N, E] of any dtype; visible: bool [N], None for all.
 
     softcap: c where the logits are c tanh(logits / c). sinks: [H], a logit of each head for a key without a value, which takes
-    its part of the weight and can't be removed. ablation: what removing a key means, one of settings.ABLATIONS: its logit is -inf, its value is 0, or its value is the
-    mean of the visible keys' values.
+    its part of the weight and can't be removed. ablation: what removing a key means, one of settings.ABLATIONS: its logit is
+    -inf, its value is 0, or its value is the mean of the visible keys' values.
     """
     dtype = torch.promote_types(values.dtype, torch.float32)
     wide = dtype if values.device.type == "mps" else torch.float64

@@ -1,6 +1,8 @@
 """f(a + d) - f(a) in closed form, for functions of single numbers.
 
-No two values of f are subtracted, so that a small difference keeps its digits. a faces d [n, ...]; pure tensor functions that know no riding tensor."""
+No two values of f are subtracted, so that a small difference keeps its digits. a faces d [n, ...]; pure tensor functions that
+know no riding tensor.
+"""
 
 import math
 

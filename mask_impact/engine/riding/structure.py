@@ -16,31 +16,12 @@ from mask_impact.engine.riding.tensor import (
     written,
 )
 
-QUESTIONS.update(
-    functions_named(
-        "dim",
-        "size",
-        "numel",
-        "nelement",
-        "ndimension",
-        "is_floating_point",
-        "is_complex",
-        "is_contiguous",
-        "stride",
-        "element_size",
-        "get_device",
-        "is_inference",
-        "isnan",
-        "isinf",
-        "isfinite",
-        "__len__",
-        "__hash__",
-        "__repr__",
-        "is_same_size",
-        "is_set_to",
-        "storage_offset",
-    )  # fmt: skip
-)
+ASKING = (
+    "dim", "size", "numel", "nelement", "ndimension", "is_floating_point", "is_complex", "is_contiguous", "stride",
+    "element_size", "get_device", "is_inference", "isnan", "isinf", "isfinite", "__len__", "__hash__", "__repr__", "is_same_size",
+    "is_set_to", "storage_offset",
+)  # fmt: skip
+QUESTIONS.update(functions_named(*ASKING))
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -82,7 +63,7 @@ def _lead_of(shape: torch.Size, x: Riding) -> int:
 
 @rule_for("reshape", "view", "flatten", "unflatten", "reshape_as", "view_as")
 def _reshape(function, x: Riding, *args, **how) -> Riding:
-    if args and isinstance(args[0], torch.dtype) or not isinstance(x, Riding):
+    if (args and isinstance(args[0], torch.dtype)) or not isinstance(x, Riding):
         raise NoRule("not a shape")
     y = function(x, *args, **how)
     lead = _lead_of(y.shape, x)
