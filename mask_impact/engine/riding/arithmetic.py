@@ -75,7 +75,7 @@ def _sum(y: torch.Tensor, one: tuple[Any, float], other: tuple[Any, float]) -> R
 def _update(x: Riding, factor: float, z, added: torch.Tensor, other_factor: float, row: torch.Tensor):
     """What has been added to the layer's input after a plain tensor of the same shape was, if it is a sum with that input."""
     entered = x.ride.entered
-    is_input = added.shape == entered.shape and added.data_ptr() == entered.data_ptr()
+    is_input = added.numel() == entered.numel() and added.data_ptr() == entered.data_ptr()
     if is_input:
         return z if x.update is None and other_factor == 1 else None
     return x.update + row if x.update is not None and factor == 1 else None

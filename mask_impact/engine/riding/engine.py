@@ -12,6 +12,7 @@ ends, by whatever way, everything is as it was. Knows no files and prints nothin
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ class RidingEngine:
         self.steps: list[RawStep] = []
         self.mapped: tuple[str, ...] = ()
         self.unmapped: tuple[str, ...] = ()
-        self._step = -1
+        self._step, self._thread = -1, None
         self._clear()
         self._stack = ExitStack()
 
@@ -78,7 +79,7 @@ class RidingEngine:
     # --- attaching and restoring -----------------------------------------------------------------------------------------
 
     def __enter__(self) -> "RidingEngine":
-        layers = self.layers
+        layers, self._thread = self.layers, get_ident()
         with ExitStack() as stack:
             block = stack.enter_context(tapped(layers, self._on_tap, layers.decoder.modules()))
             inner = [module for module, layer in layers.around.items() if module is not layer.module]
@@ -99,7 +100,7 @@ class RidingEngine:
     def _hook_layer(self, stack: ExitStack, block, layer: Layer) -> None:
         def before(module, args, kwargs):
             if self._running:
-                unproven = self.probe and layer.kind not in self.layers.known.proven
+                unproven = self.probe and self.layers.known.to_prove(layer)
                 self._entered[layer] = snapshot(args, kwargs) if unproven else (args, kwargs)
 
         def after(module, args, output):
@@ -155,21 +156,22 @@ class RidingEngine:
     def _after_attention(self, module: nn.Module) -> None:
         """What called the attention is done: from here on sums may be those with the residual stream."""
         measuring = self._measuring.get(self.layers.around.get(module))
-        if measuring is not None:
+        if measuring is not None and self._thread == get_ident():
             measuring.ride.in_attention = False
 
     def _after_layer(self, layer: Layer, given: tuple[tuple, dict], output: Any) -> Any:
-        measuring = self._measuring.pop(layer, None)
+        measuring, known = self._measuring.pop(layer, None), self.layers.known
         if measuring is None:
+            known.without.add(layer.kind)
             return None
         try:
             self._records[layer] = measuring.get_off(output)
         finally:
             measuring.ride.open = False
-        known = self.layers.known
-        if self.probe and self.groups != ("heads",) and layer.kind not in known.proven:
+        if self.probe and self.groups != ("heads",) and known.to_prove(layer):
             prove(self.layers, layer, *given)
             known.proven.add(layer.kind)
+        known.without.discard(layer.kind)
         if self.on_layer is not None:
             self.on_layer(self._step, len(self._records) - 1)
         return replaced(output, lambda x: x.plain, Riding)

@@ -29,10 +29,16 @@ class Layer:
 
 @dataclass
 class Known:
-    """What is found out once about a model: opaque modules, and the kinds of layers whose differences were proven."""
+    """What is found out once about a model: opaque modules, and the kinds of layers whose differences were proven, or that were
+    seen without an attention."""
 
     opaque: Opaque = field(default_factory=Opaque)
     proven: set[tuple] = field(default_factory=set)
+    without: set[tuple] = field(default_factory=set)
+
+    def to_prove(self, layer: Layer) -> bool:
+        """Whether nothing is known of such layers yet."""
+        return layer.kind not in self.proven | self.without
 
 
 _known: WeakKeyDictionary[nn.Module, Known] = WeakKeyDictionary()

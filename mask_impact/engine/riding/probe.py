@@ -80,9 +80,7 @@ def _run(layers, layer, module, entered, args, kwargs, rides: bool) -> Any:
     opaque.modules.update(inner for inner in module.modules() if inner in layers.known.opaque.modules)
     args, kwargs = snapshot(args, kwargs)
     with tapped(layers, attend, module.modules()), opaque.caught(list(module.modules())), torch.no_grad():
-        output = (
-            type(module).forward(module, *args, **kwargs) if module is not layer.module else module(*args, **kwargs)
-        )
+        output = module.forward(*args, **kwargs)
     ride.open = False
     if not asked:
         return None

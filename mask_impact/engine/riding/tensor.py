@@ -144,9 +144,12 @@ class Riding(torch.Tensor):
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
             riding = list(riding_in((args, kwargs)))
-            if function in QUESTIONS or _asked(function) in _PROPERTIES or not any(x.ride.open for x in riding):
+            rides = {x.ride for x in riding if x.ride.open}
+            if function in QUESTIONS or _asked(function) in _PROPERTIES or not rides:
                 return function(*args, **kwargs)
-            name, where = _named(function), riding[0].ride.name
+            name, where = _named(function), next(iter(rides)).name
+            if any(not x.ride.open for x in riding):  # left over from another layer: there they are done
+                args, kwargs = (replaced(value, lambda x: x if x.ride.open else x.plain) for value in (args, kwargs))
             if any(x.stale for x in riding):
                 raise NoRule(f"{name} in {where}: what it is given was written to in place, so differences are lost")
             rule = RULES.get(function)
@@ -206,7 +209,7 @@ def functions_named(*names: str) -> Iterator[Callable]:
     for name in names:
         for place in _PLACES:
             found = getattr(place, name, None)
-            if found is not None:
+            if callable(found):  # torch.float is a dtype
                 yield found
 
 

@@ -1,0 +1,253 @@
+"""The riding engine against today's, which knows each layer, and against the oracle; and that it leaves nothing behind."""
+
+import threading
+from contextlib import nullcontext
+
+import oracle
+import pytest
+import torch
+from tiny_models import ARCHITECTURES, tiny_image_inputs, tiny_inputs, tiny_model
+
+from mask_impact.engine.masking import Masked, MaskingEngine, SequencePlan
+from mask_impact.engine.riding.engine import RidingEngine
+from mask_impact.errors import UsageError
+
+N_PROMPT = 9  # longer than the tiny models' sliding window
+N_TOKENS = 3  # a prompt and two decode steps
+# Largest relative difference of any distance between the two engines; cosine distances are squares.
+BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 5e-3}
+
+
+def generate(model, inputs, n_tokens=N_TOKENS):
+    return model.generate(**inputs, max_new_tokens=n_tokens, do_sample=False).tolist()
+
+
+def measure(engine_class, model, inputs, **settings):
+    with torch.no_grad(), engine_class(model, **settings) as engine:
+        produced = generate(model, inputs)
+    return engine, produced
+
+
+def assert_close(actual, wanted, bound, what):
+    """Each value is within the bound of itself; what is below a millionth of the largest of its layer is nothing."""
+    assert actual.shape == wanted.shape, what
+    largest = wanted.flatten(1).amax(1).view(-1, *(1,) * (wanted.dim() - 1))
+    error = (actual - wanted).abs() / torch.maximum(wanted.abs(), 1e-6 * largest).clamp_min(1e-300)
+    assert float(error.max()) <= bound, (what, float(error.max()))
+
+
+def assert_same(riding, today, bound, experts=False):
+    """All that is measured; through experts full states ride: Full within the noise floor."""
+    assert len(riding.steps) == len(today.steps)
+    for step, wanted in zip(riding.steps, today.steps, strict=True):
+        assert torch.equal(step.positions, wanted.positions)
+        assert_close(step.attention, wanted.attention, bound, "attention")
+        l2, cosine = step.l2.clone(), step.cosine.clone()
+        if experts:
+            noisy = torch.isfinite(wanted.noise_floor)
+            assert torch.equal(torch.isfinite(step.noise_floor), noisy)
+            floor = 10 * torch.maximum(step.noise_floor, wanted.noise_floor)[noisy, None]
+            assert bool(((l2 - wanted.l2)[noisy, :, 0].abs() <= 1e-4 * wanted.l2[noisy, :, 0] + floor).all())
+            l2[noisy, :, 0], cosine[noisy, :, 0] = wanted.l2[noisy, :, 0], wanted.cosine[noisy, :, 0]
+        assert_close(l2, wanted.l2, bound, "l2")
+        assert_close(cosine, wanted.cosine, 10 * bound, "cosine")
+        assert_close(step.baseline_norm, wanted.baseline_norm, bound, "baseline norm")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_it_measures_what_the_engine_with_a_table_measures(name, dtype):
+    """Nine architectures, a prompt and two decode steps. bfloat16: a product is rounded elsewhere."""
+    model = tiny_model(name, dtype=dtype)
+    inputs = tiny_inputs(model, N_PROMPT)
+    if dtype == torch.float64:
+        model.set_experts_implementation("eager")  # torch's grouped products know no float64
+    # Gemma's norm makes 1 + weight in float32, which the table does not say.
+    with oracle.float32_becomes(torch.float64) if dtype == torch.float64 else nullcontext():
+        today, produced = measure(MaskingEngine, model, inputs)
+        riding, also = measure(RidingEngine, model, inputs)
+    assert also == produced
+    assert riding.unmapped == ()
+    assert_same(riding, today, BOUNDS[dtype], experts=name == "qwen3_vl_moe")
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "mistral"])
+def test_with_eager_attention_too(name):
+    model = tiny_model(name, dtype=torch.float64)
+    model.set_attn_implementation("eager")
+    inputs = tiny_inputs(model, N_PROMPT)
+    with oracle.float32_becomes(torch.float64):
+        assert_same(measure(RidingEngine, model, inputs)[0], measure(MaskingEngine, model, inputs)[0], 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("llama", {"sharpness": 10.0}),
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("qwen2", {"sharpness": 10.0}),
+        ("gemma3_text", {"attention_bias": True}),
+    ],
+)
+def test_with_keys_that_have_nearly_all_the_weight_and_with_biases(name, settings):
+    model = tiny_model(name, **settings)
+    inputs = tiny_inputs(model, N_PROMPT)
+    assert_same(measure(RidingEngine, model, inputs)[0], measure(MaskingEngine, model, inputs)[0], 2e-5)
+
+
+@pytest.mark.parametrize("ablation", ["zero-value", "mean-value"])
+def test_with_other_ablations(ablation):
+    model = tiny_model("qwen3", dtype=torch.float64)
+    inputs = tiny_inputs(model, N_PROMPT)
+    engines = [measure(one, model, inputs, ablation=ablation)[0] for one in (RidingEngine, MaskingEngine)]
+    assert_same(*engines, 1e-9)
+
+
+@pytest.mark.parametrize("name", ["llama", "olmo2", "gemma3_text"])
+def test_a_prompt_of_one_token_has_nothing_left_to_see(name):
+    for bias in (True, False):
+        model = tiny_model(name, attention_bias=bias)
+        inputs = tiny_inputs(model, 1)
+        riding, today = (measure(one, model, inputs)[0] for one in (RidingEngine, MaskingEngine))
+        assert_same(riding, today, 1e-5)
+    assert torch.equal(riding.steps[0].cosine[..., 1:], torch.ones_like(riding.steps[0].cosine[..., 1:]))
+    assert torch.equal(riding.steps[0].l2[..., 1], riding.steps[0].baseline_norm[:, None, 1])
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "mistral"])
+def test_every_value_agrees_with_the_oracle(name):
+    """Brute force, which shares no code with either engine; images for the model that takes them."""
+    model = tiny_model(name)
+    inputs = tiny_image_inputs(model) if name == "qwen3_vl" else tiny_inputs(model, N_PROMPT)
+    expected = oracle.measure(model, inputs, N_TOKENS)
+    riding, _ = measure(RidingEngine, model, inputs)
+    oracle.assert_l2_close([step.l2.numpy() for step in riding.steps], expected)
+    oracle.assert_cosine_close([step.cosine.numpy() for step in riding.steps], expected)
+
+
+def test_the_oracle_rejects_differences_that_are_a_little_wrong(monkeypatch):
+    model = tiny_model("mistral")
+    inputs = tiny_inputs(model, N_PROMPT)
+    expected = oracle.measure(model, inputs, 1)
+    from mask_impact.engine.riding import tensor
+
+    silu = torch.nn.functional.silu
+    rule = tensor.RULES[silu]
+
+    def first_order(function, x, inplace=False):
+        slope = torch.sigmoid(x.z) * (1 + x.z * (1 - torch.sigmoid(x.z)))
+        return x.like(silu(x.plain), silu(x.z), x.d * slope)
+
+    assert rule is not first_order
+    monkeypatch.setitem(tensor.RULES, silu, first_order)
+    riding, _ = measure(RidingEngine, model, inputs, probe=False)
+    with pytest.raises(AssertionError, match="differ from the oracle"):
+        oracle.assert_l2_close([riding.steps[0].l2.numpy()], expected.l2[:1])
+
+
+@pytest.mark.parametrize("groups", [("heads",), ("attn",), ("full",), ("full", "heads")])
+def test_groups_that_are_asked_for_are_those_of_all(groups):
+    model = tiny_model("llama")
+    inputs = tiny_inputs(model, N_PROMPT)
+    everything, _ = measure(RidingEngine, model, inputs)
+    some, _ = measure(RidingEngine, model, inputs, groups=groups)
+    columns = [column for group in groups for column in {"full": [0], "attn": [1], "heads": [2, 3, 4, 5]}[group]]
+    for step, whole in zip(some.steps, everything.steps, strict=True):
+        assert_close(step.l2, whole.l2[..., columns], 1e-5, "l2")
+        assert_close(step.baseline_norm, whole.baseline_norm[:, columns], 1e-5, "baseline norm")
+
+
+def test_only_the_positions_and_steps_that_a_plan_names_are_measured():
+    model = tiny_model("mistral")
+    inputs = tiny_inputs(model, N_PROMPT)
+    prompt = torch.zeros(N_PROMPT, dtype=torch.bool)
+    prompt[[0, 3, 7]] = True
+    plans = (SequencePlan(masked=Masked(prompt, produced=True), n_steps=2),)
+    riding, today = (measure(one, model, inputs, plans=plans)[0] for one in (RidingEngine, MaskingEngine))
+    assert [step.positions.tolist() for step in riding.steps] == [[0, 3, 7], [0, 3, 7, 9]]
+    assert_same(riding, today, 1e-5)
+
+
+def test_inference_mode_is_measured_and_recorded_gradients_are_refused():
+    model = tiny_model("llama")
+    inputs = tiny_inputs(model, N_PROMPT)
+    wanted, _ = measure(RidingEngine, model, inputs)
+    with torch.inference_mode(), RidingEngine(model) as engine:
+        model(**inputs)
+    assert torch.equal(engine.steps[0].l2, wanted.steps[0].l2)
+    with pytest.raises(UsageError, match="no_grad"), RidingEngine(model):
+        model(inputs_embeds=torch.randn(1, 3, 48, requires_grad=True))
+
+
+def test_several_sequences_are_refused():
+    model = tiny_model("llama")
+    with torch.no_grad(), pytest.raises(UsageError, match="one sequence"), RidingEngine(model):
+        model(torch.zeros(2, 3, dtype=torch.int64))
+
+
+class Stop(Exception):
+    """Raised in the middle."""
+
+
+def state_of(model):
+    return [
+        (
+            name,
+            dict(module.__dict__.get("_forward_hooks", {})),
+            dict(module._forward_pre_hooks),
+            module.__dict__.get("forward"),
+        )
+        for name, module in model.named_modules()
+    ]
+
+
+def test_everything_is_as_it_was_on_any_exit():
+    """Also what has been opaque; a forward of another thread gives what it always gives."""
+    from transformers import AttentionInterface
+
+    model = tiny_model("qwen3_vl_moe")
+    inputs = tiny_inputs(model, N_PROMPT)
+    before, lookup = state_of(model), AttentionInterface.get_interface
+    with torch.no_grad():
+        plain = model(**inputs).logits
+
+    def stop(step, layer):
+        if layer == 1:
+            raise Stop
+
+    with torch.no_grad(), pytest.raises(Stop), RidingEngine(model, on_layer=stop):
+        model(**inputs)
+    assert state_of(model) == before
+    assert AttentionInterface.get_interface == lookup
+    with torch.no_grad(), RidingEngine(model) as engine:
+        inside = model(**inputs).logits
+        elsewhere = []
+        thread = threading.Thread(target=lambda: elsewhere.append(model(**inputs).logits.detach()))
+        thread.start()
+        thread.join()
+    assert state_of(model) == before
+    assert len(engine.steps) == 1
+    assert torch.equal(elsewhere[0], plain)
+    torch.testing.assert_close(inside, plain)
+    assert type(inside) is torch.Tensor
+
+
+def test_a_hook_of_yours_sees_the_model_s_tensor_and_what_it_adds_counts():
+    """Steering: the hook's addition is part of the layer, and no row of ours goes through it."""
+    model = tiny_model("llama")
+    inputs = tiny_inputs(model, N_PROMPT)
+    seen = []
+
+    def steer(module, args, output):
+        seen.append(tuple(output.shape))
+        return output + 0.5
+
+    handle = model.model.layers[1].mlp.register_forward_hook(steer)
+    try:
+        riding, _ = measure(RidingEngine, model, inputs, probe=False)
+    finally:
+        handle.remove()
+    plain, _ = measure(RidingEngine, model, inputs)
+    assert seen[0] == (1, N_PROMPT, 48)
+    torch.testing.assert_close(riding.steps[0].l2[:2], plain.steps[0].l2[:2])
+    assert not torch.allclose(riding.steps[0].baseline_norm[1, 0], plain.steps[0].baseline_norm[1, 0], rtol=1e-3)
