@@ -27,7 +27,7 @@ from mask_impact.engine.riding import arithmetic, functions, linear, structure
 from mask_impact.engine.riding.boarding import Call, Measuring, board
 from mask_impact.engine.riding.layers import Layer, find_layers
 from mask_impact.engine.riding.probe import prove, snapshot
-from mask_impact.engine.riding.tensor import Ride, Riding, replaced
+from mask_impact.engine.riding.tensor import Ride, Riding, replaced, states_in
 from mask_impact.engine.taps import tapped, windowed_kernel
 from mask_impact.errors import ExactnessError, UnsupportedArchitecture, UsageError
 
@@ -126,8 +126,8 @@ class RidingEngine:
         output = own(query, key, value, attention_mask, *args, **kwargs)
         if layer not in self._entered:
             return output
-        if layer in self._measuring:
-            raise UnsupportedArchitecture(f"{layer.name} calls an attention twice: that can't be measured")
+        if layer in self._measuring or layer in self._records:
+            raise UnsupportedArchitecture(f"{layer.name} calls an attention twice in one pass: that can't be measured")
         if len(query) != 1:
             raise UsageError(f"one sequence at a time can be analysed; the model was given {len(query)}")
         if output[0].requires_grad:
@@ -145,7 +145,11 @@ class RidingEngine:
 
     def _measured(self, layer: Layer, call: Call) -> Measuring:
         args, kwargs = self._entered[layer]
-        entered = next(one for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor) and one.dim() == 3)
+        entered = next(states_in((args, kwargs)), None)
+        if entered is None:
+            raise UnsupportedArchitecture(
+                f"{layer.name} is given no states [sequences, positions, hidden]: it can't be measured"
+            )
         n_positions = self._held + call.query.shape[2] - self.plan.padding
         masked = self.plan.masked
         self._positions = torch.arange(n_positions) if masked is None else masked.positions(n_positions)

@@ -14,6 +14,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from mask_impact.engine.riding.tensor import NoRule, Riding, replaced, riding_in
+from mask_impact.errors import is_out_of_memory
 
 
 class Opaque:
@@ -48,7 +49,7 @@ class Opaque:
                     left(module)
                 return result
             if module in self.modules:
-                return through_states(forward, args, kwargs)
+                return _tried(forward, args, kwargs)
             try:
                 return forward(*args, **kwargs)
             except NoRule as error:
@@ -57,11 +58,21 @@ class Opaque:
                 raise NoRule(f"{reason}; {type(module).__name__} had written to what it was given") from reason
             if any(inner in self.attentions for inner in module.modules()):
                 raise NoRule(f"{reason}; {type(module).__name__} has an attention in it") from reason
-            result = through_states(forward, args, kwargs)
+            result = _tried(forward, args, kwargs)
             self.modules.add(module)
             return result
 
         return caught
+
+
+def _tried(forward: Callable, args: tuple, kwargs: dict) -> Any:
+    """`through_states`; NoRule, for a larger module to be tried, where the module can't take them."""
+    try:
+        return through_states(forward, args, kwargs)
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise NoRule(f"states can't ride through a module: {error}") from error
 
 
 def through_states(forward: Callable, args: tuple, kwargs: dict) -> Any:

@@ -17,7 +17,7 @@ from mask_impact.engine.attention import arithmetic_dtype
 from mask_impact.engine.riding.boarding import board
 from mask_impact.engine.riding.layers import Layer, Layers
 from mask_impact.engine.riding.opaque import Opaque
-from mask_impact.engine.riding.tensor import Ride, replaced, riding_in
+from mask_impact.engine.riding.tensor import Ride, replaced, riding_in, states_in
 from mask_impact.engine.taps import tapped
 from mask_impact.errors import ExactnessError
 
@@ -33,7 +33,7 @@ def prove(layers: Layers, layer: Layer, args: tuple, kwargs: dict) -> None:
     if dtype is not None:
         module = _copied(module).to(dtype)
         args, kwargs = (_cast(value, dtype) for value in (args, kwargs))
-    entered = next(_tensors((args, kwargs)))
+    entered = next(states_in((args, kwargs)))
     riding, plain = (_run(layers, layer, module, entered, args, kwargs, rides) for rides in (True, False))
     if riding is None or plain is None:
         return  # without an attention
@@ -65,8 +65,8 @@ def _run(layers, layer, module, entered, args, kwargs, rides: bool) -> Any:
     ride = Ride(layer.name, entered, shortcut=False)
     asked = []
 
-    def attend(own, called, query, key, value, mask, *rest: Any, **options: Any) -> tuple:
-        output = own(query, key, value, mask, *rest, **options)
+    def attend(own, called, query, key, value, attention_mask, *rest: Any, **options: Any) -> tuple:
+        output = own(query, key, value, attention_mask, *rest, **options)
         asked.append(called)
         opaque.attentions.add(called)
         if not rides:
@@ -85,7 +85,7 @@ def _run(layers, layer, module, entered, args, kwargs, rides: bool) -> Any:
     if not asked:
         return None
     x = next(riding_in(output), None)
-    last = next(_tensors(output))[:1, -1].to(arithmetic_dtype(entered.dtype)).clone()
+    last = next(states_in(output))[:1, -1].to(arithmetic_dtype(entered.dtype)).clone()
     if not rides:
         return last[0]
     return last[0], torch.zeros_like(last[0]) if x is None else x.d[0]
@@ -126,16 +126,3 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
         return tensor.to(dtype).masked_fill(hidden, torch.finfo(dtype).min)
 
     return replaced(value, change, torch.Tensor)
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors of three dimensions in a value, in their order."""
-    if isinstance(value, torch.Tensor):
-        if value.dim() == 3 and value.is_floating_point():
-            with torch._C.DisableTorchFunctionSubclass():
-                yield value.as_subclass(torch.Tensor)
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from _tensors(part)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))

@@ -52,8 +52,8 @@ class Ride:
 
     def check(self, own: torch.Tensor, recomputed: torch.Tensor) -> None:
         """Hold the model's own rows [B, *row] against z, sequence by sequence."""
-        own = own.to(recomputed.dtype).flatten(1)
-        error = torch.linalg.vector_norm(own - recomputed.flatten(1), dim=-1)
+        own = own.to(recomputed.dtype).reshape(len(own), -1)
+        error = torch.linalg.vector_norm(own - recomputed.reshape(len(own), -1), dim=-1)
         self.checks.append((error, torch.linalg.vector_norm(own, dim=-1)))
 
     def first_sum(self, z: torch.Tensor, d: torch.Tensor) -> None:
@@ -174,6 +174,20 @@ def riding_in(value: Any) -> Iterator[Riding]:
             yield from riding_in(part)
     elif isinstance(value, dict):
         yield from riding_in(list(value.values()))
+
+
+def states_in(value: Any) -> Iterator[torch.Tensor]:
+    """The plain tensors of three dimensions in a value, [B, S, hidden], in their order."""
+    if isinstance(value, Riding):
+        value = value.plain
+    if isinstance(value, torch.Tensor):
+        if value.dim() == 3 and value.is_floating_point():
+            yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from states_in(part)
+    elif isinstance(value, dict):
+        yield from states_in(list(value.values()))
 
 
 def replaced(value: Any, change: Callable[[torch.Tensor], Any], kind: type = Riding) -> Any:
