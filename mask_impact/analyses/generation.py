@@ -91,7 +91,7 @@ def produce(
         n_passes += 1
         on_logits(output.logits[:, -1])
 
-    decoder = locate(model)
+    decoder = decoder_of(model)
     first = decoder.layers[0].module
     with joined(decoder) as block, block.before(first, check), block.after(model, count), _quiet(model):
         sequences = model.generate(

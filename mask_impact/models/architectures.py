@@ -1,15 +1,21 @@
-"""The table of supported decoder layers: where each module sits, and nothing that is guessed.
+"""The table of decoder layers that are known in advance: where each module sits, and nothing that is guessed.
 
-The engine needs to know four things of a decoder layer: which linear map ends the attention branch, which norms stand
-before a residual add or feed the MLP, of which linear maps and activation the MLP is made, and how the norm's weight
-enters. An architecture that is not in the table is refused with an error that lists those that are. Read from the
-modeling files of transformers 5.17 to 5.23.
+Effects need to know four things of a decoder layer: which linear map ends the attention branch, which norms stand before a
+residual add or feed the MLP, of which linear maps and activation the MLP is made, and how the norm's weight enters. Other text
+models of transformers have local impact, which `engine.riding` measures without a table. Read from the modeling files of
+transformers 5.17 to 5.23.
 """
 
 from dataclasses import dataclass
 
 import torch
+import transformers
 from torch import nn
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 
 from mask_impact.errors import UnsupportedArchitecture
 
@@ -68,6 +74,10 @@ def parameter(module: nn.Module, name: str) -> torch.Tensor | None:
         with align_module_device(module):
             return getattr(module, name).detach().clone()
     return value
+
+
+_TEXT_MODELS = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+_WITH_OTHER_INPUT = frozenset((*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES))
 
 
 @dataclass(frozen=True)
@@ -133,23 +143,33 @@ class Decoder:
 
 
 def supported() -> str:
-    """The supported architectures, for messages."""
+    """The architectures of the table, for messages."""
     return ", ".join(sorted(LAYOUTS))
+
+
+def is_located(model_type: str) -> bool:
+    """Whether the table has it, so that effects are measured, too; others have local impact, where their layers prove sound."""
+    return model_type in LAYOUTS
 
 
 def check_supported(model_type: str) -> None:
     """Refuse an architecture by the `model_type` of its config, before any weight is read."""
-    if model_type not in LAYOUTS:
+    if not is_located(model_type) and model_type not in _TEXT_MODELS - _WITH_OTHER_INPUT:
         raise UnsupportedArchitecture(
-            f"architecture '{model_type}' is not supported: its decoder layer is not in the table; "
-            f"supported are {supported()}"
+            f"architecture '{model_type}' is not supported: it is no text model of transformers "
+            f"{transformers.__version__}; supported with images are "
+            f"{', '.join(name for name in LAYOUTS if name in _WITH_OTHER_INPUT)}"
         )
 
 
 def locate(model: nn.Module) -> Decoder:
     """Find the decoder layers of `model` and the modules within; raises UnsupportedArchitecture."""
     model_type = model.config.model_type
-    check_supported(model_type)
+    if not is_located(model_type):
+        raise UnsupportedArchitecture(
+            f"of architecture '{model_type}' only local impact can be measured so far: leave out answers, effects and knockouts, "
+            f"or take a model of {supported()}"
+        )
     layout = LAYOUTS[model_type]
     config = model.config.get_text_config()
     try:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mask_impact.errors import UnsupportedArchitecture
-from mask_impact.models.architectures import LAYOUTS, check_activation
+from mask_impact.models.architectures import LAYOUTS, check_activation, is_located
 from mask_impact.models.loading import KIND_NAMES, kind_of, load_config
 from mask_impact.models.sources import locate_source
 
@@ -59,11 +59,14 @@ def describe_model(model: str, revision: str | None = None) -> Description:
     except UnsupportedArchitecture as error:
         return Description(name, _type_in(str(error)), None, None, None, None, None, None, str(error), ())
     text, kind, problem = config.get_text_config(), kind_of(config.model_type), None
-    try:
-        check_activation(text)
-    except UnsupportedArchitecture as error:
-        problem = str(error)
     how = [f"loaded as a {KIND_NAMES[kind]}"]
+    if is_located(config.model_type):
+        try:
+            check_activation(text)
+        except UnsupportedArchitecture as error:
+            problem = str(error)
+    else:
+        how.append("local impact only, where its layers prove sound when it runs: no answers, effects or knockouts yet")
     if source.gguf_file:
         how.append("GGUF: the weights are converted when they are loaded, which takes memory and time")
     if _has_experts(text):

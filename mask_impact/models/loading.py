@@ -20,7 +20,7 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from mask_impact.errors import DeviceError, MaskImpactError, ModelError, UsageError, is_out_of_memory, is_panic, need
-from mask_impact.models.architectures import check_supported
+from mask_impact.models.architectures import check_supported, is_located
 from mask_impact.models.devices import resolve_device, resolve_dtype
 from mask_impact.models.linearity import check_linear
 from mask_impact.models.names import DEVICE_MAPS, KINDS
@@ -246,7 +246,8 @@ def _load_weights(
     arguments = source.arguments()
     if source.gguf_file is None:
         require_safetensors(source, name)
-        check_shapes(config, weight_files(source), name)
+        if is_located(config.model_type):  # whose weights have names that are known
+            check_shapes(config, weight_files(source), name)
         arguments["use_safetensors"] = True
     with _reading("weights", name):
         model, info = auto.from_pretrained(

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional
 
 from mask_impact.engine.attention import (
+    attention_received,
     Lengths,
     QueryAttention,
     arithmetic_dtype,
@@ -17,7 +18,7 @@ from mask_impact.engine.attention import (
 from mask_impact.engine.measurement import LayerRecord
 from mask_impact.engine.riding.layers import Layer
 from mask_impact.engine.riding.tensor import Ride, Riding, riding_in
-from mask_impact.engine.taps import visible_keys, within_sight
+from mask_impact.engine.taps import up_to_own, visible_keys, within_sight
 from mask_impact.errors import ExactnessError, UnsupportedArchitecture
 
 
@@ -50,6 +51,19 @@ class Call:
             ablation,
             softcap=softcap or None,
             sinks=sinks,
+        )
+
+
+    def received(self) -> torch.Tensor:
+        """float32 [N], the mean weight that each key of the only sequence gets; see attention.attention_received."""
+        n_rows, n_keys, device = self.query.shape[2], self.key.shape[2], self.key.device
+        visible = visible_keys(self.mask, 0, n_rows, n_keys, self.window, device)
+        scaling = self.options.get("scaling")
+        return attention_received(
+            self.query[0],
+            self.key[0],
+            self.query.shape[-1] ** -0.5 if scaling is None else scaling,
+            up_to_own(n_rows, n_keys, device) if visible is None else visible,
         )
 
 

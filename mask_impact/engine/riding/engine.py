@@ -74,7 +74,13 @@ class RidingEngine:
         self._entered: dict[Layer, tuple[tuple, dict]] = {}  # what layers that are running were given
         self._measuring: dict[Layer, Measuring] = {}  # of those whose attention has run
         self._records: dict[Layer, LayerRecord] = {}
+        self._received: list[torch.Tensor] = []  # of the first step
         self._positions = torch.empty(0, dtype=torch.int64)
+
+    @property
+    def sequences(self) -> tuple[list[RawStep]]:
+        """The steps of each sequence."""
+        return (self.steps,)
 
     # --- attaching and restoring -----------------------------------------------------------------------------------------
 
@@ -135,6 +141,8 @@ class RidingEngine:
         call = Call(query, key, value, attention_mask, kwargs, self._backend, windowed_kernel(self.layers, kwargs))
         measuring = self._measured(layer, call)
         self._measuring[layer] = measuring
+        if self._step == 0:
+            self._received.append(call.received())
         differences, rows = measuring.differences(), measuring.attention.output.unsqueeze(0)
         x = board(output[0], measuring.ride, rows, differences)
         return output if self.groups == ("heads",) else (x, *output[1:])
@@ -201,7 +209,7 @@ class RidingEngine:
             raise UnsupportedArchitecture("layers have different numbers of heads: leave out `heads`")
         for layer, record in self._records.items():
             self._check(layer, record)
-        self.steps.append(gather(records, self._positions, time.perf_counter() - self._started, []))
+        self.steps.append(gather(records, self._positions, time.perf_counter() - self._started, self._received))
 
     def _check(self, layer: Layer, record: LayerRecord) -> None:
         error, dtype = float(record.self_check), self.model.dtype

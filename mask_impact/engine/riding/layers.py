@@ -11,6 +11,7 @@ from torch import nn
 
 from mask_impact.engine.riding.opaque import Opaque
 from mask_impact.errors import UnsupportedArchitecture
+from mask_impact.models.architectures import Decoder, is_located, locate
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,3 +85,8 @@ def find_layers(model: nn.Module) -> Layers:
         around.update((inner, layer) for layer in found[among] for inner in layer.module.modules())
     ordered = sorted(found.values(), key=len, reverse=True)
     return Layers(decoder, tuple(layer for layers in ordered for layer in layers), around)
+
+
+def decoder_of(model: nn.Module) -> Decoder | Layers:
+    """The decoder as the table has it; for a model that is not in the table, its lists of layers."""
+    return locate(model) if is_located(model.config.model_type) else find_layers(model)
