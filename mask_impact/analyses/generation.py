@@ -12,16 +12,21 @@ from mask_impact.analyses.greedy import ends_of
 from mask_impact.analyses.observer import Observer
 from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.ownership import joined
+from mask_impact.engine.riding.engine import RidingEngine
+from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.engine.taps import n_held
 from mask_impact.errors import DeviceError, ExactnessError, is_out_of_memory
-from mask_impact.models.architectures import locate
+from mask_impact.models.architectures import is_located, locate
 
 N_CANDIDATES = 5
 Candidates = list[tuple[list[int], list[float]]]  # of one step, by sequence: ids and their probabilities
 
 
 def default_rows(model: PreTrainedModel) -> int:
-    """How many masked tokens may ride at once: what a quarter of the free memory, and at most 256 MB on a CPU, holds."""
+    """How many masked tokens may ride at once: what a quarter of the free memory, and at most 256 MB on a CPU, holds. Where no
+    table says how large a row is, all of them ride together: 0."""
+    if not is_located(model.config.model_type):
+        return 0
     decoder = locate(model)
     # Of each row: head differences and two updates in float32, and gate, up, their product and its copy in the model's dtype.
     row = 4 * (2 * decoder.n_heads * decoder.head_dim + 3 * decoder.hidden_size)
@@ -38,7 +43,8 @@ def smaller_chunk(error: RuntimeError, max_rows: int, n_tokens: int, observer: O
         raise error
     if max_rows <= 1:
         raise DeviceError(
-            f"out of memory with a single masked token riding along ({n_tokens} prompt tokens): shorten the prompt, take a "
+            f"out of memory with {'a single masked token' if max_rows else 'all masked tokens'} riding along "
+            f"({n_tokens} prompt tokens): shorten the prompt, take a "
             f"smaller model or `dtype` bfloat16, or a device with more memory"
         ) from error
     smaller = max(1, min(max_rows, n_tokens) // 2)
@@ -78,7 +84,7 @@ def produce(
     n_prompt = inputs["input_ids"].shape[1]
 
     def check(module, args, kwargs) -> None:
-        n_seen = n_held(kwargs) + (args[0] if args else kwargs["hidden_states"]).shape[1]
+        n_seen = n_held(kwargs) + (args[0] if args else kwargs["input_ids"]).shape[1]
         if n_seen != n_prompt + n_passes:
             raise ExactnessError(
                 f"forward pass {n_passes} saw {n_seen} positions of {n_prompt + n_passes}: no numbers are given; the "
@@ -91,9 +97,12 @@ def produce(
         n_passes += 1
         on_logits(output.logits[:, -1])
 
-    decoder = decoder_of(model)
-    first = decoder.layers[0].module
-    with joined(decoder) as block, block.before(first, check), block.after(model, count), _quiet(model):
+    with (
+        joined(decoder_of(model)) as block,
+        block.before(model, check),
+        block.after(model, count),
+        _quiet(model),
+    ):
         sequences = model.generate(
             **on_input_device(model, inputs),
             generation_config=config,
@@ -132,7 +141,9 @@ def check_steps(n_steps: Sequence[int], n_produced: Sequence[int]) -> None:
 
 
 @contextmanager
-def leave_out_finished(model: PreTrainedModel, engine: MaskingEngine, config: GenerationConfig) -> Iterator[None]:
+def leave_out_finished(
+    model: PreTrainedModel, engine: MaskingEngine | RidingEngine, config: GenerationConfig
+) -> Iterator[None]:
     """While the block is open, inside the engine's, a sequence of a batch that has ended, and is only filled up, is not measured
     any more."""
     ends = ends_of(config)

@@ -34,9 +34,11 @@ from mask_impact.engine.effects import AtEachStep
 from mask_impact.engine.kept import KeptPass, keeping
 from mask_impact.engine.masking import Masked, MaskingEngine, SequencePlan
 from mask_impact.engine.ownership import owned
+from mask_impact.engine.riding.engine import RidingEngine
+from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.engine.variants import Variants, check_cost, each_window_and_group
 from mask_impact.engine.verification import choose_layers, verify
-from mask_impact.models.architectures import locate
+from mask_impact.models.architectures import is_located
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.encoding import join
 from mask_impact.prompts.groups import Group
@@ -66,7 +68,7 @@ def run_together(loaded: LoadedModel, prompts: Sequence[Prepared], *, observer: 
     max_rows = min((one.settings.batch_size for one in prompts if one.settings.batch_size), default=0)
     max_rows = max_rows or default_rows(loaded.model)
     groups = effect_groups(loaded, prompts[0])
-    with owned(locate(loaded.model)):
+    with owned(decoder_of(loaded.model)):
         started = time.perf_counter()
         while True:
             try:
@@ -101,27 +103,27 @@ def _generate(
 ) -> list[Pass]:
     n_steps = max(one.settings.num_tokens for one in prompts)
     config = greedy_config(model, n_steps)
-    layers = choose_layers(
-        model.config.get_text_config().num_hidden_layers, max(one.settings.verify for one in prompts)
-    )
+    n_layers = model.config.get_text_config().num_hidden_layers
+    layers = choose_layers(n_layers, max(one.settings.verify for one in prompts))
     inputs, paddings = join([one.encoded for one in prompts], config.pad_token_id or 0)
     keeps = len(prompts) == 1 and prompts[0].settings.answer
-    engine = MaskingEngine(
-        model,
-        groups=prompts[0].settings.variants,
-        ablation=prompts[0].settings.ablation,
-        plans=[
+    what = {
+        "groups": prompts[0].settings.variants,
+        "ablation": prompts[0].settings.ablation,
+        "plans": [
             SequencePlan(padding, _masked(one), one.settings.num_tokens)
             for padding, one in zip(paddings, prompts, strict=True)
         ],
-        max_rows=max_rows,
-        on_layer=observer.layer_done,
-        record_layers=frozenset(layers),
-        keep_states="all" if keeps else prompts[0].settings.queries if prompts[0].settings.effect else None,
-    )
+        "on_layer": observer.layer_done,
+    }
+    if is_located(model.config.model_type):
+        states = "all" if keeps else prompts[0].settings.queries if prompts[0].settings.effect else None
+        engine = MaskingEngine(model, **what, max_rows=max_rows, record_layers=frozenset(layers), keep_states=states)
+    else:
+        engine = RidingEngine(model, **what, complete=True)
     chosen: list[Chosen] = []
     effects = _effects(engine, prompts[0], groups, chosen, observer)
-    observer.begin(sum(one.encoded.n_tokens for one in prompts), len(engine.decoder.layers), n_steps)
+    observer.begin(sum(one.encoded.n_tokens for one in prompts), n_layers, n_steps)
     candidates: list[Candidates] = []
     with torch.no_grad(), keeping(engine) if keeps else engine as kept, ExitStack() as stack:
         stack.enter_context(leave_out_finished(model, engine, config))
@@ -163,9 +165,10 @@ def _effects(
 ) -> AtEachStep | None:
     """What measures the effects; UsageError where they cost more than is allowed. chosen: gets what is measured of each step,
     where not all is."""
-    settings, n_layers = prompt.settings, len(engine.decoder.layers)
+    settings = prompt.settings
     if not settings.effect:
         return None
+    n_layers = len(engine.decoder.layers)
 
     def variants_of(hidden: Sequence[Sequence[int]], n_positions: int) -> Variants:
         return each_window_and_group(

@@ -13,6 +13,8 @@ from mask_impact.engine.effects import StepEffects
 from mask_impact.engine.kept import KeptPass
 from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.recording import RawStep
+from mask_impact.engine.riding.engine import RidingEngine
+from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.engine.verification import Verification
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.encoding import token_texts
@@ -26,7 +28,7 @@ class Pass:
     """What one prompt has of a `generate()` with the engine riding; candidates: (ids, probabilities) of every step; chosen: of
     every step which effects were measured, empty where all were; kept: all states, where they were to be kept."""
 
-    engine: MaskingEngine
+    engine: MaskingEngine | RidingEngine
     steps: list[RawStep]
     produced: list[int]
     candidates: list[tuple[list[int], list[float]]]
@@ -59,14 +61,14 @@ def make_result(
             for step, effects, chosen in zip(steps, pass_.effects, pass_.chosen or [None] * len(steps), strict=True)
         )
     return Result(
-        variants=variant_names(pass_.engine.decoder.n_heads, prompt.settings.variants),
+        variants=variant_names(loaded.config.get_text_config().num_attention_heads, prompt.settings.variants),
         n_prompt=encoded.n_tokens,
         tokens=encoded.tokens.extended(pass_.produced, texts, kinds),
         steps=steps,
         generated_text=loaded.tokenizer.decode(pass_.produced, skip_special_tokens=True),
         sinks=find_sinks(pass_.steps[0].received.numpy()),
         images=encoded.images,
-        meta=describe_run(loaded, prompt, pass_.engine.decoder)
+        meta=describe_run(loaded, prompt, decoder_of(loaded.model))
         | {
             "mask_mode": prompt.settings.mask_mode,
             "effect": _effect_settings(prompt.settings),

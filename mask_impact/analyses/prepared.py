@@ -3,7 +3,7 @@
 import datetime
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from transformers import PreTrainedConfig
 
 import mask_impact
 from mask_impact.analyses.settings import RunSettings
+from mask_impact.engine.riding.layers import Layers
 from mask_impact.errors import InputError, UsageError
-from mask_impact.models.architectures import Decoder
+from mask_impact.models.architectures import Decoder, check_located, is_located
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.encoding import EncodedPrompt, encode, encode_inputs
 from mask_impact.prompts.images import Picture
@@ -43,6 +44,10 @@ def prepare(
         raise InputError(f"mask mode {settings.mask_mode} needs a prompt with {kind}, or another mask mode")
     if settings.effect and settings.top is not None and settings.ablation != "mask":
         raise UsageError(f"`top` estimates what `ablation` mask does, not {settings.ablation}: leave one of them out")
+    if not is_located(loaded.config.model_type):
+        if settings.effect or settings.verify:
+            check_located(loaded.config.model_type)
+        settings = replace(settings, answer=False)
     _check_context(loaded.config, encoded.n_tokens, settings.num_tokens)
     return Prepared(prompt, encoded, settings)
 
@@ -57,16 +62,21 @@ def _check_context(config: PreTrainedConfig, n_tokens: int, num_tokens: int) -> 
         )
 
 
-def describe_run(loaded: LoadedModel, prepared: Prepared, decoder: Decoder) -> dict[str, Any]:
+def describe_run(loaded: LoadedModel, prepared: Prepared, decoder: Decoder | Layers) -> dict[str, Any]:
     """What a meta file says of a run besides the measurements; JSON types only."""
     prompt, encoded, settings = prepared.prompt, prepared.encoded, prepared.settings
     model = loaded.model
+    notices = [loaded.note] if loaded.note else []
+    if not is_located(loaded.config.model_type):
+        notices.append(
+            f"Of architecture {loaded.config.model_type} only local impact is measured so far: no answers or effects"
+        )
     return {
         "tool_version": mask_impact.__version__,
         "model": loaded.name,
         "revision": loaded.revision,
         "model_class": type(model).__name__,
-        "architecture": decoder.model_type,
+        "architecture": loaded.config.model_type,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
         "device_name": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.processor(),
@@ -79,6 +89,6 @@ def describe_run(loaded: LoadedModel, prepared: Prepared, decoder: Decoder) -> d
         "templated_prompt": encoded.text,
         "num_tokens": settings.num_tokens,
         "max_image_resolution": settings.max_image_resolution,
-        "notices": [loaded.note] if loaded.note else [],
+        "notices": notices,
         "ablation": settings.ablation,
     }  # fmt: skip

@@ -162,14 +162,19 @@ def check_supported(model_type: str) -> None:
         )
 
 
+def check_located(model_type: str) -> None:
+    """UnsupportedArchitecture for one that has local impact alone."""
+    if not is_located(model_type):
+        raise UnsupportedArchitecture(
+            f"of architecture '{model_type}' only local impact can be measured so far; answers, effects, knockouts, checks and "
+            f"what-ifs are there for {supported()}"
+        )
+
+
 def locate(model: nn.Module) -> Decoder:
     """Find the decoder layers of `model` and the modules within; raises UnsupportedArchitecture."""
     model_type = model.config.model_type
-    if not is_located(model_type):
-        raise UnsupportedArchitecture(
-            f"of architecture '{model_type}' only local impact can be measured so far: leave out answers, effects and knockouts, "
-            f"or take a model of {supported()}"
-        )
+    check_located(model_type)
     layout = LAYOUTS[model_type]
     config = model.config.get_text_config()
     try:

@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional
 
 from mask_impact.engine.attention import (
-    attention_received,
     Lengths,
     QueryAttention,
     arithmetic_dtype,
+    attention_received,
     lengths,
     masking_differences,
     query_attention,
@@ -52,7 +52,6 @@ class Call:
             softcap=softcap or None,
             sinks=sinks,
         )
-
 
     def received(self) -> torch.Tensor:
         """float32 [N], the mean weight that each key of the only sequence gets; see attention.attention_received."""

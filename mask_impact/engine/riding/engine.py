@@ -39,10 +39,10 @@ class RidingEngine:
 
     groups: which of full, attn, heads to measure. ablation: what hiding means, see attention.query_attention. plans: of the
     sequence that the model will be given. on_layer(step, layer) is called when a layer is done. probe: whether each kind of
-    layer is proven the first time. After a step `mapped` has the names of the layers in the order of the step's rows,
-    `unmapped` of the others beside them. Errors: UnsupportedArchitecture (NoRule names the operation), UsageError for a batch,
-    ExactnessError where the arithmetic could not be reproduced, where the probe fails, or where something is not finite.
-    Only what the thread that opens the block does is measured; see `ownership`.
+    layer is proven the first time. complete: whether layers without an attention are refused. After a step `mapped` has the
+    names of the layers in the order of the step's rows, `unmapped` of the others beside them. Errors: UnsupportedArchitecture
+    (NoRule names the operation), UsageError for a batch, ExactnessError where the arithmetic could not be reproduced, where the
+    probe fails, or where something is not finite. Only what the thread that opens the block does is measured; see `ownership`.
     """
 
     def __init__(
@@ -54,12 +54,15 @@ class RidingEngine:
         plans: Sequence[SequencePlan] = (SequencePlan(),),
         on_layer: Callable[[int, int], None] | None = None,
         probe: bool = True,
+        complete: bool = False,
     ) -> None:
         if len(plans) != 1:
             raise UsageError(f"one sequence at a time can be analysed, not {len(plans)}")
         self.model, self.layers = model, find_layers(model)
         self.groups = tuple(group for group in VARIANT_GROUPS if group in groups)
-        self.ablation, self.plan, self.on_layer, self.probe = ablation, plans[0], on_layer, probe
+        self.plans, self.finished = tuple(plans), set()
+        self.ablation, self.plan, self.on_layer = ablation, plans[0], on_layer
+        self.probe, self.complete = probe, complete
         self.steps: list[RawStep] = []
         self.mapped: tuple[str, ...] = ()
         self.unmapped: tuple[str, ...] = ()
@@ -204,6 +207,12 @@ class RidingEngine:
         beside = {id(other): other for layer in mapped for other in self.layers.siblings(layer)}
         self.mapped = tuple(layer.name for layer in mapped)
         self.unmapped = tuple(other.name for other in beside.values() if other not in self._records)
+        if self.complete and self.unmapped:
+            more = f" and {len(self.unmapped) - 3} more" if len(self.unmapped) > 3 else ""
+            raise UnsupportedArchitecture(
+                f"{', '.join(self.unmapped[:3])}{more} of {type(self.model).__name__} have no softmax attention in which tokens "
+                f"could be hidden: models with such layers can't be measured yet"
+            )
         records = list(self._records.values())
         if len({record.l2.shape for record in records}) > 1:
             raise UnsupportedArchitecture("layers have different numbers of heads: leave out `heads`")
