@@ -369,7 +369,8 @@ def _lively(name, module, leaf, parameter, noise):
         sharper = 0.0
         if name.endswith(("q_norm", "k_norm")):
             sharper = -0.3 if "Gemma4" in type(module).__name__ else 0.4  # Gemma 4 does not scale its scores down
-        return parameter.nan_to_num() + sharper + 0.3 * noise
+        is_one_more = "1P" in type(module).__name__  # Nemotron's norms multiply by 1 + weight, and begin with 1
+        return (parameter.nan_to_num() - is_one_more) + sharper + 0.3 * noise
     if isinstance(module, nn.Embedding):
         scaled_by_model = "Scaled" in type(module).__name__  # Gemma multiplies by sqrt(hidden)
         return noise / noise.shape[-1] ** 0.5 if scaled_by_model else noise
