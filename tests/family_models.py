@@ -369,8 +369,9 @@ def _lively(name, module, leaf, parameter, noise):
         sharper = 0.0
         if name.endswith(("q_norm", "k_norm")):
             sharper = -0.3 if "Gemma4" in type(module).__name__ else 0.4  # Gemma 4 does not scale its scores down
-        is_one_more = "1P" in type(module).__name__  # Nemotron's norms multiply by 1 + weight, and begin with 1
-        return (parameter.nan_to_num() - is_one_more) + sharper + 0.3 * noise
+        if "1P" in type(module).__name__:
+            sharper = -1.0  # Nemotron's norms multiply by 1 + weight, and a new one's weight is 1
+        return parameter.nan_to_num() + sharper + 0.3 * noise
     if isinstance(module, nn.Embedding):
         scaled_by_model = "Scaled" in type(module).__name__  # Gemma multiplies by sqrt(hidden)
         return noise / noise.shape[-1] ** 0.5 if scaled_by_model else noise

@@ -35,7 +35,7 @@ from transformers.models.auto.modeling_auto import (  # noqa: E402
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
-from mask_impact.engine import MaskingEngine  # noqa: E402
+from mask_impact.engine.masking import MaskingEngine  # noqa: E402
 from mask_impact.errors import UnsupportedArchitecture  # noqa: E402
 from mask_impact.models.architectures import locate  # noqa: E402
 
