@@ -47,54 +47,43 @@ COLUMNS = ("model_type", "kind", "built", "given", "interface", "softmax", "othe
 # What a number of a config becomes, by parts of its name; the first that fits. A number below it stays.
 SMALL = (
     (("vocab",), family_models.VOCABULARY),
-    (("num_key_value_heads", "num_kv_heads", "multi_query_group_num"), 2),
-    (("num_attention_heads", "n_head", "num_heads", "attention_heads", "n_heads"), 4),
-    (("head_dim", "head_size"), 16),
+    (("num_key_value_heads", "num_kv_heads", "multi_query_group_num", "n_groups"), 2),
+    (("num_attention_heads", "n_head", "num_heads", "attention_heads", "n_heads", "mamba_heads"), 4),
+    (("head_dim", "head_size", "headdim"), 16),
     (("num_hidden_layers", "n_layer", "num_layers", "depth", "encoder_layers", "decoder_layers", "num_blocks"), 3),
-    (("experts_per_tok", "top_k", "topk", "moe_k"), 2),
-    (("n_group", "topk_group"), 1),
+    (("layer_period", "experts_per_tok", "top_k", "topk", "moe_k"), 2),
+    (("layer_offset", "n_group", "topk_group"), 1),
     (("experts", "num_local"), 4),
     (("lora_rank", "_rank"), 16),
     (("max_position", "n_positions", "max_seq", "n_ctx", "max_source", "max_target"), 128),
-    (("sliding_window", "window_size", "chunk_size", "attention_window"), 5),
+    (("sliding_window", "window_size", "chunk_size", "attention_window"), family_models.WINDOW),
     (("intermediate", "ffn", "inner", "mlp_dim", "d_ff", "moe_hidden"), 96),
-    (
-        (
-            "hidden_size",
-            "d_model",
-            "n_embd",
-            "embed_dim",
-            "emb_dim",
-            "hidden_dim",
-            "width",
-            "projection_dim",
-            "d_inner",
-        ),
-        64,
-    ),
-    (("output_dim", "out_hidden", "input_dim", "state_size", "d_state"), 64),
+    (("hidden_size", "d_model", "n_embd", "embed_dim", "emb_dim", "hidden_dim", "width", "projection_dim"), 64),
+    (("output_dim", "out_hidden", "input_dim", "state_size", "d_state", "d_ssm"), 64),
 )
 KINDS_OF_LAYERS = ("layer_types", "layers_block_type", "block_types", "mlp_layer_types")
+# What a type needs beside that.
+SPECIAL = {"gpt_neo": {"attention_types": [[["global", "local", "global"], 1]]}}
 
 
 def shrunk(config):
     """Keyword arguments of a config like this one with small numbers, and of the configs in it."""
     arguments = {}
+    fields = type(config).__dataclass_fields__
     for name, value in vars(config).items():
         if isinstance(value, PreTrainedConfig):
             arguments[name] = shrunk(value) | {"model_type": value.model_type}
-        elif name.endswith("_token_id") or name.endswith("_token_index"):
-            is_end = name.startswith(("eos", "bos", "pad", "sep", "decoder", "forced"))
-            arguments[name] = (0 if name == "pad_token_id" else None) if is_end else token_id(name)
-        elif isinstance(value, int) and not isinstance(value, bool):
+        elif name.endswith(("_token_id", "_token_index")) and isinstance(value, int):
+            arguments[name] = token_id(name)
+        elif isinstance(value, int) and not isinstance(value, bool) and name in fields:
             number = next((small for parts, small in SMALL if any(part in name for part in parts)), value)
             arguments[name] = min(value, number)
-    layers = arguments.get("num_hidden_layers", getattr(config, "num_hidden_layers", None))
+    layers = arguments.get("num_hidden_layers") or 3
     for name in KINDS_OF_LAYERS:
         kinds = getattr(config, name, None)
-        if isinstance(kinds, list | tuple) and kinds:
-            arguments[name] = few_of_each(kinds, layers or 3)
-    return arguments
+        if name in fields and isinstance(kinds, list | tuple) and kinds:
+            arguments[name] = few_of_each(kinds, layers)
+    return arguments | SPECIAL.get(config.model_type, {})
 
 
 def few_of_each(kinds, number):
@@ -104,9 +93,11 @@ def few_of_each(kinds, number):
 
 
 def token_id(name):
-    """An id of the special ones, each name its own; an image's is what family_models says."""
-    names = {"image_token_id": family_models.IMAGE, "image_token_index": family_models.IMAGE}
-    return names.get(name, family_models.IMAGE + 1 + sum(map(ord, name)) % 8)
+    """An id of the special ones: of an image what family_models says, of others one that no prompt has."""
+    if name.startswith("image_token"):
+        return family_models.IMAGE
+    ends = {"pad": 141, "bos": 142, "eos": 143}
+    return ends.get(name[:3], family_models.IMAGE + 1 + sum(map(ord, name)) % 8)
 
 
 def build(name, kind):

@@ -28,7 +28,7 @@ ALL_WINDOWED = ("mistral", "phi3", "mixtral", "starcoder2", "mistral3")
 TAKES_A_MASK = ("llama", "gpt2", "qwen3", "cohere", "phi", "gpt_neox", "olmo", "granite", "glm4", "deepseek_v3")
 
 
-@functools.lru_cache(maxsize=4)
+@functools.cache
 def family(name):
     """A family's float64 model, its inputs, and its oracle; skips where transformers has no such family."""
     try:
