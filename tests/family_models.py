@@ -78,14 +78,13 @@ _MAMBA = {
     "ssm_state_size": 16,
     "chunk_size": 16,
 }
-_MROPE = {
-    "rope_parameters": {
-        "rope_type": "default",
-        "rope_theta": 10_000.0,
-        "mrope_section": [4, 2, 2],
-        "partial_rotary_factor": 1.0,
-    }
+MROPE = {
+    "rope_type": "default",
+    "rope_theta": 10_000.0,
+    "mrope_section": [4, 2, 2],
+    "partial_rotary_factor": 1.0,
 }
+_MROPE = {"rope_parameters": MROPE}
 _SLIDING = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 _MULTIPLIERS = {
     "embedding_multiplier": 1.5,
@@ -292,7 +291,7 @@ def family_inputs(model, *, n_tokens=N_TOKENS, text_only=False, seed=0):
     what else the model takes.
     """
     generator = torch.Generator().manual_seed(seed)
-    text = torch.randint(N_PLAIN_TOKENS, (n_tokens,), generator=generator).tolist()
+    text = torch.randint(4, N_PLAIN_TOKENS, (n_tokens,), generator=generator).tolist()  # ids below 4 may be padding
     image = image_inputs(model, generator) if hasattr(model.config, "vision_config") and not text_only else None
     if image:
         with torch.no_grad():

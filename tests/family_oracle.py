@@ -219,6 +219,7 @@ def attend(
     scaling=None,
     softcap=None,
     s_aux=None,
+    sinks=None,
     position_bias=None,
     is_causal=None,
     **kwargs,
@@ -229,51 +230,51 @@ def attend(
     """
     run = _runs[-1]
     run.callers.append(module)
-    features = {"softcap": softcap, "sinks": s_aux, "position_bias": position_bias}
+    if s_aux is not None:
+        sinks = s_aux.reshape(1, -1, 1, 1)  # one for each head; others are [1, H, P, 1], one for each query
+    features = {"softcap": softcap, "sinks": sinks, "position_bias": position_bias}
     run.features[module] = [name for name, there in features.items() if there is not None]
     group = query.shape[1] // key.shape[1]
     key, value = (tensor.double().repeat_interleave(group, dim=1) for tensor in (key, value))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     logits = query.double() @ key.transpose(2, 3) * scaling  # [1, H, P, P]
-    if position_bias is not None:
-        logits = logits + position_bias.double()
     if attention_mask is None and (module.is_causal if is_causal is None else is_causal) and query.shape[2] > 1:
-        visible = torch.ones(logits.shape[-2:], dtype=torch.bool).tril().expand(logits.shape)
-    else:
-        visible = visible_in(attention_mask, logits)
+        attention_mask = torch.ones(logits.shape[-2:], dtype=torch.bool).tril()
+    visible, bias = read_mask(attention_mask, logits)
+    if position_bias is not None:
+        bias = bias + position_bias.double()
     for position in run.hide.get(module, ()):
         visible = visible.clone()
         visible[..., -1, position] = False
-    attended = (probabilities(logits, visible, softcap, s_aux) @ value).transpose(1, 2).contiguous()
+    attended = (probabilities(logits, visible, bias, softcap, sinks) @ value).transpose(1, 2).contiguous()
     run.heads[module] = attended[0, -1]
     return attended.to(query.dtype), None
 
 
-def probabilities(logits, visible, softcap, sinks):
-    """Weights [1, H, P, P] of the keys: the cap stands before the mask, a sink takes its share and brings no value.
+def probabilities(logits, visible, bias, softcap, sinks):
+    """Weights [1, H, P, P] of the keys: the cap stands before bias and mask, a sink takes its share and brings no value.
 
     Those of a query without a visible key are 0.
     """
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
-    logits = logits.masked_fill(~visible, -torch.inf)
+    logits = (logits + bias).masked_fill(~visible, -torch.inf)
     if sinks is not None:
-        aside = sinks.double().reshape(1, -1, 1, 1).expand(*logits.shape[:-1], 1)
-        logits = torch.cat([logits, aside], dim=-1)
+        logits = torch.cat([logits, sinks.double().expand(*logits.shape[:-1], 1)], dim=-1)
     weights = torch.softmax(logits, dim=-1)[..., : visible.shape[-1]]
     return weights.masked_fill(~visible.any(dim=-1, keepdim=True), 0.0)
 
 
-def visible_in(mask, logits):
-    """Which keys a mask [1, 1 or H, P, P] leaves, as bool of the shape of `logits`: a bool mask, or 0 and a lowest number."""
+def read_mask(mask, logits):
+    """Which keys a mask leaves, as bool of the shape of `logits`, and what it adds to their logits.
+
+    mask: [.., P, P], bool (True: visible) or a number that is added, the dtype's lowest where a key is not visible.
+    """
     if mask is None:
-        return torch.ones_like(logits, dtype=torch.bool)
-    if mask.dtype != torch.bool:
-        lowest = torch.finfo(mask.dtype).min
-        if not ((mask == 0) | (mask <= lowest)).all():
-            raise ValueError("the mask is not one of visible keys")
-        mask = mask == 0
-    return mask.expand(logits.shape)
+        mask = torch.ones_like(logits, dtype=torch.bool)
+    visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    bias = torch.zeros_like(logits) if mask.dtype == torch.bool else mask.double().masked_fill(~visible, 0.0)
+    return visible.expand(logits.shape), bias
 
 
 AttentionInterface.register(NAME, attend)

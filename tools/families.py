@@ -47,19 +47,22 @@ COLUMNS = ("model_type", "kind", "built", "given", "interface", "softmax", "othe
 # What a number of a config becomes, by parts of its name; the first that fits. A number below it stays.
 SMALL = (
     (("vocab",), family_models.VOCABULARY),
-    (("num_key_value_heads", "num_kv_heads", "multi_query_group_num", "n_groups"), 2),
+    (("layer_period", "experts_per_tok", "top_k", "topk", "moe_k"), 2),
+    (("layer_offset", "n_group", "topk_group", "mamba_n_groups"), 1),
+    (("num_key_value_heads", "num_kv_heads", "multi_query_group_num"), 2),
     (("num_attention_heads", "n_head", "num_heads", "attention_heads", "n_heads", "mamba_heads"), 4),
+    (("d_head",), 32),
+    (("d_ssm",), 128),
+    (("rotary_dim",), 8),
     (("head_dim", "head_size", "headdim"), 16),
     (("num_hidden_layers", "n_layer", "num_layers", "depth", "encoder_layers", "decoder_layers", "num_blocks"), 3),
-    (("layer_period", "experts_per_tok", "top_k", "topk", "moe_k"), 2),
-    (("layer_offset", "n_group", "topk_group"), 1),
     (("experts", "num_local"), 4),
     (("lora_rank", "_rank"), 16),
     (("max_position", "n_positions", "max_seq", "n_ctx", "max_source", "max_target"), 128),
     (("sliding_window", "window_size", "chunk_size", "attention_window"), family_models.WINDOW),
     (("intermediate", "ffn", "inner", "mlp_dim", "d_ff", "moe_hidden"), 96),
     (("hidden_size", "d_model", "n_embd", "embed_dim", "emb_dim", "hidden_dim", "width", "projection_dim"), 64),
-    (("output_dim", "out_hidden", "input_dim", "state_size", "d_state", "d_ssm"), 64),
+    (("output_dim", "out_hidden", "input_dim", "state_size", "d_state"), 64),
 )
 KINDS_OF_LAYERS = ("layer_types", "layers_block_type", "block_types", "mlp_layer_types")
 # What a type needs beside that.
@@ -83,6 +86,10 @@ def shrunk(config):
         kinds = getattr(config, name, None)
         if name in fields and isinstance(kinds, list | tuple) and kinds:
             arguments[name] = few_of_each(kinds, layers)
+    if "kv_lora_rank" in fields and "num_key_value_heads" in arguments:
+        arguments["num_key_value_heads"] = arguments["num_attention_heads"]
+    if "mrope_section" in (config.ignore_keys_at_rope_validation or ()):
+        arguments["rope_parameters"] = family_models.MROPE
     return arguments | SPECIAL.get(config.model_type, {})
 
 
@@ -96,7 +103,7 @@ def token_id(name):
     """An id of the special ones: of an image what family_models says, of others one that no prompt has."""
     if name.startswith("image_token"):
         return family_models.IMAGE
-    ends = {"pad": 141, "bos": 142, "eos": 143}
+    ends = {"pad": 1, "bos": 2, "eos": 3}
     return ends.get(name[:3], family_models.IMAGE + 1 + sum(map(ord, name)) % 8)
 
 
@@ -108,9 +115,14 @@ def build(name, kind):
             return family_models.family_model(name, dtype=torch.float64)
     config_class = CONFIG_MAPPING[name]
     config = config_class(**shrunk(config_class()))
-    if kind == "text" and type(config) not in MAPPINGS[kind]:
+    try:
+        return family_models.build(config, MAPPINGS[kind], dtype=torch.float64)
+    except AttributeError:  # a causal class that takes the config of its text alone
+        if config.get_text_config() is config:
+            raise
+        model_class = MAPPINGS[kind][type(config)]
         config = config.get_text_config()
-    return family_models.build(config, MAPPINGS[kind], dtype=torch.float64)
+        return family_models.build(config, {type(config): model_class}, dtype=torch.float64)
 
 
 def given(model):

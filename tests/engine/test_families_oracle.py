@@ -258,21 +258,20 @@ def test_a_family_that_is_not_there_says_so():
 right = family_oracle.probabilities
 
 
-def not_renormalised(logits, visible, softcap, sinks):
+def not_renormalised(logits, visible, *rest):
     """A weight that is set to 0 behind the softmax."""
-    causal = torch.ones_like(visible).tril()
-    return right(logits, causal, softcap, sinks) * visible
+    return right(logits, torch.ones_like(visible).tril(), *rest) * visible
 
 
-def cap_behind_the_mask(logits, visible, softcap, sinks):
+def cap_behind_the_mask(logits, visible, bias, softcap, sinks):
     """What is hidden comes back with the logit -softcap."""
-    capped = torch.tanh(logits.masked_fill(~visible, -torch.inf) / softcap) * softcap
+    capped = torch.tanh((logits + bias).masked_fill(~visible, -torch.inf) / softcap) * softcap
     return torch.softmax(capped, dim=-1)
 
 
-def without_sinks(logits, visible, softcap, sinks):
+def without_sinks(logits, visible, bias, softcap, sinks):
     """The other keys take the sink's share."""
-    return right(logits, visible, softcap, None)
+    return right(logits, visible, bias, softcap, None)
 
 
 @pytest.mark.parametrize(
