@@ -1,0 +1,131 @@
+"""Text models that are in no table: their local impact is that of really hiding, what they have not is said in one line."""
+
+import family_oracle
+import numpy as np
+import pytest
+import torch
+from checkpoints import CHATML, make_tokenizer
+from family_models import build, family_config, family_inputs, family_model
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+import mask_impact
+from mask_impact.commands.main import main
+from mask_impact.errors import UnsupportedArchitecture, UsageError
+from mask_impact.models import loading
+from mask_impact.models.families import describe_model
+
+N_TOKENS = 3
+ONLY = r"^of architecture 'gemma2' only local impact can be measured so far; answers, effects, knockouts, checks and what-ifs "
+
+
+def loaded_of(name):
+    return loading.wrap(family_model(name), make_tokenizer(CHATML), name=name)
+
+
+@pytest.fixture(scope="module")
+def gemma():
+    return loaded_of("gemma2")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A checkpoint of a family that is in no table."""
+    path = tmp_path_factory.mktemp("models") / "tiny-gpt2"
+    config = family_config("gpt2")
+    config.vocab_size = 320
+    build(config, MODEL_FOR_CAUSAL_LM_MAPPING).save_pretrained(path)
+    make_tokenizer(CHATML).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gpt2", "cohere2", "gpt_oss", "mixtral", "granite"])
+def test_the_local_impact_is_that_of_really_hiding(name):
+    """A softcap, one map for q, k and v, parallel blocks, sinks, experts, multipliers; at the first and the last step."""
+    loaded = loaded_of(name)
+    inputs = family_inputs(loaded.model)
+    result = mask_impact.analyze(loaded, inputs, num_tokens=N_TOKENS)
+    ids = loaded.model.generate(**inputs, max_new_tokens=N_TOKENS, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert [step.token_id for step in result.steps] == ids.tolist()
+    for step in (0, N_TOKENS - 1):
+        found = result.steps[step].l2
+        expected = family_oracle.measure(loaded.model, inputs, ids[:step].tolist())
+        assert len(found) == len(expected)
+        for layer, distances in enumerate(expected):
+            for name_of in ("full", "attn"):
+                wanted = getattr(distances, name_of)
+                place = result.variants.index(name_of.capitalize())
+                np.testing.assert_allclose(
+                    found[layer, :, place], wanted, rtol=2e-4, atol=1e-5 * wanted.max(), err_msg=name_of
+                )
+
+
+def test_answers_are_left_out_and_it_is_said(gemma):
+    result = mask_impact.analyze(gemma, family_inputs(gemma.model), num_tokens=1)
+    assert result.answer is None
+    assert "Of architecture gemma2 only local impact is measured so far" in result.meta["notices"][0]
+    assert "only local impact" in str(result)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda *given: mask_impact.explain(*given),
+        lambda *given: mask_impact.knockout(*given),
+        lambda *given: mask_impact.without(*given, "tokens 2"),
+        lambda *given: mask_impact.analyze(*given, effect=True),
+        lambda *given: mask_impact.analyze(*given, verify=1),
+    ],
+)
+def test_what_they_have_not_is_one_line(gemma, ask):
+    with pytest.raises(UnsupportedArchitecture, match=ONLY):
+        ask(gemma, family_inputs(gemma.model))
+
+
+def test_layers_without_an_attention_are_named():
+    loaded = loaded_of("lfm2")
+    with pytest.raises(
+        UnsupportedArchitecture, match=r"^layers\.0 of Lfm2ForCausalLM have no softmax attention in which"
+    ):
+        mask_impact.analyze(loaded, family_inputs(loaded.model))
+
+
+def test_many_prompts_are_each_as_alone(gemma):
+    prompts = [family_inputs(gemma.model, n_tokens=n) for n in (5, 8)]
+    for prompt, found in zip(prompts, mask_impact.analyze_many(gemma, prompts), strict=True):
+        assert torch.equal(*(torch.from_numpy(one.steps[0].l2) for one in (found, mask_impact.analyze(gemma, prompt))))
+
+
+def test_some_tokens_and_other_values_are_hidden_there_too(gemma):
+    inputs = family_inputs(gemma.model)
+    masked, zeroed = (mask_impact.analyze(gemma, inputs, ablation=how).steps[0].l2 for how in ("mask", "zero-value"))
+    assert (masked[:, 1:] != zeroed[:, 1:]).any()
+    heads = mask_impact.analyze(gemma, inputs, variants=("heads",))
+    whole = mask_impact.analyze(gemma, inputs)
+    places = [whole.variants.index(name) for name in heads.variants]
+    np.testing.assert_array_equal(heads.steps[0].l2, whole.steps[0].l2[..., places])
+
+
+def test_the_command_line_measures_such_a_checkpoint(folder, tmp_path, capsys):
+    argv = ["run", "the cat", "-m", str(folder), "-n", "2", "--output-dir", str(tmp_path), "--report", "--plots"]
+    assert main(argv) == 0, capsys.readouterr().err
+    assert "Note: Of architecture gpt2 only local impact" in capsys.readouterr().out.replace("\n", " ")
+    assert {"result.csv", "result.meta.json", "result.html", "result.layers.png"} <= {
+        one.name for one in tmp_path.iterdir()
+    }
+    assert mask_impact.load_result(tmp_path / "result").n_layers == 3
+    assert main(["knockout", "the cat", "-m", str(folder), "--output-dir", str(tmp_path)]) == 1
+    assert "only local impact can be measured so far" in capsys.readouterr().err
+
+
+def test_models_says_what_it_has(folder):
+    found = describe_model(str(folder))
+    assert found.problem is None
+    assert any("local impact only" in line for line in found.how)
+
+
+def test_several_sequences_at_once_are_refused(gemma):
+    from mask_impact.engine.masking import SequencePlan
+    from mask_impact.engine.riding.engine import RidingEngine
+
+    with pytest.raises(UsageError, match="one sequence at a time"):
+        RidingEngine(gemma.model, plans=[SequencePlan(), SequencePlan()])
