@@ -108,7 +108,8 @@ class RidingEngine:
             return None if given is None else self._after_layer(layer, given, output)
 
         stack.enter_context(block.before(layer.module, before))
-        stack.enter_context(block.after(layer.module, after))
+        # Before hooks of others, which get the layer's plain tensor.
+        stack.enter_context(block.after(layer.module, after, prepend=True))
 
     # --- what happens in the model's forward, in this order ----------------------------------------------------------------
 
