@@ -2,6 +2,7 @@
 
 import threading
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import oracle
 import pytest
@@ -90,9 +91,10 @@ def test_with_eager_attention_too(name):
     ],
 )
 def test_with_keys_that_have_nearly_all_the_weight_and_with_biases(name, settings):
-    model = tiny_model(name, **settings)
+    model = tiny_model(name, dtype=torch.float64, **settings)
     inputs = tiny_inputs(model, N_PROMPT)
-    assert_same(measure(RidingEngine, model, inputs)[0], measure(MaskingEngine, model, inputs)[0], 2e-5)
+    with oracle.float32_becomes(torch.float64):
+        assert_same(measure(RidingEngine, model, inputs)[0], measure(MaskingEngine, model, inputs)[0], 1e-9)
 
 
 @pytest.mark.parametrize("ablation", ["zero-value", "mean-value"])
@@ -179,7 +181,24 @@ def test_inference_mode_is_measured_and_recorded_gradients_are_refused():
         model(inputs_embeds=torch.randn(1, 3, 48, requires_grad=True))
 
 
-def test_several_sequences_are_refused():
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3_vl_moe"])
+def test_sequences_of_a_padded_batch_are_measured_as_today(name):
+    """The first has three positions of padding and ends after a step; full states of all ride through experts."""
+    model = tiny_model(name, dtype=torch.float64)
+    model.set_experts_implementation("eager")
+    inputs = {key: value.repeat(2, 1) for key, value in tiny_inputs(model, N_PROMPT).items()}
+    inputs["input_ids"][1] = inputs["input_ids"][1].flip(0)
+    inputs["attention_mask"][0, :3] = 0
+    plans = (SequencePlan(padding=3, n_steps=2), SequencePlan())
+    with oracle.float32_becomes(torch.float64):
+        riding, today = (measure(one, model, inputs, plans=plans)[0] for one in (RidingEngine, MaskingEngine))
+    assert [len(steps) for steps in riding.sequences] == [2, 3]
+    for number in range(2):
+        one, other = (SimpleNamespace(steps=engine.sequences[number]) for engine in (riding, today))
+        assert_same(one, other, 1e-9, experts=name == "qwen3_vl_moe")
+
+
+def test_a_batch_of_another_size_is_refused():
     model = tiny_model("llama")
     with torch.no_grad(), pytest.raises(UsageError, match="one sequence"), RidingEngine(model):
         model(torch.zeros(2, 3, dtype=torch.int64))

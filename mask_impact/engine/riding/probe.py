@@ -62,7 +62,8 @@ def snapshot(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
 def _run(layers, layer, module, entered, args, kwargs, rides: bool) -> Any:
     """(own, difference) of the last row of what the layer gives, with -o riding; or the last row alone with o set to 0. None
     for a layer without an attention."""
-    ride = Ride(layer.name, entered, shortcut=False)
+    owner = torch.zeros(2, dtype=torch.int64) if len(entered) > 1 else None
+    ride = Ride(layer.name, entered, owner, shortcut=False)
     asked = []
 
     def attend(own, called, query, key, value, attention_mask, *rest: Any, **options: Any) -> tuple:
@@ -74,7 +75,7 @@ def _run(layers, layer, module, entered, args, kwargs, rides: bool) -> Any:
             emptied[:, -1] = 0
             return (emptied, *output[1:])
         rows = output[0][:, -1].to(arithmetic_dtype(entered.dtype))
-        return (board(output[0], ride, rows[:1], torch.stack([-rows[0], torch.zeros_like(rows[0])])), *output[1:])
+        return (board(output[0], ride, rows, torch.stack([-rows[0], torch.zeros_like(rows[0])])), *output[1:])
 
     opaque = Opaque()
     opaque.modules.update(inner for inner in module.modules() if inner in layers.known.opaque.modules)

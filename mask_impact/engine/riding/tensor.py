@@ -46,6 +46,14 @@ class Ride:
         """Whether the model's dtype holds less than the arithmetic's."""
         return self.dtype in (torch.float16, torch.bfloat16)
 
+    @property
+    def ends(self) -> list[int]:
+        """Of each sequence with variants the last of them."""
+        if self.owner is None:
+            return [-1]
+        owners = self.owner.tolist()
+        return [at for at, owner in enumerate(owners) if owners[at + 1 : at + 2] != [owner]]
+
     def spread(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows [B, *row] of the sequences as they face differences [n, *row]."""
         return rows if self.owner is None or len(rows) == 1 else rows[self.owner.to(rows.device)]
