@@ -53,6 +53,12 @@ def assert_same(riding, today, bound, experts=False):
         assert_close(l2, wanted.l2, bound, "l2")
         assert_close(cosine, wanted.cosine, 10 * bound, "cosine")
         assert_close(step.baseline_norm, wanted.baseline_norm, bound, "baseline norm")
+        assert (step.received is None) == (wanted.received is None)
+    if today.steps[0].received is not None:
+        rtol, atol = max(bound, 1e-5), 1e-6
+        torch.testing.assert_close(
+            riding.steps[0].received, today.steps[0].received, rtol=rtol, atol=atol, equal_nan=True
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)

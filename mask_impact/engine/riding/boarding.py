@@ -9,6 +9,7 @@ from torch.nn import functional
 from mask_impact.engine.attention import (
     Lengths,
     QueryAttention,
+    attention_received,
     lengths,
     masking_differences,
     query_attention,
@@ -16,7 +17,7 @@ from mask_impact.engine.attention import (
 from mask_impact.engine.measurement import LayerRecord
 from mask_impact.engine.riding.layers import Layer
 from mask_impact.engine.riding.tensor import Ride, Riding, riding_in
-from mask_impact.engine.taps import visible_keys, within_sight
+from mask_impact.engine.taps import up_to_own, visible_keys, within_sight
 from mask_impact.errors import ExactnessError, UnsupportedArchitecture
 
 
@@ -33,23 +34,36 @@ class Call:
     backend: str
     window: int | None
 
+    @property
+    def scaling(self) -> float:
+        """Of the logits."""
+        scaling = self.options.get("scaling")
+        return self.query.shape[-1] ** -0.5 if scaling is None else scaling
+
     def of_last(self, number: int, ablation: str) -> QueryAttention:
         """The last query's attention of one sequence, over the keys from the first that it sees."""
         visible = visible_keys(self.mask, number, 1, self.key.shape[2], self.window, self.key.device)
         key, value, visible = within_sight(self.key[number], self.value[number], visible)
-        scaling = self.options.get("scaling")
         # torch's own function knows neither a cap nor sinks.
         softcap, sinks = (None if self.backend == "sdpa" else self.options.get(name) for name in ("softcap", "s_aux"))
         return query_attention(
             self.query[number, :, -1],
             key,
             value,
-            self.query.shape[-1] ** -0.5 if scaling is None else scaling,
+            self.scaling,
             visible,
             ablation,
             softcap=softcap or None,
             sinks=sinks,
         )
+
+    def received(self, number: int, padding: int) -> torch.Tensor:
+        """float32 [N], see attention.attention_received, of one sequence without its padding."""
+        query, key = self.query[number], self.key[number]
+        n_rows, n_keys = query.shape[1], key.shape[1]
+        visible = visible_keys(self.mask, number, n_rows, n_keys, self.window, key.device)
+        visible = up_to_own(n_rows, n_keys, key.device) if visible is None else visible
+        return attention_received(query[:, padding:], key[:, padding:], self.scaling, visible[padding:, padding:])
 
 
 def board(output: torch.Tensor, ride: Ride, rows: torch.Tensor, differences: torch.Tensor) -> Riding:
@@ -148,7 +162,7 @@ def let_on(
     """The differences of all sequences that are measured get on at the model's own attention output [B, S, H, E]. entered: [B, S,
     hidden], what the layer is given."""
     differences = [one.differences() for one in measuring]
-    rows = output[:, -1].to(differences[0])
+    rows = torch.empty_like(output[:, -1], dtype=differences[0].dtype).copy_(output[:, -1])
     for one in measuring:
         rows[one.number] = one.attention.output
     owner = None

@@ -80,6 +80,7 @@ class RidingEngine:
         self._boarded: dict[Layer, Boarded] = {}  # those whose attention has run
         self._records: dict[Layer, dict[int, LayerRecord]] = {}
         self._positions: dict[int, torch.Tensor] = {}  # by sequence, those to hide
+        self._received: dict[int, list[torch.Tensor]] = {}
 
     # --- attaching and restoring -----------------------------------------------------------------------------------------
 
@@ -161,6 +162,8 @@ class RidingEngine:
         masked = plan.masked
         positions = torch.arange(n_positions) if masked is None else masked.positions(n_positions)
         self._positions[number] = positions
+        if self._step == 0:
+            self._received.setdefault(number, []).append(call.received(number, plan.padding))
         return Measuring(number, call.of_last(number, self.ablation), positions, n_positions, self.groups)
 
     def _after_attention(self, module: nn.Module) -> None:
@@ -209,7 +212,8 @@ class RidingEngine:
                 raise UnsupportedArchitecture("layers have different numbers of heads: leave out `heads`")
             for layer, record in records.items():
                 self._check(layer, record)
-            self.sequences[number].append(gather(list(records.values()), self._positions[number], seconds, []))
+            received = self._received.get(number, [])
+            self.sequences[number].append(gather(list(records.values()), self._positions[number], seconds, received))
 
     def _check(self, layer: Layer, record: LayerRecord) -> None:
         error, dtype = float(record.self_check), self.model.dtype
