@@ -276,3 +276,28 @@ def test_a_hook_of_yours_sees_the_model_s_tensor_and_what_it_adds_counts():
     assert seen[0] == (1, N_PROMPT, 48)
     torch.testing.assert_close(riding.steps[0].l2[:2], plain.steps[0].l2[:2])
     assert not torch.allclose(riding.steps[0].baseline_norm[1, 0], plain.steps[0].baseline_norm[1, 0], rtol=1e-3)
+
+
+def test_a_model_has_one_owner_whichever_engine_it_is():
+    model = tiny_model("llama")
+    inputs = tiny_inputs(model, N_PROMPT)
+    done = []
+
+    def other():
+        done.append(measure(MaskingEngine, model, inputs)[0].steps)
+
+    thread = threading.Thread(target=other)
+    with torch.no_grad(), RidingEngine(model) as engine:
+        thread.start()
+        thread.join(0.2)
+        assert done == []  # it waits
+        model(**inputs)
+    thread.join()
+    torch.testing.assert_close(engine.steps[0].l2, done[0][0].l2)
+
+
+def test_hidden_states_that_are_asked_for_are_plain_tensors():
+    model = tiny_model("llama")
+    with torch.no_grad(), RidingEngine(model):
+        found = model(**tiny_inputs(model, N_PROMPT), output_hidden_states=True).hidden_states
+    assert [type(states) for states in found] == [torch.Tensor] * 4

@@ -17,7 +17,7 @@ from mask_impact.engine.attention import arithmetic_dtype
 from mask_impact.engine.riding.boarding import board
 from mask_impact.engine.riding.layers import Layer, Layers
 from mask_impact.engine.riding.opaque import Opaque
-from mask_impact.engine.riding.tensor import Ride, replaced, riding_in, states_in
+from mask_impact.engine.riding.tensor import HALF, Ride, replaced, riding_in, states_in
 from mask_impact.engine.taps import tapped
 from mask_impact.errors import ExactnessError
 
@@ -97,7 +97,7 @@ def _wider(module: nn.Module) -> torch.dtype | None:
     copied: weights that are elsewhere, or quantised."""
     dtypes = {parameter.dtype for parameter in module.parameters()}
     movable = all(dtype.is_floating_point for dtype in dtypes) and not any(p.is_meta for p in module.parameters())
-    return torch.float32 if movable and dtypes & {torch.float16, torch.bfloat16} else None
+    return torch.float32 if movable and dtypes & set(HALF) else None
 
 
 def _copied(module: nn.Module) -> nn.Module:

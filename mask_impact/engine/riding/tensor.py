@@ -17,6 +17,8 @@ from torch.nn import functional
 from mask_impact.engine.attention import Lengths, lengths
 from mask_impact.errors import ExactnessError, UnsupportedArchitecture, is_out_of_memory
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 class NoRule(UnsupportedArchitecture):
     """An operation on a riding tensor for which there is no rule; the message names it."""
@@ -44,7 +46,7 @@ class Ride:
     @property
     def half(self) -> bool:
         """Whether the model's dtype holds less than the arithmetic's."""
-        return self.dtype in (torch.float16, torch.bfloat16)
+        return self.dtype in HALF
 
     @property
     def ends(self) -> list[int]:
