@@ -64,7 +64,9 @@ class Block:
         mine.of_mask_impact = True
         return module.register_forward_pre_hook(mine, with_kwargs=True, prepend=prepend)
 
-    def after(self, module: nn.Module, hook: Callable[[nn.Module, tuple, Any], Any]) -> RemovableHandle:
+    def after(
+        self, module: nn.Module, hook: Callable[[nn.Module, tuple, Any], Any], *, prepend: bool = False
+    ) -> RemovableHandle:
         """hook(module, args, output) after each call of a module; returns None, or another output."""
         owner, thread = self._owner, self._thread
 
@@ -72,7 +74,7 @@ class Block:
             return hook(module, args, output) if get_ident() == thread and owner.innermost is self else None
 
         mine.of_mask_impact = True
-        return module.register_forward_hook(mine)
+        return module.register_forward_hook(mine, prepend=prepend)
 
 
 @contextmanager

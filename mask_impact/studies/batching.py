@@ -17,7 +17,6 @@ from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.prepared import Prepared, prepare
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.errors import MaskImpactError
-from mask_impact.models.architectures import is_located
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.images import read_pictures
 from mask_impact.results.records import Result
@@ -103,8 +102,6 @@ def _go_together(one: RunSettings, other: RunSettings) -> bool:
 def _may_share(model: PreTrainedModel) -> bool:
     """Whether generation looks at nothing but the logits: some of its rules would take padding for text. And whether positions
     do not depend on the length of the longest."""
-    if not is_located(model.config.model_type):
-        return False
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     if rope.get("rope_type") in ("dynamic", "longrope"):
         return False

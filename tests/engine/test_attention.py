@@ -106,6 +106,44 @@ def test_the_only_visible_key_leaves_nothing():
     assert (actual[[*range(5), *range(6, N_KEYS)]] == 0).all()
 
 
+def attention_of_a_kind(query, keys, values, visible, softcap, sinks):
+    """[H, E] in float64, of one head after the other; zero where nothing is visible."""
+    rows = []
+    for head in range(N_HEADS):
+        group = head // (N_HEADS // N_GROUPS)
+        logits = keys[group].double() @ query[head].double()
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        weights = torch.where(visible, logits, -torch.inf).exp()
+        total = weights.sum() + (0.0 if sinks is None else sinks[head].double().exp())
+        rows.append((weights @ values[group].double()) / total.clamp_min(1e-300))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("sink", [None, 0.0, 6.0, -30.0])
+@pytest.mark.parametrize("value_dim", [HEAD_DIM, 5])
+def test_capped_logits_sinks_and_values_of_another_width_agree_with_masking(softcap, sink, value_dim):
+    """Softcap before the mask; a sink's part of the weight goes to no value; a dominant key beside a sink; a single key."""
+    query, keys, values, visible = random_attention(4)
+    values, visible[2] = values[..., :value_dim], False
+    keys[:, 6] += 0.8 * query[::3]  # a key with more than half of the weight in some heads
+    sinks = None if sink is None else torch.full((N_HEADS,), sink) + torch.linspace(-1, 1, N_HEADS)
+    attention = query_attention(query, keys, values, 1.0, visible, softcap=softcap, sinks=sinks)
+    assert softcap is not None or (sink is not None and sink > 0) or bool((attention.weights > 0.5).any())
+    whole = attention_of_a_kind(query, keys, values, visible, softcap, sinks)
+    torch.testing.assert_close(attention.output.double(), whole, rtol=1e-5, atol=1e-6)
+    actual = masking_differences(attention, 0, N_KEYS)
+    assert actual.shape == (N_KEYS, N_HEADS, value_dim)
+    hidden = [visible & (torch.arange(N_KEYS) != key) for key in range(N_KEYS)]
+    expected = torch.stack([attention_of_a_kind(query, keys, values, one, softcap, sinks) - whole for one in hidden])
+    assert_rows_close(actual[visible], expected[visible], 2e-5)
+    assert (actual[2] == 0).all()
+    alone = query_attention(query, keys[:, :1], values[:, :1], 1.0, None, softcap=softcap, sinks=sinks)
+    wanted = attention_of_a_kind(query, keys[:, :1], values[:, :1], visible[:1], softcap, sinks)
+    assert_rows_close(masking_differences(alone, 0, 1)[0], -wanted, 1e-6)
+
+
 def test_invisible_keys_have_a_difference_of_exactly_zero():
     query, keys, values, visible = random_attention()
     visible[:4] = False

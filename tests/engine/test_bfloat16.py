@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 import mask_impact
 from mask_impact.engine.masking import MaskingEngine
+from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.prompts.encoding import encode
 
 FULL, ATTN = 0, 1
@@ -79,11 +80,11 @@ def exact_behind_attention(layer, scaling, attention, x):
     return torch.stack([(full[1:] - full[0]).norm(dim=-1), (attn[1:] - attn[0]).norm(dim=-1)], dim=-1).numpy()
 
 
-def measure_bf16(name, kind, prompt):
+def measure_bf16(name, kind, prompt, engine_class=MaskingEngine):
     """The model in bf16, its inputs, the engine's L2 and the exact ones, both [L, S, 2] (Full, Attn)."""
     loaded = mask_impact.load(name, kind=kind, device="cpu", dtype="bfloat16")
     model, inputs = loaded.model, encode(loaded, prompt, raw=name == "smollm2").inputs
-    with torch.no_grad(), MaskingEngine(model, groups=("full", "attn")) as engine:
+    with torch.no_grad(), engine_class(model, groups=("full", "attn")) as engine:
         model(**inputs)
     _, traces = oracle.generate_and_trace(model, inputs, 1)
     expected = [
@@ -110,18 +111,21 @@ def assert_as_good_as_float32(actual, expected):
     assert np.median(np.concatenate(everything)) <= 1e-3
 
 
+@pytest.mark.parametrize("engine_class", [MaskingEngine, RidingEngine])
 @pytest.mark.parametrize("kind", ["text", "vl"])
-def test_the_demo_models_in_bf16(kind):
+def test_the_demo_models_in_bf16(kind, engine_class):
     story = (
         "Mia has the red ball. Tom has the blue cup. Eva has the green box. Noah has the black hat. Who has the box?"
     )
-    _, _, actual, expected = measure_bf16("demo", kind, story)
+    _, _, actual, expected = measure_bf16("demo", kind, story, engine_class)
     assert_as_good_as_float32(actual, expected)
 
 
 @pytest.mark.slow
 @needs_smollm2
 def test_a_real_language_model_in_bf16_and_the_usual_way_that_is_not():
+    _, _, riding, exact = measure_bf16("smollm2", "text", TEXT, RidingEngine)
+    assert_as_good_as_float32(riding, exact)
     model, inputs, actual, expected = measure_bf16("smollm2", "text", TEXT)
     assert_as_good_as_float32(actual, expected)
     usual = np.stack([subtract_two_results(model, inputs, layer) for layer in (10, 20)])[..., None]

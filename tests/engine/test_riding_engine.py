@@ -2,6 +2,7 @@
 
 import threading
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import oracle
 import pytest
@@ -52,6 +53,12 @@ def assert_same(riding, today, bound, experts=False):
         assert_close(l2, wanted.l2, bound, "l2")
         assert_close(cosine, wanted.cosine, 10 * bound, "cosine")
         assert_close(step.baseline_norm, wanted.baseline_norm, bound, "baseline norm")
+        assert (step.received is None) == (wanted.received is None)
+    if today.steps[0].received is not None:
+        rtol, atol = max(bound, 1e-5), 1e-6
+        torch.testing.assert_close(
+            riding.steps[0].received, today.steps[0].received, rtol=rtol, atol=atol, equal_nan=True
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
@@ -90,9 +97,10 @@ def test_with_eager_attention_too(name):
     ],
 )
 def test_with_keys_that_have_nearly_all_the_weight_and_with_biases(name, settings):
-    model = tiny_model(name, **settings)
+    model = tiny_model(name, dtype=torch.float64, **settings)
     inputs = tiny_inputs(model, N_PROMPT)
-    assert_same(measure(RidingEngine, model, inputs)[0], measure(MaskingEngine, model, inputs)[0], 2e-5)
+    with oracle.float32_becomes(torch.float64):
+        assert_same(measure(RidingEngine, model, inputs)[0], measure(MaskingEngine, model, inputs)[0], 1e-9)
 
 
 @pytest.mark.parametrize("ablation", ["zero-value", "mean-value"])
@@ -179,7 +187,24 @@ def test_inference_mode_is_measured_and_recorded_gradients_are_refused():
         model(inputs_embeds=torch.randn(1, 3, 48, requires_grad=True))
 
 
-def test_several_sequences_are_refused():
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3_vl_moe"])
+def test_sequences_of_a_padded_batch_are_measured_as_today(name):
+    """The first has three positions of padding and ends after a step; full states of all ride through experts."""
+    model = tiny_model(name, dtype=torch.float64)
+    model.set_experts_implementation("eager")
+    inputs = {key: value.repeat(2, 1) for key, value in tiny_inputs(model, N_PROMPT).items()}
+    inputs["input_ids"][1] = inputs["input_ids"][1].flip(0)
+    inputs["attention_mask"][0, :3] = 0
+    plans = (SequencePlan(padding=3, n_steps=2), SequencePlan())
+    with oracle.float32_becomes(torch.float64):
+        riding, today = (measure(one, model, inputs, plans=plans)[0] for one in (RidingEngine, MaskingEngine))
+    assert [len(steps) for steps in riding.sequences] == [2, 3]
+    for number in range(2):
+        one, other = (SimpleNamespace(steps=engine.sequences[number]) for engine in (riding, today))
+        assert_same(one, other, 1e-9, experts=name == "qwen3_vl_moe")
+
+
+def test_a_batch_of_another_size_is_refused():
     model = tiny_model("llama")
     with torch.no_grad(), pytest.raises(UsageError, match="one sequence"), RidingEngine(model):
         model(torch.zeros(2, 3, dtype=torch.int64))
@@ -251,3 +276,28 @@ def test_a_hook_of_yours_sees_the_model_s_tensor_and_what_it_adds_counts():
     assert seen[0] == (1, N_PROMPT, 48)
     torch.testing.assert_close(riding.steps[0].l2[:2], plain.steps[0].l2[:2])
     assert not torch.allclose(riding.steps[0].baseline_norm[1, 0], plain.steps[0].baseline_norm[1, 0], rtol=1e-3)
+
+
+def test_a_model_has_one_owner_whichever_engine_it_is():
+    model = tiny_model("llama")
+    inputs = tiny_inputs(model, N_PROMPT)
+    done = []
+
+    def other():
+        done.append(measure(MaskingEngine, model, inputs)[0].steps)
+
+    thread = threading.Thread(target=other)
+    with torch.no_grad(), RidingEngine(model) as engine:
+        thread.start()
+        thread.join(0.2)
+        assert done == []  # it waits
+        model(**inputs)
+    thread.join()
+    torch.testing.assert_close(engine.steps[0].l2, done[0][0].l2)
+
+
+def test_hidden_states_that_are_asked_for_are_plain_tensors():
+    model = tiny_model("llama")
+    with torch.no_grad(), RidingEngine(model):
+        found = model(**tiny_inputs(model, N_PROMPT), output_hidden_states=True).hidden_states
+    assert [type(states) for states in found] == [torch.Tensor] * 4

@@ -157,7 +157,28 @@ class AddsItsResidualTwice(LlamaDecoderLayer):
         return state + self.mlp(self.post_attention_layernorm(state)) + state
 
 
+class RoundsItsInput(nn.Linear):
+    """A quantised linear map is none: its steps are not those of a difference."""
+
+    def forward(self, x):
+        return functional.linear(torch.round(x * 8) / 8, self.weight)
+
+
+@torch.library.custom_op("mask_impact_tests::gated", mutates_args=())
+def gated(x: torch.Tensor) -> torch.Tensor:
+    """A kernel of its own, such as the hub has."""
+    return functional.silu(x)
+
+
+class CallsAKernel(nn.SiLU):
+    def forward(self, x):
+        return torch.ops.mask_impact_tests.gated(x)
+
+
 EXACT = {
+    "calls a kernel": ("mlp.act_fn", CallsAKernel),
+    "rounds its input": ("mlp.down_proj", RoundsItsInput),
+    "rounds the attention": ("self_attn.o_proj", RoundsItsInput),
     "takes .data": ("mlp.act_fn", TakesData),
     "takes numpy": ("mlp.act_fn", TakesNumpy),
     "writes in place": ("mlp", WritesInPlace),

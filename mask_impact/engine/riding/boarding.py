@@ -9,7 +9,6 @@ from torch.nn import functional
 from mask_impact.engine.attention import (
     Lengths,
     QueryAttention,
-    arithmetic_dtype,
     attention_received,
     lengths,
     masking_differences,
@@ -35,35 +34,36 @@ class Call:
     backend: str
     window: int | None
 
+    @property
+    def scaling(self) -> float:
+        """Of the logits."""
+        scaling = self.options.get("scaling")
+        return self.query.shape[-1] ** -0.5 if scaling is None else scaling
+
     def of_last(self, number: int, ablation: str) -> QueryAttention:
         """The last query's attention of one sequence, over the keys from the first that it sees."""
         visible = visible_keys(self.mask, number, 1, self.key.shape[2], self.window, self.key.device)
         key, value, visible = within_sight(self.key[number], self.value[number], visible)
-        scaling = self.options.get("scaling")
         # torch's own function knows neither a cap nor sinks.
         softcap, sinks = (None if self.backend == "sdpa" else self.options.get(name) for name in ("softcap", "s_aux"))
         return query_attention(
             self.query[number, :, -1],
             key,
             value,
-            self.query.shape[-1] ** -0.5 if scaling is None else scaling,
+            self.scaling,
             visible,
             ablation,
             softcap=softcap or None,
             sinks=sinks,
         )
 
-    def received(self) -> torch.Tensor:
-        """float32 [N], the mean weight that each key of the only sequence gets; see attention.attention_received."""
-        n_rows, n_keys, device = self.query.shape[2], self.key.shape[2], self.key.device
-        visible = visible_keys(self.mask, 0, n_rows, n_keys, self.window, device)
-        scaling = self.options.get("scaling")
-        return attention_received(
-            self.query[0],
-            self.key[0],
-            self.query.shape[-1] ** -0.5 if scaling is None else scaling,
-            up_to_own(n_rows, n_keys, device) if visible is None else visible,
-        )
+    def received(self, number: int, padding: int) -> torch.Tensor:
+        """float32 [N], see attention.attention_received, of one sequence without its padding."""
+        query, key = self.query[number], self.key[number]
+        n_rows, n_keys = query.shape[1], key.shape[1]
+        visible = visible_keys(self.mask, number, n_rows, n_keys, self.window, key.device)
+        visible = up_to_own(n_rows, n_keys, key.device) if visible is None else visible
+        return attention_received(query[:, padding:], key[:, padding:], self.scaling, visible[padding:, padding:])
 
 
 def board(output: torch.Tensor, ride: Ride, rows: torch.Tensor, differences: torch.Tensor) -> Riding:
@@ -77,64 +77,97 @@ def board(output: torch.Tensor, ride: Ride, rows: torch.Tensor, differences: tor
 class Measuring:
     """What is measured of one sequence in one layer at one step.
 
-    positions: int64 [P], those to hide; n_positions: S, the sequence's length; groups: of full, attn, heads, in that order.
+    number: of the sequence; positions: int64 [P], those to hide; n_positions: S, the sequence's length; groups: of full, attn,
+    heads, in that order.
     """
 
-    layer: Layer
+    number: int
     attention: QueryAttention
     positions: torch.Tensor
     n_positions: int
     groups: tuple[str, ...]
-    ride: Ride
     kept: dict[str, Lengths] = field(default_factory=dict)
+
+    @property
+    def first(self) -> int:
+        """The first position in sight: sliding windows and their caches hold the last ones only."""
+        return self.n_positions - self.attention.n_keys
 
     def differences(self) -> torch.Tensor:
         """[n + 1, H, E], of the attention output for each key in sight that is to be hidden, and none at the end, for noise."""
-        first = (
-            self.n_positions - self.attention.n_keys
-        )  # sliding windows and their caches hold the last positions only
-        keys = self.positions[self.positions >= first] - first
+        keys = self.positions[self.positions >= self.first] - self.first
         seen = self.attention.of_keys(keys.to(self.attention.values.device))
         moved = masking_differences(seen, 0, len(keys)) if len(keys) else seen.output.new_empty(0, *seen.output.shape)
         if "heads" in self.groups:
             self.kept["heads"] = lengths(self.attention.output, moved)
         return functional.pad(moved, (0, 0, 0, 0, 0, 1))
 
-    def get_off(self, output: Any) -> LayerRecord:
-        """What comes off at the layer's end. output: of the layer; ExactnessError where it carries nothing,
+    def record(self, ride: Ride) -> LayerRecord:
+        """All that was kept, when the layer is done."""
+        errors, sizes = (torch.stack([pair[at][self.number].cpu() for pair in ride.checks]) for at in (0, 1))
+        noise = self.attention.output.new_full((), float("nan"))
+        return LayerRecord(
+            l2=self._gathered("l2"),
+            along=self._gathered("along"),
+            across=self._gathered("across"),
+            attention=functional.pad(self.attention.weights.mean(0), (self.first, 0)),
+            baseline_norm=torch.cat([self.kept[group].norm.reshape(-1) for group in self.groups]),
+            self_check=(errors / sizes.clamp_min(1e-30)).max(),  # NaN if one of them is
+            noise_floor=self.kept["full"].l2[-1] if ride.noisy and "full" in self.kept else noise,
+        )
+
+    def _gathered(self, name: str) -> torch.Tensor:
+        """One of the lengths of all positions and variants, [P, V]; zero for positions out of sight."""
+        n = int((self.positions >= self.first).sum())
+        columns = [getattr(self.kept[group], name)[:n] for group in self.groups]
+        values = torch.cat([column if column.dim() == 2 else column.unsqueeze(1) for column in columns], dim=1)
+        return functional.pad(values, (0, 0, len(self.positions) - n, 0))
+
+
+@dataclass
+class Boarded:
+    """A layer whose attention has run: the sequences that are measured in it, and the ride of their differences."""
+
+    layer: Layer
+    ride: Ride
+    measuring: list[Measuring]
+
+    def get_off(self, output: Any) -> dict[int, LayerRecord]:
+        """What comes off at the layer's end, by sequence. output: of the layer; ExactnessError where it carries nothing,
         UnsupportedArchitecture where nothing of the attention met the residual stream."""
-        ride, noise = self.ride, torch.tensor(float("nan"), dtype=arithmetic_dtype(self.ride.dtype))
-        if self.groups != ("heads",):
+        groups = self.measuring[0].groups
+        if groups != ("heads",):
             x = next(riding_in(output), None)
             if x is None:
                 raise ExactnessError(
                     f"{self.layer.name} gives a plain tensor: its code drops what rides along: no numbers can be given"
                 )
-            ride.check(x.last, x.z)
-            if "attn" in self.groups:
-                if ride.attn is None:
-                    raise UnsupportedArchitecture(
-                        f"{self.layer.name} adds its attention to nothing of the size of its input: attn can't be measured"
-                    )
-                self.kept["attn"] = ride.attn[0]
-            update = x.z - ride.entered[:, -1].to(x.z) if x.update is None else x.update
-            self.kept["full"] = ride.lengths(update, x.d)[0]
-            noise = torch.linalg.vector_norm(x.d[-1]) if ride.noisy else noise
-        errors, sizes = (torch.cat([pair[at].cpu() for pair in ride.checks]) for at in (0, 1))
-        mean_weights = self.attention.weights.mean(0)
-        return LayerRecord(
-            l2=self._gathered("l2"),
-            along=self._gathered("along"),
-            across=self._gathered("across"),
-            attention=functional.pad(mean_weights, (self.n_positions - self.attention.n_keys, 0)),
-            baseline_norm=torch.cat([self.kept[group].norm.reshape(-1) for group in self.groups]),
-            self_check=(errors / sizes.clamp_min(1e-30)).max(),  # NaN if one of them is
-            noise_floor=noise,
-        )
+            self.ride.check(x.last, x.z)
+            if "attn" in groups and self.ride.attn is None:
+                raise UnsupportedArchitecture(
+                    f"{self.layer.name} adds its attention to nothing of the size of its input: attn can't be measured"
+                )
+            update = x.z - self.ride.entered[:, -1].to(x.z) if x.update is None else x.update
+            full = self.ride.lengths(update, x.d)
+            for one in self.measuring:
+                one.kept["full"] = full[one.number]
+                if "attn" in groups:
+                    one.kept["attn"] = self.ride.attn[one.number]
+        return {one.number: one.record(self.ride) for one in self.measuring}
 
-    def _gathered(self, name: str) -> torch.Tensor:
-        """One of the lengths of all positions and variants, [P, V]; zero for positions out of sight."""
-        n = int((self.positions >= self.n_positions - self.attention.n_keys).sum())
-        columns = [getattr(self.kept[group], name)[:n] for group in self.groups]
-        values = torch.cat([column if column.dim() == 2 else column.unsqueeze(1) for column in columns], dim=1)
-        return functional.pad(values, (0, 0, len(self.positions) - n, 0))
+
+def let_on(
+    layer: Layer, entered: torch.Tensor, output: torch.Tensor, measuring: list[Measuring]
+) -> tuple[Boarded, Riding]:
+    """The differences of all sequences that are measured get on at the model's own attention output [B, S, H, E]. entered: [B, S,
+    hidden], what the layer is given."""
+    differences = [one.differences() for one in measuring]
+    rows = torch.empty_like(output[:, -1], dtype=differences[0].dtype).copy_(output[:, -1])
+    for one in measuring:
+        rows[one.number] = one.attention.output
+    owner = None
+    if len(output) > 1:
+        counts = [len(moved) for moved in differences]
+        owner = torch.tensor([one.number for one in measuring]).repeat_interleave(torch.tensor(counts))
+    ride = Ride(layer.name, entered, owner)
+    return Boarded(layer, ride, measuring), board(output, ride, rows, torch.cat(differences))

@@ -24,10 +24,10 @@ from mask_impact.engine.masking import SequencePlan
 from mask_impact.engine.measurement import SELF_CHECK_TOLERANCE, LayerRecord
 from mask_impact.engine.recording import RawStep, gather
 from mask_impact.engine.riding import arithmetic, functions, linear, structure
-from mask_impact.engine.riding.boarding import Call, Measuring, board
+from mask_impact.engine.riding.boarding import Boarded, Call, Measuring, let_on
 from mask_impact.engine.riding.layers import Layer, find_layers
 from mask_impact.engine.riding.probe import prove, snapshot
-from mask_impact.engine.riding.tensor import Ride, Riding, replaced, states_in
+from mask_impact.engine.riding.tensor import Riding, replaced, states_in
 from mask_impact.engine.taps import tapped, windowed_kernel
 from mask_impact.errors import ExactnessError, UnsupportedArchitecture, UsageError
 
@@ -37,12 +37,13 @@ RULES_FROM = (arithmetic, functions, linear, structure)  # what importing them p
 class RidingEngine:
     """Measures every layer with a softmax attention at every forward pass of `model` while the `with` block is open.
 
-    groups: which of full, attn, heads to measure. ablation: what hiding means, see attention.query_attention. plans: of the
-    sequence that the model will be given. on_layer(step, layer) is called when a layer is done. probe: whether each kind of
-    layer is proven the first time. complete: whether layers without an attention are refused. After a step `mapped` has the
-    names of the layers in the order of the step's rows, `unmapped` of the others beside them. Errors: UnsupportedArchitecture
-    (NoRule names the operation), UsageError for a batch, ExactnessError where the arithmetic could not be reproduced, where the
-    probe fails, or where something is not finite. Only what the thread that opens the block does is measured; see `ownership`.
+    groups: which of full, attn, heads to measure. ablation: what hiding means, see attention.query_attention. plans: one for each
+    sequence of the batch that the model will be given; one whose number is put into `finished` is measured no more.
+    on_layer(step, layer) is called when a layer is done. probe: whether each kind of layer is proven the first time. complete:
+    whether layers without an attention are refused. After a step `mapped` has the names of the layers in the order of the step's rows, `unmapped` of the others beside them. Errors:
+    UnsupportedArchitecture (NoRule names the operation), UsageError for a batch of another size, ExactnessError where the
+    arithmetic could not be reproduced, where the probe fails, or where something is not finite. Only what the thread that opens
+    the block does is measured; see `ownership`.
     """
 
     def __init__(
@@ -56,34 +57,32 @@ class RidingEngine:
         probe: bool = True,
         complete: bool = False,
     ) -> None:
-        if len(plans) != 1:
-            raise UsageError(f"one sequence at a time can be analysed, not {len(plans)}")
         self.model, self.layers = model, find_layers(model)
         self.groups = tuple(group for group in VARIANT_GROUPS if group in groups)
-        self.plans, self.finished = tuple(plans), set()
-        self.ablation, self.plan, self.on_layer = ablation, plans[0], on_layer
+        self.ablation, self.plans, self.on_layer = ablation, tuple(plans), on_layer
         self.probe, self.complete = probe, complete
-        self.steps: list[RawStep] = []
+        self.sequences: tuple[list[RawStep], ...] = tuple([] for _ in self.plans)
+        self.finished: set[int] = set()
         self.mapped: tuple[str, ...] = ()
         self.unmapped: tuple[str, ...] = ()
         self._step, self._thread = -1, None
         self._clear()
         self._stack = ExitStack()
 
+    @property
+    def steps(self) -> list[RawStep]:
+        """The measurements of the first sequence, which mostly is the only one."""
+        return self.sequences[0]
+
     def _clear(self) -> None:
         """Between two forward passes."""
-        self._running = False
+        self._active: list[int] = []  # the sequences that are measured in this one
         self._held, self._started = 0, 0.0
         self._entered: dict[Layer, tuple[tuple, dict]] = {}  # what layers that are running were given
-        self._measuring: dict[Layer, Measuring] = {}  # of those whose attention has run
-        self._records: dict[Layer, LayerRecord] = {}
-        self._received: list[torch.Tensor] = []  # of the first step
-        self._positions = torch.empty(0, dtype=torch.int64)
-
-    @property
-    def sequences(self) -> tuple[list[RawStep]]:
-        """The steps of each sequence."""
-        return (self.steps,)
+        self._boarded: dict[Layer, Boarded] = {}  # those whose attention has run
+        self._records: dict[Layer, dict[int, LayerRecord]] = {}
+        self._positions: dict[int, torch.Tensor] = {}  # by sequence, those to hide
+        self._received: dict[int, list[torch.Tensor]] = {}
 
     # --- attaching and restoring -----------------------------------------------------------------------------------------
 
@@ -102,13 +101,13 @@ class RidingEngine:
 
     def __exit__(self, *exc_info: object) -> None:
         self._stack.close()
-        for measuring in self._measuring.values():
-            measuring.ride.open = False
+        for boarded in self._boarded.values():
+            boarded.ride.open = False
         self._clear()
 
     def _hook_layer(self, stack: ExitStack, block, layer: Layer) -> None:
         def before(module, args, kwargs):
-            if self._running:
+            if self._active:
                 unproven = self.probe and self.layers.known.to_prove(layer)
                 self._entered[layer] = snapshot(args, kwargs) if unproven else (args, kwargs)
 
@@ -117,7 +116,8 @@ class RidingEngine:
             return None if given is None else self._after_layer(layer, given, output)
 
         stack.enter_context(block.before(layer.module, before))
-        stack.enter_context(block.after(layer.module, after))
+        # Before hooks of others, which get the layer's plain tensor.
+        stack.enter_context(block.after(layer.module, after, prepend=True))
 
     # --- what happens in the model's forward, in this order ----------------------------------------------------------------
 
@@ -127,7 +127,11 @@ class RidingEngine:
         self._held = int(caches[0].get_seq_length()) if caches else 0
         self._step += 1
         self._started = time.perf_counter()
-        self._running = self.plan.n_steps is None or self._step < self.plan.n_steps
+        self._active = [
+            number
+            for number, plan in enumerate(self.plans)
+            if number not in self.finished and (plan.n_steps is None or self._step < plan.n_steps)
+        ]
 
     def _on_tap(self, own, module, query, key, value, attention_mask, *args, **kwargs):
         known, layer = self.layers.known, self.layers.around.get(module)
@@ -135,54 +139,50 @@ class RidingEngine:
         output = own(query, key, value, attention_mask, *args, **kwargs)
         if layer not in self._entered:
             return output
-        if layer in self._measuring or layer in self._records:
+        if layer in self._boarded or layer in self._records:
             raise UnsupportedArchitecture(f"{layer.name} calls an attention twice in one pass: that can't be measured")
-        if len(query) != 1:
-            raise UsageError(f"one sequence at a time can be analysed; the model was given {len(query)}")
+        if len(query) != len(self.plans):
+            expected = "one sequence" if len(self.plans) == 1 else f"{len(self.plans)} sequences"
+            raise UsageError(f"{expected} at a time can be analysed; the model was given {len(query)}")
         if output[0].requires_grad:
             raise UsageError("differences can't be measured while gradients are recorded: use torch.no_grad()")
-        call = Call(query, key, value, attention_mask, kwargs, self._backend, windowed_kernel(self.layers, kwargs))
-        measuring = self._measured(layer, call)
-        self._measuring[layer] = measuring
-        if self._step == 0:
-            self._received.append(call.received())
-        differences, rows = measuring.differences(), measuring.attention.output.unsqueeze(0)
-        x = board(output[0], measuring.ride, rows, differences)
-        return output if self.groups == ("heads",) else (x, *output[1:])
-
-    @property
-    def _backend(self) -> str:
-        return self.layers.configs[0]._attn_implementation
-
-    def _measured(self, layer: Layer, call: Call) -> Measuring:
-        args, kwargs = self._entered[layer]
-        entered = next(states_in((args, kwargs)), None)
+        entered = next(states_in(self._entered[layer]), None)
         if entered is None:
             raise UnsupportedArchitecture(
                 f"{layer.name} is given no states [sequences, positions, hidden]: it can't be measured"
             )
-        n_positions = self._held + call.query.shape[2] - self.plan.padding
-        masked = self.plan.masked
-        self._positions = torch.arange(n_positions) if masked is None else masked.positions(n_positions)
-        ride = Ride(layer.name, entered)
-        attention = call.of_last(0, self.ablation)
-        return Measuring(layer, attention, self._positions, n_positions, self.groups, ride)
+        window = windowed_kernel(self.layers, kwargs)
+        backend = self.layers.configs[0]._attn_implementation
+        call = Call(query, key, value, attention_mask, kwargs, backend, window)
+        measuring = [self._measured(number, call) for number in self._active]
+        self._boarded[layer], x = let_on(layer, entered, output[0], measuring)
+        return output if self.groups == ("heads",) else (x, *output[1:])
+
+    def _measured(self, number: int, call: Call) -> Measuring:
+        plan = self.plans[number]
+        n_positions = self._held + call.query.shape[2] - plan.padding
+        masked = plan.masked
+        positions = torch.arange(n_positions) if masked is None else masked.positions(n_positions)
+        self._positions[number] = positions
+        if self._step == 0:
+            self._received.setdefault(number, []).append(call.received(number, plan.padding))
+        return Measuring(number, call.of_last(number, self.ablation), positions, n_positions, self.groups)
 
     def _after_attention(self, module: nn.Module) -> None:
         """What called the attention is done: from here on sums may be those with the residual stream."""
-        measuring = self._measuring.get(self.layers.around.get(module))
-        if measuring is not None and self._thread == get_ident():
-            measuring.ride.in_attention = False
+        boarded = self._boarded.get(self.layers.around.get(module))
+        if boarded is not None and self._thread == get_ident():
+            boarded.ride.in_attention = False
 
     def _after_layer(self, layer: Layer, given: tuple[tuple, dict], output: Any) -> Any:
-        measuring, known = self._measuring.pop(layer, None), self.layers.known
-        if measuring is None:
+        boarded, known = self._boarded.pop(layer, None), self.layers.known
+        if boarded is None:
             known.without.add(layer.kind)
             return None
         try:
-            self._records[layer] = measuring.get_off(output)
+            self._records[layer] = boarded.get_off(output)
         finally:
-            measuring.ride.open = False
+            boarded.ride.open = False
         if self.probe and self.groups != ("heads",) and known.to_prove(layer):
             prove(self.layers, layer, *given)
             known.proven.add(layer.kind)
@@ -192,7 +192,7 @@ class RidingEngine:
         return replaced(output, lambda x: x.plain, Riding)
 
     def _after_pass(self, module: nn.Module, args: tuple, output: Any) -> None:
-        if self._running:
+        if self._active:
             self._finish_step()
         self._clear()
 
@@ -213,12 +213,15 @@ class RidingEngine:
                 f"{', '.join(self.unmapped[:3])}{more} of {type(self.model).__name__} have no softmax attention in which tokens "
                 f"could be hidden: models with such layers can't be measured yet"
             )
-        records = list(self._records.values())
-        if len({record.l2.shape for record in records}) > 1:
-            raise UnsupportedArchitecture("layers have different numbers of heads: leave out `heads`")
-        for layer, record in self._records.items():
-            self._check(layer, record)
-        self.steps.append(gather(records, self._positions, time.perf_counter() - self._started, self._received))
+        seconds = time.perf_counter() - self._started
+        for number in self._active:
+            records = {layer: of_all[number] for layer, of_all in self._records.items()}
+            if len({record.l2.shape for record in records.values()}) > 1:
+                raise UnsupportedArchitecture("layers have different numbers of heads: leave out `heads`")
+            for layer, record in records.items():
+                self._check(layer, record)
+            received = self._received.get(number, [])
+            self.sequences[number].append(gather(list(records.values()), self._positions[number], seconds, received))
 
     def _check(self, layer: Layer, record: LayerRecord) -> None:
         error, dtype = float(record.self_check), self.model.dtype

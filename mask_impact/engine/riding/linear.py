@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from mask_impact.engine.propagation import scale_of_rows
-from mask_impact.engine.riding.tensor import NoRule, Riding, rule_for
+from mask_impact.engine.riding.tensor import HALF, NoRule, Riding, rule_for
 
 
 def mapped(
@@ -23,8 +23,8 @@ def mapped(
     own, z, d = x.plain.flatten(0, -2), x.z.flatten(0, -2), x.d.flatten(0, -2)
     last = x.last
     ride.check(last, x.z)
-    groups = [d]
-    if ride.half:
+    groups, rounded = [d], ride.half or own.dtype in HALF
+    if rounded:
         groups.append(z - last.flatten(0, -2).to(wide))
     scales = [scale_of_rows(rows, weight.dtype, bias is not None) for rows in groups]
     riders = [rows if scale is None else rows * scale for rows, scale in zip(groups, scales, strict=True)]
@@ -38,7 +38,7 @@ def mapped(
         differences /= torch.cat(scales).to(differences.device)
     moved = differences[: len(d)].reshape(-1, *row)
     new = x.like(y, y.reshape(-1, x.n_rows, *row)[:, -1].to(wide), moved)
-    if ride.half:
+    if rounded:
         new.z = new.z + differences[len(d) :].reshape(-1, *row)
     if ride.shortcut:
         _of_nothing(x, new, bias)

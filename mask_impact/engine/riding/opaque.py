@@ -77,7 +77,8 @@ def _tried(forward: Callable, args: tuple, kwargs: dict) -> Any:
 
 def through_states(forward: Callable, args: tuple, kwargs: dict) -> Any:
     """What a module makes of its arguments, with differences as those of full states that it is given beside: the model's own
-    row, z, and z + d of each variant, of which the last has rounding noise. NoRule where the results can't carry them."""
+    row, z, and z + d of each variant, of which each sequence's last has rounding noise. NoRule where the results can't carry
+    them."""
     riding = list(riding_in((args, kwargs)))
     x, ride = riding[0], riding[0].ride
     if any(isinstance(value, Cache) for value in (*args, *kwargs.values())):
@@ -96,7 +97,7 @@ def _states(x: Riding) -> torch.Tensor:
     """[1, m, *row], or [m, *row] where y is one row behind the other: what rides beside, in y's dtype."""
     noise = torch.rand(x.z.shape[1:], generator=torch.Generator().manual_seed(0)).to(x.z) - 0.5
     base = x.base.expand_as(x.d).clone()
-    base[-1] *= 1 + noise * torch.finfo(x.ride.dtype).eps
+    base[x.ride.ends] *= 1 + noise * torch.finfo(x.ride.dtype).eps
     rows = torch.cat([x.last.to(x.z), x.z, base + x.d]).to(x.dtype)
     return rows.reshape(*(1,) * (x.lead - 1), *rows.shape)
 

@@ -17,7 +17,7 @@ from mask_impact.engine.attention import arithmetic_dtype
 from mask_impact.engine.riding.boarding import board
 from mask_impact.engine.riding.layers import Layer, Layers
 from mask_impact.engine.riding.opaque import Opaque
-from mask_impact.engine.riding.tensor import Ride, replaced, riding_in, states_in
+from mask_impact.engine.riding.tensor import HALF, Ride, replaced, riding_in, states_in
 from mask_impact.engine.taps import tapped
 from mask_impact.errors import ExactnessError
 
@@ -62,7 +62,8 @@ def snapshot(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
 def _run(layers, layer, module, entered, args, kwargs, rides: bool) -> Any:
     """(own, difference) of the last row of what the layer gives, with -o riding; or the last row alone with o set to 0. None
     for a layer without an attention."""
-    ride = Ride(layer.name, entered, shortcut=False)
+    owner = torch.zeros(2, dtype=torch.int64) if len(entered) > 1 else None
+    ride = Ride(layer.name, entered, owner, shortcut=False)
     asked = []
 
     def attend(own, called, query, key, value, attention_mask, *rest: Any, **options: Any) -> tuple:
@@ -74,7 +75,7 @@ def _run(layers, layer, module, entered, args, kwargs, rides: bool) -> Any:
             emptied[:, -1] = 0
             return (emptied, *output[1:])
         rows = output[0][:, -1].to(arithmetic_dtype(entered.dtype))
-        return (board(output[0], ride, rows[:1], torch.stack([-rows[0], torch.zeros_like(rows[0])])), *output[1:])
+        return (board(output[0], ride, rows, torch.stack([-rows[0], torch.zeros_like(rows[0])])), *output[1:])
 
     opaque = Opaque()
     opaque.modules.update(inner for inner in module.modules() if inner in layers.known.opaque.modules)
@@ -96,7 +97,7 @@ def _wider(module: nn.Module) -> torch.dtype | None:
     copied: weights that are elsewhere, or quantised."""
     dtypes = {parameter.dtype for parameter in module.parameters()}
     movable = all(dtype.is_floating_point for dtype in dtypes) and not any(p.is_meta for p in module.parameters())
-    return torch.float32 if movable and dtypes & {torch.float16, torch.bfloat16} else None
+    return torch.float32 if movable and dtypes & set(HALF) else None
 
 
 def _copied(module: nn.Module) -> nn.Module:

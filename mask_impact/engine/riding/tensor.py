@@ -17,6 +17,8 @@ from torch.nn import functional
 from mask_impact.engine.attention import Lengths, lengths
 from mask_impact.errors import ExactnessError, UnsupportedArchitecture, is_out_of_memory
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 class NoRule(UnsupportedArchitecture):
     """An operation on a riding tensor for which there is no rule; the message names it."""
@@ -44,7 +46,15 @@ class Ride:
     @property
     def half(self) -> bool:
         """Whether the model's dtype holds less than the arithmetic's."""
-        return self.dtype in (torch.float16, torch.bfloat16)
+        return self.dtype in HALF
+
+    @property
+    def ends(self) -> list[int]:
+        """Of each sequence with variants the last of them."""
+        if self.owner is None:
+            return [-1]
+        owners = self.owner.tolist()
+        return [at for at, owner in enumerate(owners) if owners[at + 1 : at + 2] != [owner]]
 
     def spread(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows [B, *row] of the sequences as they face differences [n, *row]."""
