@@ -19,6 +19,7 @@ from mask_impact.errors import DeviceError, ExactnessError, is_out_of_memory
 from mask_impact.models.architectures import is_located, locate
 
 N_CANDIDATES = 5
+SMALLER = "shorten the prompt, take a smaller model or `dtype` bfloat16, or a device with more memory"
 Candidates = list[tuple[list[int], list[float]]]  # of one step, by sequence: ids and their probabilities
 
 
@@ -43,9 +44,9 @@ def smaller_chunk(error: RuntimeError, max_rows: int, n_tokens: int, observer: O
         raise error
     if max_rows <= 1:
         raise DeviceError(
-            f"out of memory with {'a single masked token' if max_rows else 'all masked tokens'} riding along "
-            f"({n_tokens} prompt tokens): shorten the prompt, take a "
-            f"smaller model or `dtype` bfloat16, or a device with more memory"
+            f"out of memory with a single masked token riding along ({n_tokens} prompt tokens): {SMALLER}"
+            if max_rows
+            else f"out of memory with all masked tokens riding along ({n_tokens} prompt tokens): {SMALLER}"
         ) from error
     smaller = max(1, min(max_rows, n_tokens) // 2)
     if torch.cuda.is_available():
@@ -156,7 +157,7 @@ def leave_out_finished(
     if len(engine.plans) == 1:  # ends with its sequence
         yield
         return
-    with engine.block.before(model, look):
+    with joined(decoder_of(model)) as block, block.before(model, look):
         yield
 
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from tiny_models import ARCHITECTURES
-from transformers import GPT2Config
+from transformers import LlavaConfig
 
 from mask_impact.errors import ModelError
 from mask_impact.models import loading
@@ -45,10 +45,10 @@ def test_no_weight_is_needed(without_weights):
 
 
 def test_what_is_not_supported_is_described_with_its_own_type_and_the_reason(tmp_path, without_weights):
-    GPT2Config().save_pretrained(tmp_path / "gpt2")
-    found = describe_model(str(tmp_path / "gpt2"))
-    assert (found.model_type, found.kind) == ("gpt2", None)
-    assert "architecture 'gpt2' is not supported" in found.problem
+    LlavaConfig().save_pretrained(tmp_path / "llava")
+    found = describe_model(str(tmp_path / "llava"))
+    assert (found.model_type, found.kind) == ("llava", None)
+    assert "architecture 'llava' is not supported" in found.problem
 
     config = without_weights / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_act": "relu"}))

@@ -40,10 +40,10 @@ class RidingEngine:
     groups: which of full, attn, heads to measure. ablation: what hiding means, see attention.query_attention. plans: one for each
     sequence of the batch that the model will be given; one whose number is put into `finished` is measured no more.
     on_layer(step, layer) is called when a layer is done. probe: whether each kind of layer is proven the first time. complete:
-    whether layers without an attention are refused. After a step `mapped` has the names of the layers in the order of the step's rows, `unmapped` of the others beside them. Errors:
-    UnsupportedArchitecture (NoRule names the operation), UsageError for a batch of another size, ExactnessError where the
-    arithmetic could not be reproduced, where the probe fails, or where something is not finite. Only what the thread that opens
-    the block does is measured; see `ownership`.
+    whether layers without an attention are refused. After a step `mapped` has the names of the layers in the order of the step's
+    rows, `unmapped` of the others beside them. Errors: UnsupportedArchitecture (NoRule names the operation), UsageError for a
+    batch of another size, ExactnessError where the arithmetic could not be reproduced, where the probe fails, or where something
+    is not finite. Only what the thread that opens the block does is measured; see `ownership`.
     """
 
     def __init__(
