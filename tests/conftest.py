@@ -5,7 +5,7 @@ import pytest
 import torch
 from checkpoints import save_checkpoint
 
-from mask_impact.prompts import encoding
+from mask_impact.prompts import encoding, limits
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,6 +23,12 @@ def nothing_rehearsed():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoding, "rehearse", lambda *args: None)
         yield
+
+
+@pytest.fixture
+def rehearsed(monkeypatch):
+    """Templates and tokenizers are rehearsed, as they are outside of tests."""
+    monkeypatch.setattr(encoding, "rehearse", limits.rehearse)
 
 
 @pytest.fixture(scope="session")

@@ -224,7 +224,7 @@ def test_prompts_with_different_emoji_are_not_the_same_tokens(text):
     assert (align(older[0], everything[0], older[1], everything[1]) == pairs).all()
 
 
-def test_a_tokenizer_that_breaks_down_is_one_line(text, capfd):
+def test_a_tokenizer_that_breaks_down_is_one_line(text, capfd, rehearsed):
     """Its library raises no Exception then, and writes where it broke down: here it cuts texts into pieces of no characters."""
     broken = make_tokenizer()
     written = json.loads(broken.backend_tokenizer.to_str())
