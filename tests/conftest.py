@@ -1,9 +1,11 @@
-"""Tiny checkpoints for whoever loads one, one thread, since the models are too small for more, and one browser."""
+"""Tiny checkpoints for whoever loads one, one thread, since the models are too small for more, no rehearsals, and one browser."""
 
 import browser
 import pytest
 import torch
 from checkpoints import save_checkpoint
+
+from mask_impact.prompts import encoding
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -13,6 +15,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_rehearsed():
+    """The tests' tokenizers and templates come to an end, and a large process is slow to fork."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "rehearse", lambda *args: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -141,7 +141,9 @@ class MaskingEngine:
     def __enter__(self) -> "MaskingEngine":
         with ExitStack() as stack:
             self.block = stack.enter_context(tapped(self.decoder, self._on_tap))
-            refuse_hooks(self.decoder)
+            # Where states are kept, differences will ride on to the logits.
+            behind = {"norm": self.decoder.final_norm, "lm_head": self.model.get_output_embeddings()}
+            refuse_hooks(self.decoder, behind if self.states else {})
             for layer in self.decoder.layers:
                 self._hook_layer(stack, layer)
             self._stack = stack.pop_all()

@@ -6,9 +6,10 @@ through them as if they were not there. Knows no attention and no measuring.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import get_ident
+from types import MappingProxyType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -107,12 +108,14 @@ def joined(decoder: Decoder) -> Iterator[Block]:
             yield block
 
 
-def refuse_hooks(decoder: Decoder) -> None:
-    """ModelError where somebody else's forward hooks lie on the decoder's layers: our rows would go through them too."""
+def refuse_hooks(decoder: Decoder, also: Mapping[str, nn.Module] = MappingProxyType({})) -> None:
+    """ModelError where somebody else's forward hooks lie on the decoder's layers, or on what else our rows go through, by name:
+    they would go through the hooks too."""
+    modules = {f"layers.{layer.index}": layer.module for layer in decoder.layers} | dict(also)
     hooked = [
-        f"layers.{layer.index}.{name}".rstrip(".")
-        for layer in decoder.layers
-        for name, module in layer.module.named_modules()
+        f"{place}.{name}".rstrip(".")
+        for place, parent in modules.items()
+        for name, module in parent.named_modules()
         if any(_is_foreign(hook) for hooks in _hooks_of(module) for hook in list(hooks.values()))
     ]
     if hooked:

@@ -125,6 +125,7 @@ def load(
         raise UsageError(f"kind must be one of {', '.join(KINDS)}, not '{kind}'")
     if device_map not in (None, *DEVICE_MAPS):
         raise UsageError(f"device map '{device_map}' is not known; use one of {', '.join(DEVICE_MAPS)}")
+    need("`check`", check, (Callable, type(None)), "a function of a Reader")
     target = resolve_device(device)
     torch_dtype = resolve_dtype(dtype)
     source, name, note = locate_source(model, kind or "vl", revision)

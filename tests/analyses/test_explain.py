@@ -394,7 +394,7 @@ def test_the_model_is_as_it_was(own_model):
         (explain, "generate", 2),  # the first gives the answer itself
     ],
 )
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, pytest.param(RuntimeError, marks=pytest.mark.slow)])
 def test_the_model_is_as_it_was_also_when_it_ends_in_the_middle(own_model, monkeypatch, room, name, call, error):
     before, real, calls = state(own_model.model), getattr(room, name), []
 

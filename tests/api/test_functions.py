@@ -267,6 +267,7 @@ def test_arguments_of_other_types_are_one_line(text):
         (run(load, "demo", device=None), "`device` must be text, not None"),
         (run(load, "demo", dtype=["float32"]), "`dtype` must be text, not list"),
         (run(load, "demo", revision=5), "`revision` must be text, not int"),
+        (run(load, "demo", check=5), "`check` must be a function of a Reader, not int"),
     ):
         with pytest.raises(MaskImpactError, match=said):
             wrong()

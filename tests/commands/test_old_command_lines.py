@@ -194,14 +194,29 @@ def prepare(folder, checkpoints, stored, line):
                 shutil.copy(path, folder / "output" / path.name.replace(source, name, 1))
 
 
-CASES = [
-    *(pytest.param("tiny", *case, id=case[0]) for case in LINES),
-    *(pytest.param("demo", *case, id=f"{case[0]}-demo", marks=pytest.mark.slow) for case in LINES[::8]),
-]
+@pytest.fixture
+def works(checkpoints, stored, tmp_path, monkeypatch, capsys):
+    """Runs a line in a folder with the files that it names, and holds what it leaves against what is expected."""
+    return lambda line, expected: check(line, expected, checkpoints, stored, tmp_path, monkeypatch, capsys)
 
 
-@pytest.mark.parametrize(("checkpoints", "line", "expected"), CASES, indirect=["checkpoints"])
-def test_the_line_works_and_leaves_its_files(line, expected, checkpoints, stored, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("checkpoints", ["tiny"], indirect=True)
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [pytest.param(*case, id=case[0], marks=[pytest.mark.slow] * (at % 2)) for at, case in enumerate(LINES)],
+)
+def test_the_line_works_and_leaves_its_files(line, expected, works):
+    assert works(line, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoints", ["demo"], indirect=True)
+@pytest.mark.parametrize(("line", "expected"), LINES[::8], ids=[line for line, _ in LINES[::8]])
+def test_the_line_works_with_the_demo(line, expected, works):
+    assert works(line, expected)
+
+
+def check(line, expected, checkpoints, stored, tmp_path, monkeypatch, capsys):
     prepare(tmp_path, checkpoints, stored, line)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sources, "demo_path", lambda kind: checkpoints[kind])
@@ -219,8 +234,8 @@ def test_the_line_works_and_leaves_its_files(line, expected, checkpoints, stored
     assert WORDS[CALLED[words[place]]](argv) == 0, capsys.readouterr().err
     assert there(tmp_path) - before == expected | answers_beside(line, expected)
     printed = capsys.readouterr()
-    assert printed.out != ""
     assert "Traceback" not in printed.err
+    return printed.out != ""
 
 
 def there(folder):

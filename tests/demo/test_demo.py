@@ -139,7 +139,7 @@ def accuracy(answers, wanted):
 
 @pytest.mark.parametrize("form", ["chat", "raw"])
 @pytest.mark.parametrize("task", tasks.TEXT_TASKS)
-@pytest.mark.parametrize("name", ["text_model", "vl_model"])
+@pytest.mark.parametrize("name", ["text_model", pytest.param("vl_model", marks=pytest.mark.slow)])
 def test_held_out_questions_in_words_are_answered(name, task, form, tokenizer, request):
     model = request.getfixturevalue(name)
     samples = tasks.text_samples(task, N_SAMPLES, SEED)

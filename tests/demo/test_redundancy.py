@@ -104,6 +104,7 @@ def others(cells):
     return [(row, column) for row in range(4) for column in range(4) if (row, column) not in cells]
 
 
+@pytest.mark.slow
 def test_hiding_one_of_two_equal_figures_changes_nothing_and_evidence_names_both(demo):
     pictures, drawn = answered(demo, 2, seed=1)
     assert drawn == 2  # all of them are answered right

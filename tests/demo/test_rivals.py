@@ -27,6 +27,7 @@ def case(loaded):
     return truth.answered(loaded, cases)[0]
 
 
+@pytest.mark.slow
 def test_integrated_gradients_add_up_to_what_the_picture_adds_to_the_logit(loaded, case, monkeypatch):
     """Completeness, to the rule's error."""
     monkeypatch.setattr(rivals, "POINTS", 64)

@@ -200,7 +200,7 @@ def test_a_forward_of_the_owner_s_own_in_between_is_an_error_and_no_wrong_number
                 loaded.model(**inputs)
 
     before = state_of(loaded.model)
-    with pytest.raises(ExactnessError, match=r"forward pass 1 saw 8 positions of 9: no numbers are given"):
+    with pytest.raises(ExactnessError, match=r"forward pass 2 saw 9 positions of 10: no numbers are given"):
         mask_impact.analyze(loaded, inputs, num_tokens=2, answer=False, observer=Interfering())
     assert state_of(loaded.model) == before
 
@@ -289,6 +289,20 @@ def test_hooks_of_others_on_layers_are_refused_by_name(kind):
                 "not measured; remove them first"
             )
     assert mask_impact.analyze(loaded, inputs, num_tokens=1, answer=False).steps
+
+
+@pytest.mark.parametrize("name", ["norm", "lm_head"])
+def test_hooks_behind_the_layers_are_refused_where_differences_ride_on_to_the_logits(name):
+    loaded = tiny_loaded()
+    model, inputs = loaded.model, tiny_inputs(loaded.model, 8)
+    module = {"norm": model.model.norm, "lm_head": model.lm_head}[name]
+    plain = mask_impact.analyze(loaded, inputs, num_tokens=1, answer=False).steps[0]
+    with module.register_forward_hook(lambda module, args, output: output + 1.0):
+        for use in (mask_impact.explain, mask_impact.knockout):
+            with pytest.raises(ModelError, match=rf"^forward hooks are on {name}: what they change is not measured"):
+                use(loaded, inputs, num_tokens=1)
+        hooked = mask_impact.analyze(loaded, inputs, num_tokens=1, answer=False).steps[0]
+    assert (hooked.l2 == plain.l2).all()  # what layers do is before them
 
 
 def test_hooks_that_steer_are_honoured_where_tokens_are_hidden_in_generation():

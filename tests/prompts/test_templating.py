@@ -9,7 +9,7 @@ from tokenizers import Regex, normalizers
 from mask_impact.errors import InputError
 from mask_impact.models import loading
 from mask_impact.models.processing import PictureTextProcessor
-from mask_impact.prompts import limits
+from mask_impact.prompts import encoding, limits
 from mask_impact.prompts.encoding import encode
 from mask_impact.prompts.images import read_pictures
 
@@ -26,6 +26,11 @@ SYSTEM_TO_THE_LAST_USER = (
     "{% elif m.role == 'assistant' %}{{ m.content.split('</think>')[-1] }}{% endif %}{% endfor %}"
 )
 CONVERSATION = "<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\n the cat <|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.fixture(autouse=True)
+def rehearsed(monkeypatch):
+    monkeypatch.setattr(encoding, "rehearse", limits.rehearse)
 
 
 @pytest.fixture(scope="module")

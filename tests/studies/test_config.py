@@ -1047,9 +1047,8 @@ def test_the_first_job_comes_before_all_row_groups_are_read(folder, opened):
     assert opened[1].closed
 
 
-@pytest.mark.parametrize(
-    ("suffix", "n_rows"), [pytest.param("jsonl", 30_000, marks=pytest.mark.slow), ("csv", 10_000), ("parquet", 10_000)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("suffix", "n_rows"), [("jsonl", 30_000), ("csv", 10_000), ("parquet", 10_000)])
 def test_memory_does_not_grow_with_the_rows(folder, suffix, n_rows):
     """But for 8 bytes of each name in a set, which takes some ten times that."""
     prompt, path = "x" * (40_000_000 // n_rows), folder / f"d.{suffix}"

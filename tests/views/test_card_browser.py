@@ -116,6 +116,26 @@ def test_what_belongs_together_lights_up(tmp_path, open_page):
     assert {one.get_attribute("data-place") for one in lit.all()} == {"2"}
 
 
+def test_a_question_from_right_to_left_reads_so_and_each_word_has_its_own_numbers(tmp_path, open_page):
+    said = ["", " מה", " הצבע", " של", " הכוכב"]
+    result = make_result(said, produced=(" כחול",))
+    one = explained(result, {2: -4.0, 4: -2.0, 1: -1.0}, needed=(2,), becomes={2: " אדום"}, answer=" כחול")
+    tab = open_page(write_report(dataclasses.replace(result, answer=one.answer), tmp_path / "x.html"))
+    (card,) = cards(tab)
+    found = card.locator(".mi-question .mi-word").evaluate_all(
+        "words => words.map((word) => [word.textContent, word.getBoundingClientRect().left, "
+        "+word.style.getPropertyValue('--s'), word.title])"
+    )
+    assert [text for text, *_ in found] == [text.strip() for text in said[1:]]
+    assert np.all(np.diff([left for _, left, *_ in found]) < 0)  # the first word on the right
+    assert np.argsort([strength for *_, strength, _ in found]).tolist()[1:] == [0, 3, 1]
+    assert ["4" in found[1][3], "2" in found[3][3], "1" in found[0][3]] == [True] * 3
+    rows = card.locator(".mi-row")
+    assert [row.locator(".mi-name").text_content().strip() for row in rows.all()] == ["“הצבע”", "“הכוכב”", "“מה”"]
+    widths = [row.locator(".mi-bar i").bounding_box()["width"] for row in rows.all()]
+    np.testing.assert_allclose(np.array(widths) / widths[0], [1, 0.5, 0.25], atol=0.03)
+
+
 def test_a_word_that_is_clicked_is_chosen_in_every_part(tmp_path, open_page):
     """By click and by key; another click lets it go."""
     tab = open_page(write_report(two_targets(), tmp_path / "x.html"))

@@ -497,7 +497,7 @@ def test_a_comparison_fits(width):
 # --- maps and patches to publish --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("width", [3.0, 5.5, 6.9])
+@pytest.mark.parametrize("width", [3.0, pytest.param(5.5, marks=pytest.mark.slow), 6.9])
 @pytest.mark.parametrize("draw", [layers_figure, patches_figure])
 def test_maps_and_patches_are_as_wide_as_asked_and_have_a_caption(draw, width):
     for result in (
