@@ -190,6 +190,7 @@ REFUSED = {
     "greater": lambda x: x > 0,
     "argmax": lambda x: x.argmax(-1),
     "data": lambda x: x.data,
+    "memory": lambda x: x.__cuda_array_interface__,
     "numpy": lambda x: x.numpy(),
     "tolist": lambda x: x.tolist(),
     "data_ptr": lambda x: x.data_ptr(),
@@ -212,6 +213,21 @@ REFUSED = {
 def test_what_has_no_rule_is_refused_and_named(name):
     with pytest.raises(NoRule, match=r"in a layer"):
         REFUSED[name](riding())
+
+
+@torch.no_grad()
+def test_what_asks_for_no_numbers_is_answered_with_plain_ones():
+    x = riding()
+    assert (x.shape, x.dtype, x.dim(), len(x)) == ((N_SEQUENCES, N_POSITIONS, WIDTH), torch.float32, 3, N_SEQUENCES)
+    for made in (
+        torch.zeros_like(x),
+        x.new_ones(2),
+        PLAIN.double().type_as(x),
+        PLAIN.view(-1).view_as(x),
+        torch.isnan(x),
+    ):
+        assert type(made) is torch.Tensor
+    assert torch.equal(PLAIN.double().to(x), PLAIN)
 
 
 @torch.no_grad()

@@ -19,7 +19,8 @@ from mask_impact.engine.riding.tensor import (
 ASKING = (
     "dim", "size", "numel", "nelement", "ndimension", "is_floating_point", "is_complex", "is_contiguous", "stride",
     "element_size", "get_device", "is_inference", "isnan", "isinf", "isfinite", "__len__", "__hash__", "__repr__", "is_same_size",
-    "is_set_to", "storage_offset",
+    "is_set_to", "storage_offset", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full",
+    "new_empty",
 )  # fmt: skip
 QUESTIONS.update(functions_named(*ASKING))
 
@@ -33,10 +34,10 @@ def _same(function, x: Riding, **how) -> Riding:
 
 @rule_for("to", "float", "half", "bfloat16", "double", "type_as", "cuda", "cpu")
 def _cast(function, x: Riding, *args, **how) -> Riding:
-    """y is rounded or moved; z and d are moved only."""
-    if not isinstance(x, Riding):  # its likeness is asked for
-        raise NoRule("a plain tensor becomes like it")
+    """y is rounded or moved; z and d are moved only. A plain tensor that becomes like a riding one stays plain."""
     y = function(x, *(arg.plain if isinstance(arg, Riding) else arg for arg in args), **how)
+    if not isinstance(x, Riding):
+        return y
     if y.dtype not in FLOATS:
         raise NoRule(f"a cast to {y.dtype}")
     update = None if x.update is None else x.update.to(y.device)
@@ -63,9 +64,11 @@ def _lead_of(shape: torch.Size, x: Riding) -> int:
 
 @rule_for("reshape", "view", "flatten", "unflatten", "reshape_as", "view_as")
 def _reshape(function, x: Riding, *args, **how) -> Riding:
-    if (args and isinstance(args[0], torch.dtype)) or not isinstance(x, Riding):
+    if args and isinstance(args[0], torch.dtype):
         raise NoRule("not a shape")
     y = function(x, *args, **how)
+    if not isinstance(x, Riding):  # it takes a riding tensor's shape
+        return y
     lead = _lead_of(y.shape, x)
     row = y.shape[lead:]
     update = None if x.update is None else x.update.reshape(-1, *row)

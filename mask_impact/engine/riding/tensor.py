@@ -218,7 +218,8 @@ def replaced(value: Any, change: Callable[[torch.Tensor], Any], kind: type = Rid
 
 def _asked(function: Callable) -> str | None:
     """The property that is read, if it is one."""
-    return function.__self__.__name__ if getattr(function, "__name__", "") == "__get__" else None
+    asked = getattr(function, "__name__", "") == "__get__"
+    return getattr(function.__self__, "__name__", "a property") if asked else None
 
 
 def _named(function: Callable) -> str:
