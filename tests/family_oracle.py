@@ -1,6 +1,6 @@
 """The slow, obvious way to measure what hiding a token from the last query changes, in any decoder of transformers.
 
-A float64 copy of the model runs once, with an attention function of this module in the place of its own; what went into
+A float64 copy of the model runs once, with the attention function of this module in the place of its own; what went into
 each decoder layer is kept. Then the layer runs again from the same input, once for each key, with that key's logit -inf
 at the last query. Nothing is derived, nothing is shared between runs, and no code of the package is used.
 
@@ -18,10 +18,11 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from oracle import float32_becomes
-from transformers import AttentionInterface, AttentionMaskInterface, Cache
-from transformers.masking_utils import eager_mask
+from transformers import AttentionInterface, Cache
 
-NAME = "family_oracle"  # of the attention function
+# The attention's name while an oracle runs: modules look it up before they take their own. With another name models of
+# sparse attention would leave their mask to the function.
+NAME = "eager"
 
 # Which row is first added to the residual stream, by the `model_type` of the decoder, as its modeling file has it.
 # None: what the module returns that calls the attention interface (`residual + self_attn(..)`, and in parallel blocks
@@ -58,7 +59,7 @@ class Distances:
 class Row:
     """What a layer computes at the last position, in float64."""
 
-    full: torch.Tensor  # [hidden], the layer's output
+    full: torch.Tensor  # [hidden], the layer's output; all streams, where there are several
     attn: torch.Tensor | None  # [hidden], what is first added to the residual stream
     heads: torch.Tensor  # [H, value width], the attention's output
 
@@ -166,7 +167,7 @@ class Oracle:
         handle = end.register_forward_hook(lambda module, args, output: seen.append(first_of(output)[0, -1].clone()))
         try:
             with running(self._by_module({index: hide})) as run, in_float64():
-                full = first_of(layer(*args, **kwargs))[0, -1]
+                full = first_of(layer(*args, **kwargs))[0, -1].flatten()
         finally:
             handle.remove()
         attn = seen[-1] * getattr(layer, self.added) if is_number else seen[-1]
@@ -202,12 +203,15 @@ _runs = []  # those that are open, the innermost last
 
 @contextmanager
 def running(hide):
-    """While open, attention functions hide these keys and keep what they see in the `Run`."""
+    """While open, `attend` is the models' attention, hides these keys and keeps what it sees in the `Run`."""
     _runs.append(Run(hide))
+    AttentionInterface.register(NAME, attend)
     try:
         yield _runs[-1]
     finally:
         _runs.pop()
+        if not _runs:
+            del AttentionInterface._global_mapping[NAME]
 
 
 def attend(
@@ -275,10 +279,6 @@ def read_mask(mask, logits):
     visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     bias = torch.zeros_like(logits) if mask.dtype == torch.bool else mask.double().masked_fill(~visible, 0.0)
     return visible.expand(logits.shape), bias
-
-
-AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, eager_mask)  # always a mask, which the function above reads
 
 
 # The model: a copy in float64, and where its layers are.
