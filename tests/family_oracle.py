@@ -248,6 +248,8 @@ def attend(
     if position_bias is not None:
         bias = bias + position_bias.double()
     for position in run.hide.get(module, ()):
+        if key.shape[2] != query.shape[2]:
+            raise ValueError(f"{key.shape[2]} keys for {query.shape[2]} positions: a key is not a position")
         visible = visible.clone()
         visible[..., -1, position] = False
     attended = (probabilities(logits, visible, bias, softcap, sinks) @ value).transpose(1, 2).contiguous()

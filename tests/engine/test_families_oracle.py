@@ -23,6 +23,8 @@ EVERY_FAMILY = [
 ]
 # `residual + attention + mlp` in one sum: there the attention may be added to the MLP's row first.
 PARALLEL = ("cohere", "cohere2", "gpt_neox", "phi", "stablelm", "aya_vision")
+# What transformers decodes with a cache differs from what it computes in one pass, by 1e-3 of the largest logit.
+CACHE_DIFFERS = ("nemotron_h",)
 # Every layer has a window, and no list says so.
 ALL_WINDOWED = ("mistral", "phi3", "mixtral", "starcoder2", "mistral3")
 # Without windows, linear attention or images, a model hands a 4D mask to its layers as it is.
@@ -59,6 +61,24 @@ def test_with_nothing_hidden_it_gives_the_model_s_own_logits(name):
     """The model's attention is sdpa's, or its own where sdpa has no softcap or sink."""
     model, inputs, measuring = family(name)
     assert gap(measuring.logits(inputs), own_logits(model, inputs)) < 1e-9
+
+
+@pytest.mark.parametrize("name", EVERY_FAMILY)
+def test_behind_produced_tokens_it_gives_what_generate_gives(name):
+    """One pass over prompt and answer, and decoding with a cache: the same logits of the third token."""
+    model, inputs, measuring = family(name)
+    with in_float64():
+        answer = model.generate(
+            **inputs,
+            max_new_tokens=3,
+            do_sample=False,
+            use_cache=name not in CACHE_DIFFERS,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    produced = answer.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+    assert len(produced) == 3
+    assert gap(measuring.logits(inputs, produced[:2]), answer.logits[2][0]) < 1e-9
 
 
 class OtherFloats(TorchDispatchMode):
