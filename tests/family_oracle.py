@@ -69,7 +69,7 @@ def measure(model, inputs, produced=(), *, layer_inputs=None):
 
     model: a Hugging Face causal or vision-language model on CPU; it is copied, never changed.
     inputs: what the model takes, batch of one, no padding. produced: ids that follow the prompt.
-    layer_inputs: per layer [1, P, hidden], what went into it; None for what the float64 copy itself computes.
+    layer_inputs: per layer [1, P, hidden], what went into it, P or more; None for what the float64 copy itself computes.
     A layer without softmax attention is None.
     """
     return Oracle(model).measure(inputs, produced, layer_inputs=layer_inputs)
@@ -81,6 +81,36 @@ def effects(model, inputs, produced, token):
     Per layer float64 [P], or None: the position is hidden in that layer alone, and the whole model runs.
     """
     return Oracle(model).effects(inputs, produced, token)
+
+
+@torch.no_grad()
+def generate_and_trace(model, inputs, num_tokens):
+    """Greedy generation as a user would run it: the new token ids, and `layer_inputs` for `measure`, in the model's dtype.
+
+    A layer's entry has all positions but that of the last token, [1, P + num_tokens - 1, hidden]. It is None where the
+    model gave the layer fewer: Gemma 4 runs the layers that share keys and values for the last position alone.
+    """
+    copied = Oracle(model)
+    copied.logits(inputs)
+    names = {module: name for name, module in copied.model.named_modules()}
+    pieces = [[] for _ in copied.layers]
+
+    def keep(index):
+        return lambda module, args, kwargs: pieces[index].append((args[0] if args else kwargs["hidden_states"]).clone())
+
+    handles = [
+        model.get_submodule(names[layer]).register_forward_pre_hook(keep(index), with_kwargs=True)
+        for index, layer in enumerate(copied.layers)
+    ]
+    try:
+        sequence = model.generate(**inputs, max_new_tokens=num_tokens, do_sample=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    token_ids = sequence[0, inputs["input_ids"].shape[1] :].tolist()
+    n_positions = sequence.shape[1] - 1
+    joined = [torch.cat(piece, dim=1) for piece in pieces]
+    return token_ids, [one if one.shape[1] == n_positions else None for one in joined]
 
 
 class Oracle:
@@ -127,6 +157,7 @@ class Oracle:
         ]
 
     def _measure_layer(self, index, n_positions, entering):
+        entering = None if entering is None else entering[:, :n_positions]
         before = self.row(index, (), entering)
         after = [self.row(index, (position,), entering) for position in range(n_positions)]
 
