@@ -185,7 +185,12 @@ def test_hiding_a_key_matters_in_the_tiny_models_and_windows_are_short(name):
 # Against other ways to hide a key.
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+QUICK = ("llama", "gemma3_text", "qwen3_vl")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=[] if one in QUICK else [pytest.mark.slow]) for one in ARCHITECTURES]
+)
 def test_it_agrees_with_the_oracle_of_the_table(name):
     """That one knows nine architectures, and runs their layers with masks; two steps, all distances."""
     model = tiny_model(name, dtype=torch.float64)
