@@ -1,6 +1,6 @@
 """The slow, obvious way to measure what hiding a token from the last query changes, in any decoder of transformers.
 
-A float64 copy of the model runs once, with an attention function of this module in the place of its own; what went into
+A float64 copy of the model runs once, with the attention function of this module in the place of its own; what went into
 each decoder layer is kept. Then the layer runs again from the same input, once for each key, with that key's logit -inf
 at the last query. Nothing is derived, nothing is shared between runs, and no code of the package is used.
 
@@ -18,10 +18,11 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from oracle import float32_becomes
-from transformers import AttentionInterface, AttentionMaskInterface, Cache
-from transformers.masking_utils import eager_mask
+from transformers import AttentionInterface, Cache
 
-NAME = "family_oracle"  # of the attention function
+# The attention's name while an oracle runs: modules look it up before they take their own. With another name models of
+# sparse attention would leave their mask to the function.
+NAME = "eager"
 
 # Which row is first added to the residual stream, by the `model_type` of the decoder, as its modeling file has it.
 # None: what the module returns that calls the attention interface (`residual + self_attn(..)`, and in parallel blocks
@@ -58,7 +59,7 @@ class Distances:
 class Row:
     """What a layer computes at the last position, in float64."""
 
-    full: torch.Tensor  # [hidden], the layer's output
+    full: torch.Tensor  # [hidden], the layer's output; all streams, where there are several
     attn: torch.Tensor | None  # [hidden], what is first added to the residual stream
     heads: torch.Tensor  # [H, value width], the attention's output
 
@@ -68,7 +69,7 @@ def measure(model, inputs, produced=(), *, layer_inputs=None):
 
     model: a Hugging Face causal or vision-language model on CPU; it is copied, never changed.
     inputs: what the model takes, batch of one, no padding. produced: ids that follow the prompt.
-    layer_inputs: per layer [1, P, hidden], what went into it; None for what the float64 copy itself computes.
+    layer_inputs: per layer [1, P, hidden], what went into it, P or more; None for what the float64 copy itself computes.
     A layer without softmax attention is None.
     """
     return Oracle(model).measure(inputs, produced, layer_inputs=layer_inputs)
@@ -80,6 +81,36 @@ def effects(model, inputs, produced, token):
     Per layer float64 [P], or None: the position is hidden in that layer alone, and the whole model runs.
     """
     return Oracle(model).effects(inputs, produced, token)
+
+
+@torch.no_grad()
+def generate_and_trace(model, inputs, num_tokens):
+    """Greedy generation as a user would run it: the new token ids, and `layer_inputs` for `measure`, in the model's dtype.
+
+    A layer's entry has all positions but that of the last token, [1, P + num_tokens - 1, hidden]. It is None where the
+    model gave the layer fewer: Gemma 4 runs the layers that share keys and values for the last position alone.
+    """
+    copied = Oracle(model)
+    copied.logits(inputs)
+    names = {module: name for name, module in copied.model.named_modules()}
+    pieces = [[] for _ in copied.layers]
+
+    def keep(index):
+        return lambda module, args, kwargs: pieces[index].append((args[0] if args else kwargs["hidden_states"]).clone())
+
+    handles = [
+        model.get_submodule(names[layer]).register_forward_pre_hook(keep(index), with_kwargs=True)
+        for index, layer in enumerate(copied.layers)
+    ]
+    try:
+        sequence = model.generate(**inputs, max_new_tokens=num_tokens, do_sample=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    token_ids = sequence[0, inputs["input_ids"].shape[1] :].tolist()
+    n_positions = sequence.shape[1] - 1
+    joined = [torch.cat(piece, dim=1) for piece in pieces]
+    return token_ids, [one if one.shape[1] == n_positions else None for one in joined]
 
 
 class Oracle:
@@ -126,6 +157,7 @@ class Oracle:
         ]
 
     def _measure_layer(self, index, n_positions, entering):
+        entering = None if entering is None else entering[:, :n_positions]
         before = self.row(index, (), entering)
         after = [self.row(index, (position,), entering) for position in range(n_positions)]
 
@@ -166,7 +198,7 @@ class Oracle:
         handle = end.register_forward_hook(lambda module, args, output: seen.append(first_of(output)[0, -1].clone()))
         try:
             with running(self._by_module({index: hide})) as run, in_float64():
-                full = first_of(layer(*args, **kwargs))[0, -1]
+                full = first_of(layer(*args, **kwargs))[0, -1].flatten()
         finally:
             handle.remove()
         attn = seen[-1] * getattr(layer, self.added) if is_number else seen[-1]
@@ -202,12 +234,15 @@ _runs = []  # those that are open, the innermost last
 
 @contextmanager
 def running(hide):
-    """While open, attention functions hide these keys and keep what they see in the `Run`."""
+    """While open, `attend` is the models' attention, hides these keys and keeps what it sees in the `Run`."""
     _runs.append(Run(hide))
+    AttentionInterface.register(NAME, attend)
     try:
         yield _runs[-1]
     finally:
         _runs.pop()
+        if not _runs:
+            del AttentionInterface._global_mapping[NAME]
 
 
 def attend(
@@ -244,6 +279,8 @@ def attend(
     if position_bias is not None:
         bias = bias + position_bias.double()
     for position in run.hide.get(module, ()):
+        if key.shape[2] != query.shape[2]:
+            raise ValueError(f"{key.shape[2]} keys for {query.shape[2]} positions: a key is not a position")
         visible = visible.clone()
         visible[..., -1, position] = False
     attended = (probabilities(logits, visible, bias, softcap, sinks) @ value).transpose(1, 2).contiguous()
@@ -275,10 +312,6 @@ def read_mask(mask, logits):
     visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     bias = torch.zeros_like(logits) if mask.dtype == torch.bool else mask.double().masked_fill(~visible, 0.0)
     return visible.expand(logits.shape), bias
-
-
-AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, eager_mask)  # always a mask, which the function above reads
 
 
 # The model: a copy in float64, and where its layers are.
