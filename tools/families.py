@@ -3,10 +3,11 @@
     python tools/families.py                a table in Markdown, of all causal and image-text classes
     python tools/families.py NAME ...       only these model types
     python tools/families.py --json         a line of JSON for each
+    python tools/families.py --kind text --write    write docs/reference/models.md
 
 A model is built from its default config with small numbers (`shrunk`), or from the table of `tests/family_models.py`. The
-oracle of `tests/family_oracle.py` runs it, and what the engine measures is compared with it, where the engine takes the
-model. Each model has a process of its own, with a limit of time and of memory.
+oracle of `tests/family_oracle.py` runs it, and the local impact that `engine.riding` measures is compared with it. Each
+model has a process of its own, with a limit of time and of memory.
 """
 
 import argparse
@@ -35,14 +36,12 @@ from transformers.models.auto.modeling_auto import (  # noqa: E402
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
-from mask_impact.engine.masking import MaskingEngine  # noqa: E402
-from mask_impact.errors import UnsupportedArchitecture  # noqa: E402
-from mask_impact.models.architectures import locate  # noqa: E402
+from mask_impact.engine.riding.engine import RidingEngine  # noqa: E402
 
 MAPPINGS = {"text": MODEL_FOR_CAUSAL_LM_MAPPING, "image-text": MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING}
 NAMES = {"text": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "image-text": MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
 LARGEST = 30_000_000  # parameters of a model that still counts as tiny
-COLUMNS = ("model_type", "kind", "built", "given", "interface", "softmax", "others", "has", "engine")
+COLUMNS = ("model_type", "kind", "built", "given", "interface", "softmax", "others", "has", "engine", "opaque")
 
 # What a number of a config becomes, by parts of its name; the first that fits. A number below it stays.
 SMALL = (
@@ -149,22 +148,18 @@ def given(model):
 
 
 def measure(model, inputs):
-    """How far the engine is from the oracle: {"engine": the largest relative error} or {"engine": "not yet"}.
-
-    This is the place where a measuring of any decoder is put.
-    """
-    try:
-        locate(model)
-    except UnsupportedArchitecture:
-        return {"engine": "not yet"}
+    """How far local impact is from the oracle: {"engine": the largest relative error, "opaque": classes of modules that full
+    states ride through}."""
     expected = family_oracle.measure(model, inputs)
-    with torch.no_grad(), family_oracle.in_float64(), MaskingEngine(model) as engine:
+    with torch.no_grad(), family_oracle.in_float64(), RidingEngine(model) as engine:
         model(**inputs)
     measured = [
         family_oracle.Distances(layer[:, 0], layer[:, 1], layer[:, 2:].T)
         for layer in engine.steps[0].l2.double().numpy()
     ]
-    return {"engine": family_oracle.largest_error(measured, expected)}
+    opaque = {type(module).__name__ for module in engine.layers.known.opaque.modules}
+    softmax = [layer for layer in expected if layer is not None]
+    return {"engine": family_oracle.largest_error(measured, softmax), "opaque": sorted(opaque)}
 
 
 def look(name, kind):
@@ -266,6 +261,60 @@ def cell(value):
     return text.replace("|", "\\|")
 
 
+DOCUMENT = ROOT / "docs" / "reference" / "models.md"
+HEAD = """\
+# Models of transformers
+
+Every text model of transformers {version}, built tiny with random weights in float64. Its local impact is compared with
+brute force, which hides each token from the last position of a layer and runs the layer again. `python tools/families.py
+--kind text --write` makes this page.
+
+## Measured
+
+- layers: how many of them have softmax attention, and how many have none. Where some have none, `mask-impact run` refuses
+  the model so far.
+- error: the largest relative difference from brute force, of `Full`, `Attn` and every head.
+- as a whole: modules whose operations have no rule of their own. The states of all hidden tokens go through them, and
+  a result gets a noise floor.
+
+| model_type | layers | has | error | as a whole |
+|---|---|---|---|---|
+"""
+REST = """
+## Not measured
+
+| model_type | why |
+|---|---|
+"""
+
+
+def document(rows):
+    """The page of the documentation that says what was measured, and what was not."""
+    measured = [row for row in rows if isinstance(row.get("engine"), float)]
+    text = HEAD.format(version=transformers.__version__)
+    for row in measured:
+        layers = f"{row['softmax']} + {row['others']} without" if row["others"] else str(row["softmax"])
+        error = "0" if row["engine"] == 0 else f"{row['engine']:.0e}"
+        cells = [f"`{row['model_type']}`", layers, cell(row["has"]), error, cell([f"`{one}`" for one in row["opaque"]])]
+        text += f"| {' | '.join(cells)} |\n"
+    text += REST
+    for row in rows:
+        if row not in measured:
+            text += f"| `{row['model_type']}` | {cell(why_not(row))} |\n"
+    return text
+
+
+def why_not(row):
+    """Why a row has no error."""
+    if row.get("built") != "yes":
+        return f"could not be built tiny: {row['built']}"
+    if row["interface"] == "no":
+        return "its layers do not call transformers' attention interface"
+    if "engine" not in row:
+        return f"the oracle: {row['interface']}"
+    return row["engine"]
+
+
 def main():
     """Print the table."""
     parser = argparse.ArgumentParser(
@@ -276,6 +325,7 @@ def main():
     parser.add_argument("--kind", choices=list(NAMES), help="only the causal, or only the image-text classes")
     parser.add_argument("--seconds", type=float, default=60, help="for one model (default: 60)")
     parser.add_argument("--gigabytes", type=float, default=8, help="of address space for one model (default: 8)")
+    parser.add_argument("--write", action="store_true", help="write it as a page of the documentation")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
@@ -283,18 +333,17 @@ def main():
     known = {name for names in NAMES.values() for name in names}
     if unknown := [name for name in args.names if name not in known]:
         parser.error(f"{', '.join(unknown)}: not among the causal and image-text classes of transformers")
-    if not args.json:
+    rows = []
+    if not args.json and not args.write:
         print(f"transformers {transformers.__version__}\n\n| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
     for kind, names in NAMES.items():
         for name in names if args.kind in (None, kind) else ():
             if not args.names or name in args.names:
-                row = looked(name, kind, args.seconds, args.gigabytes)
-                print(
-                    json.dumps(row)
-                    if args.json
-                    else f"| {' | '.join(cell(row.get(column, '')) for column in COLUMNS)} |",
-                    flush=True,
-                )
+                rows.append(row := looked(name, kind, args.seconds, args.gigabytes))
+                line = f"| {' | '.join(cell(row.get(column, '')) for column in COLUMNS)} |"
+                print(json.dumps(row) if args.json else name if args.write else line, flush=True)
+    if args.write:
+        DOCUMENT.write_text(document(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":
