@@ -161,6 +161,9 @@ _SPECIAL = {
     | _MAMBA
     | {
         "layers_block_type": ["mamba", "attention", "moe", "attention"],
+        "mamba_n_groups": 2,
+        # transformers holds time steps above this number in one pass, and does not where it decodes with a cache
+        "time_step_min": 1e-12,
         "num_hidden_layers": 4,
         "moe_shared_expert_intermediate_size": 32,
     },
@@ -265,7 +268,7 @@ def family_config(name):
 
 
 def _tiny(name):
-    """What of _TINY a text config knows. Others it would keep as well, and a cache believe that there is a window."""
+    """What of _TINY a text config knows. It would keep other keys too, and the cache would take one for a window."""
     config_class = CONFIG_MAPPING[name]
     known = {*config_class.__dataclass_fields__, *config_class.attribute_map}
     return {key: value for key, value in _TINY.items() if key in known}

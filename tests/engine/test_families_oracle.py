@@ -23,8 +23,6 @@ EVERY_FAMILY = [
 ]
 # `residual + attention + mlp` in one sum: there the attention may be added to the MLP's row first.
 PARALLEL = ("cohere", "cohere2", "gpt_neox", "phi", "stablelm", "aya_vision")
-# What transformers decodes with a cache differs from what it computes in one pass, by 1e-3 of the largest logit.
-CACHE_DIFFERS = ("nemotron_h",)
 # Every layer has a window, and no list says so.
 ALL_WINDOWED = ("mistral", "phi3", "mixtral", "starcoder2", "mistral3")
 # Without windows, linear attention or images, a model hands a 4D mask to its layers as it is.
@@ -72,7 +70,6 @@ def test_behind_produced_tokens_it_gives_what_generate_gives(name):
             **inputs,
             max_new_tokens=3,
             do_sample=False,
-            use_cache=name not in CACHE_DIFFERS,
             output_logits=True,
             return_dict_in_generate=True,
         )
@@ -89,13 +86,13 @@ def test_what_went_into_the_layers_of_a_generating_model_can_be_measured(name):
         token_ids, layer_inputs = family_oracle.generate_and_trace(model, inputs, 2)
     expected = measuring.measure(inputs, token_ids[:1])
     error = largest_error(measuring.measure(inputs, token_ids[:1], layer_inputs=layer_inputs), expected)
-    assert error < (0.1 if name in CACHE_DIFFERS else 1e-8)
+    assert error < 1e-8
     assert (None in [one if one is None else "" for one in layer_inputs]) == name.startswith("gemma4")
     rounded = family_model(name)
     also, fed = family_oracle.generate_and_trace(rounded, family_inputs(rounded), 2)
     assert also == token_ids
     error = largest_error(measuring.measure(inputs, token_ids[:1], layer_inputs=fed), expected, small=1e-2)
-    assert 1e-9 < error < (0.1 if name in CACHE_DIFFERS else 1e-3)
+    assert 1e-9 < error < 1e-3
 
 
 class OtherFloats(TorchDispatchMode):
