@@ -53,9 +53,9 @@ def prepare(
 
 
 def _check_context(config: PreTrainedConfig, n_tokens: int, num_tokens: int) -> None:
-    limit = config.get_text_config().max_position_embeddings
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     # The last produced token is never fed back.
-    if n_tokens + num_tokens - 1 > limit:
+    if limit is not None and n_tokens + num_tokens - 1 > limit:
         raise InputError(
             f"the prompt has {n_tokens} tokens and {num_tokens} are to be produced, but the model's context is {limit}; "
             f"shorten the prompt, lower `num_tokens`, or shrink its images (`max_image_resolution`)"

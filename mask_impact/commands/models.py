@@ -47,6 +47,6 @@ def _described(found) -> list[str]:
         f"{escape(found.name)}: supported",
         f"  architecture {found.model_type}, {found.n_layers} layers, {found.n_heads} heads, hidden size {found.hidden_size}, "
         f"{found.dtype or 'dtype unknown'},",
-        f"  context of {found.context} tokens",
+        f"  context of {found.context} tokens" if found.context else "  context without a limit in its configuration",
         *(f"  {escape(with_flags(line))}" for line in found.how),
     ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import transformers
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -160,6 +161,18 @@ def check_supported(model_type: str) -> None:
             f"{transformers.__version__}; supported with images are "
             f"{', '.join(name for name in LAYOUTS if name in _WITH_OTHER_INPUT)}"
         )
+
+
+def check_described(config: PreTrainedConfig) -> None:
+    """UnsupportedArchitecture where a configuration does not say how many layers and heads there are, and how large."""
+    check_supported(config.model_type)
+    for name in ("num_hidden_layers", "num_attention_heads", "hidden_size"):
+        try:
+            getattr(config.get_text_config(), name)
+        except Exception as error:  # not there, of several decoders, of each layer: transformers has errors of its own
+            raise UnsupportedArchitecture(
+                f"architecture '{config.model_type}' is not supported: its configuration has no {name} of a decoder"
+            ) from error
 
 
 def check_located(model_type: str) -> None:

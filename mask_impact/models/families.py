@@ -76,7 +76,7 @@ def describe_model(model: str, revision: str | None = None) -> Description:
     dtype = str(getattr(config, "dtype", None) or getattr(text, "dtype", None) or "").removeprefix("torch.") or None
     return Description(
         name, config.model_type, kind, text.num_hidden_layers, text.num_attention_heads, text.hidden_size, dtype,
-        text.max_position_embeddings, problem, (*how, *([note] if note else [])),
+        getattr(text, "max_position_embeddings", None), problem, (*how, *([note] if note else [])),
     )  # fmt: skip
 
 

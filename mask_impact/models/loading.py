@@ -20,7 +20,7 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from mask_impact.errors import DeviceError, MaskImpactError, ModelError, UsageError, is_out_of_memory, is_panic, need
-from mask_impact.models.architectures import check_supported, is_located
+from mask_impact.models.architectures import check_described, check_supported, is_located
 from mask_impact.models.devices import resolve_device, resolve_dtype
 from mask_impact.models.linearity import check_linear
 from mask_impact.models.names import DEVICE_MAPS, KINDS
@@ -77,7 +77,7 @@ def wrap(model: PreTrainedModel, processor_or_tokenizer: Any, *, name: str | Non
         raise ModelError(f"the model is one with an adapter ({type(model).__name__}), not merged; {MERGE}")
     if isinstance(model, type) or not isinstance(getattr(model, "config", None), PreTrainedConfig):
         need("the model given to wrap", model, (), "one of transformers that generates, such as Qwen3ForCausalLM")
-    check_supported(model.config.model_type)
+    check_described(model.config)
     is_processor = hasattr(processor_or_tokenizer, "tokenizer")
     tokenizer = processor_or_tokenizer.tokenizer if is_processor else processor_or_tokenizer
     if isinstance(tokenizer, type) or not hasattr(tokenizer, "convert_ids_to_tokens"):
@@ -224,7 +224,7 @@ def load_config(source: Source, name: str) -> Any:
             if isinstance(settings.get("model_type"), str):
                 check_supported(settings["model_type"])
             raise
-    check_supported(config.model_type)
+    check_described(config)
     return config
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from checkpoints import CHATML, make_tokenizer
 from family_models import build, family_config, family_inputs, family_model
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
 import mask_impact
 from mask_impact.commands.main import main
@@ -117,6 +117,14 @@ def test_the_command_line_measures_such_a_checkpoint(folder, tmp_path, capsys):
     assert mask_impact.load_result(tmp_path / "result").n_layers == 3
     assert main(["knockout", "the cat", "-m", str(folder), "--output-dir", str(tmp_path)]) == 1
     assert "only local impact can be measured so far" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["mamba", "musicgen", "falcon_mamba"])
+def test_a_configuration_without_heads_or_layers_is_one_line(name, tmp_path):
+    CONFIG_MAPPING[name]().save_pretrained(tmp_path)
+    assert describe_model(str(tmp_path)).problem.startswith(
+        f"architecture '{name}' is not supported: its configuration has no "
+    )
 
 
 def test_models_says_what_it_has(folder):
