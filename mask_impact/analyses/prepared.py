@@ -69,7 +69,7 @@ def describe_run(loaded: LoadedModel, prepared: Prepared, decoder: Decoder | Lay
     notices = [loaded.note] if loaded.note else []
     if not is_located(loaded.config.model_type):
         notices.append(
-            f"Of architecture {loaded.config.model_type} only local impact is measured so far: no answers or effects"
+            f"Of architecture {loaded.config.model_type} only local impact is measured so far, and answers without some tokens"
         )
     return {
         "tool_version": mask_impact.__version__,

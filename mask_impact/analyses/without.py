@@ -16,10 +16,12 @@ from mask_impact.analyses.greedy import greedy_config
 from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.prepared import Prepared, describe_run, prepare
 from mask_impact.analyses.settings import RunSettings
+from mask_impact.engine.measurement import SELF_CHECK_TOLERANCE
 from mask_impact.engine.ownership import owned
-from mask_impact.engine.taps import n_held, tapped, up_to_own, visible_keys, windowed_kernel
-from mask_impact.errors import DeviceError, InputError, UsageError, is_out_of_memory
-from mask_impact.models.architectures import locate
+from mask_impact.engine.riding.layers import Layers, decoder_of, refuse_unmapped
+from mask_impact.engine.taps import attention_options, n_held, tapped, up_to_own, visible_keys, windowed_kernel
+from mask_impact.errors import DeviceError, ExactnessError, InputError, UsageError, is_out_of_memory
+from mask_impact.models.architectures import Decoder
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.encoding import layout_of, token_texts
 from mask_impact.results.answers import Answer, WhatIf
@@ -61,7 +63,7 @@ def run(
     n_layers = loaded.config.get_text_config().num_hidden_layers
     layers = checked_layers(loaded, layers)
     hidden = hidden_by(loaded, prepared, specs)
-    decoder = locate(loaded.model)
+    decoder = decoder_of(loaded.model)
     observer.answers_begin(1 + len(hidden))
     with owned(decoder):
         own = _scored(loaded, encoded.inputs, (), layers, settings.num_tokens)
@@ -136,29 +138,71 @@ def hiding(model: PreTrainedModel, positions: Sequence[int], layers: Sequence[in
     if not len(positions) or not len(layers):
         yield
         return
-    decoder = locate(model)
-    masked = {id(decoder.layers[layer].attention) for layer in layers}
+    decoder = decoder_of(model)
     hidden = torch.tensor(sorted(positions))
     n_positions = 0  # of the sequence, at the step of the moment
+    called: dict[int | None, torch.nn.Module] = {}  # by layer
 
     def attend(own: Callable, module, query, key, value, attention_mask, *args, **kwargs):
-        if id(module) not in masked:
+        place = decoder.place_of(module)
+        if place not in layers:
             return own(query, key, value, attention_mask, *args, **kwargs)
         n_rows, n_keys = query.shape[2], key.shape[2]
         visible = visible_keys(attention_mask, 0, n_rows, n_keys, windowed_kernel(decoder, kwargs), key.device)
         visible = up_to_own(n_rows, n_keys, key.device) if visible is None else visible.clone()
+        if place not in called and isinstance(decoder, Layers):
+            _prove(
+                own(query, key, value, attention_mask, *args, **kwargs)[0],
+                _seen(decoder, query, key, value, visible, kwargs),
+            )
+        called[place] = module
         places = hidden - (n_positions - n_keys)  # a sliding window's cache holds the last positions only
         visible[:, places[(places >= 0) & (places < n_keys)].to(key.device)] = False
-        scale = kwargs.get("scaling")
-        output = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=visible[None, None], scale=scale, enable_gqa=True
-        )
-        blind = ~visible.any(dim=-1)
-        return output.masked_fill(blind[:, None], 0.0).transpose(1, 2).contiguous(), None
+        return _seen(decoder, query, key, value, visible, kwargs), None
 
     def count(module, args, kwargs) -> None:
         nonlocal n_positions
-        n_positions = n_held(kwargs) + (args[0] if args else kwargs["hidden_states"]).shape[1]
+        n_positions = n_held(kwargs) + (args[0] if args else kwargs["input_ids"]).shape[1]
 
-    with tapped(decoder, attend) as block, block.before(decoder.layers[0].module, count):
+    with tapped(decoder, attend) as block, block.before(model, count):
         yield
+    if called and isinstance(decoder, Layers):
+        siblings = decoder.siblings(decoder.around[next(iter(called.values()))])
+        refuse_unmapped(model, [siblings[place].name for place in layers if place not in called])
+
+
+def _seen(
+    decoder: Decoder | Layers, query, key, value, visible: torch.Tensor, options: Mapping[str, Any]
+) -> torch.Tensor:
+    """[1, n, H, E], the attention of a single sequence's queries over the keys that each of them sees; visible: bool [n, N]."""
+    softcap, sinks = attention_options(decoder, options)
+    scaling = options.get("scaling")
+    if softcap is None and sinks is None:
+        output = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=visible[None, None], scale=scaling, enable_gqa=True
+        )
+    else:
+        grouped = query.unflatten(1, (key.shape[1], -1)).float()
+        logits = grouped @ key.float().unsqueeze(2).transpose(-1, -2) * (scaling or query.shape[-1] ** -0.5)
+        if softcap is not None:
+            logits = torch.tanh(logits / softcap) * softcap
+        logits = logits.masked_fill(~visible, -torch.inf)
+        if sinks is not None:
+            logits = torch.cat(
+                [logits, sinks.float().view(1, key.shape[1], -1, 1, 1).expand(*logits.shape[:-1], 1)], dim=-1
+            )
+        weights = torch.softmax(logits, dim=-1)[..., : key.shape[2]]
+        output = (weights.to(value.dtype) @ value.unsqueeze(2)).flatten(1, 2)
+    blind = ~visible.any(dim=-1)
+    return output.masked_fill(blind[:, None], 0.0).transpose(1, 2).contiguous()
+
+
+def _prove(own: torch.Tensor, found: torch.Tensor) -> None:
+    """ExactnessError where an attention of a model that is in no table does more than what is known of it."""
+    error = (own[:, -1] - found[:, -1]).float().norm() / own[:, -1].float().norm().clamp_min(1e-30)
+    tolerance = SELF_CHECK_TOLERANCE[own.dtype]
+    if not error <= tolerance:
+        raise ExactnessError(
+            f"the model's own attention differs from the recomputed one by {float(error):.1e} (relative, {tolerance:.0e} "
+            f"allowed): no answers are given"
+        )

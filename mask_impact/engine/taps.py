@@ -88,9 +88,7 @@ def tapped(
             f"attention backend '{backend}' is not supported; load the model with one of {', '.join(BACKENDS)}"
         )
     with opened(decoder) as block, _lookup.in_place():
-        if attentions is None:
-            attentions = (layer.attention for layer in decoder.layers)
-        _mine.taps.append((frozenset(attentions), attend))
+        _mine.taps.append((frozenset(decoder.attentions if attentions is None else attentions), attend))
         try:
             yield block
         finally:
@@ -138,6 +136,13 @@ def within_sight(
 def up_to_own(n_rows: int, n_keys: int, device: torch.device, shift: int = 0) -> torch.Tensor:
     """bool [n_rows, n_keys]: the last positions of n_keys, each of which sees all up to itself (or `shift` from it)."""
     return torch.ones(n_rows, n_keys, dtype=torch.bool, device=device).tril(n_keys - n_rows + shift)
+
+
+def attention_options(decoder: Decoder, kwargs: Mapping[str, Any]) -> tuple[float | None, torch.Tensor | None]:
+    """(c where the logits are c tanh(logits / c), sink logits [H]) of a call; None each, where the backend knows none."""
+    if decoder.configs[0]._attn_implementation == "sdpa":  # torch's own function knows neither
+        return None, None
+    return kwargs.get("softcap") or None, kwargs.get("s_aux")
 
 
 def windowed_kernel(decoder: Decoder, kwargs: dict[str, Any]) -> int | None:

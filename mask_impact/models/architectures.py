@@ -7,6 +7,7 @@ transformers 5.17 to 5.23.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import transformers
@@ -142,6 +143,15 @@ class Decoder:
     hidden_size: int
     intermediate_size: int
 
+    @cached_property
+    def attentions(self) -> dict[nn.Module, int]:
+        """The number of the layer of each attention."""
+        return {layer.attention: layer.index for layer in self.layers}
+
+    def place_of(self, module: nn.Module) -> int | None:
+        """The number of the layer that an attention is of."""
+        return self.attentions.get(module)
+
 
 def supported() -> str:
     """The architectures of the table, for messages."""
@@ -179,8 +189,8 @@ def check_located(model_type: str) -> None:
     """UnsupportedArchitecture for one that has local impact alone."""
     if not is_located(model_type):
         raise UnsupportedArchitecture(
-            f"of architecture '{model_type}' only local impact can be measured so far; answers, effects, knockouts, checks and "
-            f"what-ifs are there for {supported()}"
+            f"of architecture '{model_type}' only local impact, and answers without some tokens, can be had so far; effects, "
+            f"knockouts and checks are there for {supported()}"
         )
 
 

@@ -66,7 +66,9 @@ def describe_model(model: str, revision: str | None = None) -> Description:
         except UnsupportedArchitecture as error:
             problem = str(error)
     else:
-        how.append("local impact only, where its layers prove sound when it runs: no answers, effects or knockouts yet")
+        how.append(
+            "local impact and answers without some tokens, where its layers prove sound when it runs: no effects or knockouts yet"
+        )
     if source.gguf_file:
         how.append("GGUF: the weights are converted when they are loaded, which takes memory and time")
     if _has_experts(text):

@@ -3,18 +3,19 @@
 import family_oracle
 import numpy as np
 import pytest
+import torch
 from checkpoints import CHATML, make_tokenizer
 from family_models import build, family_config, family_inputs, family_model
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface
 
 import mask_impact
 from mask_impact.commands.main import main
-from mask_impact.errors import UnsupportedArchitecture
+from mask_impact.errors import ExactnessError, UnsupportedArchitecture
 from mask_impact.models import loading
 from mask_impact.models.families import describe_model
 
 N_TOKENS = 3
-ONLY = r"^of architecture 'gemma2' only local impact can be measured so far; answers, effects, knockouts, checks and what-ifs "
+ONLY = r"^of architecture 'gemma2' only local impact, and answers without some tokens, can be had so far; effects, knockouts "
 
 
 def loaded_of(name):
@@ -70,7 +71,6 @@ def test_answers_are_left_out_and_it_is_said(gemma):
     [
         lambda *given: mask_impact.explain(*given),
         lambda *given: mask_impact.knockout(*given),
-        lambda *given: mask_impact.without(*given, "tokens 2"),
         lambda *given: mask_impact.analyze(*given, effect=True),
         lambda *given: mask_impact.analyze(*given, verify=1),
     ],
@@ -80,12 +80,53 @@ def test_what_they_have_not_is_one_line(gemma, ask):
         ask(gemma, family_inputs(gemma.model))
 
 
+@pytest.mark.parametrize("name", ["gemma2", "gpt2", "cohere2", "gpt_oss", "mixtral", "deepseek_v3"])
+def test_an_answer_without_some_tokens_is_that_with_their_keys_masked_as_padding(name):
+    """At every step, with the positions that they have."""
+    model = family_model(name, dtype=torch.float64)
+    loaded = loading.wrap(model, make_tokenizer(CHATML), name=name)
+    inputs = family_inputs(model)
+    found = mask_impact.without(loaded, inputs, ["tokens 3", "tokens 2,5"], num_tokens=N_TOKENS)
+    for answer in (found.answer, *found.others):
+        ids = torch.cat([inputs["input_ids"], torch.tensor([answer.token_ids])], dim=1)
+        for step, (token, probability) in enumerate(zip(answer.token_ids, answer.probabilities, strict=True)):
+            n = inputs["input_ids"].shape[1] + step
+            mask = torch.ones(1, n, dtype=torch.int64)
+            mask[0, list(answer.positions)] = 0
+            with torch.no_grad():
+                logits = model(
+                    ids[:, :n], attention_mask=mask, position_ids=torch.arange(n)[None], use_cache=False
+                ).logits
+            own = logits[0, -1].double().softmax(-1)
+            assert int(own.argmax()) == token
+            assert probability == pytest.approx(float(own[token]), rel=1e-4)
+    assert any(other.probabilities != found.answer.probabilities for other in found.others)
+
+
+def test_an_attention_that_adds_to_its_logits_is_refused(monkeypatch):
+    """What is hidden there can't be said: the attention is not what is known of it."""
+    loaded = loaded_of("gpt2")
+    inputs = family_inputs(loaded.model)
+
+    def slanted(module, query, key, value, mask, **options):
+        slant = torch.arange(key.shape[2]) / 4
+        visible = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril(key.shape[2] - query.shape[2])
+        weights = torch.softmax((query @ key.transpose(2, 3) + slant).masked_fill(~visible, -torch.inf), dim=-1)
+        return (weights @ value).transpose(1, 2).contiguous(), None
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", slanted)
+    with pytest.raises(ExactnessError, match=r"^the model's own attention differs from the recomputed one by"):
+        mask_impact.without(loaded, inputs, "tokens 3")
+
+
 def test_layers_without_an_attention_are_named():
     loaded = loaded_of("lfm2")
-    with pytest.raises(
-        UnsupportedArchitecture, match=r"^layers\.0 of Lfm2ForCausalLM have no softmax attention in which"
-    ):
-        mask_impact.analyze(loaded, family_inputs(loaded.model))
+    inputs = family_inputs(loaded.model)
+    said = r"^layers\.0 of Lfm2ForCausalLM have no softmax attention in which"
+    for ask in (lambda: mask_impact.analyze(loaded, inputs), lambda: mask_impact.without(loaded, inputs, "tokens 3")):
+        with pytest.raises(UnsupportedArchitecture, match=said):
+            ask()
+    assert mask_impact.without(loaded, inputs, "tokens 3", layers=[1], num_tokens=1).layers == (1,)
 
 
 def test_many_prompts_that_share_passes_are_each_as_alone(gemma):
@@ -116,7 +157,7 @@ def test_the_command_line_measures_such_a_checkpoint(folder, tmp_path, capsys):
     }
     assert mask_impact.load_result(tmp_path / "result").n_layers == 3
     assert main(["knockout", "the cat", "-m", str(folder), "--output-dir", str(tmp_path)]) == 1
-    assert "only local impact can be measured so far" in capsys.readouterr().err
+    assert "only local impact, and answers without some tokens, can be had so far" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["mamba", "musicgen", "falcon_mamba"])
@@ -130,4 +171,4 @@ def test_a_configuration_without_heads_or_layers_is_one_line(name, tmp_path):
 def test_models_says_what_it_has(folder):
     found = describe_model(str(folder))
     assert found.problem is None
-    assert any("local impact only" in line for line in found.how)
+    assert any(line.startswith("local impact and answers without some tokens") for line in found.how)

@@ -24,28 +24,22 @@ from mask_impact.errors import ExactnessError, UnsupportedArchitecture
 @dataclass(frozen=True)
 class Call:
     """One call of a model's attention: query [B, H, n, D], key [B, K, N, D], value [B, K, N, E], mask as the model has it.
-    backend: its name; window: how many keys a kernel looks back on, where masks don't say it."""
+    scaling: of the logits; softcap, sinks: see taps.attention_options; window: how many keys a kernel looks back on, where masks
+    don't say it."""
 
     query: torch.Tensor
     key: torch.Tensor
     value: torch.Tensor
     mask: torch.Tensor | None
-    options: dict[str, Any]
-    backend: str
+    scaling: float
+    softcap: float | None
+    sinks: torch.Tensor | None
     window: int | None
-
-    @property
-    def scaling(self) -> float:
-        """Of the logits."""
-        scaling = self.options.get("scaling")
-        return self.query.shape[-1] ** -0.5 if scaling is None else scaling
 
     def of_last(self, number: int, ablation: str) -> QueryAttention:
         """The last query's attention of one sequence, over the keys from the first that it sees."""
         visible = visible_keys(self.mask, number, 1, self.key.shape[2], self.window, self.key.device)
         key, value, visible = within_sight(self.key[number], self.value[number], visible)
-        # torch's own function knows neither a cap nor sinks.
-        softcap, sinks = (None if self.backend == "sdpa" else self.options.get(name) for name in ("softcap", "s_aux"))
         return query_attention(
             self.query[number, :, -1],
             key,
@@ -53,8 +47,8 @@ class Call:
             self.scaling,
             visible,
             ablation,
-            softcap=softcap or None,
-            sinks=sinks,
+            softcap=self.softcap,
+            sinks=self.sinks,
         )
 
     def received(self, number: int, padding: int) -> torch.Tensor:

@@ -25,10 +25,10 @@ from mask_impact.engine.measurement import SELF_CHECK_TOLERANCE, LayerRecord
 from mask_impact.engine.recording import RawStep, gather
 from mask_impact.engine.riding import arithmetic, functions, linear, structure
 from mask_impact.engine.riding.boarding import Boarded, Call, Measuring, let_on
-from mask_impact.engine.riding.layers import Layer, find_layers
+from mask_impact.engine.riding.layers import Layer, find_layers, refuse_unmapped
 from mask_impact.engine.riding.probe import prove, snapshot
 from mask_impact.engine.riding.tensor import Riding, replaced, states_in
-from mask_impact.engine.taps import tapped, windowed_kernel
+from mask_impact.engine.taps import attention_options, tapped, windowed_kernel
 from mask_impact.errors import ExactnessError, UnsupportedArchitecture, UsageError
 
 RULES_FROM = (arithmetic, functions, linear, structure)  # what importing them puts into the table of rules
@@ -89,7 +89,7 @@ class RidingEngine:
     def __enter__(self) -> "RidingEngine":
         layers, self._thread = self.layers, get_ident()
         with ExitStack() as stack:
-            block = stack.enter_context(tapped(layers, self._on_tap, layers.decoder.modules()))
+            block = stack.enter_context(tapped(layers, self._on_tap))
             inner = [module for module, layer in layers.around.items() if module is not layer.module]
             stack.enter_context(layers.known.opaque.caught(inner, self._after_attention))
             stack.enter_context(block.before(layers.decoder, self._before_pass))
@@ -152,8 +152,9 @@ class RidingEngine:
                 f"{layer.name} is given no states [sequences, positions, hidden]: it can't be measured"
             )
         window = windowed_kernel(self.layers, kwargs)
-        backend = self.layers.configs[0]._attn_implementation
-        call = Call(query, key, value, attention_mask, kwargs, backend, window)
+        scaling = kwargs.get("scaling")
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        call = Call(query, key, value, attention_mask, scaling, *attention_options(self.layers, kwargs), window)
         measuring = [self._measured(number, call) for number in self._active]
         self._boarded[layer], x = let_on(layer, entered, output[0], measuring)
         return output if self.groups == ("heads",) else (x, *output[1:])
@@ -207,12 +208,8 @@ class RidingEngine:
         beside = {id(other): other for layer in mapped for other in self.layers.siblings(layer)}
         self.mapped = tuple(layer.name for layer in mapped)
         self.unmapped = tuple(other.name for other in beside.values() if other not in self._records)
-        if self.complete and self.unmapped:
-            more = f" and {len(self.unmapped) - 3} more" if len(self.unmapped) > 3 else ""
-            raise UnsupportedArchitecture(
-                f"{', '.join(self.unmapped[:3])}{more} of {type(self.model).__name__} have no softmax attention in which tokens "
-                f"could be hidden: models with such layers can't be measured yet"
-            )
+        if self.complete:
+            refuse_unmapped(self.model, self.unmapped)
         seconds = time.perf_counter() - self._started
         for number in self._active:
             records = {layer: of_all[number] for layer, of_all in self._records.items()}

@@ -3,6 +3,7 @@
 Which of them have a softmax attention shows in a forward.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from weakref import WeakKeyDictionary
@@ -64,6 +65,16 @@ class Layers:
         """What has been found out about the decoder so far."""
         return _known.setdefault(self.decoder, Known())
 
+    @property
+    def attentions(self) -> Iterable[nn.Module]:
+        """The modules one of which calls the attention of a layer."""
+        return self.decoder.modules()
+
+    def place_of(self, module: nn.Module) -> int | None:
+        """The number in its list of the layer that a module is in; None for one that is in none."""
+        layer = self.around.get(module)
+        return None if layer is None else int(layer.name.rpartition(".")[2])
+
     def siblings(self, layer: Layer) -> list[Layer]:
         """All layers of its list, in their order."""
         return [other for other in self.layers if other.among == layer.among]
@@ -85,6 +96,16 @@ def find_layers(model: nn.Module) -> Layers:
         around.update((inner, layer) for layer in found[among] for inner in layer.module.modules())
     ordered = sorted(found.values(), key=len, reverse=True)
     return Layers(decoder, tuple(layer for layers in ordered for layer in layers), around)
+
+
+def refuse_unmapped(model: nn.Module, names: Sequence[str]) -> None:
+    """UnsupportedArchitecture where there are layers without an attention; names: of these."""
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise UnsupportedArchitecture(
+            f"{', '.join(names[:3])}{more} of {type(model).__name__} have no softmax attention in which tokens could be hidden: "
+            f"models with such layers can't be measured yet"
+        )
 
 
 def decoder_of(model: nn.Module) -> Decoder | Layers:
