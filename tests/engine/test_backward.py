@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from marks import slow_but
 from oracle import float32_becomes
 from tiny_models import tiny_model
 
@@ -21,6 +22,7 @@ from mask_impact.errors import ExactnessError, UsageError
 from mask_impact.models.architectures import LAYOUTS, locate
 
 TEXT = sorted(name for name in LAYOUTS if not name.startswith("qwen3_vl"))
+USUAL = ("qwen3", "gemma3_text", "phi3", "qwen3_vl")
 N = 9
 STEP = 1e-5
 
@@ -234,7 +236,7 @@ def single(model, inputs, token, rule, pair, how="sums"):
 # --- tests --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*TEXT, "qwen3_vl"])
+@pytest.mark.parametrize("name", slow_but(USUAL, [*TEXT, "qwen3_vl"]))
 def test_gradient_estimates_are_differences_of_the_target_along_what_hiding_does(name):
     model, inputs, token = made(name)
     pairs = [pair for pair in PAIRS if pair[0] < len(locate(model).layers)]
@@ -245,7 +247,7 @@ def test_gradient_estimates_are_differences_of_the_target_along_what_hiding_does
             assert single(model, inputs, token, "gradient", pair, how) == pytest.approx(value, rel=1e-5, abs=1e-9), pair
 
 
-@pytest.mark.parametrize("name", [*TEXT, "qwen3_vl"])
+@pytest.mark.parametrize("name", slow_but(USUAL, [*TEXT, "qwen3_vl"]))
 def test_frozen_estimates_are_those_of_the_model_with_its_constants_put_in(name):
     model, inputs, token = made(name)
     assert frozen_target(model, inputs, token) == pytest.approx(target_with(model, inputs, token), abs=1e-9)
@@ -328,7 +330,7 @@ def test_the_whole_map_of_a_layer_has_the_sums_in_it():
     assert not found.maps[1].triu(1).any()  # no query sees what is behind it
 
 
-@pytest.mark.parametrize("name", [*TEXT, "qwen3_vl", "qwen3_vl_moe"])
+@pytest.mark.parametrize("name", slow_but(USUAL, [*TEXT, "qwen3_vl", "qwen3_vl_moe"]))
 def test_a_pass_of_generate_is_as_good_as_one_of_the_whole_sequence(name):
     """Kept while tokens were produced one by one; cut short, it is the pass of fewer of them."""
     model = tiny_model(name).eval()
@@ -357,7 +359,7 @@ def test_a_pass_of_generate_is_as_good_as_one_of_the_whole_sequence(name):
         np.testing.assert_allclose(one.logprob_change, other.logprob_change, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*TEXT, "qwen3_vl"])
+@pytest.mark.parametrize("name", slow_but(USUAL, [*TEXT, "qwen3_vl"]))
 def test_both_rules_over_one_graph_are_each_by_itself(name):
     model, inputs, token = made(name)
     forward = keep(model, inputs)
@@ -373,7 +375,7 @@ def test_both_rules_over_one_graph_are_each_by_itself(name):
 
 
 @pytest.mark.parametrize("keep_states", ["last", "all"])
-@pytest.mark.parametrize("name", [*TEXT, "qwen3_vl"])
+@pytest.mark.parametrize("name", slow_but(USUAL, [*TEXT, "qwen3_vl"]))
 def test_the_last_query_can_be_followed_by_itself(name, keep_states):
     model, inputs, token = made(name)
     target = Target(N - 1, token)

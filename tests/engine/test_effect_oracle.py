@@ -15,8 +15,13 @@ N_PROMPT = 9  # longer than the sliding window
 N_HEADS, GROUP = 4, 2  # heads 0 and 1 share a key/value head, and so do heads 2 and 3
 VISION_LANGUAGE = ("qwen3_vl", "qwen3_vl_moe")
 CASES = [(name, False) for name in ARCHITECTURES] + [(name, True) for name in VISION_LANGUAGE]
+USUAL = (("qwen3", False), ("gemma3_text", False), ("qwen3_vl_moe", True))
 every_case = pytest.mark.parametrize(
-    ("name", "image"), CASES, ids=[f"{name}{'-image' * image}" for name, image in CASES]
+    ("name", "image"),
+    [
+        pytest.param(*case, id=f"{case[0]}{'-image' * case[1]}", marks=[pytest.mark.slow] * (case not in USUAL))
+        for case in CASES
+    ],
 )
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 

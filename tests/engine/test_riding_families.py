@@ -3,6 +3,7 @@ without softmax attention. Against brute force in float64, which runs the whole 
 
 import pytest
 import torch
+from marks import slow_but
 from oracle import float32_becomes
 from transformers import CONFIG_MAPPING, AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 
@@ -54,6 +55,7 @@ ENDS = {
     "glm4": ("post_self_attn_layernorm", 1.0),
     "granite": ("self_attn", 0.5),
 }
+USUAL = ("gemma2", "gpt_oss", "gpt2", "granite", "deepseek_v3", "qwen3_next")
 OPAQUE = {"gpt_oss", "mixtral", "qwen3_moe", "deepseek_v3", "qwen3_next"}
 
 
@@ -166,7 +168,7 @@ def measured(model, inputs, n_tokens=1, **settings):
     return engine
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", slow_but(USUAL, FAMILIES))
 def test_a_family_without_a_table_agrees_with_brute_force(name):
     """Full, Attn and heads in float64, where also norms are; what the model calls float32 is float64 in both."""
     model, inputs = tiny_family(name), family_inputs()
@@ -183,7 +185,7 @@ def test_a_family_without_a_table_agrees_with_brute_force(name):
     assert bool(torch.isfinite(step.noise_floor).any()) == (name in OPAQUE)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", slow_but(USUAL, FAMILIES))
 def test_decode_steps_with_a_cache_measure_what_one_pass_over_all_does(name):
     """float32; the last of three steps against the sequence at once, and the same tokens as without the engine."""
     model, inputs = tiny_family(name, torch.float32), family_inputs()

@@ -271,7 +271,7 @@ def test_of_a_long_question_the_strongest_words_and_those_around_them_are_shown(
     ]
 
 
-@pytest.mark.parametrize("width", [3.0, 6.9])
+@pytest.mark.parametrize("width", [3.0, pytest.param(6.9, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", CASES)
 def test_any_text_and_any_images_fit(case, width):
     with quiet():
@@ -388,7 +388,7 @@ def test_the_heads_that_carry_most_stand_at_their_layer_and_number():
     assert len(routes_figure(routed()).axes) == 2
 
 
-@pytest.mark.parametrize("width", [3.0, 6.9])
+@pytest.mark.parametrize("width", [3.0, pytest.param(6.9, marks=pytest.mark.slow)])
 def test_routes_of_any_name_and_depth_fit(width):
     for found in (
         routed("long $name$ " * 30, 120, HeadCut(((0, 0),), -1.0, "W" * 300, 0.0)),
@@ -488,7 +488,7 @@ def test_where_depths_can_t_be_compared_their_agreement_is_shown():
     np.testing.assert_allclose(figure.axes[1].lines[-1].get_ydata(), [one.rho for one in comparison.pairs[0].bands])
 
 
-@pytest.mark.parametrize("width", [3.0, 6.9])
+@pytest.mark.parametrize("width", [3.0, pytest.param(6.9, marks=pytest.mark.slow)])
 def test_a_comparison_fits(width):
     results = {"W" * 80 + str(n): make_result(["W" * 50, *words(300)], n_layers=3, seed=n) for n in range(8)}
     assert_within(comparison_figure(compare_results(results, Settings(n_permutations=9)), width))
