@@ -19,7 +19,7 @@ ONLY = r"^of architecture 'gemma2' only local impact, and answers without some t
 
 
 def loaded_of(name):
-    """With the attention that knows softcaps: older versions of transformers leave them out otherwise, and so the model has none."""
+    """With the attention that knows softcaps: in older versions of transformers the usual one leaves them out."""
     model = family_model(name)
     model.set_attn_implementation("eager")
     return loading.wrap(model, make_tokenizer(CHATML), name=name)
