@@ -23,7 +23,8 @@ from transformers import PreTrainedTokenizerFast
 from mask_impact.api.functions import analyze, explain
 from mask_impact.engine.backward import estimate, estimate_last, estimates
 from mask_impact.engine.kept import keep
-from mask_impact.engine.masking import MaskingEngine, SequencePlan
+from mask_impact.engine.masking import MaskingEngine
+from mask_impact.engine.plans import SequencePlan
 from mask_impact.engine.taps import tapped
 from mask_impact.engine.targets import Target, measure_targets
 from mask_impact.engine.variants import each_window_and_group

@@ -36,7 +36,8 @@ import mask_impact
 from mask_impact.analyses.greedy import greedy_config
 from mask_impact.demo import pictures
 from mask_impact.engine.effects import StepEffects, measure_effects
-from mask_impact.engine.masking import MaskingEngine, SequencePlan
+from mask_impact.engine.masking import MaskingEngine
+from mask_impact.engine.plans import SequencePlan
 from mask_impact.engine.recording import RawStep
 from mask_impact.engine.variants import each_window_and_group
 from mask_impact.models.architectures import locate

@@ -36,8 +36,9 @@ from mask_impact.analyses.units import Unit, answer_units, coarse_units, produce
 from mask_impact.analyses.without import generate
 from mask_impact.engine.backward import Estimates, estimate, estimates
 from mask_impact.engine.kept import KeptPass, keep, keeping
-from mask_impact.engine.masking import MaskingEngine, SequencePlan
+from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.ownership import owned
+from mask_impact.engine.plans import SequencePlan
 from mask_impact.engine.targets import Target
 from mask_impact.errors import DeviceError, UsageError, is_out_of_memory
 from mask_impact.models.architectures import locate
@@ -130,7 +131,7 @@ class _Explained:
             n_prompt=self.n_prompt,
             generated_text=tokenizer.decode(self.produced, skip_special_tokens=True),
             matrix=self._matrix() if settings.matrix else None,
-            meta=describe_run(self.loaded, self.prepared, locate(self.loaded.model))
+            meta=describe_run(self.loaded, self.prepared)
             | {
                 "budget": settings.budget,
                 "groups": settings.groups or "words",

@@ -16,7 +16,7 @@ from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.engine.taps import n_held
 from mask_impact.errors import DeviceError, ExactnessError, is_out_of_memory
-from mask_impact.models.architectures import is_located, locate
+from mask_impact.models.architectures import locate
 
 N_CANDIDATES = 5
 SMALLER = "shorten the prompt, take a smaller model or `dtype` bfloat16, or a device with more memory"
@@ -24,10 +24,7 @@ Candidates = list[tuple[list[int], list[float]]]  # of one step, by sequence: id
 
 
 def default_rows(model: PreTrainedModel) -> int:
-    """How many masked tokens may ride at once: what a quarter of the free memory, and at most 256 MB on a CPU, holds. Where no
-    table says how large a row is, all of them ride together: 0."""
-    if not is_located(model.config.model_type):
-        return 0
+    """How many masked tokens may ride at once: what a quarter of the free memory, and at most 256 MB on a CPU, holds."""
     decoder = locate(model)
     # Of each row: head differences and two updates in float32, and gate, up, their product and its copy in the model's dtype.
     row = 4 * (2 * decoder.n_heads * decoder.head_dim + 3 * decoder.hidden_size)

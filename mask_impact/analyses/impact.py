@@ -32,8 +32,9 @@ from mask_impact.analyses.strongest import Chosen, choose_strongest, most
 from mask_impact.analyses.units import effect_groups
 from mask_impact.engine.effects import AtEachStep
 from mask_impact.engine.kept import KeptPass, keeping
-from mask_impact.engine.masking import Masked, MaskingEngine, SequencePlan
+from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.ownership import owned
+from mask_impact.engine.plans import Masked, SequencePlan
 from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.engine.variants import Variants, check_cost, each_window_and_group
@@ -66,7 +67,8 @@ def run_together(loaded: LoadedModel, prompts: Sequence[Prepared], *, observer: 
     """
     observer = observer or Observer()
     max_rows = min((one.settings.batch_size for one in prompts if one.settings.batch_size), default=0)
-    max_rows = max_rows or default_rows(loaded.model)
+    # 0 where no table says how large a row is: all ride together, whatever was asked for.
+    max_rows = (max_rows or default_rows(loaded.model)) if is_located(loaded.config.model_type) else 0
     groups = effect_groups(loaded, prompts[0])
     with owned(decoder_of(loaded.model)):
         started = time.perf_counter()

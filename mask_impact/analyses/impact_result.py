@@ -14,7 +14,6 @@ from mask_impact.engine.kept import KeptPass
 from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.recording import RawStep
 from mask_impact.engine.riding.engine import RidingEngine
-from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.engine.verification import Verification
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.encoding import token_texts
@@ -68,7 +67,7 @@ def make_result(
         generated_text=loaded.tokenizer.decode(pass_.produced, skip_special_tokens=True),
         sinks=find_sinks(pass_.steps[0].received.numpy()),
         images=encoded.images,
-        meta=describe_run(loaded, prompt, decoder_of(loaded.model))
+        meta=describe_run(loaded, prompt)
         | {
             "mask_mode": prompt.settings.mask_mode,
             "effect": _effect_settings(prompt.settings),

@@ -19,7 +19,8 @@ from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.prepared import Prepared, describe_run, prepare
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.engine.effects import AtEachStep, StepEffects
-from mask_impact.engine.masking import MaskingEngine, SequencePlan
+from mask_impact.engine.masking import MaskingEngine
+from mask_impact.engine.plans import SequencePlan
 from mask_impact.engine.variants import Masks, Variants, check_cost, in_each, windows
 from mask_impact.errors import InputError, UsageError
 from mask_impact.models.loading import LoadedModel, Reader
@@ -96,7 +97,7 @@ def run(
         last=cut.last.numpy(),
         generated_text=loaded.tokenizer.decode(produced, skip_special_tokens=True),
         tokens=encoded.tokens,
-        meta=describe_run(loaded, prepared, engine.decoder)
+        meta=describe_run(loaded, prepared)
         | {"window": cut.window, "images": [image.source for image in encoded.images]},
     )
 

@@ -12,9 +12,9 @@ from transformers import PreTrainedConfig
 
 import mask_impact
 from mask_impact.analyses.settings import RunSettings
-from mask_impact.engine.riding.layers import Layers
+from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.errors import InputError, UsageError
-from mask_impact.models.architectures import Decoder, check_located, is_located
+from mask_impact.models.architectures import check_located, is_located
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.encoding import EncodedPrompt, encode, encode_inputs
 from mask_impact.prompts.images import Picture
@@ -44,9 +44,9 @@ def prepare(
         raise InputError(f"mask mode {settings.mask_mode} needs a prompt with {kind}, or another mask mode")
     if settings.effect and settings.top is not None and settings.ablation != "mask":
         raise UsageError(f"`top` estimates what `ablation` mask does, not {settings.ablation}: leave one of them out")
+    if settings.effect or settings.verify:
+        check_located(loaded.config.model_type)
     if not is_located(loaded.config.model_type):
-        if settings.effect or settings.verify:
-            check_located(loaded.config.model_type)
         settings = replace(settings, answer=False)
     _check_context(loaded.config, encoded.n_tokens, settings.num_tokens)
     return Prepared(prompt, encoded, settings)
@@ -62,7 +62,7 @@ def _check_context(config: PreTrainedConfig, n_tokens: int, num_tokens: int) -> 
         )
 
 
-def describe_run(loaded: LoadedModel, prepared: Prepared, decoder: Decoder | Layers) -> dict[str, Any]:
+def describe_run(loaded: LoadedModel, prepared: Prepared) -> dict[str, Any]:
     """What a meta file says of a run besides the measurements; JSON types only."""
     prompt, encoded, settings = prepared.prompt, prepared.encoded, prepared.settings
     model = loaded.model
@@ -80,7 +80,7 @@ def describe_run(loaded: LoadedModel, prepared: Prepared, decoder: Decoder | Lay
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
         "device_name": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.processor(),
-        "attention_backend": decoder.configs[0]._attn_implementation,
+        "attention_backend": decoder_of(model).configs[0]._attn_implementation,
         "versions": {
             "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__
         },

@@ -19,7 +19,7 @@ from mask_impact.analyses.settings import RunSettings
 from mask_impact.engine.measurement import SELF_CHECK_TOLERANCE
 from mask_impact.engine.ownership import owned
 from mask_impact.engine.riding.layers import Layers, decoder_of, refuse_unmapped
-from mask_impact.engine.taps import attention_options, n_held, tapped, up_to_own, visible_keys, windowed_kernel
+from mask_impact.engine.taps import attention_options, each_visible_key, n_held, scaling_of, tapped, windowed_kernel
 from mask_impact.errors import DeviceError, ExactnessError, InputError, UsageError, is_out_of_memory
 from mask_impact.models.architectures import Decoder
 from mask_impact.models.loading import LoadedModel, Reader
@@ -73,7 +73,7 @@ def run(
             produced = _scored(loaded, encoded.inputs, positions, layers, settings.num_tokens)
             answers.append(_answer(loaded, spec, positions, produced, own))
             observer.answer_done()
-    meta = describe_run(loaded, prepared, decoder)
+    meta = describe_run(loaded, prepared)
     meta |= {"images": [image.source for image in encoded.images]}
     return WhatIf(answers[0], tuple(answers[1:]), layers, encoded.tokens, n_layers, meta)
 
@@ -148,8 +148,8 @@ def hiding(model: PreTrainedModel, positions: Sequence[int], layers: Sequence[in
         if place not in layers:
             return own(query, key, value, attention_mask, *args, **kwargs)
         n_rows, n_keys = query.shape[2], key.shape[2]
-        visible = visible_keys(attention_mask, 0, n_rows, n_keys, windowed_kernel(decoder, kwargs), key.device)
-        visible = up_to_own(n_rows, n_keys, key.device) if visible is None else visible.clone()
+        window = windowed_kernel(decoder, kwargs)
+        visible = each_visible_key(attention_mask, 0, n_rows, n_keys, window, key.device).clone()
         if place not in called and isinstance(decoder, Layers):
             _prove(
                 own(query, key, value, attention_mask, *args, **kwargs)[0],
@@ -176,14 +176,13 @@ def _seen(
 ) -> torch.Tensor:
     """[1, n, H, E], the attention of a single sequence's queries over the keys that each of them sees; visible: bool [n, N]."""
     softcap, sinks = attention_options(decoder, options)
-    scaling = options.get("scaling")
     if softcap is None and sinks is None:
         output = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=visible[None, None], scale=scaling, enable_gqa=True
+            query, key, value, attn_mask=visible[None, None], scale=options.get("scaling"), enable_gqa=True
         )
     else:
         grouped = query.unflatten(1, (key.shape[1], -1)).float()
-        logits = grouped @ key.float().unsqueeze(2).transpose(-1, -2) * (scaling or query.shape[-1] ** -0.5)
+        logits = grouped @ key.float().unsqueeze(2).transpose(-1, -2) * scaling_of(query, options)
         if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap
         logits = logits.masked_fill(~visible, -torch.inf)

@@ -27,7 +27,7 @@ from mask_impact.engine.kept import Kept
 from mask_impact.engine.replay import own_logits
 from mask_impact.engine.rules import RULES, Attended, ConstantWeights, Rules
 from mask_impact.engine.states import LayerState
-from mask_impact.engine.taps import up_to_own, visible_keys, windowed_kernel
+from mask_impact.engine.taps import each_visible_key, scaling_of, windowed_kernel
 from mask_impact.engine.targets import Target, value_of
 from mask_impact.errors import ExactnessError, UsageError
 from mask_impact.models.architectures import Decoder
@@ -207,10 +207,8 @@ class _Attention:
     @classmethod
     def of(cls, decoder: Decoder, query, key, value, mask, kwargs: Mapping[str, Any]) -> "_Attention":
         n_rows, n_keys = query.shape[2], key.shape[2]
-        seen = visible_keys(mask, 0, n_rows, n_keys, windowed_kernel(decoder, kwargs), key.device)
-        seen = up_to_own(n_rows, n_keys, key.device) if seen is None else seen
-        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        return cls(query.detach()[0], key.detach()[0], value.detach()[0], seen, scaling)
+        seen = each_visible_key(mask, 0, n_rows, n_keys, windowed_kernel(decoder, kwargs), key.device)
+        return cls(query.detach()[0], key.detach()[0], value.detach()[0], seen, scaling_of(query, kwargs))
 
     @classmethod
     def of_last(cls, state: LayerState, query, key, value) -> "_Attention":

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mask_impact.engine.masking import MaskingEngine, SequencePlan
+from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.ownership import Block
+from mask_impact.engine.plans import SequencePlan
 from mask_impact.engine.states import LayerState
 from mask_impact.engine.taps import tapped
 from mask_impact.models.architectures import Decoder

@@ -13,49 +13,29 @@ prints nothing.
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from mask_impact.engine.attention import arithmetic_dtype, attention_received, query_attention
 from mask_impact.engine.choices import VARIANT_GROUPS
-from mask_impact.engine.measurement import (
-    SELF_CHECK_TOLERANCE,
-    LayerMeasurement,
-    LayerRecord,
-)
+from mask_impact.engine.measurement import LayerMeasurement, LayerRecord, check_reproduced
 from mask_impact.engine.ownership import Block, refuse_hooks
+from mask_impact.engine.plans import SequencePlan, check_batch, measured_at
 from mask_impact.engine.recording import LayerInputs, RawStep, gather
 from mask_impact.engine.riders import Rider, propagate_afterwards
 from mask_impact.engine.states import LayerState
-from mask_impact.engine.taps import n_held, tapped, up_to_own, visible_keys, windowed_kernel, within_sight
+from mask_impact.engine.taps import (
+    each_visible_key,
+    n_held,
+    scaling_of,
+    tapped,
+    visible_keys,
+    windowed_kernel,
+    within_sight,
+)
 from mask_impact.errors import ExactnessError, UsageError
 from mask_impact.models.architectures import Decoder, DecoderLayer, GatedMlp, locate
-
-
-@dataclass(frozen=True)
-class Masked:
-    """Which positions are masked, one after the other. prompt: bool [prompt length]; produced: those behind it."""
-
-    prompt: torch.Tensor
-    produced: bool
-
-    def positions(self, n_positions: int) -> torch.Tensor:
-        """int64 [P_t], ascending, of a sequence of n_positions."""
-        flags = torch.full((n_positions,), self.produced)
-        flags[: len(self.prompt)] = self.prompt
-        return flags.nonzero().flatten()
-
-
-@dataclass(frozen=True)
-class SequencePlan:
-    """What to do with one sequence of a batch. padding: how many positions of left padding it has, which are neither masked
-    nor counted as positions; masked: which of its positions to mask (None: all); n_steps: for how many forward passes."""
-
-    padding: int = 0
-    masked: Masked | None = None
-    n_steps: int | None = None
 
 
 class MaskingEngine:
@@ -159,7 +139,7 @@ class MaskingEngine:
         output = own(query, key, value, attention_mask, *args, **kwargs)
         if self._layer is not None and module is self._layer.attention:
             window = windowed_kernel(self.decoder, kwargs)
-            self._on_attention(query, key, value, attention_mask, kwargs.get("scaling"), window)
+            self._on_attention(query, key, value, attention_mask, scaling_of(query, kwargs), window)
         return output
 
     def _hook_layer(self, stack: ExitStack, layer: DecoderLayer) -> None:
@@ -182,9 +162,7 @@ class MaskingEngine:
 
     def _on_layer_input(self, layer: DecoderLayer, hidden_states: torch.Tensor, kwargs: dict) -> None:
         n_sequences, n_new, _ = hidden_states.shape
-        if n_sequences != len(self.plans):
-            expected = "one sequence" if len(self.plans) == 1 else f"{len(self.plans)} sequences"
-            raise UsageError(f"{expected} at a time can be analysed; the model was given {n_sequences}")
+        check_batch(self.plans, n_sequences)
         if layer.index == 0:
             self._started = time.perf_counter()
             self._step += 1
@@ -195,9 +173,8 @@ class MaskingEngine:
                 self._final = []
             self._dtype = hidden_states.dtype
             self._positions = {
-                number: self._positions_of(plan)
-                for number, plan in enumerate(self.plans)
-                if number not in self.finished and (plan.n_steps is None or self._step < plan.n_steps)
+                number: self.plans[number].positions(self._n_positions - self.plans[number].padding)
+                for number in measured_at(self._step, self.plans, self.finished)
             }
             self._records = {number: [] for number in self._positions}
             self._received = {number: [] for number in self._positions}
@@ -223,12 +200,7 @@ class MaskingEngine:
             for number, positions in self._positions.items()
         }
 
-    def _positions_of(self, plan: SequencePlan) -> torch.Tensor:
-        n_positions = self._n_positions - plan.padding
-        return torch.arange(n_positions) if plan.masked is None else plan.masked.positions(n_positions)
-
     def _on_attention(self, query, key, value, mask, scaling, window) -> None:
-        scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
         if self.states:
             state = self.states[self._layer.index]
             n_rows = query.shape[2] if state.all_rows else 1
@@ -246,8 +218,7 @@ class MaskingEngine:
     def _note_received(self, number, query, key, mask, scaling, window) -> None:
         first = self.plans[number].padding
         n_rows, n_keys = query.shape[1], key.shape[1]
-        visible = visible_keys(mask, number, n_rows, n_keys, window, key.device)
-        visible = up_to_own(n_rows, n_keys, key.device) if visible is None else visible
+        visible = each_visible_key(mask, number, n_rows, n_keys, window, key.device)
         received = attention_received(query[:, first:], key[:, first:], scaling, visible[first:, first:])
         self._received[number].append(received)
 
@@ -339,20 +310,9 @@ class MaskingEngine:
         self._records, self._received = {}, {}
 
     def _check_step(self, step: RawStep) -> None:
-        tolerance = SELF_CHECK_TOLERANCE[self._dtype]
         for layer, error in enumerate(step.self_check.tolist()):
-            if error <= tolerance:
-                continue
             where = f"layer {layer} of {self.decoder.model_type} at step {self._step}"
-            if error != error or error == float("inf"):
-                raise ExactnessError(
-                    f"activations of {where} are not finite (NaN or inf): no numbers can be given; "
-                    f"the model's weights may be damaged, or {self._dtype} too narrow: try `dtype` float32"
-                )
-            raise ExactnessError(
-                f"self-check failed in {where}: the model's own arithmetic differs from the recomputed one by {error:.1e} "
-                f"(relative, {tolerance:.0e} allowed): no numbers are given; the layer is not built as the table says"
-            )
+            check_reproduced(where, error, self._dtype, "; the layer is not built as the table says")
         if not bool(torch.isfinite(step.l2).all()):
             layer = int((~torch.isfinite(step.l2)).flatten(1).any(1).int().argmax())
             raise ExactnessError(f"distances of layer {layer} at step {self._step} are not finite: try `dtype` float32")

@@ -122,6 +122,14 @@ def visible_keys(
     return visible
 
 
+def each_visible_key(
+    mask: torch.Tensor | None, number: int, n_rows: int, n_keys: int, window: int | None, device: torch.device
+) -> torch.Tensor:
+    """The same, always as a tensor; it may be a view of the mask."""
+    visible = visible_keys(mask, number, n_rows, n_keys, window, device)
+    return up_to_own(n_rows, n_keys, device) if visible is None else visible
+
+
 def within_sight(
     key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -143,6 +151,12 @@ def attention_options(decoder: Decoder, kwargs: Mapping[str, Any]) -> tuple[floa
     if decoder.configs[0]._attn_implementation == "sdpa":  # torch's own function knows neither
         return None, None
     return kwargs.get("softcap") or None, kwargs.get("s_aux")
+
+
+def scaling_of(query: torch.Tensor, kwargs: Mapping[str, Any]) -> float:
+    """What a call multiplies its logits by; query: [..., D]."""
+    scaling = kwargs.get("scaling")
+    return query.shape[-1] ** -0.5 if scaling is None else scaling
 
 
 def windowed_kernel(decoder: Decoder, kwargs: dict[str, Any]) -> int | None:

@@ -179,7 +179,11 @@ def check_described(config: PreTrainedConfig) -> None:
     for name in ("num_hidden_layers", "num_attention_heads", "hidden_size"):
         try:
             getattr(config.get_text_config(), name)
-        except Exception as error:  # not there, of several decoders, of each layer: transformers has errors of its own
+        except (
+            AttributeError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # not there, of several decoders, another in each layer
             raise UnsupportedArchitecture(
                 f"architecture '{config.model_type}' is not supported: its configuration has no {name} of a decoder"
             ) from error

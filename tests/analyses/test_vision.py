@@ -21,7 +21,8 @@ from transformers.models.qwen3_vl import modeling_qwen3_vl
 
 from mask_impact.api.functions import analyze as analyze_all
 from mask_impact.demo import pictures
-from mask_impact.engine.masking import Masked, MaskingEngine, SequencePlan
+from mask_impact.engine.masking import MaskingEngine
+from mask_impact.engine.plans import Masked, SequencePlan
 from mask_impact.errors import InputError, UsageError
 from mask_impact.models import loading
 

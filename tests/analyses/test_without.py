@@ -102,7 +102,7 @@ def test_a_broken_one_is_told_from_the_model(broken, monkeypatch):
     else:
 
         def forgetting(mask, number, n_rows, n_keys, window, device):
-            visible = taps.visible_keys(mask, number, n_rows, n_keys, window, device)
+            visible = taps.each_visible_key(mask, number, n_rows, n_keys, window, device)
             return _Unchangeable(torch.ones(1, n_keys, dtype=torch.bool)) if n_rows == 1 else visible
 
         class _Unchangeable:
@@ -116,7 +116,7 @@ def test_a_broken_one_is_told_from_the_model(broken, monkeypatch):
             def __setitem__(self, place, value):
                 pass
 
-        monkeypatch.setattr(answers, "visible_keys", forgetting)
+        monkeypatch.setattr(answers, "each_visible_key", forgetting)
     model = tiny_model("qwen3")
     with pytest.raises(AssertionError):
         assert_agrees(model, tiny_inputs(model, 9), (4,), (0, 1, 2))

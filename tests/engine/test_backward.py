@@ -14,7 +14,8 @@ from mask_impact.engine import backward
 from mask_impact.engine.backward import Flow
 from mask_impact.engine.hiding_effects import Factored, hiding_effects, values_along
 from mask_impact.engine.kept import keep, keeping
-from mask_impact.engine.masking import MaskingEngine, SequencePlan
+from mask_impact.engine.masking import MaskingEngine
+from mask_impact.engine.plans import SequencePlan
 from mask_impact.engine.taps import tapped, up_to_own, visible_keys
 from mask_impact.engine.targets import Target, measure_targets, value_of
 from mask_impact.engine.variants import each_window_and_group
@@ -406,9 +407,8 @@ def test_padding_on_the_left_counts_for_nothing(rule, monkeypatch):
     found = estimate(padded, token, rule)
     torch.testing.assert_close(found.every[..., 3:], plain.every, rtol=1e-5, atol=1e-8)
     assert not found.every[..., :3].any()
-    everyone = backward.up_to_own
     monkeypatch.setattr(
-        backward, "visible_keys", lambda mask, number, n, keys, window, device: everyone(n, keys, device)
+        backward, "each_visible_key", lambda mask, number, n, keys, window, device: up_to_own(n, keys, device)
     )
     assert estimate(padded, token, rule).every[..., :3].any()  # what a padded position that is counted would show
 

@@ -11,7 +11,8 @@ import mask_impact
 from mask_impact.engine import replay
 from mask_impact.engine.backward import estimate
 from mask_impact.engine.kept import keep
-from mask_impact.engine.masking import MaskingEngine, SequencePlan
+from mask_impact.engine.masking import MaskingEngine
+from mask_impact.engine.plans import SequencePlan
 from mask_impact.engine.targets import Target, measure_targets
 from mask_impact.engine.variants import each_window_and_group
 

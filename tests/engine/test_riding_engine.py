@@ -9,7 +9,8 @@ import pytest
 import torch
 from tiny_models import ARCHITECTURES, tiny_image_inputs, tiny_inputs, tiny_model
 
-from mask_impact.engine.masking import Masked, MaskingEngine, SequencePlan
+from mask_impact.engine.masking import MaskingEngine
+from mask_impact.engine.plans import Masked, SequencePlan
 from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.errors import UsageError
 

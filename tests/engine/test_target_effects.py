@@ -7,7 +7,8 @@ import torch
 from tiny_models import tiny_inputs, tiny_model
 
 from mask_impact.engine import replay, targets
-from mask_impact.engine.masking import MaskingEngine, SequencePlan
+from mask_impact.engine.masking import MaskingEngine
+from mask_impact.engine.plans import SequencePlan
 from mask_impact.engine.targets import Target, measure_targets
 from mask_impact.engine.variants import Masks, each_window_and_group, in_each
 from mask_impact.errors import ExactnessError

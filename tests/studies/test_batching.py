@@ -13,7 +13,8 @@ from mask_impact.analyses.prepared import Prepared, prepare
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.api import functions
 from mask_impact.api.functions import analyze, analyze_many
-from mask_impact.engine.masking import MaskingEngine, SequencePlan
+from mask_impact.engine.masking import MaskingEngine
+from mask_impact.engine.plans import SequencePlan
 from mask_impact.errors import ExactnessError, InputError, UsageError
 from mask_impact.models import loading
 from mask_impact.studies import batching

@@ -17,7 +17,7 @@ from mask_impact.engine.attention import (
 from mask_impact.engine.measurement import LayerRecord
 from mask_impact.engine.riding.layers import Layer
 from mask_impact.engine.riding.tensor import Ride, Riding, riding_in
-from mask_impact.engine.taps import up_to_own, visible_keys, within_sight
+from mask_impact.engine.taps import each_visible_key, visible_keys, within_sight
 from mask_impact.errors import ExactnessError, UnsupportedArchitecture
 
 
@@ -55,8 +55,7 @@ class Call:
         """float32 [N], see attention.attention_received, of one sequence without its padding."""
         query, key = self.query[number], self.key[number]
         n_rows, n_keys = query.shape[1], key.shape[1]
-        visible = visible_keys(self.mask, number, n_rows, n_keys, self.window, key.device)
-        visible = up_to_own(n_rows, n_keys, key.device) if visible is None else visible
+        visible = each_visible_key(self.mask, number, n_rows, n_keys, self.window, key.device)
         return attention_received(query[:, padding:], key[:, padding:], self.scaling, visible[padding:, padding:])
 
 

@@ -20,16 +20,16 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from mask_impact.engine.choices import VARIANT_GROUPS
-from mask_impact.engine.masking import SequencePlan
-from mask_impact.engine.measurement import SELF_CHECK_TOLERANCE, LayerRecord
+from mask_impact.engine.measurement import LayerRecord, check_reproduced
+from mask_impact.engine.plans import SequencePlan, check_batch, measured_at
 from mask_impact.engine.recording import RawStep, gather
 from mask_impact.engine.riding import arithmetic, functions, linear, structure
 from mask_impact.engine.riding.boarding import Boarded, Call, Measuring, let_on
 from mask_impact.engine.riding.layers import Layer, find_layers, refuse_unmapped
 from mask_impact.engine.riding.probe import prove, snapshot
 from mask_impact.engine.riding.tensor import Riding, replaced, states_in
-from mask_impact.engine.taps import attention_options, tapped, windowed_kernel
-from mask_impact.errors import ExactnessError, UnsupportedArchitecture, UsageError
+from mask_impact.engine.taps import attention_options, scaling_of, tapped, windowed_kernel
+from mask_impact.errors import UnsupportedArchitecture, UsageError
 
 RULES_FROM = (arithmetic, functions, linear, structure)  # what importing them puts into the table of rules
 
@@ -127,11 +127,7 @@ class RidingEngine:
         self._held = int(caches[0].get_seq_length()) if caches else 0
         self._step += 1
         self._started = time.perf_counter()
-        self._active = [
-            number
-            for number, plan in enumerate(self.plans)
-            if number not in self.finished and (plan.n_steps is None or self._step < plan.n_steps)
-        ]
+        self._active = measured_at(self._step, self.plans, self.finished)
 
     def _on_tap(self, own, module, query, key, value, attention_mask, *args, **kwargs):
         known, layer = self.layers.known, self.layers.around.get(module)
@@ -141,9 +137,7 @@ class RidingEngine:
             return output
         if layer in self._boarded or layer in self._records:
             raise UnsupportedArchitecture(f"{layer.name} calls an attention twice in one pass: that can't be measured")
-        if len(query) != len(self.plans):
-            expected = "one sequence" if len(self.plans) == 1 else f"{len(self.plans)} sequences"
-            raise UsageError(f"{expected} at a time can be analysed; the model was given {len(query)}")
+        check_batch(self.plans, len(query))
         if output[0].requires_grad:
             raise UsageError("differences can't be measured while gradients are recorded: use torch.no_grad()")
         entered = next(states_in(self._entered[layer]), None)
@@ -152,9 +146,8 @@ class RidingEngine:
                 f"{layer.name} is given no states [sequences, positions, hidden]: it can't be measured"
             )
         window = windowed_kernel(self.layers, kwargs)
-        scaling = kwargs.get("scaling")
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        call = Call(query, key, value, attention_mask, scaling, *attention_options(self.layers, kwargs), window)
+        softcap, sinks = attention_options(self.layers, kwargs)
+        call = Call(query, key, value, attention_mask, scaling_of(query, kwargs), softcap, sinks, window)
         measuring = [self._measured(number, call) for number in self._active]
         self._boarded[layer], x = let_on(layer, entered, output[0], measuring)
         return output if self.groups == ("heads",) else (x, *output[1:])
@@ -162,9 +155,7 @@ class RidingEngine:
     def _measured(self, number: int, call: Call) -> Measuring:
         plan = self.plans[number]
         n_positions = self._held + call.query.shape[2] - plan.padding
-        masked = plan.masked
-        positions = torch.arange(n_positions) if masked is None else masked.positions(n_positions)
-        self._positions[number] = positions
+        self._positions[number] = positions = plan.positions(n_positions)
         if self._step == 0:
             self._received.setdefault(number, []).append(call.received(number, plan.padding))
         return Measuring(number, call.of_last(number, self.ablation), positions, n_positions, self.groups)
@@ -221,15 +212,5 @@ class RidingEngine:
             self.sequences[number].append(gather(list(records.values()), self._positions[number], seconds, received))
 
     def _check(self, layer: Layer, record: LayerRecord) -> None:
-        error, dtype = float(record.self_check), self.model.dtype
-        tolerance = SELF_CHECK_TOLERANCE[dtype]
-        if not (error < float("inf") and bool(torch.isfinite(record.l2).all())):
-            raise ExactnessError(
-                f"activations of {layer.name} at step {self._step} are not finite (NaN or inf): no numbers can be given; the "
-                f"model's weights may be damaged, or {dtype} too narrow: try `dtype` float32"
-            )
-        if error > tolerance:
-            raise ExactnessError(
-                f"self-check failed in {layer.name} at step {self._step}: the model's own arithmetic differs from the recomputed "
-                f"one by {error:.1e} (relative, {tolerance:.0e} allowed): no numbers are given"
-            )
+        error = float(record.self_check) if bool(torch.isfinite(record.l2).all()) else float("nan")
+        check_reproduced(f"{layer.name} at step {self._step}", error, self.model.dtype)

@@ -177,27 +177,23 @@ class Riding(torch.Tensor):
 
 def riding_in(value: Any) -> Iterator[Riding]:
     """The riding tensors in a value, or in the tuples, lists and mappings that it is made of."""
-    if isinstance(value, Riding):
-        yield value
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from riding_in(part)
-    elif isinstance(value, dict):
-        yield from riding_in(list(value.values()))
+    return (x for x in _tensors_in(value) if isinstance(x, Riding))
 
 
 def states_in(value: Any) -> Iterator[torch.Tensor]:
     """The plain tensors of three dimensions in a value, [B, S, hidden], in their order."""
-    if isinstance(value, Riding):
-        value = value.plain
+    plain = (x.plain if isinstance(x, Riding) else x for x in _tensors_in(value))
+    return (x for x in plain if x.dim() == 3 and x.is_floating_point())
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
-        if value.dim() == 3 and value.is_floating_point():
-            yield value
+        yield value
     elif isinstance(value, tuple | list):
         for part in value:
-            yield from states_in(part)
+            yield from _tensors_in(part)
     elif isinstance(value, dict):
-        yield from states_in(list(value.values()))
+        yield from _tensors_in(list(value.values()))
 
 
 def replaced(value: Any, change: Callable[[torch.Tensor], Any], kind: type = Riding) -> Any:
