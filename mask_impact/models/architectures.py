@@ -70,7 +70,7 @@ def parameter(module: nn.Module, name: str) -> torch.Tensor | None:
     """A module's own parameter, or None where it has none of that name; also where accelerate keeps it on a disk or another
     device until the module runs."""
     value = getattr(module, name, None)
-    if value is not None and value.is_meta:
+    if isinstance(value, torch.Tensor) and value.is_meta:
         from accelerate.utils import align_module_device
 
         with align_module_device(module):

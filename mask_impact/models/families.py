@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mask_impact.errors import UnsupportedArchitecture
+from mask_impact.models.adapters import find_adapter
 from mask_impact.models.architectures import LAYOUTS, check_activation, is_located
 from mask_impact.models.loading import KIND_NAMES, kind_of, load_config
 from mask_impact.models.sources import locate_source
@@ -54,6 +55,8 @@ class Description:
 def describe_model(model: str, revision: str | None = None) -> Description:
     """What a checkpoint is. ModelError where there is none of that name."""
     source, name, note = locate_source(model, "vl", revision)
+    adapter = find_adapter(source, name, "vl")
+    source, note = (adapter.base, adapter.note) if adapter else (source, note)
     try:
         config = load_config(source, name)
     except UnsupportedArchitecture as error:

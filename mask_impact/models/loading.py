@@ -20,6 +20,7 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from mask_impact.errors import DeviceError, MaskImpactError, ModelError, UsageError, is_out_of_memory, is_panic, need
+from mask_impact.models.adapters import Adapter, bared, find_adapter, put_in
 from mask_impact.models.architectures import check_described, check_supported, is_located
 from mask_impact.models.devices import resolve_device, resolve_dtype
 from mask_impact.models.linearity import check_linear
@@ -27,11 +28,9 @@ from mask_impact.models.names import DEVICE_MAPS, KINDS
 from mask_impact.models.processing import load_processor
 from mask_impact.models.shapes import check_numbers, check_shapes
 from mask_impact.models.sources import (
-    MERGE,
     Source,
     commit_of,
     locate_source,
-    refuse_adapter,
     require_safetensors,
     weight_files,
 )
@@ -73,8 +72,7 @@ def wrap(model: PreTrainedModel, processor_or_tokenizer: Any, *, name: str | Non
 
     UsageError for what is no model or no tokenizer, UnsupportedArchitecture, ModelError for a model that can't be measured.
     """
-    if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
-        raise ModelError(f"the model is one with an adapter ({type(model).__name__}), not merged; {MERGE}")
+    model = bared(model)
     if isinstance(model, type) or not isinstance(getattr(model, "config", None), PreTrainedConfig):
         need("the model given to wrap", model, (), "one of transformers that generates, such as Qwen3ForCausalLM")
     check_described(model.config)
@@ -129,18 +127,21 @@ def load(
     target = resolve_device(device)
     torch_dtype = resolve_dtype(dtype)
     source, name, note = locate_source(model, kind or "vl", revision)
+    asked, adapter = source, find_adapter(source, name, kind or "vl")
+    if adapter is not None:
+        source, note = adapter.base, f"'{name}' is {adapter.note}"
     config = load_config(source, name)
     found = kind_of(config.model_type)
     if kind is not None and found != kind:
         script = "mask_impact_vl.py" if found == "vl" else "mask_impact_analysis.py"
         raise ModelError(f"model '{name}' is a {KIND_NAMES[found]}: use {script} for it")
-    tokenizer, processor = _load_tokenizer(source, name, found)
+    tokenizer, processor = _load_tokenizer(adapter.tokenizer if adapter else source, name, found)
     reader = Reader(tokenizer, processor, found, name, config)
     if check is not None:
         check(reader)
     place = device_map or (None if target.type == "cpu" else target)
-    loaded = _load_weights(source, name, config, torch_dtype, place)
-    return LoadedModel(**vars(reader) | {"config": loaded.config}, model=loaded, note=note, revision=commit_of(source))
+    loaded = _load_weights(source, name, config, torch_dtype, place, adapter)
+    return LoadedModel(**vars(reader) | {"config": loaded.config}, model=loaded, note=note, revision=commit_of(asked))
 
 
 def quieten(*, progress_bars: bool) -> None:
@@ -213,7 +214,6 @@ def _without_panics() -> Iterator[None]:
 def load_config(source: Source, name: str) -> Any:
     """The configuration of a supported model; UnsupportedArchitecture, ModelError."""
     with _reading("configuration", name):
-        refuse_adapter(source, name)
         if source.gguf_file is None:
             check_numbers(PreTrainedConfig.get_config_dict(source.path, **source.arguments())[0], name)
         try:
@@ -237,7 +237,12 @@ def _load_tokenizer(source: Source, name: str, kind: str) -> tuple[Any, Any | No
 
 
 def _load_weights(
-    source: Source, name: str, config: Any, dtype: torch.dtype | str, place: torch.device | str | None
+    source: Source,
+    name: str,
+    config: Any,
+    dtype: torch.dtype | str,
+    place: torch.device | str | None,
+    adapter: Adapter | None,
 ) -> PreTrainedModel:
     auto = (
         transformers.AutoModelForImageTextToText
@@ -267,6 +272,9 @@ def _load_weights(
             f"weights of model '{name}' are incomplete: {len(missing)} tensors are missing or have another shape, "
             f"the first is {missing[0]}; get the checkpoint again"
         )
+    if adapter is not None:
+        with _reading("adapter", name):
+            put_in(model, adapter, name)
     check_linear(model, name)
     return model.eval()
 

@@ -21,10 +21,7 @@ from mask_impact.models.names import DEFAULT_MODELS, DEMO, SMOLLM2
 
 HUB_TIMEOUT_S = 5.0
 INDEX = "model.safetensors.index.json"
-ADAPTER = "adapter_config.json"  # of peft, with LoRA weights or others beside it
-MERGE = (
-    "merge it into its model (`merge_and_unload()` of peft), save that with `save_pretrained`, and use what was saved"
-)
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # of peft
 
 
 @dataclass(frozen=True)
@@ -150,12 +147,14 @@ def _hub_problem(model: str, revision: str | None) -> str | None:
 
 
 def _is_cached(model: str, revision: str | None) -> bool:
-    """Whether config, tokenizer and all weight files are in the hub's local cache."""
+    """Whether config, tokenizer and all weight files, or an adapter, are in the hub's local cache."""
 
     def cached(name: str) -> str | None:
         found = try_to_load_from_cache(model, name, revision=revision)
         return found if isinstance(found, str) else None
 
+    if cached(ADAPTER) and cached(ADAPTER_WEIGHTS):
+        return True
     if not cached("config.json") or not any(map(cached, ("tokenizer.json", "tokenizer.model", "vocab.json"))):
         return False
     if cached("model.safetensors"):
@@ -188,17 +187,11 @@ def _require_gguf() -> None:
         raise ModelError("GGUF files need the package gguf: pip install gguf")
 
 
-def refuse_adapter(source: Source, name: str) -> None:
-    """ModelError for a folder or repository of an adapter: without it the model is another one."""
-    if _file_of(source, ADAPTER):
-        raise ModelError(f"model '{name}' is an adapter ({ADAPTER}), not a model of its own; {MERGE}")
-
-
 def weight_files(source: Source) -> list[Path]:
     """The safetensors files of a model, as far as they are on this machine."""
-    if single := _file_of(source, "model.safetensors"):
+    if single := file_of(source, "model.safetensors"):
         return [single]
-    index = _file_of(source, INDEX)
+    index = file_of(source, INDEX)
     files = (index.parent / shard for shard in _shards(index)) if index else ()
     return [file for file in files if file.is_file()]
 
@@ -211,7 +204,7 @@ def _shards(index: Path) -> list[str]:
         return []
 
 
-def _file_of(source: Source, name: str) -> Path | None:
+def file_of(source: Source, name: str) -> Path | None:
     """A file of a folder, or of the hub's local cache."""
     if Path(source.path).is_dir():
         path = Path(source.path, name)

@@ -19,7 +19,7 @@ from transformers import LlavaConfig, PreTrainedTokenizerFast, T5Config
 
 from mask_impact.api.functions import analyze
 from mask_impact.errors import DeviceError, InputError, ModelError, UnsupportedArchitecture, UsageError
-from mask_impact.models import devices, loading, sources
+from mask_impact.models import adapters, devices, loading, sources
 from mask_impact.models.names import DEFAULT_MODELS
 from mask_impact.prompts.encoding import encode
 
@@ -576,25 +576,24 @@ def test_too_little_memory_is_one_line(monkeypatch, text_checkpoint, error):
 
 
 @pytest.mark.parametrize("with_config", [False, True])
-def test_the_folder_of_an_adapter_is_named_so(copy, text_checkpoint, with_config):
+def test_the_folder_of_an_adapter_says_what_it_needs(copy, text_checkpoint, with_config, monkeypatch):
     folder = copy(text_checkpoint)
-    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
     if not with_config:
         (folder / "config.json").unlink()
-    with pytest.raises(ModelError, match=r"is an adapter \(adapter_config.json\), not a model.*merge_and_unload\(\)"):
-        loading.load(str(folder))
-
-
-def test_a_model_with_an_adapter_is_not_wrapped():
-    class PeftModel(torch.nn.Module):
-        peft_config = None
-
-    injected = tiny_model("qwen3", vocab_size=320)
-    injected._hf_peft_config_loaded = True
-    for model in (PeftModel(), injected):
-        with pytest.raises(ModelError, match=rf"with an adapter \({type(model).__name__}\), not merged; merge it"):
-            loading.wrap(model, make_tokenizer())
+    monkeypatch.setattr(adapters.importlib.util, "find_spec", lambda name: None)
+    for content, said in (
+        ('{"peft_type": "LORA"}', r"adapter_config.json of adapter '.*' does not say which model it is for"),
+        ("[", r"adapter_config.json of adapter '.*' can't be read: "),
+        ("[" * 100_000, r"adapter_config.json of adapter '.*' can't be read: its lists and objects are too deep"),
+        (
+            f'{{"peft_type": "LORA", "base_model_name_or_path": "{text_checkpoint}"}}',
+            "is an adapter, which needs the package peft: pip install peft$",
+        ),
+    ):
+        (folder / "adapter_config.json").write_text(content)
+        with pytest.raises(ModelError, match=said):
+            loading.load(str(folder))
 
 
 def test_what_is_no_model_or_no_tokenizer_is_not_wrapped():
