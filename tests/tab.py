@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,12 @@ class Tab:
     def settle(self):
         """Waits until everything is drawn."""
         self.page.wait_for_selector("html[data-drawn=true]", state="attached", timeout=30_000)
+
+    def keep_screenshot(self, name, **how):
+        """For somebody to look at, in the folder that REPORT_SCREENSHOTS names; without one, nothing is drawn."""
+        if folder := os.environ.get("REPORT_SCREENSHOTS"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self.page.screenshot(path=Path(folder) / f"{name}.png", **how)
 
     def reset(self):
         if self.page.locator("#play[aria-pressed=true]").count():

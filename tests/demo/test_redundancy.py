@@ -4,6 +4,7 @@ What is true of a picture is told twice, neither time by the search: by painting
 by full forwards of a copy of it with cells masked.
 """
 
+import os
 import random
 from dataclasses import dataclass
 
@@ -18,6 +19,9 @@ from mask_impact.analyses.settings import RunSettings
 from mask_impact.demo.pictures import COLORS, SHAPES, Figure, Scene, color_question
 from mask_impact.prompts.encoding import encode
 from mask_impact.prompts.images import read_picture
+
+# Sixteen: PICTURES=16 python -m pytest -m slow tests/demo/test_redundancy.py
+PICTURES = int(os.environ.get("PICTURES", "6"))
 
 
 @pytest.fixture(scope="module")
@@ -139,15 +143,15 @@ def test_with_one_of_both_painted_over_the_other_is_needed_alone(demo):
 
 @pytest.mark.slow
 def test_on_more_pictures_and_within_the_usual_budget(demo):
-    """Of 16: the model answers all of them right; nearly always both figures are needed and one is enough. Where that is so, a
-    budget of 60 finds both each time, and the usual one mostly; that one alone is enough it finds somewhat less often."""
-    pictures, drawn = answered(demo, 16, seed=2)
-    assert drawn <= 18
+    """The model answers all of them right; nearly always both figures are needed and one is enough. Where that is so, a budget of
+    60 finds both each time, and the usual one mostly; that one alone is enough it finds somewhat less often."""
+    pictures, drawn = answered(demo, PICTURES, seed=2)
+    assert drawn <= 1.15 * PICTURES
     painted = [any(changed_by_paint(demo, one, [cell]) for cell in one.cells) for one in pictures]
-    assert sum(painted) <= 2
+    assert sum(painted) <= max(1, 0.15 * PICTURES)
     masked = [changed_by_masks(demo, one, [one.cells[:1], one.cells[1:], one.cells]) for one in pictures]
     redundant = [one for one, told in zip(pictures, masked, strict=True) if told == [False, False, True]]
-    assert len(redundant) >= 13
+    assert len(redundant) >= 0.8 * PICTURES
     for budget, least, least_alone in ((60, 1.0, 1.0), (12, 0.8, 0.7)):
         both = one_alone = 0  # found, and confirmed by answers of the model
         for one in redundant:

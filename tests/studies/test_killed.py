@@ -7,7 +7,7 @@ import sys
 import pytest
 from studying import REPOSITORY
 
-KILLS = os.environ.get("KILLS", "8")  # a hundred: KILLS=100 python -m pytest -m slow tests/studies/test_killed.py
+KILLS = os.environ.get("KILLS", "4")  # a hundred: KILLS=100 python -m pytest -m slow tests/studies/test_killed.py
 
 
 @pytest.mark.slow

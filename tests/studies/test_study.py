@@ -254,10 +254,10 @@ sys.exit(main_text(sys.argv[1:]))
 def test_a_killed_study_goes_on_to_the_same_bytes(source, text_checkpoint, tmp_path):
     """kill -9 at random moments (renaming is slowed down, so that some hit between two files), then --resume to the end."""
     if source == "config":
-        path = write_config(tmp_path / "study.yaml", sentences(24), defaults={"num_tokens": 2})
-        argv, written, n_kills = ["--formats", "csv,parquet"], "*.meta.json", 4
+        path = write_config(tmp_path / "study.yaml", sentences(12), defaults={"num_tokens": 2})
+        argv, written, n_kills = ["--formats", "csv,parquet"], "*.meta.json", 2
     else:
-        path = write_dataset(tmp_path / "study.jsonl", [{"prompt": prompt} for prompt in sentences(160)])
+        path = write_dataset(tmp_path / "study.jsonl", [{"prompt": prompt} for prompt in sentences(64)])
         argv, written, n_kills = ["--reduce", "none"], "study/*.parquet", 2
     common = [f"--{source}", str(path), "--model", str(text_checkpoint), "--quiet", *argv]
 
@@ -273,7 +273,7 @@ def test_a_killed_study_goes_on_to_the_same_bytes(source, text_checkpoint, tmp_p
 
     assert start(tmp_path / "whole").wait(120) == 0
     expected = results(tmp_path / "whole")
-    assert len(expected) == (48 if source == "config" else 10)
+    assert len(expected) == (24 if source == "config" else 4)
     rng, n_killed = random.Random(0), 0
     folder = tmp_path / "killed"
     for _ in range(n_kills):
@@ -293,7 +293,7 @@ def test_a_killed_study_goes_on_to_the_same_bytes(source, text_checkpoint, tmp_p
     assert results(folder) == expected
     assert not list(folder.rglob("*.tmp"))  # what the killed ones were writing
     if source == "config":
-        for number in range(24):
+        for number in range(12):
             store.load_result(folder / f"p{number}_results")
 
 

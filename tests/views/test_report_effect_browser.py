@@ -1,14 +1,12 @@
 """The effect on the answer in a report's page: every number that is shown is one that is computed here from the result's two
 tables, controls and links change it, texts run nothing, and nothing is loaded.
 
-Screenshots go to the folder that REPORT_SCREENSHOTS names, else to a temporary one.
+Screenshots go to the folder that REPORT_SCREENSHOTS names.
 """
 
 import dataclasses
 import io
-import os
 import re
-from pathlib import Path
 
 import browser
 import numpy as np
@@ -660,15 +658,13 @@ def test_of_very_many_points_some_are_drawn_and_all_are_saved(large, open_page):
 @pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
 @pytest.mark.parametrize("kind", ["image", "large", "hostile"])
-def test_screenshots(request, files, open_page, tmp_path, kind, scheme, width):
-    """Kept to be looked at. Nothing may be wider than the window."""
+def test_nothing_is_wider_than_the_window(request, files, open_page, kind, scheme, width):
+    """In both schemes; a screenshot is kept where it is asked for."""
     path = files[3] if kind == "image" else request.getfixturevalue(kind)[1]
     tab = open_page(path, color_scheme=scheme)
     tab.page.set_viewport_size({"width": width, "height": 900})
     tab.page.wait_for_timeout(600)  # charts follow the window a little later
-    folder = Path(os.environ.get("REPORT_SCREENSHOTS") or tmp_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    tab.page.screenshot(path=folder / f"effect-{kind}-{scheme}-{width}.png", full_page=True)
+    tab.keep_screenshot(f"effect-{kind}-{scheme}-{width}", full_page=True)
     assert tab.page.evaluate("document.documentElement.scrollWidth") <= width
     for name in PARTS[:3]:
         box = tab[name].bounding_box()
