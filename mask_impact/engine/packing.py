@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -63,17 +64,40 @@ class Packed:
         ]
 
 
-class LinearMaps(TorchFunctionMode):
-    """While it is open, `mapped` is what a linear map does. A TorchFunctionMode, since layers call it where they like."""
+class Promoted(TorchFunctionMode):
+    """While it is open, norms take states in another dtype than their weights'. A TorchFunctionMode, since layers call them where
+    they like."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in NORMS:
+            states = args[0] if args else kwargs["input"]
+            args = tuple(_like(one, states) for one in args)
+            kwargs = {name: _like(one, states) for name, one in kwargs.items()}
+        return self.called(function, args, kwargs)
+
+    def called(self, function, args: tuple, kwargs: dict):
+        """Every other function."""
+        return function(*args, **kwargs)
+
+
+def _like(value: Any, states: torch.Tensor) -> Any:
+    return value.to(states.dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
+class LinearMaps(Promoted):
+    """While it is open, `mapped` is what a linear map does: torch's linear, and a product with a matrix of weights, also with a
+    bias before it."""
 
     def __init__(self) -> None:
         super().__init__()
         self._paused = False
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is not torch.nn.functional.linear or self._paused:
-            return function(*args, **(kwargs or {}))
-        return self.mapped(function, *_linear_arguments(*args, **(kwargs or {})))
+    def called(self, function, args: tuple, kwargs: dict):
+        """Linear maps among all functions."""
+        taken = None if self._paused else _LINEAR.get(function)
+        given = None if taken is None else taken(*args, **kwargs)
+        return function(*args, **kwargs) if given is None else self.mapped(*given)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -93,9 +117,9 @@ class OfNothing(LinearMaps):
         super().__init__()
         self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def mapped(self, function, states, weight, bias):
+    def mapped(self, apply, states, weight, bias):
         """States go to the weights' dtype and come back."""
-        made = function(states.to(weight.dtype), weight).to(states.dtype)
+        made = apply(states.to(weight.dtype), weight).to(states.dtype)
         made = made if bias is None else made + bias
         self.pairs.append((states.flatten(0, -2), made.flatten(0, -2)))
         return made
@@ -115,7 +139,7 @@ class ByDifferences(LinearMaps):
         self._own, self._scale = own, scale
         self._given: tuple[torch.Tensor | None, ...] = (None, None, None)
 
-    def mapped(self, function, states, weight, bias):
+    def mapped(self, apply, states, weight, bias):
         """What hides nothing, as it was mapped, and behind it the map of the difference."""
         given, made = next(self._pairs)
         own = self._own.to(states.device)
@@ -123,7 +147,7 @@ class ByDifferences(LinearMaps):
             differences = states.flatten(0, -2) - given[own]
             self._given = states, *in_units(differences, weight.dtype, self._scale)
         _, differences, unit = self._given
-        found = function(differences, weight).to(states.dtype)
+        found = apply(differences, weight).to(states.dtype)
         if unit is not None:
             found *= unit
         found += made[own]
@@ -140,5 +164,30 @@ def in_units(differences: torch.Tensor, dtype: torch.dtype, scale: float) -> tup
     return (differences if unit is None else differences / unit).to(dtype), unit
 
 
-def _linear_arguments(input, weight, bias=None):
-    return input, weight, bias
+NORMS = (torch.nn.functional.layer_norm, torch.nn.functional.rms_norm)
+
+
+def _of_linear(input, weight, bias=None):
+    return torch.nn.functional.linear, input, weight, bias
+
+
+def _of_addmm(*args, **how):
+    """A sum with a product, where it is a map with a bias."""
+    if how or len(args) != 3 or not _weights(args[2]) or args[0].dim() != 1:
+        return None
+    return torch.matmul, args[1], args[2], args[0]
+
+
+def _of_product(*args, **how):
+    """A product, where it is one with a matrix of weights."""
+    return None if how or len(args) != 2 or not _weights(args[1]) else (torch.matmul, *args, None)
+
+
+def _weights(value: Any) -> bool:
+    return isinstance(value, torch.nn.Parameter) and value.dim() == 2
+
+
+# By function (how a map is applied, its states, weights, bias), or None where it is none.
+_LINEAR = {torch.nn.functional.linear: _of_linear, torch.addmm: _of_addmm} | dict.fromkeys(
+    (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.mm), _of_product
+)

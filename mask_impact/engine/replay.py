@@ -17,6 +17,7 @@ together; R rows that are asked for.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,11 +26,11 @@ from mask_impact.engine.attention import arithmetic_dtype
 from mask_impact.engine.kept import Kept
 from mask_impact.engine.masked_attention import Edges, attend_packed
 from mask_impact.engine.ownership import Block
-from mask_impact.engine.packing import ByDifferences, LinearMaps, OfNothing, Packed, Run, in_units
+from mask_impact.engine.packing import ByDifferences, LinearMaps, OfNothing, Packed, Promoted, Run, in_units
 from mask_impact.engine.states import LayerState
 from mask_impact.engine.variants import Variants
 from mask_impact.errors import DeviceError, is_out_of_memory
-from mask_impact.models.architectures import OpaqueMlp, parameter
+from mask_impact.models.architectures import parameter
 
 ROWS_OF_LOGITS = 64  # variants whose logits are formed at once
 PROBABLE = 512  # tokens whose differences of logits are not rounded to the weights' dtype
@@ -252,9 +253,9 @@ def _through_layer(
 
     with ExitStack() as stack:
         block = stack.enter_context(kept.substituted(attention))
-        if maps is not None and isinstance(layer.mlp, OpaqueMlp):
-            _in_own_dtype(block, layer.mlp.block, state.entered.dtype, maps, stack)
         if maps is not None:
+            for module in kept.decoder.opaque(index):
+                _in_own_dtype(block, module, state.entered.dtype, maps, stack)
             stack.enter_context(maps)
         output = layer.module(rows.running, **state.arguments_at(rows.positions))
     output = output[0] if isinstance(output, tuple) else output
@@ -263,38 +264,31 @@ def _through_layer(
     return output
 
 
-def _in_own_dtype(block: Block, mlp: nn.Module, dtype: torch.dtype, maps: LinearMaps, stack: ExitStack) -> None:
-    """An MLP that is not a chain of linear maps (mixture of experts) takes whole states in the model's dtype."""
-    inside = ExitStack()
+def _in_own_dtype(block: Block, module: nn.Module, dtype: torch.dtype, maps: LinearMaps, stack: ExitStack) -> None:
+    """A module that is not a chain of linear maps (mixture of experts) takes whole states in the model's dtype."""
+    inside, wide = ExitStack(), arithmetic_dtype(dtype)
+
+    def cast(value: Any, to: torch.dtype) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.to(to) if value.dtype in (dtype, wide) else value
+        return type(value)(cast(one, to) for one in value) if type(value) in (tuple, list) else value
 
     def before(module, args, kwargs):
         inside.enter_context(maps.paused())
-        return (args[0].to(dtype), *args[1:]), kwargs
+        return cast(args, dtype), {name: cast(value, dtype) for name, value in kwargs.items()}
 
     def after(module, args, output):
         inside.close()
-        wide = arithmetic_dtype(dtype)
-        return (output[0].to(wide), *output[1:]) if isinstance(output, tuple) else output.to(wide)
+        return cast(output, wide)
 
-    stack.enter_context(block.before(mlp, before, prepend=True))
-    stack.enter_context(block.after(mlp, after))
+    stack.enter_context(block.before(module, before, prepend=True))
+    stack.enter_context(block.after(module, after))
 
 
 def logits_of(kept: Kept, outputs: torch.Tensor) -> torch.Tensor:
     """Logits [k, vocabulary] of last layers' outputs [k, hidden] of any dtype, by the model's own norm and head."""
     with OfNothing():
-        return own_logits(kept, outputs)
-
-
-def own_logits(kept: Kept, outputs: torch.Tensor) -> torch.Tensor:
-    """Logits [..., vocabulary] of last layers' outputs [..., hidden] in the model's dtype."""
-    return capped(kept.model, kept.model.get_output_embeddings()(kept.decoder.final_norm(outputs)))
-
-
-def capped(model: nn.Module, logits: torch.Tensor) -> torch.Tensor:
-    """The logits as the model gives them, where it caps them."""
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    return logits if cap is None else torch.tanh(logits / cap) * cap
+        return kept.tail.logits(outputs)
 
 
 def logit_differences(kept: Kept, outputs: torch.Tensor, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -304,17 +298,16 @@ def logit_differences(kept: Kept, outputs: torch.Tensor, scale: float = 1.0) -> 
     What leaves a bfloat16 head has three digits, and these differences are what effects are: for the tokens that are
     probable, which effects hang on, they are formed in the rows' own dtype.
     """
-    model = kept.model
-    head = model.get_output_embeddings()
+    tail, head = kept.tail, kept.tail.head
     weight = parameter(head, "weight")
-    plain = type(head) is nn.Linear and head.bias is None and weight.is_floating_point()
-    states = kept.decoder.final_norm(outputs)
-    if not plain or getattr(model.config.get_text_config(), "final_logit_softcapping", None) is not None:
+    with Promoted():
+        states = tail.states(outputs)
+    if type(head) is not nn.Linear or head.bias is not None or not weight.is_floating_point() or tail.cap is not None:
         with OfNothing() as maps:
             own = head(states[:1])
         with ByDifferences(maps.pairs, torch.zeros(len(states) - 1, dtype=torch.int64), scale):
             others = head(states[1:])
-        return capped(model, own)[0], capped(model, others) - capped(model, own)
+        return tail.finished(own)[0], tail.finished(others) - tail.finished(own)
     differences = states[1:] - states[:1]
     narrow, unit = in_units(differences, weight.dtype, scale)
     mapped = head(torch.cat([states[:1].to(weight.dtype), narrow])).to(
@@ -327,4 +320,4 @@ def logit_differences(kept: Kept, outputs: torch.Tensor, scale: float = 1.0) -> 
         probable = own.topk(min(PROBABLE, len(own))).indices
         rows = weight[probable.to(weight.device)].to(states)
         found[:, probable] = (differences @ rows.t()).to(found.device)
-    return own, found
+    return (own, found) if tail.scale == 1.0 else (own * tail.scale, found * tail.scale)

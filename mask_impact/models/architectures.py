@@ -125,6 +125,11 @@ class DecoderLayer:
     mlp: GatedMlp | OpaqueMlp
     after_mlp: Norm | None
 
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"layers.{self.index}"
+
 
 @dataclass(frozen=True)
 class Decoder:
@@ -148,9 +153,19 @@ class Decoder:
         """The number of the layer of each attention."""
         return {layer.attention: layer.index for layer in self.layers}
 
+    @property
+    def key(self) -> nn.Module:
+        """What stands for the decoder, whatever wraps it."""
+        return self.layers[0].module
+
     def place_of(self, module: nn.Module) -> int | None:
         """The number of the layer that an attention is of."""
         return self.attentions.get(module)
+
+    def opaque(self, index: int) -> tuple[nn.Module, ...]:
+        """The modules of a layer that take whole states."""
+        mlp = self.layers[index].mlp
+        return (mlp.block,) if isinstance(mlp, OpaqueMlp) else ()
 
 
 def supported() -> str:

@@ -23,6 +23,11 @@ class Layer:
     among: str
     module: nn.Module
 
+    @property
+    def index(self) -> int:
+        """Its number in the list."""
+        return int(self.name.rpartition(".")[2])
+
     @cached_property
     def kind(self) -> tuple:
         """The same for layers that are built alike."""
@@ -56,6 +61,11 @@ class Layers:
     around: dict[nn.Module, Layer]  # of each module within a list, itself included
 
     @property
+    def key(self) -> nn.Module:
+        """What stands for the decoder, whatever wraps it."""
+        return self.layers[0].module
+
+    @property
     def configs(self) -> tuple[object, ...]:
         """What says which attention backend the decoder has."""
         return (self.decoder.config,)
@@ -73,7 +83,7 @@ class Layers:
     def place_of(self, module: nn.Module) -> int | None:
         """The number in its list of the layer that a module is in; None for one that is in none."""
         layer = self.around.get(module)
-        return None if layer is None else int(layer.name.rpartition(".")[2])
+        return None if layer is None else layer.index
 
     def siblings(self, layer: Layer) -> list[Layer]:
         """All layers of its list, in their order."""
