@@ -25,6 +25,7 @@ from mask_impact.engine.attention import arithmetic_dtype, attention_received
 from mask_impact.engine.hiding_effects import Factored, hiding_effects, values_along
 from mask_impact.engine.kept import Kept
 from mask_impact.engine.ownership import Block
+from mask_impact.engine.replay import prove
 from mask_impact.engine.riding.keeping import FoundDecoder
 from mask_impact.engine.rules import RULES, Attended, ConstantWeights, Rules
 from mask_impact.engine.states import LayerState
@@ -88,6 +89,7 @@ def estimates(
     choices.MEASURES; layers: those whose whole map is kept. The model is as it was afterwards."""
     if unknown := [rule for rule in rules if rule not in RULES]:
         raise UsageError(f"a rule is one of {', '.join(RULES)}, not {unknown[0]!r}")
+    prove(kept)
     decoder, n_positions, layers = kept.decoder, kept.n_positions, tuple(layers)
     n_layers, n_heads = len(decoder.layers), decoder.n_heads
     asked = torch.zeros(n_positions, dtype=torch.bool)
@@ -166,6 +168,7 @@ def estimate_last(kept: Kept, target: Target, measure: str = "log-odds") -> torc
     No other query's output depends on the last one, so its row alone goes back, beside the keys and values of the others. kept:
     states of the last position are enough.
     """
+    prove(kept)
     decoder, n_positions = kept.decoder, kept.n_positions
     if target.row != n_positions - 1:
         raise UsageError(f"the last of {n_positions} positions is followed, not {target.row}")

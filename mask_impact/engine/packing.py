@@ -111,18 +111,33 @@ class LinearMaps(Promoted):
 
 class OfNothing(LinearMaps):
     """Linear maps of what hides nothing. pairs: what each was given and what it made of it, [N, in] and [N, out], in their
-    order."""
+    order; copies, since layers may write into either."""
 
     def __init__(self) -> None:
         super().__init__()
+        self._given = _Given()
         self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def mapped(self, apply, states, weight, bias):
         """States go to the weights' dtype and come back."""
         made = apply(states.to(weight.dtype), weight).to(states.dtype)
         made = made if bias is None else made + bias
-        self.pairs.append((states.flatten(0, -2), made.flatten(0, -2)))
+        if not self._given.is_of(states):  # several maps are given the same
+            self._given = _Given(states, states.flatten(0, -2).clone())
+        self.pairs.append((self._given.parts[0], made.flatten(0, -2).clone()))
         return made
+
+
+class _Given:
+    """What a linear map was given, and what was made of it then: it holds as long as nothing is written into the states."""
+
+    def __init__(self, states: torch.Tensor | None = None, *parts: Any) -> None:
+        self.states, self.parts = states, parts
+        self._version = None if states is None or states.is_inference() else states._version
+
+    def is_of(self, states: torch.Tensor) -> bool:
+        """Whether these states are the same, unchanged."""
+        return self._version is not None and self.states is states and states._version == self._version
 
 
 class ByDifferences(LinearMaps):
@@ -137,16 +152,16 @@ class ByDifferences(LinearMaps):
         super().__init__()
         self._pairs = iter(pairs)
         self._own, self._scale = own, scale
-        self._given: tuple[torch.Tensor | None, ...] = (None, None, None)
+        self._given = _Given()
 
     def mapped(self, apply, states, weight, bias):
         """What hides nothing, as it was mapped, and behind it the map of the difference."""
         given, made = next(self._pairs)
         own = self._own.to(states.device)
-        if self._given[0] is not states:  # several maps are given the same
+        if not self._given.is_of(states):
             differences = states.flatten(0, -2) - given[own]
-            self._given = states, *in_units(differences, weight.dtype, self._scale)
-        _, differences, unit = self._given
+            self._given = _Given(states, *in_units(differences, weight.dtype, self._scale))
+        differences, unit = self._given.parts
         found = apply(differences, weight).to(states.dtype)
         if unit is not None:
             found *= unit

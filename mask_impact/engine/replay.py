@@ -25,11 +25,13 @@ from torch import nn
 from mask_impact.engine.attention import arithmetic_dtype
 from mask_impact.engine.kept import Kept
 from mask_impact.engine.masked_attention import Edges, attend_packed
+from mask_impact.engine.measurement import SELF_CHECK_TOLERANCE
 from mask_impact.engine.ownership import Block
 from mask_impact.engine.packing import ByDifferences, LinearMaps, OfNothing, Packed, Promoted, Run, in_units
+from mask_impact.engine.riding.keeping import FoundDecoder
 from mask_impact.engine.states import LayerState
-from mask_impact.engine.variants import Variants
-from mask_impact.errors import DeviceError, is_out_of_memory
+from mask_impact.engine.variants import Masks, Variants
+from mask_impact.errors import DeviceError, ExactnessError, is_out_of_memory
 from mask_impact.models.architectures import parameter
 
 ROWS_OF_LOGITS = 64  # variants whose logits are formed at once
@@ -262,6 +264,33 @@ def _through_layer(
     if state.added is not None:
         output = output + state.added[rows.positions.to(state.added.device)].to(output)
     return output
+
+
+@torch.no_grad()
+def prove(kept: Kept) -> None:
+    """ExactnessError where a layer of a decoder that is in no table does not give again what it gave: for the last position, once
+    by itself and once behind two others. Asked once for a model."""
+    if not isinstance(kept.decoder, FoundDecoder) or kept.decoder.proven:
+        return
+    starts = torch.tensor([max(0, kept.n_positions - 3), kept.n_positions - 1])
+    starts = starts if kept.states[0].all_rows else starts[1:].repeat(2)
+    nothing = torch.zeros(1, kept.n_positions, dtype=torch.bool)
+    zeros = torch.zeros(2, dtype=torch.int64)
+    for index, state in enumerate(kept.states):
+        pack = _Pack(Variants(Masks(nothing), zeros, zeros, zeros), starts, kept.n_positions, zeros)
+        pack.enter(index, state.entered, kept.n_positions - len(state.entered))
+        found = _through_layer(kept, index, pack, state, None)[0, pack.packed.ends[1:].to(state.entered.device) - 1]
+        last = index + 1 == len(kept.states)
+        wanted = (kept.final[0] if state.all_rows else state.left) if last else kept.states[index + 1].entered
+        wanted = wanted[-1].to(found)
+        error = float((found - wanted).norm(dim=-1).max() / wanted.norm().clamp_min(1e-30))
+        tolerance = SELF_CHECK_TOLERANCE[state.entered.dtype]
+        if not error <= tolerance:
+            raise ExactnessError(
+                f"{kept.decoder.layers[index].name} ({type(kept.model).__name__}) gives other states when some of its rows run "
+                f"again: {error:.1e} off (relative, {tolerance:.0e} allowed): no effects, estimates or knockouts can be had"
+            )
+    kept.decoder.found.known.replayed = True
 
 
 def _in_own_dtype(block: Block, module: nn.Module, dtype: torch.dtype, maps: LinearMaps, stack: ExitStack) -> None:

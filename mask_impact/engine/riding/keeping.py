@@ -50,6 +50,11 @@ class FoundDecoder:
         """The modules one of which calls the attention of a layer."""
         return self.found.attentions
 
+    @property
+    def proven(self) -> bool:
+        """Whether its layers have been seen to give the same when a part of their rows runs again."""
+        return self.found.known.replayed
+
     def opaque(self, index: int) -> tuple[nn.Module, ...]:
         """The modules of a layer that take whole states, without those within others of them."""
         known = self.found.known.opaque.modules

@@ -36,12 +36,13 @@ class Layer:
 
 @dataclass
 class Known:
-    """What is found out once about a model: opaque modules, and the kinds of layers whose differences were proven, or that were
-    seen without an attention."""
+    """What is found out once about a model: opaque modules, the kinds of layers whose differences were proven, or that were seen
+    without an attention, and whether its layers give the same when a part of their rows runs again."""
 
     opaque: Opaque = field(default_factory=Opaque)
     proven: set[tuple] = field(default_factory=set)
     without: set[tuple] = field(default_factory=set)
+    replayed: bool = False
 
     def to_prove(self, layer: Layer) -> bool:
         """Whether nothing is known of such layers yet."""
