@@ -69,13 +69,17 @@ def keeper_of(model: nn.Module, on_layer: Callable[[int, int], None] | None = No
 @contextmanager
 def keeping(engine: Engine) -> Iterator[list[KeptPass | None]]:
     """Opens an engine that keeps states of all positions; when it closes, the list has what its model was given meanwhile. None
-    where the sequence was fed again: its states are no longer those that the first logits came from."""
+    where the sequence was fed again: its states are no longer those that the first logits came from; and where the engine could
+    not keep them, and need not."""
     logits: list[torch.Tensor] = []
     found: list[KeptPass | None] = []
     with engine, engine.block.after(engine.model, lambda module, args, output: logits.append(output.logits[0])):
         yield found
-        whole = KeptPass(engine.model, engine.decoder, engine.tail, engine.states, engine.final, torch.cat(logits))
-        found.append(None if engine.fed_again else whole)
+        if engine.fed_again or not engine.keeps:
+            found.append(None)
+            return
+        states, final = engine.states, engine.final
+        found.append(KeptPass(engine.model, engine.decoder, engine.tail, states, final, torch.cat(logits)))
 
 
 @torch.no_grad()

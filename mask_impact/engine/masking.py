@@ -106,6 +106,11 @@ class MaskingEngine:
         return self._n_positions
 
     @property
+    def keeps(self) -> bool:
+        """Whether states are kept."""
+        return self._keeper is not None
+
+    @property
     def states(self) -> list[LayerState]:
         """Of each layer, where they are kept."""
         return [] if self._keeper is None else self._keeper.states

@@ -1,8 +1,8 @@
 """The table of decoder layers that are known in advance: where each module sits, and nothing that is guessed.
 
-Effects need to know four things of a decoder layer: which linear map ends the attention branch, which norms stand before a
-residual add or feed the MLP, of which linear maps and activation the MLP is made, and how the norm's weight enters. Other text
-models of transformers have local impact, which `engine.riding` measures without a table. Read from the modeling files of
+`engine.masking` needs to know four things of a decoder layer: which linear map ends the attention branch, which norms stand
+before a residual add or feed the MLP, of which linear maps and activation the MLP is made, and how the norm's weight enters.
+Other text models of transformers are measured by `engine.riding` without a table. Read from the modeling files of
 transformers 5.17 to 5.23.
 """
 
@@ -174,7 +174,7 @@ def supported() -> str:
 
 
 def is_located(model_type: str) -> bool:
-    """Whether the table has it, so that effects are measured, too; others have local impact, where their layers prove sound."""
+    """Whether the table has it; others are measured where their layers prove sound when they run."""
     return model_type in LAYOUTS
 
 
@@ -205,11 +205,10 @@ def check_described(config: PreTrainedConfig) -> None:
 
 
 def check_located(model_type: str) -> None:
-    """UnsupportedArchitecture for one that has local impact alone."""
+    """UnsupportedArchitecture for one that `verify` has no oracle for."""
     if not is_located(model_type):
         raise UnsupportedArchitecture(
-            f"of architecture '{model_type}' only local impact, and answers without some tokens, can be had so far; effects, "
-            f"knockouts and checks are there for {supported()}"
+            f"architecture '{model_type}' can't be checked against really masking (`verify`) yet: that is there for {supported()}"
         )
 
 

@@ -45,7 +45,8 @@ class RidingEngine:
     sequence of the batch that the model will be given; one whose number is put into `finished` is measured no more.
     on_layer(step, layer) is called when a layer is done. probe: whether each kind of layer is proven the first time. complete:
     whether layers without an attention are refused. keep_states: whether `states` has a LayerState of each layer after a step,
-    for a single sequence: of the `last` position or of `all`; then such layers are refused, and hooks of others. After a step
+    for a single sequence: of the `last` position or of `all`; then such layers are refused, and hooks of others; or, unless it
+    must_keep, no states are kept where they can't be. After a step
     `mapped` has the names of the layers in the order of the step's rows, `unmapped` of the others beside them. Errors:
     UnsupportedArchitecture (NoRule names the operation), UsageError for a batch of another size, ExactnessError where the
     arithmetic could not be reproduced, where the probe fails, or where something is not finite. Only what the thread that opens
@@ -63,6 +64,7 @@ class RidingEngine:
         probe: bool = True,
         complete: bool = False,
         keep_states: str | None = None,
+        must_keep: bool = True,
     ) -> None:
         self.model, self.layers = model, find_layers(model)
         self.groups = tuple(group for group in VARIANT_GROUPS if group in groups)
@@ -70,7 +72,7 @@ class RidingEngine:
         self.probe, self.complete = probe, complete
         if keep_states and len(self.plans) > 1:
             raise UsageError("what layers are given can be kept for a single sequence only")
-        self._keeping = StatesKeeping(model, self.layers, keep_states == "all") if keep_states else None
+        self._keeping = StatesKeeping(model, self.layers, keep_states == "all", must_keep) if keep_states else None
         self.fed_again = False  # whether a later pass was given the sequence from its beginning
         self.n_positions = 0  # length of the sequence at the step that was measured last
         self.block: Block | None = None  # while it is open
@@ -86,6 +88,11 @@ class RidingEngine:
     def steps(self) -> list[RawStep]:
         """The measurements of the first sequence, which mostly is the only one."""
         return self.sequences[0]
+
+    @property
+    def keeps(self) -> bool:
+        """Whether states are kept: not where they can't be, and need not."""
+        return self._keeping is not None and self._keeping.problem is None
 
     @property
     def decoder(self) -> Layers | FoundDecoder:

@@ -6,9 +6,10 @@ each position, something between two layers.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from mask_impact.engine.riding.tensor import states_in
 from mask_impact.engine.states import NOT_KEPT, along_positions
 from mask_impact.engine.tail import Tail, TailWatch
 from mask_impact.engine.taps import attention_options, scaling_of, windowed_kernel
-from mask_impact.errors import UnsupportedArchitecture
+from mask_impact.errors import ModelError, UnsupportedArchitecture
 
 WHAT = "no effects, estimates or knockouts can be had"
 
@@ -63,11 +64,28 @@ class FoundDecoder:
         return tuple(module for module in some if id(module) not in inner)
 
 
-class StatesKeeping:
-    """The states of a single sequence. decoder, tail: None before the first pass is done."""
+def _unless_given_up(told: Callable[..., None]) -> Callable[..., None]:
+    """What an engine tells, and may go on after where the states need not be kept."""
 
-    def __init__(self, model: nn.Module, layers: Layers, all_rows: bool) -> None:
-        self.model, self.layers = model, layers
+    def tell(self: "StatesKeeping", *args: Any, **kwargs: Any) -> None:
+        if self.problem is None:
+            try:
+                told(self, *args, **kwargs)
+            except ModelError as error:
+                if self.must:
+                    raise
+                self.problem = error
+
+    return wraps(told)(tell)
+
+
+class StatesKeeping:
+    """The states of a single sequence. must: whether what can't be kept is an error; problem: why it can't, where it need not.
+    decoder, tail: None before the first pass is done."""
+
+    def __init__(self, model: nn.Module, layers: Layers, all_rows: bool, must: bool = True) -> None:
+        self.model, self.layers, self.must = model, layers, must
+        self.problem: ModelError | None = None
         self.keeper = Keeper(all_rows)
         self.decoder: FoundDecoder | None = None
         self.tail: Tail | None = None
@@ -82,22 +100,29 @@ class StatesKeeping:
     @contextmanager
     def attached(self, block: Block) -> Iterator[None]:
         """While the block is open, what is called behind the layers is seen. ModelError for hooks of others."""
-        refuse_hooks(self.layers)
+        self._refuse_hooks()
         with ExitStack() as stack:
             for module in self._watch.beside(self.layers.decoder):
                 stack.enter_context(block.after(module, self._beside))
             stack.enter_context(block.after(self.model, self._after_model))
             yield
 
+    @_unless_given_up
+    def _refuse_hooks(self) -> None:
+        refuse_hooks(self.layers)
+
+    @_unless_given_up
     def begin(self, anew: bool) -> None:
         """A pass begins; anew: with the sequence from its beginning."""
         self._given, self._attended, self._last = {}, set(), None
         self.keeper.begin(anew)
 
+    @_unless_given_up
     def enter(self, layer: Layer, args: tuple, kwargs: dict) -> None:
         """A module of one of the lists is called."""
         self._given[layer] = args, kwargs
 
+    @_unless_given_up
     def attend(self, layer: Layer | None, query, key, value, mask, options: Mapping[str, Any]) -> None:
         """An attention runs; layer: that it is in."""
         if layer not in self._given:
@@ -118,6 +143,7 @@ class StatesKeeping:
             raise self._refused(f"something stands between {layer.name} and the layer before it")
         self.keeper.attend(index, query, key, value, mask, window, scaling_of(query, options), softcap, sinks)
 
+    @_unless_given_up
     def leave(self, layer: Layer, output: Any) -> None:
         """A module of one of the lists is done."""
         self._given.pop(layer, None)
@@ -130,6 +156,7 @@ class StatesKeeping:
         self.keeper.leave(self._order[layer], states)
         self._watch.calls.clear()
 
+    @_unless_given_up
     def finish(self) -> None:
         """The decoder's pass is done."""
         order = tuple(self._order)
@@ -147,10 +174,12 @@ class StatesKeeping:
         self.keeper.finish()
         self.decoder = FoundDecoder(self.layers, order, heads)
 
+    @_unless_given_up
     def _beside(self, module: nn.Module, args: tuple, output: Any) -> None:
         if self.tail is None:
             self._watch.note(module, args, output)
 
+    @_unless_given_up
     def _after_model(self, module: nn.Module, args: tuple, output: Any) -> None:
         if self.tail is None and self._last is not None:
             tail = self._watch.found(self._last, output.logits[0, -1])
