@@ -98,9 +98,11 @@ def estimates(
     ruled = Rules(tuple(rules))
     held: list[_Attention] = []
 
-    def attend(own, module, query, key, value, mask, *args, **kwargs):
-        one = _Attention.of(decoder, query, key, value, mask, kwargs)
-        one.output = Attended.apply(query, key, value, lambda *parts: own(*parts, mask, *args, **kwargs)[0], one, ruled)
+    def attend(own, module, query, key, value, attention_mask, *args, **kwargs):
+        one = _Attention.of(decoder, query, key, value, attention_mask, kwargs)
+        one.output = Attended.apply(
+            query, key, value, lambda *parts: own(*parts, attention_mask, *args, **kwargs)[0], one, ruled
+        )
         held.append(one)
         return one.output, None
 
@@ -229,7 +231,7 @@ class _Attention:
         seen = state.seen_by(1)
         seen = torch.ones(1, n_keys, dtype=torch.bool, device=keys.device) if seen is None else seen
         own = cls(query[0], keys, values, seen, state.scaling, state.softcap, state.sinks)
-        output = own.attended().unsqueeze(0)
+        output = own.attended().contiguous().unsqueeze(0)
         return replace(own, query=query.detach()[0], keys=keys.detach(), values=values.detach(), output=output)
 
     def attended(self) -> torch.Tensor:

@@ -14,8 +14,9 @@ import torch
 from transformers import LogitsProcessor
 
 from mask_impact.engine.kept import Kept
+from mask_impact.engine.logits import logit_differences, logits_of
 from mask_impact.engine.ownership import joined
-from mask_impact.engine.replay import logit_differences, logits_of, outputs, prove
+from mask_impact.engine.replay import outputs, prove
 from mask_impact.engine.variants import Masks, Variants
 from mask_impact.errors import ExactnessError
 

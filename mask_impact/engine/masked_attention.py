@@ -52,7 +52,7 @@ def attend_packed(query, key, value, state: LayerState, layer: int, runs: Sequen
     parts = [
         _attend(run.of(query), run.of(key), run.of(value), state, layer, edges).flatten(0, 1) for run, edges in runs
     ]
-    return (torch.cat(parts) if len(parts) > 1 else parts[0]).unsqueeze(0)
+    return (torch.cat(parts) if len(parts) > 1 else parts[0]).contiguous().unsqueeze(0)
 
 
 def _attend(query, key, value, state: LayerState, layer: int, edges: Edges | None) -> torch.Tensor:

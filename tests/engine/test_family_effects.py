@@ -137,16 +137,16 @@ def test_a_pass_of_generate_is_as_good_as_one_of_the_whole_sequence(name):
         np.testing.assert_allclose(one.logprob_change, other.logprob_change, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma2", "gpt_oss", "granite"])
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "granite", "gpt_oss"])
 def test_bfloat16_keeps_the_digits_of_small_effects(name):
-    """Against the same weights in float64; rounding of the model's own states is what is left."""
+    """Against the same weights in float64: what is left is rounding of the model's own states, most of all within experts."""
     model, inputs = tiny_family(name, torch.bfloat16)
     kept = keep(model, inputs)
     found, token = replayed(kept, 1, "last")
     expected = brute_force(model, inputs, (), token, -1, 1, len(kept.states))
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.999
     large = np.abs(expected) > 1e-3 * np.abs(expected).max()
-    assert np.median(np.abs(found[large] / expected[large] - 1)) < 0.05
-    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.99
+    assert np.median(np.abs(found[large] / expected[large] - 1)) < (0.2 if name == "gpt_oss" else 0.05)
 
 
 # --- estimates ------------------------------------------------------------------------------------------------------------

@@ -192,7 +192,7 @@ class RidingEngine:
         output = own(query, key, value, attention_mask, *args, **kwargs)
         if layer is not None and self._keeping is not None:
             self.n_positions = self._held + query.shape[2]
-            self._keeping.attend(layer, query, key, value, attention_mask, kwargs)
+            self._keeping.attend(layer, module, query, key, value, attention_mask, kwargs)
         if layer not in self._entered:
             return output
         if layer in self._boarded or layer in self._records:

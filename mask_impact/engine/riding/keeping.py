@@ -22,7 +22,7 @@ from mask_impact.engine.riding.layers import Layer, Layers
 from mask_impact.engine.riding.tensor import states_in
 from mask_impact.engine.states import NOT_KEPT, along_positions
 from mask_impact.engine.tail import Tail, TailWatch
-from mask_impact.engine.taps import attention_options, scaling_of, windowed_kernel
+from mask_impact.engine.taps import attention_options, each_visible_key, scaling_of, up_to_own, windowed_kernel
 from mask_impact.errors import ModelError, UnsupportedArchitecture
 
 WHAT = "no effects, estimates or knockouts can be had"
@@ -55,6 +55,14 @@ class FoundDecoder:
     def proven(self) -> bool:
         """Whether its layers have been seen to give the same when a part of their rows runs again."""
         return self.found.known.replayed
+
+    def make_opaque(self, index: int) -> None:
+        """From now on whole states go through what stands in a layer beside its attention. A module that no difference of an
+        attention has gone through, as in a parallel branch, has not been asked yet."""
+        known = self.found.known.opaque
+        for module in self.layers[index].module.children():
+            if not any(part in known.attentions for part in module.modules()):
+                known.modules.add(module)
 
     def opaque(self, index: int) -> tuple[nn.Module, ...]:
         """The modules of a layer that take whole states, without those within others of them."""
@@ -123,8 +131,8 @@ class StatesKeeping:
         self._given[layer] = args, kwargs
 
     @_unless_given_up
-    def attend(self, layer: Layer | None, query, key, value, mask, options: Mapping[str, Any]) -> None:
-        """An attention runs; layer: that it is in."""
+    def attend(self, layer: Layer | None, module, query, key, value, mask, options: Mapping[str, Any]) -> None:
+        """An attention runs; layer: that its module is in."""
         if layer not in self._given:
             return
         if layer in self._attended:
@@ -138,6 +146,8 @@ class StatesKeeping:
         self._n_new = states.shape[1]
         softcap, sinks = attention_options(self.layers, options)
         window = windowed_kernel(self.layers, dict(options))
+        if _looks_ahead(module, query, key, mask, window, options):
+            raise self._refused(f"a query of {layer.name} sees what stands behind it")
         self.keeper.enter(index, states, rest)
         if index > 0 and self.keeper.states[index - 1].added is not None:
             raise self._refused(f"something stands between {layer.name} and the layer before it")
@@ -189,6 +199,18 @@ class StatesKeeping:
 
     def _refused(self, what: str) -> UnsupportedArchitecture:
         return UnsupportedArchitecture(f"{what} ({type(self.model).__name__}): {WHAT}")
+
+
+def _looks_ahead(module: nn.Module, query, key, mask, window: int | None, options: Mapping[str, Any]) -> bool:
+    """Whether some query of a call sees a later position, so that what is changed there changes it too."""
+    n_rows, n_keys = query.shape[2], key.shape[2]
+    if n_rows == 1:
+        return False
+    if mask is None:
+        causal = options.get("is_causal")
+        return not (getattr(module, "is_causal", True) if causal is None else causal)
+    visible = each_visible_key(mask, 0, n_rows, n_keys, window, key.device)
+    return bool((visible & ~up_to_own(n_rows, n_keys, key.device)).any())
 
 
 def _arguments_of(layer: Layer, args: tuple, kwargs: dict) -> tuple[torch.Tensor, dict[str, Any]]:
