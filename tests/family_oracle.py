@@ -129,7 +129,8 @@ class Oracle:
 
     @torch.no_grad()
     def logits(self, inputs, produced=(), hide=None):
-        """Logits behind prompt + produced: float64 [vocabulary]. hide: per layer index, the positions hidden there."""
+        """Logits behind prompt + produced: float64 [vocabulary]. hide: per layer index, the positions hidden there from the last
+        query, or (queries, position) with queries a slice."""
         arguments = full_inputs(inputs, produced, self.model.config.model_type)
         if self.layers is None:
             with running({}) as run, in_float64():
@@ -223,7 +224,7 @@ class Oracle:
 class Run:
     """One run: what is hidden in it, and what was seen."""
 
-    hide: dict  # per attention module: positions whose logit is -inf at the last query
+    hide: dict  # per attention module: positions whose logit is -inf at the last query, or (queries, position)
     callers: list = dataclasses.field(default_factory=list)  # attention modules, in the order of their calls
     heads: dict = dataclasses.field(default_factory=dict)  # per attention module: [H, value width], the last query's
     features: dict = dataclasses.field(default_factory=dict)  # per attention module: see `Oracle.features`
@@ -278,11 +279,12 @@ def attend(
     visible, bias = read_mask(attention_mask, logits)
     if position_bias is not None:
         bias = bias + position_bias.double()
-    for position in run.hide.get(module, ()):
+    for edge in run.hide.get(module, ()):
+        queries, position = edge if isinstance(edge, tuple) else (-1, edge)
         if key.shape[2] != query.shape[2]:
             raise ValueError(f"{key.shape[2]} keys for {query.shape[2]} positions: a key is not a position")
         visible = visible.clone()
-        visible[..., -1, position] = False
+        visible[..., queries, position] = False
     attended = (probabilities(logits, visible, bias, softcap, sinks) @ value).transpose(1, 2).contiguous()
     run.heads[module] = attended[0, -1]
     return attended.to(query.dtype), None

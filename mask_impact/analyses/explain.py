@@ -35,13 +35,11 @@ from mask_impact.analyses.targets import resolve
 from mask_impact.analyses.units import Unit, answer_units, coarse_units, produced_units, summed
 from mask_impact.analyses.without import generate
 from mask_impact.engine.backward import Estimates, estimate, estimates
-from mask_impact.engine.kept import KeptPass, keep, keeping
-from mask_impact.engine.masking import MaskingEngine
+from mask_impact.engine.kept import KeptPass, keep, keeper_of, keeping
 from mask_impact.engine.ownership import owned
-from mask_impact.engine.plans import SequencePlan
+from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.engine.targets import Target
 from mask_impact.errors import DeviceError, UsageError, is_out_of_memory
-from mask_impact.models.architectures import locate
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.content import content_positions
 from mask_impact.prompts.encoding import token_texts
@@ -72,9 +70,8 @@ def run(
     observer = observer or Observer()
     prepared = prepare(loaded, prompt, settings, pictures)
     check(loaded, prepared)
-    engine = MaskingEngine(loaded.model, plans=[SequencePlan(n_steps=0)], keep_states="all")
-    with owned(engine.decoder):
-        with keeping(engine) as kept:
+    with owned(decoder_of(loaded.model)):
+        with keeping(keeper_of(loaded.model)) as kept:
             produced = generate(loaded, prepared.encoded.inputs, (), (), settings.num_tokens)
         return explain(loaded, prepared, produced, kept[0], seed=seed, observer=observer)
 
@@ -90,7 +87,7 @@ def explain(
 ) -> Explanation:
     """What the model used for tokens that it has produced. kept: the pass that produced them; without it, the sequence runs
     again."""
-    with owned(locate(loaded.model)):
+    with owned(decoder_of(loaded.model)):
         if kept is None:
             inputs = extended(on_input_device(loaded.model, prepared.encoded.inputs), produced[:-1])
             kept = keep(loaded.model, inputs, len(produced))
@@ -344,7 +341,7 @@ class _Explained:
 
     def _answer_without(self, hidden: Sequence[int], steps: tuple[int, ...]) -> tuple[str, bool]:
         """What generate() gives with positions hidden, and whether it is the same up to the target's end."""
-        layers, n = range(len(locate(self.loaded.model).layers)), steps[-1] + 1
+        layers, n = range(len(self.kept.states)), steps[-1] + 1
         ids = generate(self.loaded, self.encoded.inputs, hidden, layers, max(len(self.produced), n))
         return self.loaded.tokenizer.decode(ids, skip_special_tokens=True), ids[:n] == self.produced[:n]
 

@@ -31,7 +31,7 @@ from mask_impact.analyses.settings import RunSettings
 from mask_impact.analyses.strongest import Chosen, choose_strongest, most
 from mask_impact.analyses.units import effect_groups
 from mask_impact.engine.effects import AtEachStep
-from mask_impact.engine.kept import KeptPass, keeping
+from mask_impact.engine.kept import Engine, KeptPass, keeping
 from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.ownership import owned
 from mask_impact.engine.plans import Masked, SequencePlan
@@ -39,6 +39,7 @@ from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.engine.variants import Variants, check_cost, each_window_and_group
 from mask_impact.engine.verification import choose_layers, verify
+from mask_impact.errors import ExactnessError, ModelError
 from mask_impact.models.architectures import is_located
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.encoding import join
@@ -89,11 +90,18 @@ def run_together(loaded: LoadedModel, prompts: Sequence[Prepared], *, observer: 
 def _with_answer(
     loaded: LoadedModel, prompt: Prepared, result: Result, kept: KeptPass | None, observer: Observer
 ) -> Result:
-    """The result with what its answer used, where that is asked for."""
+    """The result with what its answer used, where that is asked for. Where an architecture is in no table, and it can't be had, a
+    notice says why."""
     if not prompt.settings.answer:
         return result
     produced = [step.token_id for step in result.steps]
-    return replace(result, answer=explain(loaded, prompt, produced, kept, observer=observer))
+    try:
+        return replace(result, answer=explain(loaded, prompt, produced, kept, observer=observer))
+    except (ExactnessError, ModelError) as error:
+        if is_located(loaded.config.model_type):
+            raise
+        notices = [*result.meta["notices"], f"What the answer used is left out: {error}"]
+        return replace(result, meta=result.meta | {"notices": notices})
 
 
 def _generate(
@@ -118,11 +126,11 @@ def _generate(
         ],
         "on_layer": observer.layer_done,
     }
+    states = "all" if keeps else prompts[0].settings.queries if prompts[0].settings.effect else None
     if is_located(model.config.model_type):
-        states = "all" if keeps else prompts[0].settings.queries if prompts[0].settings.effect else None
         engine = MaskingEngine(model, **what, max_rows=max_rows, record_layers=frozenset(layers), keep_states=states)
     else:
-        engine = RidingEngine(model, **what, complete=True)
+        engine = RidingEngine(model, **what, complete=True, keep_states=states, must_keep=prompts[0].settings.effect)
     chosen: list[Chosen] = []
     effects = _effects(engine, prompts[0], groups, chosen, observer)
     observer.begin(sum(one.encoded.n_tokens for one in prompts), n_layers, n_steps)
@@ -159,7 +167,7 @@ def _masked(prompt: Prepared) -> Masked | None:
 
 
 def _effects(
-    engine: MaskingEngine,
+    engine: Engine,
     prompt: Prepared,
     groups: Sequence[Group] | None,
     chosen: list[Chosen],
@@ -170,7 +178,7 @@ def _effects(
     settings = prompt.settings
     if not settings.effect:
         return None
-    n_layers = len(engine.decoder.layers)
+    n_layers = engine.model.config.get_text_config().num_hidden_layers
 
     def variants_of(hidden: Sequence[Sequence[int]], n_positions: int) -> Variants:
         return each_window_and_group(

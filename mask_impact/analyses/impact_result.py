@@ -10,10 +10,8 @@ from mask_impact.analyses.prepared import Prepared, describe_run
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.analyses.strongest import Chosen, judged
 from mask_impact.engine.effects import StepEffects
-from mask_impact.engine.kept import KeptPass
-from mask_impact.engine.masking import MaskingEngine
+from mask_impact.engine.kept import Engine, KeptPass
 from mask_impact.engine.recording import RawStep
-from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.engine.verification import Verification
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.encoding import token_texts
@@ -27,7 +25,7 @@ class Pass:
     """What one prompt has of a `generate()` with the engine riding; candidates: (ids, probabilities) of every step; chosen: of
     every step which effects were measured, empty where all were; kept: all states, where they were to be kept."""
 
-    engine: MaskingEngine | RidingEngine
+    engine: Engine
     steps: list[RawStep]
     produced: list[int]
     candidates: list[tuple[list[int], list[float]]]

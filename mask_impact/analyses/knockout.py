@@ -19,8 +19,7 @@ from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.prepared import Prepared, describe_run, prepare
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.engine.effects import AtEachStep, StepEffects
-from mask_impact.engine.masking import MaskingEngine
-from mask_impact.engine.plans import SequencePlan
+from mask_impact.engine.kept import keeper_of
 from mask_impact.engine.variants import Masks, Variants, check_cost, in_each, windows
 from mask_impact.errors import InputError, UsageError
 from mask_impact.models.loading import LoadedModel, Reader
@@ -72,10 +71,10 @@ def run(
     cut = plan(loaded, prepared, flows, window)
     n_layers = len(cut.first)
     # No local measure is wanted: the engine only keeps states.
-    engine = MaskingEngine(model, plans=[SequencePlan(n_steps=0)], on_layer=observer.layer_done, keep_states="all")
+    engine, n_heads = keeper_of(model, observer.layer_done), model.config.get_text_config().num_attention_heads
 
     def variants_of(n_positions: int) -> Variants:
-        return _variants(cut, n_positions, engine.decoder.n_heads, settings.ablation)
+        return _variants(cut, n_positions, n_heads, settings.ablation)
 
     def here(*_: Any) -> Variants:
         return variants_of(engine.n_positions)

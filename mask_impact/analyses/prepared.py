@@ -3,7 +3,7 @@
 import datetime
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ import mask_impact
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.errors import InputError, UsageError
-from mask_impact.models.architectures import check_located, is_located
+from mask_impact.models.architectures import check_located
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.encoding import EncodedPrompt, encode, encode_inputs
 from mask_impact.prompts.images import Picture
@@ -44,10 +44,8 @@ def prepare(
         raise InputError(f"mask mode {settings.mask_mode} needs a prompt with {kind}, or another mask mode")
     if settings.effect and settings.top is not None and settings.ablation != "mask":
         raise UsageError(f"`top` estimates what `ablation` mask does, not {settings.ablation}: leave one of them out")
-    if settings.effect or settings.verify:
+    if settings.verify:
         check_located(loaded.config.model_type)
-    if not is_located(loaded.config.model_type):
-        settings = replace(settings, answer=False)
     _check_context(loaded.config, encoded.n_tokens, settings.num_tokens)
     return Prepared(prompt, encoded, settings)
 
@@ -66,11 +64,6 @@ def describe_run(loaded: LoadedModel, prepared: Prepared) -> dict[str, Any]:
     """What a meta file says of a run besides the measurements; JSON types only."""
     prompt, encoded, settings = prepared.prompt, prepared.encoded, prepared.settings
     model = loaded.model
-    notices = [loaded.note] if loaded.note else []
-    if not is_located(loaded.config.model_type):
-        notices.append(
-            f"Of architecture {loaded.config.model_type} only local impact is measured so far, and answers without some tokens"
-        )
     return {
         "tool_version": mask_impact.__version__,
         "model": loaded.name,
@@ -89,6 +82,6 @@ def describe_run(loaded: LoadedModel, prepared: Prepared) -> dict[str, Any]:
         "templated_prompt": encoded.text,
         "num_tokens": settings.num_tokens,
         "max_image_resolution": settings.max_image_resolution,
-        "notices": notices,
+        "notices": [loaded.note] if loaded.note else [],
         "ablation": settings.ablation,
     }  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 
 from mask_impact.analyses.candidates import agreement_of, is_reliable
 from mask_impact.engine.backward import estimate_last, estimates
-from mask_impact.engine.masking import MaskingEngine
+from mask_impact.engine.kept import Engine
 from mask_impact.engine.targets import Target, value_of
 from mask_impact.engine.variants import Variants
 from mask_impact.results.explanations import Agreement
@@ -47,7 +47,7 @@ def most(top: int | None) -> int | None:
 
 
 def choose_strongest(
-    engine: MaskingEngine,
+    engine: Engine,
     hidden: Sequence[Sequence[int]],
     variants: Variants,
     logits: torch.Tensor,
@@ -89,7 +89,7 @@ def _drawn(rankings: Sequence[np.ndarray], top: int, rng: np.random.Generator) -
     return np.union1d(first, np.flatnonzero(control)), control
 
 
-def _local(engine: MaskingEngine) -> np.ndarray:
+def _local(engine: Engine) -> np.ndarray:
     """float64 [L, N], the local L2 distance of each token that is hidden in each layer: of Full or Attn, or the mean of heads."""
     step = engine.steps[-1]
     distances = step.l2.double().mean(dim=-1) if engine.groups == ("heads",) else step.l2[..., 0].double()

@@ -15,7 +15,7 @@ N keys (no cache), D head dimension; one sequence.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,10 +24,12 @@ from torch.nn import functional
 from mask_impact.engine.attention import arithmetic_dtype, attention_received
 from mask_impact.engine.hiding_effects import Factored, hiding_effects, values_along
 from mask_impact.engine.kept import Kept
-from mask_impact.engine.replay import own_logits
+from mask_impact.engine.ownership import Block
+from mask_impact.engine.replay import prove
+from mask_impact.engine.riding.keeping import FoundDecoder
 from mask_impact.engine.rules import RULES, Attended, ConstantWeights, Rules
 from mask_impact.engine.states import LayerState
-from mask_impact.engine.taps import each_visible_key, scaling_of, windowed_kernel
+from mask_impact.engine.taps import attention_options, each_visible_key, scaling_of, windowed_kernel
 from mask_impact.engine.targets import Target, value_of
 from mask_impact.errors import ExactnessError, UsageError
 from mask_impact.models.architectures import Decoder
@@ -87,6 +89,7 @@ def estimates(
     choices.MEASURES; layers: those whose whole map is kept. The model is as it was afterwards."""
     if unknown := [rule for rule in rules if rule not in RULES]:
         raise UsageError(f"a rule is one of {', '.join(RULES)}, not {unknown[0]!r}")
+    prove(kept)
     decoder, n_positions, layers = kept.decoder, kept.n_positions, tuple(layers)
     n_layers, n_heads = len(decoder.layers), decoder.n_heads
     asked = torch.zeros(n_positions, dtype=torch.bool)
@@ -95,13 +98,15 @@ def estimates(
     ruled = Rules(tuple(rules))
     held: list[_Attention] = []
 
-    def attend(own, module, query, key, value, mask, *args, **kwargs):
-        one = _Attention.of(decoder, query, key, value, mask, kwargs)
-        one.output = Attended.apply(query, key, value, lambda *parts: own(*parts, mask, *args, **kwargs)[0], one, ruled)
+    def attend(own, module, query, key, value, attention_mask, *args, **kwargs):
+        one = _Attention.of(decoder, query, key, value, attention_mask, kwargs)
+        one.output = Attended.apply(
+            query, key, value, lambda *parts: own(*parts, attention_mask, *args, **kwargs)[0], one, ruled
+        )
         held.append(one)
         return one.output, None
 
-    with torch.enable_grad(), ruled, kept.substituted(attend):
+    with torch.enable_grad(), ruled, kept.substituted(attend) as block:
         values, gradients = _at_targets(kept, targets, measure, ruled)
         found = {
             rule: Estimates(
@@ -114,7 +119,7 @@ def estimates(
             for rule in rules
         }
         for index in reversed(range(n_layers)):
-            gradients, of_attention = _through_layer(kept, index, gradients, ruled, held)
+            gradients, of_attention = _through_layer(kept, index, gradients, ruled, held, block)
             maps = [found[rule].maps.get(index) for rule in rules]
             attention = held.pop()
             received = attention.received()
@@ -136,7 +141,7 @@ def _at_targets(
     """The targets' values, and by rule the gradient of their sum at the last layer's output."""
     rows, final = [one.row for one in targets], kept.final
     states = final[:, rows].clone().requires_grad_(True)
-    values = value_of(own_logits(kept, states)[0], targets, measure)
+    values = value_of(kept.tail.logits(states)[0], targets, measure)
     gradients = {}
     for rule, (found,) in ruled.gradients(values.sum(), (states,), {}).items():
         gradients[rule] = torch.zeros_like(final)
@@ -145,13 +150,14 @@ def _at_targets(
 
 
 def _through_layer(
-    kept: Kept, index: int, gradients: Mapping[str, torch.Tensor], ruled: Rules, held: "list[_Attention]"
+    kept: Kept, index: int, gradients: Mapping[str, torch.Tensor], ruled: Rules, held: "list[_Attention]", block: Block
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """From the gradients at a layer's output to those at its input, by rule; and those at its attention's output, which is the
     last of `held` then."""
     layer, state = kept.decoder.layers[index], kept.states[index]
     states = state.entered.unsqueeze(0).clone().requires_grad_(True)
-    output = layer.module(states, **state.arguments | {"attention_mask": state.mask, "past_key_values": None})
+    with ruled.of_modules(block, layer.module):
+        output = layer.module(states, **state.arguments_of_all())
     output = output[0] if isinstance(output, tuple) else output
     here = {rule: gradient.to(output.device, output.dtype) for rule, gradient in gradients.items()}
     found = ruled.gradients(output, (states, held[-1].output), here)
@@ -164,6 +170,7 @@ def estimate_last(kept: Kept, target: Target, measure: str = "log-odds") -> torc
     No other query's output depends on the last one, so its row alone goes back, beside the keys and values of the others. kept:
     states of the last position are enough.
     """
+    prove(kept)
     decoder, n_positions = kept.decoder, kept.n_positions
     if target.row != n_positions - 1:
         raise UsageError(f"the last of {n_positions} positions is followed, not {target.row}")
@@ -182,7 +189,7 @@ def estimate_last(kept: Kept, target: Target, measure: str = "log-odds") -> torc
                 output = decoder.layers[index].module(states, **state.arguments_at(last))
             output = output[0] if isinstance(output, tuple) else output
             if gradient is None:
-                output = value_of(own_logits(kept, output)[0], [target], measure).sum()
+                output = value_of(kept.tail.logits(output)[0], [target], measure).sum()
             else:
                 gradient = gradient.to(output.device, output.dtype)
             gradient, of_attention = torch.autograd.grad(output, (states, held[-1].output), gradient)
@@ -194,21 +201,24 @@ def estimate_last(kept: Kept, target: Target, measure: str = "log-odds") -> torc
 
 @dataclass
 class _Attention:
-    """One layer's attention of one sequence. query: [H, n, D]; keys, values: [K, N, D]; visible: bool [n, N]; output: what the
-    layer got, [1, n, H, D], whose gradient is wanted."""
+    """One layer's attention of one sequence. query: [H, n, D]; keys: [K, N, D]; values: [K, N, E]; visible: bool [n, N]; softcap,
+    sinks: see taps.attention_options; output: what the layer got, [1, n, H, E], whose gradient is wanted."""
 
     query: torch.Tensor
     keys: torch.Tensor
     values: torch.Tensor
     visible: torch.Tensor
     scaling: float
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
     output: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, decoder: Decoder, query, key, value, mask, kwargs: Mapping[str, Any]) -> "_Attention":
+    def of(cls, decoder: Decoder | FoundDecoder, query, key, value, mask, kwargs: Mapping[str, Any]) -> "_Attention":
         n_rows, n_keys = query.shape[2], key.shape[2]
         seen = each_visible_key(mask, 0, n_rows, n_keys, windowed_kernel(decoder, kwargs), key.device)
-        return cls(query.detach()[0], key.detach()[0], value.detach()[0], seen, scaling_of(query, kwargs))
+        options = attention_options(decoder, kwargs)
+        return cls(query.detach()[0], key.detach()[0], value.detach()[0], seen, scaling_of(query, kwargs), *options)
 
     @classmethod
     def of_last(cls, state: LayerState, query, key, value) -> "_Attention":
@@ -220,10 +230,27 @@ class _Attention:
         n_keys = keys.shape[1]
         seen = state.seen_by(1)
         seen = torch.ones(1, n_keys, dtype=torch.bool, device=keys.device) if seen is None else seen
-        output = functional.scaled_dot_product_attention(
-            query, keys.unsqueeze(0), values.unsqueeze(0), attn_mask=seen, scale=state.scaling, enable_gqa=True
-        ).transpose(1, 2)
-        return cls(query.detach()[0], keys.detach(), values.detach(), seen, state.scaling, output)
+        own = cls(query[0], keys, values, seen, state.scaling, state.softcap, state.sinks)
+        output = own.attended().contiguous().unsqueeze(0)
+        return replace(own, query=query.detach()[0], keys=keys.detach(), values=values.detach(), output=output)
+
+    def attended(self) -> torch.Tensor:
+        """[n, H, E], over which gradients go back; in the values' dtype."""
+        if self.softcap is None and self.sinks is None:
+            parts = (part.unsqueeze(0) for part in (self.query, self.keys, self.values))
+            output = functional.scaled_dot_product_attention(
+                *parts, attn_mask=self.visible, scale=self.scaling, enable_gqa=True
+            )
+            return output[0].transpose(0, 1)
+        weights = self.weights(slice(None), arithmetic_dtype(self.values.dtype))
+        grouped = weights.reshape(len(self.values), -1, weights.shape[-1]) @ self.beside(self.values).to(weights)
+        return grouped.view(*weights.shape[:2], -1).transpose(0, 1).to(self.values.dtype)
+
+    def beside(self, part: torch.Tensor) -> torch.Tensor:
+        """Values [K, N, E], or flags [N], with nothing for the sink behind them, where there is one."""
+        if self.sinks is None:
+            return part
+        return functional.pad(part, (0, 1) if part.dim() == 1 else (0, 0, 0, 1))
 
     def chunks(self) -> Iterator[slice]:
         """Queries that are looked at together."""
@@ -232,23 +259,29 @@ class _Attention:
         return (slice(first, min(first + n, n_rows)) for first in range(0, n_rows, n))
 
     def weights(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
-        """[H, r, N], 0 for a query that sees nothing."""
+        """[H, r, N], 0 for a query that sees nothing; a sink's weight behind those of the keys, [H, r, N + 1]."""
         n_groups, n_keys, head_dim = self.keys.shape
         grouped = (self.query[:, rows].to(dtype) * self.scaling).reshape(n_groups, -1, head_dim)
         logits = (grouped @ self.keys.to(dtype).transpose(1, 2)).view(len(self.query), -1, n_keys)
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
         visible = self.visible[rows]
-        weights = torch.softmax(logits.masked_fill_(~visible, float("-inf")), dim=-1)
-        return weights.masked_fill_(~visible.any(dim=-1, keepdim=True), 0.0)
+        logits = logits.masked_fill(~visible, float("-inf"))
+        if self.sinks is not None:
+            sinks = self.sinks.detach().to(logits).view(-1, 1, 1).expand(*logits.shape[:-1], 1)
+            return torch.softmax(torch.cat([logits, sinks], dim=-1), dim=-1)
+        weights = torch.softmax(logits, dim=-1)
+        return weights.masked_fill(~visible.any(dim=-1, keepdim=True), 0.0)
 
     def gradient_of_values(self, gradient: torch.Tensor) -> torch.Tensor:
-        """[K, N, D], with the weights as constants; gradient: at the output, [1, n, H, D]."""
+        """[K, N, E], with the weights as constants; gradient: at the output, [1, n, H, E]."""
         dtype = arithmetic_dtype(self.values.dtype)
-        n_groups, n_keys, head_dim = self.values.shape
+        n_groups, n_keys, value_dim = self.values.shape
         gradient = gradient[0].transpose(0, 1).to(dtype)
-        found = gradient.new_zeros(n_groups, n_keys, head_dim)
+        found = gradient.new_zeros(n_groups, n_keys, value_dim)
         for rows in self.chunks():
-            weights = self.weights(rows, dtype).view(n_groups, -1, n_keys)
-            found += weights.transpose(1, 2) @ gradient[:, rows].reshape(n_groups, -1, head_dim)
+            weights = self.weights(rows, dtype)[..., :n_keys].reshape(n_groups, -1, n_keys)
+            found += weights.transpose(1, 2) @ gradient[:, rows].reshape(n_groups, -1, value_dim)
         return found.to(self.values.dtype)
 
     def received(self) -> torch.Tensor:
@@ -262,14 +295,15 @@ class _Attention:
         flows: Sequence[tuple[torch.Tensor, torch.Tensor]],
         maps: Sequence[torch.Tensor | None],
     ) -> list[tuple[torch.Tensor, ...]]:
-        """For each of the gradients at the output, [1, n, H, D], the sums of Estimates of this layer: [H, N], [H, N], [F, H].
-        asked: bool [n], the targets' rows; maps: of each gradient [H, n, N], filled in where it is given."""
+        """For each of the gradients at the output, [1, n, H, E], the sums of Estimates of this layer: [H, N], [H, N], [F, H].
+        asked: bool [n], the targets' rows; maps: of each gradient [H, n, N], filled in where it is given. A sink is a key with a
+        value of 0 here, so that what hiding another key leaves has it too; its own sums are left out."""
         dtype, device = arithmetic_dtype(self.values.dtype), self.values.device
-        values = self.values.to(dtype)
-        wide = [one[0].transpose(0, 1).to(dtype) for one in gradients]  # [H, n, D]
+        values = self.beside(self.values.to(dtype))
+        wide = [one[0].transpose(0, 1).to(dtype) for one in gradients]  # [H, n, E]
         asked = asked.to(device)
-        flows = [(source.to(device), target.to(device)) for source, target in flows]
-        n_heads, n_keys = len(self.query), values.shape[1]
+        flows = [(self.beside(source.to(device)), target.to(device)) for source, target in flows]
+        n_heads, n_keys, n_own = len(self.query), values.shape[1], self.values.shape[1]
         found = [
             (
                 values.new_zeros(n_heads, n_keys),
@@ -285,7 +319,8 @@ class _Attention:
                 along = values_along(gradient[:, rows][:, here], values)
                 last += hiding_effects(weights[:, here], along).sum(dim=1)
                 if whole is not None:
-                    whole[:, rows] = hiding_effects(weights, values_along(gradient[:, rows], values)).float().cpu()
+                    of_keys = hiding_effects(weights, values_along(gradient[:, rows], values))[..., :n_own]
+                    whole[:, rows] = of_keys.float().cpu()
             factored = Factored.of(weights, values)
             sources = [factored.of_keys(source) for source, _ in flows]
             for gradient, (_, every, of_flows) in zip(wide, found, strict=True):
@@ -293,4 +328,4 @@ class _Attention:
                 every += effects.by_key()
                 for place, (source, (_, target)) in enumerate(zip(sources, flows, strict=True)):
                     of_flows[place] += effects.by_query(source)[:, target[rows]].sum(dim=1)
-        return found
+        return [(last[:, :n_own], every[:, :n_own], of_flows) for last, every, of_flows in found]

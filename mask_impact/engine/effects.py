@@ -14,8 +14,9 @@ import torch
 from transformers import LogitsProcessor
 
 from mask_impact.engine.kept import Kept
+from mask_impact.engine.logits import logit_differences, logits_of
 from mask_impact.engine.ownership import joined
-from mask_impact.engine.replay import logit_differences, logits_of, outputs
+from mask_impact.engine.replay import outputs, prove
 from mask_impact.engine.variants import Masks, Variants
 from mask_impact.errors import ExactnessError
 
@@ -156,6 +157,7 @@ def changes(
     A variant that hides nothing which the query sees has exactly no effect, without being run. Raises ExactnessError where the
     replayed model is not the model.
     """
+    prove(kept)
     seen = sees(kept, variants).cpu()
     found, n, n_seen = Changes.none(logits, len(variants)), len(variants), int(seen.sum())
     on_share((n - n_seen) / max(1, n))

@@ -14,19 +14,23 @@ from torch import nn
 
 from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.ownership import Block
-from mask_impact.engine.plans import SequencePlan
+from mask_impact.engine.plans import Masked, SequencePlan
+from mask_impact.engine.riding.engine import RidingEngine
+from mask_impact.engine.riding.keeping import FoundDecoder
 from mask_impact.engine.states import LayerState
+from mask_impact.engine.tail import Tail
 from mask_impact.engine.taps import tapped
-from mask_impact.models.architectures import Decoder
+from mask_impact.models.architectures import Decoder, is_located
 
 
 @dataclass(frozen=True)
 class KeptPass:
-    """states: of each layer, all positions; final: [1, N, hidden], what stands before the final norm; logits: [n, vocabulary],
-    the model's own at the last n positions."""
+    """states: of each layer, all positions; tail: what stands between the last layer and the logits; final: [1, N, hidden], what
+    it is given; logits: [n, vocabulary], the model's own at the last n positions."""
 
     model: nn.Module
-    decoder: Decoder
+    decoder: Decoder | FoundDecoder
+    tail: Tail
     states: list[LayerState]
     final: torch.Tensor
     logits: torch.Tensor
@@ -49,24 +53,38 @@ class KeptPass:
         return tapped(self.decoder, attention)
 
 
-Kept = KeptPass | MaskingEngine  # an engine whose block is open and that keeps states is as good
+Engine = MaskingEngine | RidingEngine
+Kept = KeptPass | Engine  # an engine whose block is open and that keeps states is as good
+# A decoder that is in no table shows in a first step what it is made of; one position is hidden in it.
+_TO_FIND_OUT = SequencePlan(masked=Masked(torch.ones(1, dtype=torch.bool), produced=False), n_steps=1)
+
+
+def keeper_of(model: nn.Module, on_layer: Callable[[int, int], None] | None = None) -> Engine:
+    """An engine that keeps states of all positions of a single sequence, and measures nothing that is of use."""
+    if is_located(model.config.model_type):
+        return MaskingEngine(model, plans=[SequencePlan(n_steps=0)], on_layer=on_layer, keep_states="all")
+    return RidingEngine(model, groups=("full",), plans=[_TO_FIND_OUT], on_layer=on_layer, keep_states="all")
 
 
 @contextmanager
-def keeping(engine: MaskingEngine) -> Iterator[list[KeptPass | None]]:
+def keeping(engine: Engine) -> Iterator[list[KeptPass | None]]:
     """Opens an engine that keeps states of all positions; when it closes, the list has what its model was given meanwhile. None
-    where the sequence was fed again: its states are no longer those that the first logits came from."""
+    where the sequence was fed again: its states are no longer those that the first logits came from; and where the engine could
+    not keep them, and need not."""
     logits: list[torch.Tensor] = []
     found: list[KeptPass | None] = []
     with engine, engine.block.after(engine.model, lambda module, args, output: logits.append(output.logits[0])):
         yield found
-        whole = KeptPass(engine.model, engine.decoder, engine.states, engine.final, torch.cat(logits))
-        found.append(None if engine.fed_again else whole)
+        if engine.fed_again or not engine.keeps:
+            found.append(None)
+            return
+        states, final = engine.states, engine.final
+        found.append(KeptPass(engine.model, engine.decoder, engine.tail, states, final, torch.cat(logits)))
 
 
 @torch.no_grad()
 def keep(model: nn.Module, inputs: Mapping[str, Any], n_logits: int = 1) -> KeptPass:
     """Run the model on one whole sequence, prompt and what was produced so far. UsageError for a batch of several."""
-    with keeping(MaskingEngine(model, plans=[SequencePlan(n_steps=0)], keep_states="all")) as found:
+    with keeping(keeper_of(model)) as found:
         model(**inputs, use_cache=False, logits_to_keep=n_logits)
     return found[0]

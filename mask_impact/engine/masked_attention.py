@@ -1,7 +1,7 @@
 """Attention of sequences that hide some keys from some queries, each in its own way.
 
 Shapes: V sequences that begin at the same position, R rows of each, of which r are looked at together; S positions; N keys; H
-heads in K key/value groups; D head dimension.
+heads in K key/value groups; D head dimension, E that of values.
 """
 
 from collections.abc import Sequence
@@ -46,18 +46,19 @@ class Edges:
 
 
 def attend_packed(query, key, value, state: LayerState, layer: int, runs: Sequence[tuple[Run, Edges | None]]):
-    """[1, P, H, D] of all rows; query: [1, H, P, D]; key, value: [1, K, P, D]. state: the keys and values of all positions with
-    nothing hidden, of which a sequence sees those before its rows; runs: with what each hides, None for nothing."""
+    """[1, P, H, E] of all rows; query: [1, H, P, D]; key: [1, K, P, D]; value: [1, K, P, E]. state: the keys and values of all
+    positions with nothing hidden, of which a sequence sees those before its rows; runs: with what each hides, None for nothing.
+    """
     parts = [
         _attend(run.of(query), run.of(key), run.of(value), state, layer, edges).flatten(0, 1) for run, edges in runs
     ]
-    return (torch.cat(parts) if len(parts) > 1 else parts[0]).unsqueeze(0)
+    return (torch.cat(parts) if len(parts) > 1 else parts[0]).contiguous().unsqueeze(0)
 
 
 def _attend(query, key, value, state: LayerState, layer: int, edges: Edges | None) -> torch.Tensor:
-    """[V, R, H, D] for V variants of R rows, over the keys of the positions before the rows and the variant's own.
+    """[V, R, H, E] for V variants of R rows, over the keys of the positions before the rows and the variant's own.
 
-    query: [V, H, R, D]; key, value: [V, K, R, D].
+    query: [V, H, R, D]; key: [V, K, R, D]; value: [V, K, R, E].
     """
     n_variants, n_heads, n_rows, head_dim = query.shape
     n_groups, n_keys = key.shape[1], state.keys.shape[1]
@@ -65,7 +66,8 @@ def _attend(query, key, value, state: LayerState, layer: int, edges: Edges | Non
     earlier = tuple(part[:, : n_keys - n_rows].to(query.dtype) for part in (state.keys, state.values))
     grouped = (n_variants, n_groups, n_heads // n_groups)
     ablation = "mask" if edges is None else edges.ablation
-    if ablation == "mask" and n_rows * n_heads >= n_groups * head_dim:  # then keys of all are less than their logits
+    plain = ablation == "mask" and state.softcap is None and state.sinks is None
+    if plain and n_rows * n_heads >= n_groups * head_dim:  # then keys of all are less than their logits
         hidden = None if edges is None else edges.hidden(layer, slice(None), n_keys, grouped)
         return _attend_fused(query, key, value, earlier, visible, hidden, state.scaling)
     at_once = max(1, ATTENTION_BYTES // (8 * n_variants * n_heads * n_keys))
@@ -77,7 +79,7 @@ def _attend(query, key, value, state: LayerState, layer: int, edges: Edges | Non
         hidden = None if edges is None else edges.hidden(layer, rows, n_keys, grouped)
         seen = None if visible is None else visible[rows]
         asked = query[:, :, rows].to(wide).reshape(*grouped, -1, head_dim)
-        parts.append(_attend_rows(asked, *own, others, seen, hidden, state.scaling, ablation))
+        parts.append(_attend_rows(asked, *own, others, seen, hidden, state, ablation))
     output = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     return output.to(query.dtype)
 
@@ -99,8 +101,8 @@ def _attend_fused(query, key, value, earlier, visible, hidden, scaling: float) -
     return output.transpose(1, 2)
 
 
-def _attend_rows(query, key, value, earlier, visible, hidden, scaling: float, ablation: str) -> torch.Tensor:
-    """[V, r, H, D] for some rows. query: [V, K, H/K, r, D]; earlier: keys and values [K, E, D] of the positions before all rows;
+def _attend_rows(query, key, value, earlier, visible, hidden, state: LayerState, ablation: str) -> torch.Tensor:
+    """[V, r, H, E] for some rows. query: [V, K, H/K, r, D]; earlier: keys and values of the positions before all rows;
     visible: bool [r, N] or None for all; hidden: as Edges.hidden gives it."""
     n_earlier = earlier[0].shape[1]
     n_variants, n_groups, _, r, _ = query.shape
@@ -114,14 +116,16 @@ def _attend_rows(query, key, value, earlier, visible, hidden, scaling: float, ab
         """[V, K, H/K, r, a] x [V, K, a, b]"""
         return (left.flatten(2, 3) @ right).view(*query.shape[:4], right.shape[-1])
 
-    query = query * scaling
+    query = query * state.scaling
     logits = torch.cat([over_earlier(query, earlier[0].transpose(1, 2)), over_own(query, key.transpose(2, 3))], dim=-1)
+    if state.softcap is not None:
+        logits.div_(state.softcap).tanh_().mul_(state.softcap)
     unseen = None if visible is None else ~visible
     if ablation == "mask" and hidden is not None:
         unseen = hidden if unseen is None else hidden | unseen
     if unseen is not None:
         logits.masked_fill_(unseen, float("-inf"))
-    weights = torch.softmax(logits, dim=-1)
+    weights = softmax_beside(logits, state.sinks)
     if unseen is not None:
         weights.nan_to_num_(0.0)  # where nothing is left to see, nothing is attended to
     kept = weights if hidden is None or ablation == "mask" else weights.masked_fill(hidden, 0.0)
@@ -134,3 +138,11 @@ def _attend_rows(query, key, value, earlier, visible, hidden, scaling: float, ab
         mean = total / seen.sum(dim=-1, keepdim=True)
         output = output + (weights - kept).sum(-1, keepdim=True) * mean.unsqueeze(2)
     return output.flatten(1, 2).transpose(1, 2)
+
+
+def softmax_beside(logits: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
+    """The keys' weights of logits [..., K, H/K, r, N]; sinks: [H], logits of each head that take their part and bring nothing."""
+    if sinks is None:
+        return torch.softmax(logits, dim=-1)
+    beside = sinks.to(logits).view(*logits.shape[-4:-2], 1, 1).expand(*logits.shape[:-1], 1)
+    return torch.softmax(torch.cat([logits, beside], dim=-1), dim=-1)[..., :-1]

@@ -19,12 +19,14 @@ from torch import nn
 
 from mask_impact.engine.attention import arithmetic_dtype, attention_received, query_attention
 from mask_impact.engine.choices import VARIANT_GROUPS
+from mask_impact.engine.keeper import Keeper
 from mask_impact.engine.measurement import LayerMeasurement, LayerRecord, check_reproduced
 from mask_impact.engine.ownership import Block, refuse_hooks
 from mask_impact.engine.plans import SequencePlan, check_batch, measured_at
 from mask_impact.engine.recording import LayerInputs, RawStep, gather
 from mask_impact.engine.riders import Rider, propagate_afterwards
 from mask_impact.engine.states import LayerState
+from mask_impact.engine.tail import Tail, tail_of
 from mask_impact.engine.taps import (
     each_visible_key,
     n_held,
@@ -74,10 +76,7 @@ class MaskingEngine:
         self.finished: set[int] = set()
         if (record_layers or keep_states) and len(self.plans) > 1:
             raise UsageError("what layers are given can be kept for a single sequence only")
-        self.states: list[LayerState] = []
-        self._final: list[torch.Tensor] = []  # of each step, where states of all positions are kept
-        if keep_states is not None:
-            self.states = [LayerState(all_rows=keep_states == "all") for _ in self.decoder.layers]
+        self._keeper = None if keep_states is None else Keeper(keep_states == "all")
         self.layer_inputs = {layer: LayerInputs() for layer in record_layers}
         self._n_positions = 0  # padding included
         self._step = -1
@@ -107,9 +106,24 @@ class MaskingEngine:
         return self._n_positions
 
     @property
+    def keeps(self) -> bool:
+        """Whether states are kept."""
+        return self._keeper is not None
+
+    @property
+    def states(self) -> list[LayerState]:
+        """Of each layer, where they are kept."""
+        return [] if self._keeper is None else self._keeper.states
+
+    @property
     def final(self) -> torch.Tensor:
         """[1, S, hidden], the last layer's output, where states of all positions are kept."""
-        return torch.cat(self._final).unsqueeze(0)
+        return self._keeper.final
+
+    @property
+    def tail(self) -> Tail:
+        """What stands between the last layer and the logits."""
+        return tail_of(self.model, self.decoder.final_norm)
 
     def substituted(self, attention: Callable) -> AbstractContextManager[Block]:
         """A block in which nothing is measured, and whoever runs the model's layers gets `attention` in the place of its own; see
@@ -123,7 +137,7 @@ class MaskingEngine:
             self.block = stack.enter_context(tapped(self.decoder, self._on_tap))
             # Where states are kept, differences will ride on to the logits.
             behind = {"norm": self.decoder.final_norm, "lm_head": self.model.get_output_embeddings()}
-            refuse_hooks(self.decoder, behind if self.states else {})
+            refuse_hooks(self.decoder, {} if self._keeper is None else behind)
             for layer in self.decoder.layers:
                 self._hook_layer(stack, layer)
             self._stack = stack.pop_all()
@@ -133,7 +147,7 @@ class MaskingEngine:
         self._stack.close()
         # A generator that is never finished must not keep tensors alive.
         self.block, self._layer, self._embarked, self._n_mapped = None, None, None, 0
-        self._riders, self._records, self._received, self.states, self._final = {}, {}, {}, [], []
+        self._riders, self._records, self._received, self._keeper = {}, {}, {}, None
 
     def _on_tap(self, own, module, query, key, value, attention_mask, *args, **kwargs):
         output = own(query, key, value, attention_mask, *args, **kwargs)
@@ -170,7 +184,8 @@ class MaskingEngine:
             self._anew, self._n_positions = before == 0, before + n_new
             if self._anew:
                 self.fed_again = self._step > 0
-                self._final = []
+            if self._keeper is not None:
+                self._keeper.begin(self._anew)
             self._dtype = hidden_states.dtype
             self._positions = {
                 number: self.plans[number].positions(self._n_positions - self.plans[number].padding)
@@ -180,10 +195,8 @@ class MaskingEngine:
             self._received = {number: [] for number in self._positions}
         if layer.index in self.layer_inputs:
             self.layer_inputs[layer.index].enter(hidden_states, kwargs["position_embeddings"], self._anew)
-        if self.states:
-            self.states[layer.index].enter(hidden_states[0], kwargs, self._anew)
-            if layer.index > 0:
-                self.states[layer.index - 1].hand_over(hidden_states[0])
+        if self._keeper is not None:
+            self._keeper.enter(layer.index, hidden_states, kwargs)
         rows = hidden_states[:, -1].to(arithmetic_dtype(hidden_states.dtype))
         self._layer = layer
         self._riders = {
@@ -201,11 +214,8 @@ class MaskingEngine:
         }
 
     def _on_attention(self, query, key, value, mask, scaling, window) -> None:
-        if self.states:
-            state = self.states[self._layer.index]
-            n_rows = query.shape[2] if state.all_rows else 1
-            seen = visible_keys(mask, 0, n_rows, key.shape[2], window, key.device)
-            state.attend(key[0], value[0], seen, scaling)
+        if self._keeper is not None:
+            self._keeper.attend(self._layer.index, query, key, value, mask, window, scaling)
         for number, rider in self._riders.items():
             if self._step == 0:
                 self._note_received(number, query[number], key[number], mask, scaling, window)
@@ -281,11 +291,10 @@ class MaskingEngine:
 
     def _on_layer_output(self, layer: DecoderLayer, output: torch.Tensor | tuple) -> None:
         output = output[0] if isinstance(output, tuple) else output
-        if self.states:
-            state = self.states[layer.index]
-            state.leave(output[0])
-            if layer is self.decoder.layers[-1] and state.all_rows:
-                self._final.append(output[0])
+        if self._keeper is not None:
+            self._keeper.leave(layer.index, output)
+            if layer is self.decoder.layers[-1]:
+                self._keeper.finish()
         for number, rider in self._riders.items():
             measurement = rider.measurement
             measurement.observe_layer_output(output[number, -1])

@@ -36,8 +36,8 @@ _register = threading.Lock()
 
 
 def _owner_of(decoder: Decoder) -> _Owner:
-    """By the first layer: whatever wraps the decoder, it is the same model."""
-    key = decoder.layers[0].module
+    """By its key: whatever wraps the decoder, it is the same model."""
+    key = decoder.key
     with _register:
         if key not in _owners:
             _owners[key] = _Owner()
@@ -111,7 +111,7 @@ def joined(decoder: Decoder) -> Iterator[Block]:
 def refuse_hooks(decoder: Decoder, also: Mapping[str, nn.Module] = MappingProxyType({})) -> None:
     """ModelError where somebody else's forward hooks lie on the decoder's layers, or on what else our rows go through, by name:
     they would go through the hooks too."""
-    modules = {f"layers.{layer.index}": layer.module for layer in decoder.layers} | dict(also)
+    modules = {layer.name: layer.module for layer in decoder.layers} | dict(also)
     hooked = [
         f"{place}.{name}".rstrip(".")
         for place, parent in modules.items()

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -63,17 +64,40 @@ class Packed:
         ]
 
 
-class LinearMaps(TorchFunctionMode):
-    """While it is open, `mapped` is what a linear map does. A TorchFunctionMode, since layers call it where they like."""
+class Promoted(TorchFunctionMode):
+    """While it is open, norms take states in another dtype than their weights'. A TorchFunctionMode, since layers call them where
+    they like."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in NORMS:
+            states = args[0] if args else kwargs["input"]
+            args = tuple(_like(one, states) for one in args)
+            kwargs = {name: _like(one, states) for name, one in kwargs.items()}
+        return self.called(function, args, kwargs)
+
+    def called(self, function, args: tuple, kwargs: dict):
+        """Every other function."""
+        return function(*args, **kwargs)
+
+
+def _like(value: Any, states: torch.Tensor) -> Any:
+    return value.to(states.dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
+class LinearMaps(Promoted):
+    """While it is open, `mapped` is what a linear map does: torch's linear, and a product with a matrix of weights, also with a
+    bias before it."""
 
     def __init__(self) -> None:
         super().__init__()
         self._paused = False
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is not torch.nn.functional.linear or self._paused:
-            return function(*args, **(kwargs or {}))
-        return self.mapped(function, *_linear_arguments(*args, **(kwargs or {})))
+    def called(self, function, args: tuple, kwargs: dict):
+        """Linear maps among all functions."""
+        taken = None if self._paused else _LINEAR.get(function)
+        given = None if taken is None else taken(*args, **kwargs)
+        return function(*args, **kwargs) if given is None else self.mapped(*given)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -87,18 +111,33 @@ class LinearMaps(TorchFunctionMode):
 
 class OfNothing(LinearMaps):
     """Linear maps of what hides nothing. pairs: what each was given and what it made of it, [N, in] and [N, out], in their
-    order."""
+    order; copies, since layers may write into either."""
 
     def __init__(self) -> None:
         super().__init__()
+        self._given = _Given()
         self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def mapped(self, function, states, weight, bias):
+    def mapped(self, apply, states, weight, bias):
         """States go to the weights' dtype and come back."""
-        made = function(states.to(weight.dtype), weight).to(states.dtype)
+        made = apply(states.to(weight.dtype), weight).to(states.dtype)
         made = made if bias is None else made + bias
-        self.pairs.append((states.flatten(0, -2), made.flatten(0, -2)))
+        if not self._given.is_of(states):  # several maps are given the same
+            self._given = _Given(states, states.flatten(0, -2).clone())
+        self.pairs.append((self._given.parts[0], made.flatten(0, -2).clone()))
         return made
+
+
+class _Given:
+    """What a linear map was given, and what was made of it then: it holds as long as nothing is written into the states."""
+
+    def __init__(self, states: torch.Tensor | None = None, *parts: Any) -> None:
+        self.states, self.parts = states, parts
+        self._version = None if states is None or states.is_inference() else states._version
+
+    def is_of(self, states: torch.Tensor) -> bool:
+        """Whether these states are the same, unchanged."""
+        return self._version is not None and self.states is states and states._version == self._version
 
 
 class ByDifferences(LinearMaps):
@@ -113,17 +152,17 @@ class ByDifferences(LinearMaps):
         super().__init__()
         self._pairs = iter(pairs)
         self._own, self._scale = own, scale
-        self._given: tuple[torch.Tensor | None, ...] = (None, None, None)
+        self._given = _Given()
 
-    def mapped(self, function, states, weight, bias):
+    def mapped(self, apply, states, weight, bias):
         """What hides nothing, as it was mapped, and behind it the map of the difference."""
         given, made = next(self._pairs)
         own = self._own.to(states.device)
-        if self._given[0] is not states:  # several maps are given the same
+        if not self._given.is_of(states):
             differences = states.flatten(0, -2) - given[own]
-            self._given = states, *in_units(differences, weight.dtype, self._scale)
-        _, differences, unit = self._given
-        found = function(differences, weight).to(states.dtype)
+            self._given = _Given(states, *in_units(differences, weight.dtype, self._scale))
+        differences, unit = self._given.parts
+        found = apply(differences, weight).to(states.dtype)
         if unit is not None:
             found *= unit
         found += made[own]
@@ -140,5 +179,30 @@ def in_units(differences: torch.Tensor, dtype: torch.dtype, scale: float) -> tup
     return (differences if unit is None else differences / unit).to(dtype), unit
 
 
-def _linear_arguments(input, weight, bias=None):
-    return input, weight, bias
+NORMS = (torch.nn.functional.layer_norm, torch.nn.functional.rms_norm)
+
+
+def _of_linear(input, weight, bias=None):
+    return torch.nn.functional.linear, input, weight, bias
+
+
+def _of_addmm(*args, **how):
+    """A sum with a product, where it is a map with a bias."""
+    if how or len(args) != 3 or not _weights(args[2]) or args[0].dim() != 1:
+        return None
+    return torch.matmul, args[1], args[2], args[0]
+
+
+def _of_product(*args, **how):
+    """A product, where it is one with a matrix of weights."""
+    return None if how or len(args) != 2 or not _weights(args[1]) else (torch.matmul, *args, None)
+
+
+def _weights(value: Any) -> bool:
+    return isinstance(value, torch.nn.Parameter) and value.dim() == 2
+
+
+# By function (how a map is applied, its states, weights, bias), or None where it is none.
+_LINEAR = {torch.nn.functional.linear: _of_linear, torch.addmm: _of_addmm} | dict.fromkeys(
+    (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.mm), _of_product
+)

@@ -17,6 +17,7 @@ together; R rows that are asked for.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,21 +25,30 @@ from torch import nn
 from mask_impact.engine.attention import arithmetic_dtype
 from mask_impact.engine.kept import Kept
 from mask_impact.engine.masked_attention import Edges, attend_packed
+from mask_impact.engine.measurement import SELF_CHECK_TOLERANCE
 from mask_impact.engine.ownership import Block
-from mask_impact.engine.packing import ByDifferences, LinearMaps, OfNothing, Packed, Run, in_units
+from mask_impact.engine.packing import ByDifferences, LinearMaps, OfNothing, Packed, Run
+from mask_impact.engine.riding.keeping import FoundDecoder
 from mask_impact.engine.states import LayerState
-from mask_impact.engine.variants import Variants
-from mask_impact.errors import DeviceError, is_out_of_memory
-from mask_impact.models.architectures import OpaqueMlp, parameter
+from mask_impact.engine.variants import Masks, Variants
+from mask_impact.errors import DeviceError, ExactnessError, UnsupportedArchitecture, is_out_of_memory
 
 ROWS_OF_LOGITS = 64  # variants whose logits are formed at once
-PROBABLE = 512  # tokens whose differences of logits are not rounded to the weights' dtype
 ROWS_TOGETHER = {
     "cpu": 512
 }  # through a layer at once: on a CPU what stands between linear maps is to stay in its cache
 ROWS_ON_DEVICES = 2048
 ROWS_OF_A_RUN = {"cpu": 1}  # that take as long as what attention by itself takes for one more run
 ROWS_OF_A_RUN_ON_DEVICES = 512
+FAILURES = (
+    TypeError,
+    ValueError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    RuntimeError,
+    StopIteration,
+)  # of a layer that runs
 PACKS_HELD = 16  # between two layers: what hides nothing runs once for all of them
 
 
@@ -252,9 +262,9 @@ def _through_layer(
 
     with ExitStack() as stack:
         block = stack.enter_context(kept.substituted(attention))
-        if maps is not None and isinstance(layer.mlp, OpaqueMlp):
-            _in_own_dtype(block, layer.mlp.block, state.entered.dtype, maps, stack)
         if maps is not None:
+            for module in kept.decoder.opaque(index):
+                _in_own_dtype(block, module, state.entered.dtype, maps, stack)
             stack.enter_context(maps)
         output = layer.module(rows.running, **state.arguments_at(rows.positions))
     output = output[0] if isinstance(output, tuple) else output
@@ -263,68 +273,92 @@ def _through_layer(
     return output
 
 
-def _in_own_dtype(block: Block, mlp: nn.Module, dtype: torch.dtype, maps: LinearMaps, stack: ExitStack) -> None:
-    """An MLP that is not a chain of linear maps (mixture of experts) takes whole states in the model's dtype."""
-    inside = ExitStack()
+@torch.no_grad()
+def prove(kept: Kept) -> None:
+    """UnsupportedArchitecture or ExactnessError where the layers of a decoder that is in no table do not give again what they
+    gave: for the last position, by itself and behind two others, directly and by differences. Asked once for a model."""
+    if not isinstance(kept.decoder, FoundDecoder) or kept.decoder.proven:
+        return
+    for index, layer in enumerate(kept.decoder.layers):
+        try:
+            _prove_directly(kept, index)
+            try:
+                _prove_by_differences(kept, index)
+            except FAILURES as error:
+                if is_out_of_memory(error):
+                    raise
+                kept.decoder.make_opaque(index)
+                _prove_by_differences(kept, index)
+        except FAILURES as error:
+            if is_out_of_memory(error):
+                raise
+            raise UnsupportedArchitecture(
+                f"{layer.name} ({type(kept.model).__name__}) can't run again by itself ({error}): no effects, estimates or "
+                "knockouts can be had"
+            ) from error
+    kept.decoder.found.known.replayed = True
+
+
+def _prove_directly(kept: Kept, index: int) -> None:
+    """Against the model's own output."""
+    state, pack = kept.states[index], _nothing_packed(kept)
+    pack.enter(index, state.entered, kept.n_positions - len(state.entered))
+    found = _through_layer(kept, index, pack, state, None)
+    last = index + 1 == len(kept.states)
+    wanted = (kept.final[0] if state.all_rows else state.left) if last else kept.states[index + 1].entered
+    _check_same(kept, index, pack, found, wanted[-1])
+
+
+def _prove_by_differences(kept: Kept, index: int) -> None:
+    """Against what hides nothing by itself."""
+    pack = _nothing_packed(kept)
+    start = int(pack.packed.starts.min())
+    nothing = _Nothing(kept, start, index)
+    entered = nothing.running[0]
+    of_nothing, pairs = nothing.through(index)
+    at = pack.enter(index, entered, start)
+    found = _through_layer(kept, index, pack, of_nothing, ByDifferences(pairs, at))
+    _check_same(kept, index, pack, found, nothing.running[0, -1])
+
+
+def _check_same(kept: Kept, index: int, pack: "_Pack", found: torch.Tensor, wanted: torch.Tensor) -> None:
+    """ExactnessError where a sequence's last row is another one than is wanted."""
+    rows = found[0, pack.packed.ends[1:].to(found.device) - 1]
+    error = float((rows - wanted.to(rows)).norm(dim=-1).max() / wanted.norm().clamp_min(1e-30))
+    tolerance = SELF_CHECK_TOLERANCE[kept.states[index].entered.dtype]
+    if not error <= tolerance:
+        raise ExactnessError(
+            f"{kept.decoder.layers[index].name} ({type(kept.model).__name__}) gives other states when some of its rows run "
+            f"again: {error:.1e} off (relative, {tolerance:.0e} allowed): no effects, estimates or knockouts can be had"
+        )
+
+
+def _nothing_packed(kept: Kept) -> "_Pack":
+    """Two sequences that hide nothing: the last positions, and the last one alone."""
+    starts = torch.tensor([max(0, kept.n_positions - 3) if kept.states[0].all_rows else -1, kept.n_positions - 1])
+    nothing = torch.zeros(1, kept.n_positions, dtype=torch.bool)
+    zeros = torch.zeros(2, dtype=torch.int64)
+    return _Pack(
+        Variants(Masks(nothing), zeros, zeros, zeros), starts.where(starts >= 0, starts[1]), kept.n_positions, zeros
+    )
+
+
+def _in_own_dtype(block: Block, module: nn.Module, dtype: torch.dtype, maps: LinearMaps, stack: ExitStack) -> None:
+    """A module that is not a chain of linear maps (mixture of experts) takes whole states in the model's dtype."""
+    inside, wide = ExitStack(), arithmetic_dtype(dtype)
+
+    def cast(value: Any, to: torch.dtype) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.to(to) if value.dtype in (dtype, wide) else value
+        return type(value)(cast(one, to) for one in value) if type(value) in (tuple, list) else value
 
     def before(module, args, kwargs):
         inside.enter_context(maps.paused())
-        return (args[0].to(dtype), *args[1:]), kwargs
+        return cast(args, dtype), {name: cast(value, dtype) for name, value in kwargs.items()}
 
     def after(module, args, output):
         inside.close()
-        wide = arithmetic_dtype(dtype)
-        return (output[0].to(wide), *output[1:]) if isinstance(output, tuple) else output.to(wide)
+        return cast(output, wide)
 
-    stack.enter_context(block.before(mlp, before, prepend=True))
-    stack.enter_context(block.after(mlp, after))
-
-
-def logits_of(kept: Kept, outputs: torch.Tensor) -> torch.Tensor:
-    """Logits [k, vocabulary] of last layers' outputs [k, hidden] of any dtype, by the model's own norm and head."""
-    with OfNothing():
-        return own_logits(kept, outputs)
-
-
-def own_logits(kept: Kept, outputs: torch.Tensor) -> torch.Tensor:
-    """Logits [..., vocabulary] of last layers' outputs [..., hidden] in the model's dtype."""
-    return capped(kept.model, kept.model.get_output_embeddings()(kept.decoder.final_norm(outputs)))
-
-
-def capped(model: nn.Module, logits: torch.Tensor) -> torch.Tensor:
-    """The logits as the model gives them, where it caps them."""
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    return logits if cap is None else torch.tanh(logits / cap) * cap
-
-
-def logit_differences(kept: Kept, outputs: torch.Tensor, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """(the logits of the first of the outputs [vocabulary], how far those of the others are from them [k, vocabulary]); outputs:
-    [1 + k, hidden].
-
-    What leaves a bfloat16 head has three digits, and these differences are what effects are: for the tokens that are
-    probable, which effects hang on, they are formed in the rows' own dtype.
-    """
-    model = kept.model
-    head = model.get_output_embeddings()
-    weight = parameter(head, "weight")
-    plain = type(head) is nn.Linear and head.bias is None and weight.is_floating_point()
-    states = kept.decoder.final_norm(outputs)
-    if not plain or getattr(model.config.get_text_config(), "final_logit_softcapping", None) is not None:
-        with OfNothing() as maps:
-            own = head(states[:1])
-        with ByDifferences(maps.pairs, torch.zeros(len(states) - 1, dtype=torch.int64), scale):
-            others = head(states[1:])
-        return capped(model, own)[0], capped(model, others) - capped(model, own)
-    differences = states[1:] - states[:1]
-    narrow, unit = in_units(differences, weight.dtype, scale)
-    mapped = head(torch.cat([states[:1].to(weight.dtype), narrow])).to(
-        states.dtype
-    )  # together: the weights are read once
-    own, found = mapped[0], mapped[1:]
-    if unit is not None:
-        found.mul_(unit.to(found.device))
-    if weight.dtype != states.dtype:
-        probable = own.topk(min(PROBABLE, len(own))).indices
-        rows = weight[probable.to(weight.device)].to(states)
-        found[:, probable] = (differences @ rows.t()).to(found.device)
-    return own, found
+    stack.enter_context(block.before(module, before, prepend=True))
+    stack.enter_context(block.after(module, after))

@@ -3,10 +3,12 @@
     gradient   the true gradient
     frozen     norms' 1/rms, act(x)/x and softmax weights are constants
 
-What a norm's 1/rms or a gate's ratio is, is found by operation, not by a module's name.
+What a norm's 1/rms or a gate's ratio is, is found by operation, not by a module's name: roots, and the norms of torch; functions
+of one number; a module without parameters that makes of each number another one. A sigmoid is a weight, as a softmax is.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +16,15 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from mask_impact.engine.ownership import Block
+
 RULES = ("frozen", "gradient")
+_WEIGHTS = (
+    torch.rsqrt, torch.Tensor.rsqrt, torch.sqrt, torch.Tensor.sqrt, torch.softmax, torch.Tensor.softmax, functional.softmax,
+    torch.sigmoid, torch.Tensor.sigmoid, functional.sigmoid,
+)  # fmt: skip
+_ACTIVATIONS = (functional.silu, functional.gelu, torch.tanh, torch.Tensor.tanh, functional.tanh)
+_POWERS = (torch.pow, torch.Tensor.pow, torch.Tensor.__pow__)
 
 
 class ConstantWeights(TorchFunctionMode):
@@ -41,6 +51,7 @@ class Rules(ConstantWeights):
         super().__init__()
         self.rules = rules
         self.now = rules[0]
+        self._inside = 0  # modules whose backward pass is theirs as a whole
 
     def gradients(
         self, output: torch.Tensor, inputs: Sequence[torch.Tensor], by_rule: Mapping[str, torch.Tensor]
@@ -65,17 +76,80 @@ class Rules(ConstantWeights):
         def plain() -> torch.Tensor:
             return function(*args, **kwargs)
 
-        if function in (torch.rsqrt, torch.Tensor.rsqrt, torch.softmax, torch.Tensor.softmax, functional.softmax):
+        if self._inside:
+            return plain()
+        if function in _WEIGHTS or (function in _POWERS and args[1:2] in ((0.5,), (-0.5,))):
             return self.either(plain, lambda: plain().detach())
-        if function in (functional.silu, functional.gelu):
-            x = args[0]
-
-            def by_ratio() -> torch.Tensor:
-                ratio = function(x.detach(), *args[1:], **kwargs) / x.detach()
-                return x * torch.where(x == 0, torch.full_like(ratio, 0.5), ratio)
-
-            return self.either(plain, by_ratio)
+        if function in _ACTIVATIONS:
+            return self.either(plain, lambda: by_ratio(args[0], plain().detach()))
+        if function in _NORMS:
+            return self.either(plain, lambda: _NORMS[function](*args, **kwargs))
         return plain()
+
+    @contextmanager
+    def of_modules(self, block: Block, layer: nn.Module) -> Iterator[None]:
+        """While the block is open, a layer's modules without parameters that make of each number another one have these backward
+        passes too, whatever they are made of."""
+        with ExitStack() as stack:
+            for module in layer.modules():
+                at_zero = _at_zero(module)
+                if at_zero is not None:
+                    before, after = self._around(at_zero)
+                    stack.enter_context(block.before(module, before))
+                    stack.enter_context(block.after(module, after))
+            yield
+
+    def _around(self, at_zero: float) -> tuple[Callable, Callable]:
+        def before(module, args, kwargs) -> None:
+            self._inside += 1
+
+        def after(module, args, output: torch.Tensor) -> torch.Tensor:
+            self._inside -= 1
+            made = output.detach()
+            return self.either(lambda: output, lambda: made if at_zero else by_ratio(args[0], made))
+
+        return before, after
+
+
+def by_ratio(x: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+    """made, of which made / x is a constant."""
+    ratio = made / x.detach()
+    return x * torch.where(x == 0, torch.full_like(ratio, 0.5), ratio)
+
+
+def _layer_norm(input, normalized_shape, weight=None, bias=None, eps: float = 1e-5) -> torch.Tensor:
+    """torch's, with a constant 1/std."""
+    over = tuple(range(-len(normalized_shape), 0))
+    centred = input - input.mean(over, keepdim=True)
+    normed = centred * torch.rsqrt(centred.detach().square().mean(over, keepdim=True) + eps)
+    normed = normed if weight is None else normed * weight
+    return normed if bias is None else normed + bias
+
+
+def _rms_norm(input, normalized_shape, weight=None, eps: float | None = None) -> torch.Tensor:
+    """torch's, with a constant 1/rms."""
+    over, eps = tuple(range(-len(normalized_shape), 0)), torch.finfo(input.dtype).eps if eps is None else eps
+    normed = input * torch.rsqrt(input.detach().square().mean(over, keepdim=True) + eps)
+    return normed if weight is None else normed * weight
+
+
+_NORMS = {functional.layer_norm: _layer_norm, functional.rms_norm: _rms_norm}
+
+
+def _at_zero(module: nn.Module) -> float | None:
+    """What a module makes of 0, if it is one that makes of each number another one; None for all others."""
+    if any(True for _ in module.children()) or any(True for _ in module.parameters()) or isinstance(module, nn.Softmax):
+        return None
+    numbers = torch.tensor([[0.0, 0.5, -2.0, 3.0]])
+    try:
+        with torch.no_grad():
+            made = module(numbers)
+            alone = torch.cat([module(one) for one in numbers.split(1, dim=1)], dim=1)
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError, NotImplementedError):
+        return None
+    if not isinstance(made, torch.Tensor) or not torch.equal(made, alone) or torch.equal(made, numbers):
+        return None
+    return float(made[0, 0])
 
 
 class Attended(torch.autograd.Function):

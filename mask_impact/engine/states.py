@@ -4,10 +4,12 @@ Dimensions: S positions of the sequence, of which the last R are kept as rows: a
 last one alone (R = 1); N the last positions whose keys and values are kept, N = S where all rows are.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from transformers.cache_utils import Cache
 
 from mask_impact.engine.taps import up_to_own
 
@@ -19,8 +21,10 @@ class LayerState:
     """One layer, up to the step that was last measured.
 
     all_rows: whether all positions are kept, or the last one alone. entered: [R, hidden], the layer's input. added: [R,
-    hidden], what the model adds to its output before the next layer, None for nothing. keys, values: [K, N, D]. visible:
-    bool [R, N], which keys a row sees, None for all up to its own. arguments: what else the layer was called with.
+    hidden], what the model adds to its output before the next layer, None for nothing. keys: [K, N, D]; values: [K, N, E].
+    visible: bool [R, N], which keys a row sees, None for all up to its own. scaling, softcap, sinks: of its attention, see
+    taps.attention_options. arguments: what else the layer was called with, of all rows; emptied: what it is called with in the
+    place of masks and caches, by name.
     """
 
     all_rows: bool = False
@@ -30,7 +34,10 @@ class LayerState:
     values: torch.Tensor | None = None
     visible: torch.Tensor | None = None
     scaling: float = 1.0
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
+    emptied: dict[str, None] = field(default_factory=dict)
     _masks: list[torch.Tensor | None] = field(default_factory=list)  # of each step
     _left: torch.Tensor | None = None  # the layer's output, until the next layer has begun
 
@@ -42,19 +49,27 @@ class LayerState:
             self.arguments, self._masks = {}, []
         self.entered = self._extended(self.entered, hidden_states)
         self._masks = [*self._masks, arguments.get("attention_mask")] if self.all_rows else []
-        kept = {name: value for name, value in arguments.items() if name not in NOT_KEPT}
-        before = self.arguments.get("position_embeddings", (None, None))
-        kept["position_embeddings"] = tuple(
-            self._extended(one, new, dim=1) for one, new in zip(before, kept["position_embeddings"], strict=True)
-        )
-        if kept.get("position_ids") is not None:
-            kept["position_ids"] = self._extended(self.arguments.get("position_ids"), kept["position_ids"], dim=-1)
-        self.arguments = kept
+        caches = {name for name, value in arguments.items() if isinstance(value, Cache) or name.startswith("past_")}
+        self.emptied = dict.fromkeys(caches | (arguments.keys() & {"attention_mask"}))
+        n_new, kept = len(hidden_states), arguments.keys() - caches - {*NOT_KEPT}
+        self.arguments = {
+            name: _matched(self.arguments.get(name), value, lambda before, new: self._grown(before, new, n_new))
+            for name, value in arguments.items()
+            if name in kept
+        }
 
-    def attend(self, keys: torch.Tensor, values: torch.Tensor, seen: torch.Tensor | None, scaling: float) -> None:
-        """keys, values: [K, N, D], of the last N positions; seen: bool [n, N], what the n new positions see of them, None
-        for all up to their own (of the last one, where only that is kept)."""
-        self.scaling = scaling
+    def attend(
+        self,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        seen: torch.Tensor | None,
+        scaling: float,
+        softcap: float | None = None,
+        sinks: torch.Tensor | None = None,
+    ) -> None:
+        """keys [K, N, D], values [K, N, E], of the last N positions; seen: bool [n, N], what the n new positions see of them,
+        None for all up to their own (of the last one, where only that is kept)."""
+        self.scaling, self.softcap, self.sinks = scaling, softcap, sinks
         if not self.all_rows:
             self.keys, self.values, self.visible = keys, values, seen
             return
@@ -78,6 +93,11 @@ class LayerState:
         """output: [n, hidden], of the new positions."""
         self._left = output if self.all_rows else output[-1:]
 
+    @property
+    def left(self) -> torch.Tensor | None:
+        """[n, hidden], the layer's output of the new positions, until the next layer has begun."""
+        return self._left
+
     def hand_over(self, following: torch.Tensor) -> None:
         """following: [n, hidden], what enters the next layer."""
         rows = (following if self.all_rows else following[-1:]).to(self._left.device)
@@ -100,10 +120,7 @@ class LayerState:
         def first(part: torch.Tensor | None, dim: int) -> torch.Tensor | None:
             return None if part is None else part.narrow(dim, 0, n)
 
-        arguments = dict(self.arguments)
-        arguments["position_embeddings"] = tuple(first(one, 1) for one in arguments["position_embeddings"])
-        if arguments.get("position_ids") is not None:
-            arguments["position_ids"] = first(arguments["position_ids"], -1)
+        arguments = self._at(lambda part, dim: part.narrow(dim, 0, n))
         visible = None if self.visible is None else self.visible[:n, :n]
         return replace(
             self,
@@ -118,13 +135,33 @@ class LayerState:
 
     def arguments_at(self, positions: torch.Tensor) -> dict[str, Any]:
         """What the layer is called with for rows at the positions (int64, counted from the end), besides their states."""
-        arguments = self.arguments | {"attention_mask": None, "past_key_values": None}
-        arguments["position_embeddings"] = tuple(
-            part[:, positions.to(part.device)] for part in arguments["position_embeddings"]
+        return (
+            self._at(lambda part, dim: part.index_select(dim, positions.to(part.device) % part.shape[dim]))
+            | self.emptied
         )
-        if arguments.get("position_ids") is not None:
-            arguments["position_ids"] = arguments["position_ids"][..., positions.to(arguments["position_ids"].device)]
-        return arguments
+
+    def arguments_of_all(self) -> dict[str, Any]:
+        """What it is called with for all rows, its mask among it."""
+        mask = {name: self.mask for name in self.emptied if name == "attention_mask"}
+        return self.arguments | self.emptied | mask
+
+    def _at(self, part_of: Callable[[torch.Tensor, int], torch.Tensor]) -> dict[str, Any]:
+        """The arguments with what part_of(tensor, dimension of positions) makes of those that have rows."""
+        n = len(self.entered)
+
+        def change(_: Any, value: torch.Tensor) -> torch.Tensor:
+            dim = along_positions(value, n)
+            return value if dim is None else part_of(value, dim)
+
+        return {name: _matched(None, value, change) for name, value in self.arguments.items()}
+
+    def _grown(self, before: torch.Tensor | None, new: torch.Tensor, n_new: int) -> torch.Tensor:
+        """An argument of the rows so far and of n_new more."""
+        dim = along_positions(new, n_new)
+        n_before = len(self.entered) - n_new
+        if dim is None or (before is not None and before.shape[dim] == 1 < n_before):
+            return new  # the same for all positions
+        return self._extended(before, new, dim)
 
     def seen_by(self, n_rows: int) -> torch.Tensor | None:
         """bool [n_rows, N], which keys the last rows see; None for all."""
@@ -148,3 +185,22 @@ class LayerState:
         if not self.all_rows:
             return new.narrow(dim, new.shape[dim] - 1, 1)
         return new if before is None else torch.cat([before, new], dim=dim)
+
+
+def along_positions(value: torch.Tensor, n: int) -> int | None:
+    """Which dimension of an argument has its n positions; None where it has none of that length: [.., n] of whole numbers, [n] or
+    [B, n, ..] of others."""
+    if value.dim() == 0:
+        return None
+    dim = min(1, value.dim() - 1) if value.is_floating_point() or value.is_complex() else value.dim() - 1
+    return dim if value.shape[dim] == n else None
+
+
+def _matched(before: Any, value: Any, change: Callable[[Any, torch.Tensor], torch.Tensor]) -> Any:
+    """The value with change(what stood there before or None, tensor) for each tensor, in tuples and lists too."""
+    if isinstance(value, torch.Tensor):
+        return change(before if isinstance(before, torch.Tensor) else None, value)
+    if type(value) in (tuple, list):
+        befores = before if type(before) in (tuple, list) and len(before) == len(value) else [None] * len(value)
+        return type(value)(_matched(one, other, change) for one, other in zip(befores, value, strict=True))
+    return value

@@ -1,8 +1,8 @@
 """The table of decoder layers that are known in advance: where each module sits, and nothing that is guessed.
 
-Effects need to know four things of a decoder layer: which linear map ends the attention branch, which norms stand before a
-residual add or feed the MLP, of which linear maps and activation the MLP is made, and how the norm's weight enters. Other text
-models of transformers have local impact, which `engine.riding` measures without a table. Read from the modeling files of
+`engine.masking` needs to know four things of a decoder layer: which linear map ends the attention branch, which norms stand
+before a residual add or feed the MLP, of which linear maps and activation the MLP is made, and how the norm's weight enters.
+Other text models of transformers are measured by `engine.riding` without a table. Read from the modeling files of
 transformers 5.17 to 5.23.
 """
 
@@ -125,6 +125,11 @@ class DecoderLayer:
     mlp: GatedMlp | OpaqueMlp
     after_mlp: Norm | None
 
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"layers.{self.index}"
+
 
 @dataclass(frozen=True)
 class Decoder:
@@ -148,9 +153,19 @@ class Decoder:
         """The number of the layer of each attention."""
         return {layer.attention: layer.index for layer in self.layers}
 
+    @property
+    def key(self) -> nn.Module:
+        """What stands for the decoder, whatever wraps it."""
+        return self.layers[0].module
+
     def place_of(self, module: nn.Module) -> int | None:
         """The number of the layer that an attention is of."""
         return self.attentions.get(module)
+
+    def opaque(self, index: int) -> tuple[nn.Module, ...]:
+        """The modules of a layer that take whole states."""
+        mlp = self.layers[index].mlp
+        return (mlp.block,) if isinstance(mlp, OpaqueMlp) else ()
 
 
 def supported() -> str:
@@ -159,7 +174,7 @@ def supported() -> str:
 
 
 def is_located(model_type: str) -> bool:
-    """Whether the table has it, so that effects are measured, too; others have local impact, where their layers prove sound."""
+    """Whether the table has it; others are measured where their layers prove sound when they run."""
     return model_type in LAYOUTS
 
 
@@ -190,11 +205,10 @@ def check_described(config: PreTrainedConfig) -> None:
 
 
 def check_located(model_type: str) -> None:
-    """UnsupportedArchitecture for one that has local impact alone."""
+    """UnsupportedArchitecture for one that `verify` has no oracle for."""
     if not is_located(model_type):
         raise UnsupportedArchitecture(
-            f"of architecture '{model_type}' only local impact, and answers without some tokens, can be had so far; effects, "
-            f"knockouts and checks are there for {supported()}"
+            f"architecture '{model_type}' can't be checked against really masking (`verify`) yet: that is there for {supported()}"
         )
 
 

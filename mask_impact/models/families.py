@@ -70,7 +70,7 @@ def describe_model(model: str, revision: str | None = None) -> Description:
             problem = str(error)
     else:
         how.append(
-            "local impact and answers without some tokens, where its layers prove sound when it runs: no effects or knockouts yet"
+            "in no table of architectures: measured where its layers prove sound when it runs, and refused in one line elsewhere"
         )
     if source.gguf_file:
         how.append("GGUF: the weights are converted when they are loaded, which takes memory and time")

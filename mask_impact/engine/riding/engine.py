@@ -11,7 +11,7 @@ ends, by whatever way, everything is as it was. Knows no files and prints nothin
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from threading import get_ident
 from typing import Any
 
@@ -21,13 +21,17 @@ from transformers.cache_utils import Cache
 
 from mask_impact.engine.choices import VARIANT_GROUPS
 from mask_impact.engine.measurement import LayerRecord, check_reproduced
+from mask_impact.engine.ownership import Block
 from mask_impact.engine.plans import SequencePlan, check_batch, measured_at
 from mask_impact.engine.recording import RawStep, gather
 from mask_impact.engine.riding import arithmetic, functions, linear, structure
 from mask_impact.engine.riding.boarding import Boarded, Call, Measuring, let_on
-from mask_impact.engine.riding.layers import Layer, find_layers, refuse_unmapped
+from mask_impact.engine.riding.keeping import FoundDecoder, StatesKeeping
+from mask_impact.engine.riding.layers import Layer, Layers, find_layers, refuse_unmapped
 from mask_impact.engine.riding.probe import prove, snapshot
 from mask_impact.engine.riding.tensor import Riding, replaced, states_in
+from mask_impact.engine.states import LayerState
+from mask_impact.engine.tail import Tail
 from mask_impact.engine.taps import attention_options, scaling_of, tapped, windowed_kernel
 from mask_impact.errors import UnsupportedArchitecture, UsageError
 
@@ -40,10 +44,13 @@ class RidingEngine:
     groups: which of full, attn, heads to measure. ablation: what hiding means, see attention.query_attention. plans: one for each
     sequence of the batch that the model will be given; one whose number is put into `finished` is measured no more.
     on_layer(step, layer) is called when a layer is done. probe: whether each kind of layer is proven the first time. complete:
-    whether layers without an attention are refused. After a step `mapped` has the names of the layers in the order of the step's
-    rows, `unmapped` of the others beside them. Errors: UnsupportedArchitecture (NoRule names the operation), UsageError for a
-    batch of another size, ExactnessError where the arithmetic could not be reproduced, where the probe fails, or where something
-    is not finite. Only what the thread that opens the block does is measured; see `ownership`.
+    whether layers without an attention are refused. keep_states: whether `states` has a LayerState of each layer after a step,
+    for a single sequence: of the `last` position or of `all`; then such layers are refused, and hooks of others; or, unless it
+    must_keep, no states are kept where they can't be. After a step
+    `mapped` has the names of the layers in the order of the step's rows, `unmapped` of the others beside them. Errors:
+    UnsupportedArchitecture (NoRule names the operation), UsageError for a batch of another size, ExactnessError where the
+    arithmetic could not be reproduced, where the probe fails, or where something is not finite. Only what the thread that opens
+    the block does is measured; see `ownership`.
     """
 
     def __init__(
@@ -56,11 +63,19 @@ class RidingEngine:
         on_layer: Callable[[int, int], None] | None = None,
         probe: bool = True,
         complete: bool = False,
+        keep_states: str | None = None,
+        must_keep: bool = True,
     ) -> None:
         self.model, self.layers = model, find_layers(model)
         self.groups = tuple(group for group in VARIANT_GROUPS if group in groups)
         self.ablation, self.plans, self.on_layer = ablation, tuple(plans), on_layer
         self.probe, self.complete = probe, complete
+        if keep_states and len(self.plans) > 1:
+            raise UsageError("what layers are given can be kept for a single sequence only")
+        self._keeping = StatesKeeping(model, self.layers, keep_states == "all", must_keep) if keep_states else None
+        self.fed_again = False  # whether a later pass was given the sequence from its beginning
+        self.n_positions = 0  # length of the sequence at the step that was measured last
+        self.block: Block | None = None  # while it is open
         self.sequences: tuple[list[RawStep], ...] = tuple([] for _ in self.plans)
         self.finished: set[int] = set()
         self.mapped: tuple[str, ...] = ()
@@ -73,6 +88,36 @@ class RidingEngine:
     def steps(self) -> list[RawStep]:
         """The measurements of the first sequence, which mostly is the only one."""
         return self.sequences[0]
+
+    @property
+    def keeps(self) -> bool:
+        """Whether states are kept: not where they can't be, and need not."""
+        return self._keeping is not None and self._keeping.problem is None
+
+    @property
+    def decoder(self) -> Layers | FoundDecoder:
+        """As far as it is known: before the first pass its lists, then, where states are kept, its layers in their order."""
+        return self.layers if self._keeping is None or self._keeping.decoder is None else self._keeping.decoder
+
+    @property
+    def states(self) -> list[LayerState]:
+        """Of each layer, where they are kept."""
+        return [] if self._keeping is None else self._keeping.keeper.states
+
+    @property
+    def final(self) -> torch.Tensor:
+        """[1, S, hidden], the last layer's output, where states of all positions are kept."""
+        return self._keeping.keeper.final
+
+    @property
+    def tail(self) -> Tail:
+        """What stands between the last layer and the logits, where states are kept."""
+        return self._keeping.tail
+
+    def substituted(self, attention: Callable) -> AbstractContextManager[Block]:
+        """A block in which nothing is measured, and whoever runs the model's layers gets `attention` in the place of its own; see
+        taps.tapped."""
+        return tapped(self.layers, attention)
 
     def _clear(self) -> None:
         """Between two forward passes."""
@@ -89,7 +134,9 @@ class RidingEngine:
     def __enter__(self) -> "RidingEngine":
         layers, self._thread = self.layers, get_ident()
         with ExitStack() as stack:
-            block = stack.enter_context(tapped(layers, self._on_tap))
+            self.block = block = stack.enter_context(tapped(layers, self._on_tap))
+            if self._keeping is not None:
+                stack.enter_context(self._keeping.attached(block))
             inner = [module for module, layer in layers.around.items() if module is not layer.module]
             stack.enter_context(layers.known.opaque.caught(inner, self._after_attention))
             stack.enter_context(block.before(layers.decoder, self._before_pass))
@@ -104,16 +151,22 @@ class RidingEngine:
         for boarded in self._boarded.values():
             boarded.ride.open = False
         self._clear()
+        self._keeping = self.block = None
 
     def _hook_layer(self, stack: ExitStack, block, layer: Layer) -> None:
         def before(module, args, kwargs):
+            if self._keeping is not None:
+                self._keeping.enter(layer, args, kwargs)
             if self._active:
                 unproven = self.probe and self.layers.known.to_prove(layer)
                 self._entered[layer] = snapshot(args, kwargs) if unproven else (args, kwargs)
 
         def after(module, args, output):
             given = self._entered.pop(layer, None)
-            return None if given is None else self._after_layer(layer, given, output)
+            replacement = None if given is None else self._after_layer(layer, given, output)
+            if self._keeping is not None:
+                self._keeping.leave(layer, output if replacement is None else replacement)
+            return replacement
 
         stack.enter_context(block.before(layer.module, before))
         # Before hooks of others, which get the layer's plain tensor.
@@ -126,6 +179,10 @@ class RidingEngine:
         caches = [value for value in (*args, *kwargs.values()) if isinstance(value, Cache)]
         self._held = int(caches[0].get_seq_length()) if caches else 0
         self._step += 1
+        if self._held == 0:
+            self.fed_again = self._step > 0
+        if self._keeping is not None:
+            self._keeping.begin(anew=self._held == 0)
         self._started = time.perf_counter()
         self._active = measured_at(self._step, self.plans, self.finished)
 
@@ -133,6 +190,9 @@ class RidingEngine:
         known, layer = self.layers.known, self.layers.around.get(module)
         known.opaque.attentions.add(module)
         output = own(query, key, value, attention_mask, *args, **kwargs)
+        if layer is not None and self._keeping is not None:
+            self.n_positions = self._held + query.shape[2]
+            self._keeping.attend(layer, module, query, key, value, attention_mask, kwargs)
         if layer not in self._entered:
             return output
         if layer in self._boarded or layer in self._records:
@@ -187,6 +247,8 @@ class RidingEngine:
         if self._active:
             self._finish_step()
         self._clear()
+        if self._keeping is not None:
+            self._keeping.finish()
 
     # --- results ----------------------------------------------------------------------------------------------------------------
 

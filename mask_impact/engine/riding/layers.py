@@ -23,6 +23,11 @@ class Layer:
     among: str
     module: nn.Module
 
+    @property
+    def index(self) -> int:
+        """Its number in the list."""
+        return int(self.name.rpartition(".")[2])
+
     @cached_property
     def kind(self) -> tuple:
         """The same for layers that are built alike."""
@@ -31,12 +36,13 @@ class Layer:
 
 @dataclass
 class Known:
-    """What is found out once about a model: opaque modules, and the kinds of layers whose differences were proven, or that were
-    seen without an attention."""
+    """What is found out once about a model: opaque modules, the kinds of layers whose differences were proven, or that were seen
+    without an attention, and whether its layers give the same when a part of their rows runs again."""
 
     opaque: Opaque = field(default_factory=Opaque)
     proven: set[tuple] = field(default_factory=set)
     without: set[tuple] = field(default_factory=set)
+    replayed: bool = False
 
     def to_prove(self, layer: Layer) -> bool:
         """Whether nothing is known of such layers yet."""
@@ -56,6 +62,11 @@ class Layers:
     around: dict[nn.Module, Layer]  # of each module within a list, itself included
 
     @property
+    def key(self) -> nn.Module:
+        """What stands for the decoder, whatever wraps it."""
+        return self.layers[0].module
+
+    @property
     def configs(self) -> tuple[object, ...]:
         """What says which attention backend the decoder has."""
         return (self.decoder.config,)
@@ -73,7 +84,7 @@ class Layers:
     def place_of(self, module: nn.Module) -> int | None:
         """The number in its list of the layer that a module is in; None for one that is in none."""
         layer = self.around.get(module)
-        return None if layer is None else int(layer.name.rpartition(".")[2])
+        return None if layer is None else layer.index
 
     def siblings(self, layer: Layer) -> list[Layer]:
         """All layers of its list, in their order."""

@@ -1,0 +1,247 @@
+"""Keeping the states of a decoder that is in no table: its layers in the order in which their attentions run, and what stands
+behind the last one.
+
+Refuses what can't run again by itself: layers without an attention, arguments that are neither numbers nor tensors with a row for
+each position, something between two layers.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+
+from mask_impact.engine.keeper import Keeper
+from mask_impact.engine.ownership import Block, refuse_hooks
+from mask_impact.engine.riding.layers import Layer, Layers
+from mask_impact.engine.riding.tensor import states_in
+from mask_impact.engine.states import NOT_KEPT, along_positions
+from mask_impact.engine.tail import Tail, TailWatch
+from mask_impact.engine.taps import attention_options, each_visible_key, scaling_of, up_to_own, windowed_kernel
+from mask_impact.errors import ModelError, UnsupportedArchitecture
+
+WHAT = "no effects, estimates or knockouts can be had"
+
+
+@dataclass(frozen=True)
+class FoundDecoder:
+    """A decoder as a pass has shown it. layers: those with an attention, in their order."""
+
+    found: Layers
+    layers: tuple[Layer, ...]
+    n_heads: int
+
+    @property
+    def key(self) -> nn.Module:
+        """As that of the lists it was found in."""
+        return self.found.key
+
+    @property
+    def configs(self) -> tuple[object, ...]:
+        """What says which attention backend the decoder has."""
+        return self.found.configs
+
+    @property
+    def attentions(self) -> Any:
+        """The modules one of which calls the attention of a layer."""
+        return self.found.attentions
+
+    @property
+    def proven(self) -> bool:
+        """Whether its layers have been seen to give the same when a part of their rows runs again."""
+        return self.found.known.replayed
+
+    def make_opaque(self, index: int) -> None:
+        """From now on whole states go through what stands in a layer beside its attention. A module that no difference of an
+        attention has gone through, as in a parallel branch, has not been asked yet."""
+        known = self.found.known.opaque
+        for module in self.layers[index].module.children():
+            if not any(part in known.attentions for part in module.modules()):
+                known.modules.add(module)
+
+    def opaque(self, index: int) -> tuple[nn.Module, ...]:
+        """The modules of a layer that take whole states, without those within others of them."""
+        known = self.found.known.opaque.modules
+        some = [module for module in self.layers[index].module.modules() if module in known]
+        inner = {id(part) for module in some for part in module.modules() if part is not module}
+        return tuple(module for module in some if id(module) not in inner)
+
+
+def _unless_given_up(told: Callable[..., None]) -> Callable[..., None]:
+    """What an engine tells, and may go on after where the states need not be kept."""
+
+    def tell(self: "StatesKeeping", *args: Any, **kwargs: Any) -> None:
+        if self.problem is None:
+            try:
+                told(self, *args, **kwargs)
+            except ModelError as error:
+                if self.must:
+                    raise
+                self.problem = error
+
+    return wraps(told)(tell)
+
+
+class StatesKeeping:
+    """The states of a single sequence. must: whether what can't be kept is an error; problem: why it can't, where it need not.
+    decoder, tail: None before the first pass is done."""
+
+    def __init__(self, model: nn.Module, layers: Layers, all_rows: bool, must: bool = True) -> None:
+        self.model, self.layers, self.must = model, layers, must
+        self.problem: ModelError | None = None
+        self.keeper = Keeper(all_rows)
+        self.decoder: FoundDecoder | None = None
+        self.tail: Tail | None = None
+        self._order: dict[Layer, int] = {}
+        self._n_heads: set[int] = set()
+        self._given: dict[Layer, tuple[tuple, dict]] = {}  # of layers that are running
+        self._attended: set[Layer] = set()  # in this pass
+        self._n_new = 0  # positions that are given in this pass
+        self._last: torch.Tensor | None = None  # the output of the layer that was left last
+        self._watch = TailWatch(model)
+
+    @contextmanager
+    def attached(self, block: Block) -> Iterator[None]:
+        """While the block is open, what is called behind the layers is seen. ModelError for hooks of others."""
+        self._refuse_hooks()
+        with ExitStack() as stack:
+            for module in self._watch.beside(self.layers.decoder):
+                stack.enter_context(block.after(module, self._beside))
+            stack.enter_context(block.after(self.model, self._after_model))
+            yield
+
+    @_unless_given_up
+    def _refuse_hooks(self) -> None:
+        refuse_hooks(self.layers)
+
+    @_unless_given_up
+    def begin(self, anew: bool) -> None:
+        """A pass begins; anew: with the sequence from its beginning."""
+        self._given, self._attended, self._last = {}, set(), None
+        self.keeper.begin(anew)
+
+    @_unless_given_up
+    def enter(self, layer: Layer, args: tuple, kwargs: dict) -> None:
+        """A module of one of the lists is called."""
+        self._given[layer] = args, kwargs
+
+    @_unless_given_up
+    def attend(self, layer: Layer | None, module, query, key, value, mask, options: Mapping[str, Any]) -> None:
+        """An attention runs; layer: that its module is in."""
+        if layer not in self._given:
+            return
+        if layer in self._attended:
+            raise self._refused(f"{layer.name} calls an attention twice in one pass")
+        self._attended.add(layer)
+        index = self._order.setdefault(layer, len(self._order))
+        self._n_heads.add(query.shape[1])
+        states, rest = _arguments_of(layer, *self._given[layer])
+        if index > 0 and states.shape[1] != self._n_new:
+            raise self._refused(f"{layer.name} is given {states.shape[1]} of {self._n_new} positions")
+        self._n_new = states.shape[1]
+        softcap, sinks = attention_options(self.layers, options)
+        window = windowed_kernel(self.layers, dict(options))
+        if _looks_ahead(module, query, key, mask, window, options):
+            raise self._refused(f"a query of {layer.name} sees what stands behind it")
+        self.keeper.enter(index, states, rest)
+        if index > 0 and self.keeper.states[index - 1].added is not None:
+            raise self._refused(f"something stands between {layer.name} and the layer before it")
+        self.keeper.attend(index, query, key, value, mask, window, scaling_of(query, options), softcap, sinks)
+
+    @_unless_given_up
+    def leave(self, layer: Layer, output: Any) -> None:
+        """A module of one of the lists is done."""
+        self._given.pop(layer, None)
+        if layer not in self._attended:
+            return
+        states = next(states_in(output), None)
+        if states is None:
+            raise self._refused(f"{layer.name} gives no states [sequences, positions, hidden]")
+        self._last = states
+        self.keeper.leave(self._order[layer], states)
+        self._watch.calls.clear()
+
+    @_unless_given_up
+    def finish(self) -> None:
+        """The decoder's pass is done."""
+        order = tuple(self._order)
+        if not order or len(self._attended) < len(order):
+            raise self._refused("its layers are not the same in each pass")
+        missing = [layer.name for layer in self.layers.siblings(order[0]) if layer not in self._order]
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise self._refused(f"{', '.join(missing[:3])}{more} have no softmax attention")
+        if [layer.index for layer in order] != list(range(len(order))):
+            raise self._refused("its layers run in another order than they lie in")
+        heads = self.model.config.get_text_config().num_attention_heads
+        if self._n_heads != {heads}:
+            raise self._refused(f"its layers have {', '.join(map(str, sorted(self._n_heads)))} heads, not {heads}")
+        self.keeper.finish()
+        self.decoder = FoundDecoder(self.layers, order, heads)
+
+    @_unless_given_up
+    def _beside(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if self.tail is None:
+            self._watch.note(module, args, output)
+
+    @_unless_given_up
+    def _after_model(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if self.tail is None and self._last is not None:
+            tail = self._watch.found(self._last, output.logits[0, -1])
+            behind = [*(one for _, one in tail.modules), tail.head]
+            refuse_hooks(self.layers, {type(one).__name__: one for one in behind})
+            self.tail = tail
+
+    def _refused(self, what: str) -> UnsupportedArchitecture:
+        return UnsupportedArchitecture(f"{what} ({type(self.model).__name__}): {WHAT}")
+
+
+def _looks_ahead(module: nn.Module, query, key, mask, window: int | None, options: Mapping[str, Any]) -> bool:
+    """Whether some query of a call sees a later position, so that what is changed there changes it too."""
+    n_rows, n_keys = query.shape[2], key.shape[2]
+    if n_rows == 1:
+        return False
+    if mask is None:
+        causal = options.get("is_causal")
+        return not (getattr(module, "is_causal", True) if causal is None else causal)
+    visible = each_visible_key(mask, 0, n_rows, n_keys, window, key.device)
+    return bool((visible & ~up_to_own(n_rows, n_keys, key.device)).any())
+
+
+def _arguments_of(layer: Layer, args: tuple, kwargs: dict) -> tuple[torch.Tensor, dict[str, Any]]:
+    """(states [1, n, hidden], the other arguments by name) of a layer's call; UnsupportedArchitecture where one can't be kept."""
+    bound = inspect.signature(layer.module.forward).bind(*args, **kwargs)
+    named: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            named |= value
+        elif kind is inspect.Parameter.VAR_POSITIONAL:
+            raise UnsupportedArchitecture(f"{layer.name} is given arguments without a name: {WHAT}")
+        else:
+            named[name] = value
+    first = next(iter(named), None)
+    states = named.pop(first, None)
+    if not isinstance(states, torch.Tensor) or states.dim() != 3 or len(states) != 1:
+        raise UnsupportedArchitecture(f"{layer.name} is not given states [1, positions, hidden] first: {WHAT}")
+    for name, value in named.items():
+        if name not in NOT_KEPT and not _can_be_kept(value, states.shape[1]):
+            what = f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+            raise UnsupportedArchitecture(
+                f"{layer.name} is given `{name}`, {what}, without a row for each position: {WHAT}"
+            )
+    return states, named
+
+
+def _can_be_kept(value: Any, n: int) -> bool:
+    """Whether an argument is a number or text, a tensor that has n positions or is the same for all, or some of these."""
+    if isinstance(value, tuple | list):
+        return type(value) in (tuple, list) and all(_can_be_kept(one, n) for one in value)
+    if isinstance(value, torch.Tensor):
+        return value.numel() == 1 or along_positions(value, n) is not None
+    return value is None or isinstance(value, bool | int | float | str | torch.dtype | torch.device | Cache)
