@@ -122,7 +122,7 @@ def _generate(
         states = "all" if keeps else prompts[0].settings.queries if prompts[0].settings.effect else None
         engine = MaskingEngine(model, **what, max_rows=max_rows, record_layers=frozenset(layers), keep_states=states)
     else:
-        engine = RidingEngine(model, **what, complete=True)
+        engine = RidingEngine(model, **what)
     chosen: list[Chosen] = []
     effects = _effects(engine, prompts[0], groups, chosen, observer)
     observer.begin(sum(one.encoded.n_tokens for one in prompts), n_layers, n_steps)

@@ -357,11 +357,11 @@ def _weights(side: Side, measure: str) -> np.ndarray | None:
 
 def _centre(side: Side, weights: np.ndarray, tokens: Sequence[int]) -> float | None:
     """The centre of mass over the layers, from 0 to 1, of the tokens' weights [L, P]; None where one of them was not measured in
-    some layer, or nothing has a weight."""
+    some layer in which others were, or nothing has a weight."""
     places = np.flatnonzero(np.isin(side.impact.positions, tokens))
-    if len(places) < len({*tokens}) or np.isnan(weights[:, places]).any():
+    if len(places) < len({*tokens}) or np.isnan(weights[np.ix_(side.result.layers, places)]).any():
         return None
-    return _centre_of(np.maximum(weights[:, places], 0).sum(axis=1))
+    return _centre_of(np.nan_to_num(np.maximum(weights[:, places], 0)).sum(axis=1))
 
 
 def _centre_of(by_layer: np.ndarray) -> float | None:

@@ -48,7 +48,8 @@ function drawControls() {
   for (const box of $("sinks").querySelectorAll("input")) box.checked = !state.kept.includes(Number(box.value));
   $("layer").value = state.layer;
   $("layer").setAttribute("aria-valuetext", `layer ${state.layer} of 0 to ${file.n_layers - 1}`);
-  $("layer-value").textContent = `${state.layer} / ${file.n_layers - 1}`;
+  const without = file.isMeasured.has(state.layer) || !has("distances") ? "" : ": not measured";
+  $("layer-value").textContent = `${state.layer} / ${file.n_layers - 1}${without}`;
   $("from").value = state.from;
   $("to").value = state.to;
   $("band").hidden = state.range !== "band";
