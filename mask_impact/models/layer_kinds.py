@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-ATTENTIONS = ("attention", "hybrid")  # in names of kinds of layers that may have a softmax attention
 ALONE = {"moe": "mixture of experts", "mlp": "MLP"}  # in which no position reads another
 NAMES = {"conv": "convolution", "mamba": "state space", **ALONE}
 
@@ -35,10 +34,24 @@ def ranges(numbers: Sequence[int]) -> str:
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
+def keeps_states(config: Any) -> bool:
+    """Whether a decoder's configuration says that layers carry a state from position to position, beside an attention or in its
+    place. What padding before a prompt does to such a state is up to the layer."""
+    stateless = (*ALONE, "dense", "sparse")
+    return any(not _is_attention(kind) and kind not in stateless for kind in _kinds(config))
+
+
+def _kinds(config: Any) -> Sequence[str]:
+    """By layer, in the configuration's words; empty where it does not say them."""
+    return next((kinds for name in ("layer_types", "layers_block_type") if (kinds := getattr(config, name, None))), ())
+
+
+def _is_attention(kind: str) -> bool:
+    return kind.endswith("attention") and not kind.startswith("linear")
+
+
 def _kind(config: Any, layer: int) -> str:
     """Of a layer without a softmax attention; empty where the configuration does not say it."""
-    kinds = next((kinds for name in ("layer_types", "layers_block_type") if (kinds := getattr(config, name, None))), ())
-    kind = str(kinds[layer]) if layer < len(kinds) else ""
-    if kind.startswith("linear") or not any(kind.endswith(name) for name in ATTENTIONS):
-        return NAMES.get(kind, kind.replace("_", " "))
-    return ""
+    kinds = _kinds(config)
+    kind = kinds[layer] if layer < len(kinds) else ""
+    return "" if _is_attention(kind) or kind.startswith("hybrid") else NAMES.get(kind, kind.replace("_", " "))
