@@ -1,7 +1,7 @@
 // Numbers of the results' tokens at a depth or over all layers, and how tokens and numbers are called in texts.
 
 import { lineColour } from "../shared/colours.js";
-import { percentText, shortText } from "../shared/numbers.js";
+import { nearest, percentText, shortText } from "../shared/numbers.js";
 import { plotlyText, quoted, visible } from "../shared/texts.js";
 import { sides } from "./file.js";
 import { state } from "./state.js";
@@ -15,7 +15,7 @@ export const depthOf = (side, layer) => (100 * (layer + 0.5)) / side.n_layers;
 // The layer at a depth, or the nearest that was measured.
 export function layerAt(side, depth = state.depth) {
   const layer = Math.min(Math.floor((depth / 100) * side.n_layers), side.n_layers - 1);
-  return side.measured.reduce((best, one) => (Math.abs(one - layer) < Math.abs(best - layer) ? one : best));
+  return nearest(side.measured, layer);
 }
 
 export function numberAt(side, place, layer) {

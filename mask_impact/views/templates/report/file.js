@@ -26,7 +26,6 @@ for (const prompt of prompts) {
   prompt.cellAt = new Map(prompt.cells.map(([position, image, row, column]) => [position, { image, row, column }]));
   prompt.wordAt = new Map(prompt.words.flatMap((word) => word.map((position) => [position, word])));
   prompt.specialAt = new Set(prompt.special);
-  prompt.isMeasured = new Set(prompt.layers);
   prompt.heads = prompt.variants.map((name, index) => ({ name, index })).filter(({ name }) => isHead(name));
   for (const step of prompt.steps) {
     step.positions ??= Array.from({ length: step.n_positions }, (_, position) => position);

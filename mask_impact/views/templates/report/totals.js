@@ -7,16 +7,16 @@ import { theme } from "../shared/theme.js";
 import { changedOrMark, describe, drawChart, layerShapes, layoutOverLayers } from "./chart.js";
 import { lacksNorms, localName } from "./local_impact.js";
 import { section } from "./sections.js";
-import { set, state } from "./state.js";
-import { measuredLayers, view } from "./view.js";
+import { prompt, set, state } from "./state.js";
+import { everyLayer, view } from "./view.js";
 
 async function drawTotals() {
   $("totals-card").hidden = lacksNorms();
   const { prompt: one, step, variant, metric, kept } = state;
   if (lacksNorms() || !await changedOrMark("totals", [one, step, variant, metric, kept, theme()], layerShapes)) return;
-  const [totals, layers] = [view.weights, measuredLayers()];
-  const y = layers.map((layer) => totals[layer]);
-  const bars = { type: "bar", x: layers, y, marker: { color: lineColour(0) }, hoverinfo: "none" };
+  const totals = view.weights;
+  const y = everyLayer().map((layer) => (prompt().layers.includes(layer) ? totals[layer] : null));
+  const bars = { type: "bar", x: everyLayer(), y, marker: { color: lineColour(0) }, hoverinfo: "none" };
   const layout = layoutOverLayers(260, {
     bargap: 0.12, margin: { l: 60, r: 12, t: 10, b: 44 }, shapes: layerShapes(),
     xaxis: { showgrid: false, automargin: false },

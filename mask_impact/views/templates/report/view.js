@@ -13,11 +13,8 @@ export const everyLayer = () => upTo(prompt().n_layers);
 // The layers that have numbers: all but those without a softmax attention.
 export const measuredLayers = () => prompt().layers;
 
-// The measured layer that follows the one of the state, or stands before it (by: 1 or -1); undefined at the ends.
-export function nextLayer(by) {
-  const layers = measuredLayers();
-  return by > 0 ? layers.find((layer) => layer > state.layer) : layers.findLast((layer) => layer < state.layer);
-}
+// The measured layer behind the one of the state, or before it (by: 1 or -1); undefined at the ends.
+export const nextLayer = (by) => measuredLayers()[measuredLayers().indexOf(state.layer) + by];
 
 export function layersShown() {
   if (state.range === "layer") return [state.layer];
