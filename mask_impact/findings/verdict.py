@@ -14,8 +14,8 @@ Depth. The centre of mass over the layers of the local impact of the reasons (th
 hiding them in each layer has, where both results have that: 0 is the first layer's side, 1 the last one's. It is of the reasons
 that both have, or else of each result's own. A difference counts from CLOSE on, and from 1 / n on for n measured layers of the
 result with fewer, and only if each shared reason by itself differs in the same direction. CLOSE is what one model differs by
-between two questions of one kind, rounded up: asked for the colours of star and cross in one picture, the demo model reads its reasons at
-depths that differ by 0.027 (local impact of `Full`; `Attn`: 0.046) and by 0.08 (effect by layer).
+between two questions of one kind, rounded up: asked for the colours of star and cross in one picture, the demo model reads its
+reasons at depths that differ by 0.027 (local impact of `Full`; `Attn`: 0.046) and by 0.08 (effect by layer).
 """
 
 from collections.abc import Iterator, Sequence

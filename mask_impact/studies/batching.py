@@ -89,9 +89,9 @@ def group_prompts(model: PreTrainedModel, prompts: Sequence[Prepared]) -> list[l
     groups: list[list[int]] = []
     for index in sorted(range(len(prompts)), key=lambda index: prompts[index].encoded.n_tokens):
         prompt, group = prompts[index], groups[-1] if groups else []
-        n_tokens = prompt.encoded.n_tokens
-        fits = (len(group) + 1) * n_tokens <= budget
-        fits = fits and (may_be_padded or not group or prompts[group[0]].encoded.n_tokens == n_tokens)
+        fits = (len(group) + 1) * prompt.encoded.n_tokens <= budget
+        if group and not may_be_padded:
+            fits = fits and prompts[group[0]].encoded.n_tokens == prompt.encoded.n_tokens
         if group and fits and _go_together(prompts[group[0]].settings, prompt.settings):
             group.append(index)
         else:
