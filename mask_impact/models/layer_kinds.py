@@ -21,6 +21,11 @@ def without_attention(config: Any, layers: Sequence[int]) -> str:
     return f"{which} {ranges(layers)} {have} no softmax attention{instead}: nothing can be hidden there"
 
 
+def known_without_attention(config: Any) -> list[int]:
+    """The layers of which the configuration says that they have no softmax attention."""
+    return [layer for layer in range(len(_kinds(config))) if _kind(config, layer)]
+
+
 def reading_others(config: Any, layers: Sequence[int]) -> list[int]:
     """Those of layers without a softmax attention in which a position may still read what others say."""
     return [layer for layer in layers if _kind(config, layer) not in ALONE.values()]

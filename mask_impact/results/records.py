@@ -100,15 +100,15 @@ class EffectRecord:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """All measurements of one generation step, that is, of one produced token.
+    """All measurements of one generation step, that is, of one produced token. A layer without a softmax attention is not
+    measured: all of its numbers are NaN.
 
     positions: int64 [P_t], those that were masked, ascending; l2, cosine: float32 [L, P_t, V] (float64 from a float64
     model), distance between the quantity with and without the mask; attention: float32 [S_t], the weight each token gets
     from the query, mean over all layers and heads (kept to tell attention sinks, not a measure of impact); baseline_norm:
     float32 [L, V], the L2 norm of the unmasked quantity; self_check: float64 [L], largest relative difference between the
     model's own row and its recomputation; noise_floor: float64 [L], the Full L2 distance that rounding alone makes where
-    full states had to ride (mixture of experts), NaN elsewhere. effect: None where it was not measured. A layer that was not
-    measured, since it has no softmax attention, has NaN everywhere.
+    full states had to ride (mixture of experts), NaN elsewhere. effect: None where it was not measured.
     """
 
     step: int

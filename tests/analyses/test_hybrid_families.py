@@ -155,6 +155,8 @@ def test_the_command_line_measures_compares_and_shows_such_a_checkpoint(tmp_path
         argv = ["run", "the cat", "-m", str(folder), "-n", "2", "--output-dir", str(tmp_path / "out" / name)]
         assert main([*argv, "--report", "--plots"]) == 0, capsys.readouterr().err
     capsys.readouterr()
+    assert main(["models", str(tmp_path / "lfm2")]) == 0
+    assert SAID["lfm2"] in " ".join(capsys.readouterr().out.split())
     full, hybrid = (tmp_path / "out" / name / "result" for name in ("qwen3", "lfm2"))
     assert {"result.html", "result.layers.png", "result.csv"} <= {one.name for one in hybrid.parent.iterdir()}
     assert SAID["lfm2"] in hybrid.with_suffix(".html").read_text(encoding="utf-8")

@@ -5,7 +5,13 @@ from types import SimpleNamespace
 import pytest
 from transformers import CONFIG_MAPPING
 
-from mask_impact.models.layer_kinds import keeps_states, ranges, reading_others, without_attention
+from mask_impact.models.layer_kinds import (
+    keeps_states,
+    known_without_attention,
+    ranges,
+    reading_others,
+    without_attention,
+)
 
 LINEAR, FULL = "linear_attention", "full_attention"
 
@@ -49,6 +55,11 @@ def test_which_layers_carry_a_state_is_known_from_the_configuration(model_type, 
     if model_type not in CONFIG_MAPPING:
         pytest.skip(f"this transformers has no {model_type}")
     assert keeps_states(CONFIG_MAPPING[model_type]()) is keeps
+
+
+def test_which_layers_have_none_is_known_from_the_configuration():
+    assert known_without_attention(of("mamba", "attention", "moe", "hybrid", "conv")) == [0, 2, 4]
+    assert known_without_attention(CONFIG_MAPPING["llama"]()) == []
 
 
 def test_runs_of_numbers_are_written_from_first_to_last():
