@@ -255,12 +255,12 @@ class NotHere(Exception):
     """The installed transformers has no such family."""
 
 
-def family_config(name):
-    """The tiny config of a family; raises NotHere."""
+def family_config(name, **other):
+    """The tiny config of a family; raises NotHere. other: what a text model's has besides, or in place of what the table says."""
     if name not in CONFIG_MAPPING:
         raise NotHere(f"this transformers has no model_type {name!r}")
     if name in _SPECIAL:
-        return CONFIG_MAPPING[name](**_tiny(name) | _SPECIAL[name])
+        return CONFIG_MAPPING[name](**_tiny(name) | _SPECIAL[name] | other)
     special = dict(_IMAGE_SPECIAL[name])
     text, vision = special.pop("text"), special.pop("vision")
     text = _tiny(text.get("model_type", f"{name}_text")) | text
@@ -274,14 +274,15 @@ def _tiny(name):
     return {key: value for key, value in _TINY.items() if key in known}
 
 
-def family_model(name, *, dtype=torch.float32, seed=0):
+def family_model(name, *, dtype=torch.float32, seed=0, **other):
     """A tiny random model of a family, on CPU, in evaluation mode; raises NotHere.
 
-    name: one of FAMILIES or VISION_LANGUAGE_FAMILIES. The weights depend on `seed` and the config alone; the global random
-    state is left as it was. As in a loaded checkpoint, only parameters take `dtype`: rotary frequencies stay float32.
+    name: one of FAMILIES or VISION_LANGUAGE_FAMILIES; other: see `family_config`. The weights depend on `seed` and the config
+    alone; the global random state is left as it was. As in a loaded checkpoint, only parameters take `dtype`: rotary frequencies
+    stay float32.
     """
     mapping = MODEL_FOR_CAUSAL_LM_MAPPING if name in _SPECIAL else MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    config = family_config(name)
+    config = family_config(name, **other)
     if type(config) not in mapping:
         raise NotHere(f"this transformers has no model of {name!r}")
     return build(config, mapping, dtype=dtype, seed=seed)

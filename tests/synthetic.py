@@ -61,6 +61,19 @@ def make_result(
     return Result(**{**fields, **changes})
 
 
+def without_layers(result: Result, layers: Sequence[int]) -> Result:
+    """The result of a model of which these layers have no softmax attention: there is no number of them."""
+
+    def emptied(values: np.ndarray) -> np.ndarray:
+        values = values.copy()
+        values[list(layers)] = np.nan
+        return values
+
+    names = ("l2", "cosine", "baseline_norm", "self_check", "noise_floor")
+    steps = (replace(step, **{name: emptied(getattr(step, name)) for name in names}) for step in result.steps)
+    return replace(result, steps=tuple(steps))
+
+
 def make_step(
     rng: np.random.Generator, step: int, text: str, n_layers: int, masked: np.ndarray, n_variants: int, dtype: type
 ) -> StepRecord:

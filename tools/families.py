@@ -272,8 +272,7 @@ brute force, which hides each token from the last position of a layer and runs t
 
 ## Measured
 
-- layers: how many of them have softmax attention, and how many have none. Where some have none, `mask-impact run` refuses
-  the model so far.
+- layers: how many of them have softmax attention, and how many have none. Those that have one are measured.
 - error: the largest relative difference from brute force, of `Full`, `Attn` and every head.
 - as a whole: modules whose operations have no rule of their own. The states of all hidden tokens go through them, and
   a result gets a noise floor.

@@ -130,7 +130,7 @@ def _generate(
     if is_located(model.config.model_type):
         engine = MaskingEngine(model, **what, max_rows=max_rows, record_layers=frozenset(layers), keep_states=states)
     else:
-        engine = RidingEngine(model, **what, complete=True, keep_states=states, must_keep=prompts[0].settings.effect)
+        engine = RidingEngine(model, **what, keep_states=states, must_keep=prompts[0].settings.effect)
     chosen: list[Chosen] = []
     effects = _effects(engine, prompts[0], groups, chosen, observer)
     observer.begin(sum(one.encoded.n_tokens for one in prompts), n_layers, n_steps)

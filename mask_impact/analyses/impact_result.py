@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from mask_impact.analyses.prepared import Prepared, describe_run
 from mask_impact.analyses.settings import RunSettings
@@ -12,7 +13,10 @@ from mask_impact.analyses.strongest import Chosen, judged
 from mask_impact.engine.effects import StepEffects
 from mask_impact.engine.kept import Engine, KeptPass
 from mask_impact.engine.recording import RawStep
+from mask_impact.engine.riding.engine import RidingEngine
+from mask_impact.engine.riding.layers import Attending
 from mask_impact.engine.verification import Verification
+from mask_impact.models.layer_kinds import without_attention
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.encoding import token_texts
 from mask_impact.prompts.groups import Group
@@ -34,6 +38,12 @@ class Pass:
     chosen: list[Chosen]
     kept: KeptPass | None
 
+    @property
+    def attending(self) -> Attending | None:
+        """Which layers have an attention; None where all have one."""
+        found = self.engine.attending if isinstance(self.engine, RidingEngine) else None
+        return found if found is not None and found.others else None
+
 
 def make_result(
     loaded: LoadedModel,
@@ -47,7 +57,7 @@ def make_result(
     encoded = prompt.encoded
     texts, kinds = token_texts(loaded.tokenizer, pass_.produced)
     steps = tuple(
-        _make_step(loaded, index, raw_step, token, text, candidates)
+        _make_step(loaded, index, raw_step, token, text, candidates, pass_.attending)
         for index, (raw_step, token, text, candidates) in enumerate(
             zip(pass_.steps, pass_.produced, texts, pass_.candidates, strict=True)
         )
@@ -65,7 +75,7 @@ def make_result(
         generated_text=loaded.tokenizer.decode(pass_.produced, skip_special_tokens=True),
         sinks=find_sinks(pass_.steps[0].received.numpy()),
         images=encoded.images,
-        meta=describe_run(loaded, prompt)
+        meta=_described(loaded, prompt, pass_.attending)
         | {
             "mask_mode": prompt.settings.mask_mode,
             "effect": _effect_settings(prompt.settings),
@@ -76,23 +86,46 @@ def make_result(
     )
 
 
+def _described(loaded: LoadedModel, prompt: Prepared, attending: Attending | None) -> dict[str, Any]:
+    """What is said of every run, and of the layers in which nothing could be measured."""
+    about = describe_run(loaded, prompt)
+    if attending is not None:
+        about["notices"].append(without_attention(loaded.config.get_text_config(), attending.other_numbers))
+    return about
+
+
 def _make_step(
-    loaded: LoadedModel, index: int, step: RawStep, token: int, text: str, candidates: tuple[list[int], list[float]]
+    loaded: LoadedModel,
+    index: int,
+    step: RawStep,
+    token: int,
+    text: str,
+    candidates: tuple[list[int], list[float]],
+    attending: Attending | None,
 ) -> StepRecord:
     ids, probabilities = candidates
     names, _ = token_texts(loaded.tokenizer, ids)
+
+    def by_layer(values: torch.Tensor) -> np.ndarray:
+        """[L, ...], NaN in layers without an attention."""
+        if attending is None:
+            return values.numpy()
+        placed = values.new_full((attending.n_layers, *values.shape[1:]), float("nan"))
+        placed[list(attending.numbers)] = values
+        return placed.numpy()
+
     return StepRecord(
         step=index,
         token_id=token,
         token_text=text,
         candidates=tuple(Candidate(*entry) for entry in zip(ids, names, probabilities, strict=True)),
         positions=step.positions.numpy(),
-        l2=step.l2.numpy(),
-        cosine=step.cosine.numpy(),
+        l2=by_layer(step.l2),
+        cosine=by_layer(step.cosine),
         attention=step.attention.mean(0).numpy(),
-        baseline_norm=step.baseline_norm.numpy(),
-        self_check=step.self_check.numpy(),
-        noise_floor=step.noise_floor.numpy(),
+        baseline_norm=by_layer(step.baseline_norm),
+        self_check=by_layer(step.self_check),
+        noise_floor=by_layer(step.noise_floor),
         seconds=step.seconds,
     )
 

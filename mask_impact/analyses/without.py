@@ -1,10 +1,11 @@
 """What the model would have said with some tokens hidden: the answer generated again, beside the one with nothing hidden.
 
-Tokens are hidden from every query, in the layers that are asked for, while the model's own `generate()` runs; positions stay
-as they are. A query that has nothing left to see (a hidden token at the beginning) attends to nothing: its heads give 0.
+Tokens are hidden from every query, in the layers that are asked for and have a softmax attention, while the model's own
+`generate()` runs; positions stay as they are. A query that has nothing left to see (a hidden token at the beginning) attends
+to nothing: its heads give 0.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,10 +19,11 @@ from mask_impact.analyses.prepared import Prepared, describe_run, prepare
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.engine.measurement import SELF_CHECK_TOLERANCE
 from mask_impact.engine.ownership import owned
-from mask_impact.engine.riding.layers import Layers, decoder_of, refuse_unmapped
+from mask_impact.engine.riding.layers import Layer, Layers, decoder_of, no_attention
 from mask_impact.engine.taps import attention_options, each_visible_key, n_held, scaling_of, tapped, windowed_kernel
 from mask_impact.errors import DeviceError, ExactnessError, InputError, UsageError, is_out_of_memory
 from mask_impact.models.architectures import Decoder
+from mask_impact.models.layer_kinds import ranges, reading_others, without_attention
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.encoding import layout_of, token_texts
 from mask_impact.results.answers import Answer, WhatIf
@@ -66,7 +68,9 @@ def run(
     decoder = decoder_of(loaded.model)
     observer.answers_begin(1 + len(hidden))
     with owned(decoder):
-        own = _scored(loaded, encoded.inputs, (), layers, settings.num_tokens)
+        with _noting_attentions(decoder) as found:
+            own = _scored(loaded, encoded.inputs, (), layers, settings.num_tokens)
+        layers, others = _with_attention(loaded, found, layers)
         answers = [_answer(loaded, None, (), own, own)]
         observer.answer_done()
         for spec, positions in hidden.items():
@@ -75,7 +79,48 @@ def run(
             observer.answer_done()
     meta = describe_run(loaded, prepared)
     meta |= {"images": [image.source for image in encoded.images]}
+    meta["notices"] += others
     return WhatIf(answers[0], tuple(answers[1:]), layers, encoded.tokens, n_layers, meta)
+
+
+@contextmanager
+def _noting_attentions(decoder: Decoder | Layers) -> Iterator[dict[Layer, None]]:
+    """While the block is open, the layers in which an attention is called, of a decoder that is in no table."""
+    found: dict[Layer, None] = {}
+
+    def attend(own: Callable, module, *args, **kwargs):
+        if module in decoder.around:
+            found[decoder.around[module]] = None
+        return own(*args, **kwargs)
+
+    if isinstance(decoder, Layers):
+        with tapped(decoder, attend):
+            yield found
+    else:
+        yield found
+
+
+def _with_attention(
+    loaded: LoadedModel, found: Iterable[Layer], asked: Sequence[int]
+) -> tuple[tuple[int, ...], list[str]]:
+    """Those of the layers that were asked for that have a softmax attention, and what is said of all that have none. found: those
+    in which an attention was called. UsageError where no layer is left, UnsupportedArchitecture where there is none."""
+    decoder = decoder_of(loaded.model)
+    if not isinstance(decoder, Layers):
+        return tuple(asked), []
+    attending = decoder.with_attention(list(found))
+    if not attending.numbers:
+        raise no_attention(loaded.model)
+    if not attending.others:
+        return tuple(asked), []
+    config, others = loaded.config.get_text_config(), attending.other_numbers
+    said = without_attention(config, others)
+    if not (left := tuple(layer for layer in asked if layer in attending.numbers)):
+        raise UsageError(f"{said}; `layers` may be {ranges(sorted(attending.numbers))}")
+    through = reading_others(config, others)
+    plural = "s" * (len(through) > 1)
+    more = [f"What a hidden token says can still get through layer{plural} {ranges(through)}"] if through else []
+    return left, [said, *more]
 
 
 def generate(
@@ -141,7 +186,7 @@ def hiding(model: PreTrainedModel, positions: Sequence[int], layers: Sequence[in
     decoder = decoder_of(model)
     hidden = torch.tensor(sorted(positions))
     n_positions = 0  # of the sequence, at the step of the moment
-    called: dict[int | None, torch.nn.Module] = {}  # by layer
+    called: set[int | None] = set()  # layers
 
     def attend(own: Callable, module, query, key, value, attention_mask, *args, **kwargs):
         place = decoder.place_of(module)
@@ -155,7 +200,7 @@ def hiding(model: PreTrainedModel, positions: Sequence[int], layers: Sequence[in
                 own(query, key, value, attention_mask, *args, **kwargs)[0],
                 _seen(decoder, query, key, value, visible, kwargs),
             )
-        called[place] = module
+        called.add(place)
         places = hidden - (n_positions - n_keys)  # a sliding window's cache holds the last positions only
         visible[:, places[(places >= 0) & (places < n_keys)].to(key.device)] = False
         return _seen(decoder, query, key, value, visible, kwargs), None
@@ -166,9 +211,6 @@ def hiding(model: PreTrainedModel, positions: Sequence[int], layers: Sequence[in
 
     with tapped(decoder, attend) as block, block.before(model, count):
         yield
-    if called and isinstance(decoder, Layers):
-        siblings = decoder.siblings(decoder.around[next(iter(called.values()))])
-        refuse_unmapped(model, [siblings[place].name for place in layers if place not in called])
 
 
 def _seen(

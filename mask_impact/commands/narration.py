@@ -26,7 +26,7 @@ class Progress:
         self.quiet, self._verbose = quiet, verbose
         self.on_begin: Callable[[int], None] = lambda n_tokens: None
         self._bar = self._effects = None
-        self._n_layers = self._n_steps = self._n_effects = self._n_effects_done = 0
+        self._n_layers = self._n_steps = self._step = self._n_effects = self._n_effects_done = 0
         self._said_at = 0.0
 
     def __enter__(self) -> "Progress":
@@ -49,22 +49,24 @@ class Progress:
         self._close_bar()
         if not self._n_layers:  # not again after running out of memory
             self.on_begin(n_tokens)
-        self._n_layers, self._n_steps = n_layers, n_steps
+        self._n_layers, self._n_steps, self._step = n_layers, n_steps, 0
         if not self.quiet and sys.stderr.isatty():
             self._bar = self._make_bar(desc=self._label(0, 0), total=n_steps * n_layers, unit="layer", leave=False)
         else:
             self._say_step(self._label(0, 0))
 
     def layer_done(self, step: int, layer: int) -> None:
+        """Layers without an attention are not told of: the bar jumps over them."""
         last = layer == self._n_layers - 1
         if self._bar is None:
-            if layer == 0 and step > 0:  # not before: whether there is a next step is known when it begins
+            if step > self._step:  # not before: whether there is a next step is known when it begins
                 self._say_step(self._label(step, 0))
         elif not (last and step == self._n_steps - 1):
             self._bar.set_description_str(
                 self._label(step + 1, 0) if last else self._label(step, layer + 1), refresh=False
             )
-            self._bar.update()
+            self._bar.update(step * self._n_layers + layer + 1 - self._bar.n)
+        self._step = step
 
     def effects_begin(self, step: int, n_variants: int) -> None:
         self._n_effects, self._n_effects_done, self._said_at = n_variants, 0, time.monotonic()

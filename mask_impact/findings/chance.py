@@ -16,10 +16,11 @@ from mask_impact.findings.agreement import FEWEST_TOKENS
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's rank correlation of the importance of n tokens, None where it does not exist (fewer than FEWEST_TOKENS,
-    or one result holds all tokens equally important). p: the chance of one at least as large under the null hypothesis of
-    this module. smallest_p: the smallest p that these tokens and permutations can give. exact: whether all arrangements
-    were gone through (p = those at least as large / all) and not a random sample (p = (1 + those) / (1 + sample))."""
+    """Spearman's rank correlation of the importance of n tokens, None where it does not exist (fewer than FEWEST_TOKENS, or
+    one result holds all tokens equally important, or has no importance of them: n is 0 then). p: the chance of one at least
+    as large under the null hypothesis of this module. smallest_p: the smallest p that these tokens and permutations can give.
+    exact: whether all arrangements were gone through (p = those at least as large / all) and not a random sample (p = (1 +
+    those) / (1 + sample))."""
 
     n: int
     rho: float | None = None
@@ -61,6 +62,9 @@ def correlations(
             n_largest[row] += (sums == largest[row]).sum()
     found = []
     for row in range(len(x)):
+        if np.isnan(ranks_x[row]).any() or np.isnan(ranks_y[row]).any():
+            found.append(Correlation(0))
+            continue
         if np.ptp(ranks_x[row]) == 0 or np.ptp(ranks_y[row]) == 0:
             found.append(Correlation(n))
             continue

@@ -59,9 +59,9 @@ class Side:
     """One of the results.
 
     produced: the token that the impact is on, empty where it is not known. values: float64 [L, P], the scaled distances, NaN
-    where there is no value. sinks, left_out: positions; left out are this result's sinks and what is aligned with
-    another's. layers: for each band its (layer, part of the layer that lies in the band). effect: None where it was not
-    measured, or for groups of tokens.
+    where there is no value. sinks, left_out: positions; left out are this result's sinks and what is aligned with another's.
+    layers: for each band its (layer, part of the layer that lies in the band), of those that were measured. effect: None
+    where it was not measured, or for groups of tokens.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Side:
         return self._by_band(self.values)
 
     def _by_band(self, values: np.ndarray) -> np.ndarray:
-        """float64 [B, P], the mean of values [L, P] over the layers of each band."""
+        """float64 [B, P], the mean of values [L, P] over the layers of each band, NaN in one without a layer."""
         weights = np.zeros((len(self.layers), len(values)))
         for band, layers in enumerate(self.layers):
             for layer, part in layers:
@@ -120,11 +120,18 @@ class Side:
 
     @cached_property
     def depth_shares(self) -> np.ndarray | None:
-        """float64 [B], the part of the whole impact that each band has; None where the scale makes all layers alike."""
+        """float64 [B], the part of the whole impact that each band has, NaN where no layer was measured; None where the scale
+        makes all layers alike."""
         if self.scale == "share":
             return None
         totals = np.nansum(np.where(self.impact.counted, self.bands, 0), axis=1)
-        return totals / totals.sum() if totals.sum() > 0 else np.full_like(totals, np.nan)
+        totals = np.where(self.has_layers, totals, np.nan)
+        return totals / np.nansum(totals) if np.nansum(totals) > 0 else np.full_like(totals, np.nan)
+
+    @property
+    def has_layers(self) -> np.ndarray:
+        """bool [B], the bands in which a layer was measured."""
+        return np.array([bool(layers) for layers in self.layers])
 
     @property
     def is_image(self) -> np.ndarray:
@@ -137,10 +144,10 @@ class Pair:
     """The first result and another one.
 
     matched: int64 [M, 2], places in the `positions` of first and second that are the same token, in the first's order.
-    compared: bool [M], those that count (not left out, with a value in every band of both). unmatched: places of first
-    and of second. overall, text, image: of all layers, for all tokens that are compared, and for those of either kind
-    (None where there is one kind only). bands: of each band, for all tokens. effect: of the sizes of the effects in all
-    layers, for the tokens that are compared (None where one of the two was measured without effects).
+    compared: bool [M], those that count (not left out, with a value in every band of both in which a layer was measured).
+    unmatched: places of first and of second. overall, text, image: of all layers, for all tokens that are compared, and for
+    those of either kind (None where there is one kind only). bands: of each band, for all tokens. effect: of the sizes of the
+    effects in all layers, for the tokens that are compared (None where one of the two was measured without effects).
     """
 
     first: Side
@@ -252,7 +259,7 @@ def _left_out(
 
 def _side(name: str, result: Result, settings: Settings, variant: str, scale: str, left_out: Sequence[int]) -> Side:
     impact = step_impact(result, settings.step, variant, settings.metric, left_out)
-    effect = step_effect(result, settings.step)
+    effect, measured = step_effect(result, settings.step), {*result.layers}
     return Side(
         name=name,
         result=result,
@@ -261,7 +268,9 @@ def _side(name: str, result: Result, settings: Settings, variant: str, scale: st
         values=impact.shares() if scale == "share" else impact.relative(),
         sinks=tuple(position for position in result.sinks if position in impact.positions),
         left_out=tuple(int(position) for position in impact.positions[~impact.counted]),
-        layers=band_layers(result.n_layers, settings.n_bands),
+        layers=tuple(
+            tuple(one for one in band if one[0] in measured) for band in band_layers(result.n_layers, settings.n_bands)
+        ),
         scale=scale,
         effect=effect if effect is not None and effect.by_position else None,
     )
@@ -299,7 +308,7 @@ def _pair(first: Side, second: Side, matched: np.ndarray, n_permutations: int, r
     ones, others = matched.T
     compared = first.impact.counted[ones] & second.impact.counted[others]
     for side, places in ((first, ones), (second, others)):
-        compared &= ~np.isnan(side.overall[places]) & ~np.isnan(side.bands[:, places]).any(axis=0)
+        compared &= ~np.isnan(side.overall[places]) & ~np.isnan(side.bands[side.has_layers][:, places]).any(axis=0)
     x = np.vstack([first.overall, first.bands])[:, ones[compared]]
     y = np.vstack([second.overall, second.bands])[:, others[compared]]
     is_image = first.is_image[ones[compared]]

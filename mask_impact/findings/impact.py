@@ -19,7 +19,8 @@ class Impact:
     """The distances of one metric and variant at one step.
 
     positions: int64 [P], ascending. distances: float64 [L, P] as measured, NaN where there is no value. norms: float64
-    [L], the L2 norm of the unmasked quantity, or None where the result does not have it. counted: bool [P], False for
+    [L], the L2 norm of the unmasked quantity (NaN in layers that were not measured), or None where the result does not have
+    it. counted: bool [P], False for
     what is left out (attention sinks).
     """
 
@@ -57,8 +58,10 @@ class Impact:
         return np.divide(distances, totals, out=np.full_like(distances, np.nan), where=totals > 0)
 
     def totals(self) -> np.ndarray:
-        """float64 [L]: what each layer reads at all, the sum of `relative` over the positions that are counted."""
-        return np.nansum(np.where(self.counted, self.relative(), 0), axis=1)
+        """float64 [L]: what each layer reads at all, the sum of `relative` over the positions that are counted; NaN where none
+        has a value."""
+        values = np.where(self.counted, self.relative(), np.nan)
+        return np.where(np.isfinite(values).any(axis=1), np.nansum(values, axis=1), np.nan)
 
     def weights(self) -> np.ndarray:
         """float64 [L]: how much a layer counts where layers are put together. It is what the layer reads at all: the sum of
@@ -94,7 +97,7 @@ def step_impact(result: Result, step: int, variant: str, metric: str, left_out: 
         variant=variant,
         positions=record.positions,
         distances=getattr(record, metric)[:, :, index].astype(np.float64),
-        norms=norms if np.isfinite(norms).all() else None,
+        norms=norms if np.isfinite(norms[record.has_numbers]).all() else None,
         counted=~np.isin(record.positions, result.sinks if left_out is None else left_out),
     )
 

@@ -14,7 +14,8 @@ class Importance:
     """How much each position matters.
 
     scores: float64 [S], the share of the impact in all layers; they sum to 1 (0 if nothing had an impact), sinks have 0.
-    shares: float64 [L, S], of each layer's impact. measure: the quantity whose distances were taken.
+    shares: float64 [L, S], of each layer's impact, NaN in layers that were not measured. measure: the quantity whose
+    distances were taken.
     """
 
     scores: np.ndarray
@@ -56,9 +57,9 @@ def token_importance(
             scores.append(np.zeros(n_positions))
             together = put_together(of_step, np.mean([impact.weights() for impact in impacts], axis=0))
             scores[-1][record.positions] = np.nan_to_num(together)
-    return Importance(
-        scores=np.mean(scores, axis=0) if scores else np.zeros(n_positions), shares=shares.mean(axis=0), measure=measure
-    )
+    shares = shares.mean(axis=0)
+    shares[~np.any([record.has_numbers for record in steps], axis=0)] = np.nan
+    return Importance(np.mean(scores, axis=0) if scores else np.zeros(n_positions), shares, measure)
 
 
 def _mean(impacts: Sequence[Impact]) -> Impact:
@@ -75,8 +76,8 @@ def _measure(variants: Sequence[str]) -> tuple[str, Sequence[str]]:
 
 
 def vision_impact(result: Result, step: int) -> tuple[np.ndarray, str] | None:
-    """How much the image tokens matter in each layer at `step`, float64 [L], and what that number is; None where none of
-    them was masked, or it is not known.
+    """How much the image tokens matter in each layer at `step`, float64 [L] (NaN in layers that were not measured), and what
+    that number is; None where none of them was masked, or it is not known.
 
     Where text was masked too it is the share of the layer's impact that falls on image tokens (sinks left out). Where it was
     not, that share says nothing, and it is the sum of their L2 distances over the norm of the layer's update.

@@ -12,10 +12,10 @@ more than LITTLE.
 
 Depth. The centre of mass over the layers of the local impact of the reasons (the comparison's importance), or of the effect that
 hiding them in each layer has, where both results have that: 0 is the first layer's side, 1 the last one's. It is of the reasons
-that both have, or else of each result's own. A difference counts from CLOSE on, and from one layer of the model with fewer
-layers on, and only if each shared reason by itself differs in the same direction. CLOSE is what one model differs by between
-two questions of one kind, rounded up: asked for the colours of star and cross in one picture, the demo model reads its reasons at
-depths that differ by 0.027 (local impact of `Full`; `Attn`: 0.046) and by 0.08 (effect by layer).
+that both have, or else of each result's own. A difference counts from CLOSE on, and from 1 / n on for n measured layers of the
+result with fewer, and only if each shared reason by itself differs in the same direction. CLOSE is what one model differs by
+between two questions of one kind, rounded up: asked for the colours of star and cross in one picture, the demo model reads its
+reasons at depths that differ by 0.027 (local impact of `Full`; `Attn`: 0.046) and by 0.08 (effect by layer).
 """
 
 from collections.abc import Iterator, Sequence
@@ -357,11 +357,11 @@ def _weights(side: Side, measure: str) -> np.ndarray | None:
 
 def _centre(side: Side, weights: np.ndarray, tokens: Sequence[int]) -> float | None:
     """The centre of mass over the layers, from 0 to 1, of the tokens' weights [L, P]; None where one of them was not measured in
-    some layer, or nothing has a weight."""
+    some layer in which others were, or nothing has a weight."""
     places = np.flatnonzero(np.isin(side.impact.positions, tokens))
-    if len(places) < len({*tokens}) or np.isnan(weights[:, places]).any():
+    if len(places) < len({*tokens}) or np.isnan(weights[np.ix_(side.result.layers, places)]).any():
         return None
-    return _centre_of(np.maximum(weights[:, places], 0).sum(axis=1))
+    return _centre_of(np.nan_to_num(np.maximum(weights[:, places], 0)).sum(axis=1))
 
 
 def _centre_of(by_layer: np.ndarray) -> float | None:
@@ -371,7 +371,7 @@ def _centre_of(by_layer: np.ndarray) -> float | None:
 
 
 def _least(pair: Pair, measure: str) -> float:
-    return max(CLOSE[measure], 1 / min(pair.first.result.n_layers, pair.second.result.n_layers))
+    return max(CLOSE[measure], 1 / min(len(side.result.layers) for side in (pair.first, pair.second)))
 
 
 def _impact_depth(pair: Pair) -> Depth | None:

@@ -6,6 +6,7 @@ from typing import Any
 from mask_impact.errors import UnsupportedArchitecture
 from mask_impact.models.adapters import find_adapter
 from mask_impact.models.architectures import LAYOUTS, check_activation, is_located
+from mask_impact.models.layer_kinds import known_without_attention, without_attention
 from mask_impact.models.loading import KIND_NAMES, kind_of, load_config
 from mask_impact.models.sources import locate_source
 
@@ -72,6 +73,8 @@ def describe_model(model: str, revision: str | None = None) -> Description:
         how.append(
             "in no table of architectures: measured where its layers prove sound when it runs, and refused in one line elsewhere"
         )
+        if others := known_without_attention(text):
+            how.append(without_attention(text, others))
     if source.gguf_file:
         how.append("GGUF: the weights are converted when they are loaded, which takes memory and time")
     if _has_experts(text):

@@ -66,14 +66,15 @@ def _row_texts(
 
     variants = pa.array([variant(name) for name in result.variants])
     tokens = [token(clean_text(text), position) for position, text in enumerate(result.tokens.texts)]
+    layers = result.layers
     for step in result.steps:
-        n_layers, n_masked, n_variants = step.l2.shape
+        n_masked, n_variants = step.l2.shape[1:]
         middle = pc.binary_join_element_wise(
             pa.array(tokens).take(pa.array(np.repeat(step.positions, n_variants))),
             variants.take(pa.array(np.tile(np.arange(n_variants), n_masked))),
             "",
         )
-        for layer in range(n_layers):
+        for layer in layers:
             l2, cosine = pa.array(flat(step.l2[layer])), pa.array(flat(step.cosine[layer]))
             for first in range(0, len(middle), ROWS_PER_CHUNK):
                 rows = pc.binary_join_element_wise(

@@ -4,6 +4,7 @@ Knows numpy only: no models, no files. Dimensions: L layers, S_t sequence length
 variants in the order of `Result.variants` (`Full`, `Attn`, `Head_0` ..), T steps, P_t positions that were masked at step t.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,7 +100,8 @@ class EffectRecord:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """All measurements of one generation step, that is, of one produced token.
+    """All measurements of one generation step, that is, of one produced token. A layer without a softmax attention is not
+    measured: all of its numbers are NaN.
 
     positions: int64 [P_t], those that were masked, ascending; l2, cosine: float32 [L, P_t, V] (float64 from a float64
     model), distance between the quantity with and without the mask; attention: float32 [S_t], the weight each token gets
@@ -145,6 +147,20 @@ class StepRecord:
         """S_t, the length of the sequence at this step."""
         return len(self.attention)
 
+    def of_layers(self, layers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """l2 and cosine of some layers, ascending; without a copy where these are all."""
+        if len(layers) == len(self.l2):
+            return self.l2, self.cosine
+        return self.l2[list(layers)], self.cosine[list(layers)]
+
+    @property
+    def has_numbers(self) -> np.ndarray:
+        """bool [L], the layers of which there is a distance or a norm."""
+        found = np.isfinite(self.baseline_norm).any(axis=1)
+        if not found.all():  # results of other tools have no norms
+            found[~found] = np.isfinite(self.l2[~found]).any(axis=(1, 2))
+        return found
+
 
 @dataclass(frozen=True)
 class Result:
@@ -188,14 +204,20 @@ class Result:
         return self.steps[0].l2.shape[0]
 
     @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that were measured, ascending: all but those without a softmax attention. Tables have rows of these."""
+        measured = np.any([step.has_numbers for step in self.steps], axis=0)
+        return tuple(np.flatnonzero(measured).tolist())
+
+    @property
     def has_effects(self) -> bool:
         """Whether the effect on the produced tokens was measured."""
         return all(step.effect is not None for step in self.steps)
 
     @property
     def n_rows(self) -> int:
-        """Number of rows of the result's table: one for each step, layer, position and variant."""
-        return sum(step.l2.size for step in self.steps)
+        """Number of rows of the result's table: one for each step, measured layer, position and variant."""
+        return len(self.layers) * sum(len(step.positions) for step in self.steps) * len(self.variants)
 
     def __repr__(self) -> str:
         return (

@@ -1,5 +1,6 @@
 """A result's meta file: everything of a Result but its distances, there and back. Knows records; reads no tables."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +16,7 @@ from mask_impact.results.token_meta import image_entry, image_from, token_entrie
 
 def result_meta(result: Result, formats: tuple[str, ...]) -> bytes:
     """The meta file: strict JSON (what is not finite is null), indented, but a token or an array on one line."""
+    layers = result.layers
     steps = [
         {
             "step": step.step,
@@ -32,7 +34,7 @@ def result_meta(result: Result, formats: tuple[str, ...]) -> bytes:
             "positions": line(step.positions) if len(step.positions) < step.n_positions else None,
             "attention": line(step.attention),
             "baseline_norm": [line(layer) for layer in step.baseline_norm],
-            "distances_crc32": checksum(step.l2, step.cosine),
+            "distances_crc32": checksum(*step.of_layers(layers)),
             "effect": step.effect and _effect_entry(step.effect),
         }
         for step in result.steps
@@ -43,6 +45,7 @@ def result_meta(result: Result, formats: tuple[str, ...]) -> bytes:
         "generated_text": result.generated_text,
         "n_prompt": result.n_prompt,
         "n_layers": result.n_layers,
+        "layers": line(layers) if len(layers) < result.n_layers else None,
         "n_rows": result.n_rows,
         "variants": list(result.variants),
         "formats": list(formats),
@@ -80,14 +83,23 @@ def _largest(values: np.ndarray) -> float | None:
     return float(finite.max()) if finite.size else None
 
 
+def _placed(values: np.ndarray, layers: Sequence[int] | None, n_layers: int) -> np.ndarray:
+    """[L, ...], NaN in those that are not among the layers (None: all are)."""
+    if layers is None:
+        return values
+    placed = np.full((n_layers, *values.shape[1:]), np.nan, dtype=values.dtype)
+    placed[list(layers)] = values
+    return placed
+
+
 def result_from(meta: dict[str, Any], l2: np.ndarray, cosine: np.ndarray) -> Result:
     """The Result that a meta file describes; l2, cosine: its distances, [rows], as the table has them."""
-    n_layers, n_variants = meta["n_layers"], len(meta["variants"])
+    n_layers, layers, n_variants = meta["n_layers"], meta.get("layers"), len(meta["variants"])
     steps, first = [], 0
     for stored in meta["steps"]:
         positions = stored["positions"]
         positions = np.arange(len(stored["attention"])) if positions is None else np.array(positions, dtype=np.int64)
-        shape = (n_layers, len(positions), n_variants)
+        shape = (n_layers if layers is None else len(layers), len(positions), n_variants)
         rows = slice(first, first + int(np.prod(shape)))
         first = rows.stop
         steps.append(
@@ -97,8 +109,8 @@ def result_from(meta: dict[str, Any], l2: np.ndarray, cosine: np.ndarray) -> Res
                 token_text=stored["token_text"],
                 candidates=tuple(Candidate(**candidate) for candidate in stored["candidates"]),
                 positions=positions,
-                l2=l2[rows].reshape(shape),
-                cosine=cosine[rows].reshape(shape),
+                l2=_placed(l2[rows].reshape(shape), layers, n_layers),
+                cosine=_placed(cosine[rows].reshape(shape), layers, n_layers),
                 attention=np.array(stored["attention"], dtype=l2.dtype),
                 baseline_norm=np.array(stored["baseline_norm"], dtype=l2.dtype),
                 self_check=np.array(stored["self_check"], dtype=np.float64),

@@ -3,6 +3,7 @@
 Knows pydantic and the parts; reads no files. A fault is a ValueError whose text begins with the field.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -89,18 +90,21 @@ class StepEntry(Part):
     distances_crc32: Checksum
     effect: EffectEntry | None = None
 
-    def n_rows(self, n_layers: int, n_positions: int, n_variants: int) -> int:
-        """How many rows the step has in the table; ValueError where its lists have other lengths."""
+    def n_rows(self, n_layers: int, layers: Sequence[int], n_positions: int, n_variants: int) -> int:
+        """How many rows the step has in the table; ValueError where its lists have other lengths. layers: of n_layers those that
+        were measured; others have no norms."""
         field = f"steps.{self.step}"
         for name in ("self_check", "noise_floor", "baseline_norm"):
             check_length(f"{field}.{name}", getattr(self, name), n_layers, "n_layers")
         for layer, norms in enumerate(self.baseline_norm):
             check_length(f"{field}.baseline_norm.{layer}", norms, n_variants, "variants")
+            if layer not in layers and any(norm is not None for norm in norms):
+                raise ValueError(f"{field}.baseline_norm.{layer} has numbers, and the layer is not among layers")
         check_length(f"{field}.attention", self.attention, n_positions, "n_prompt")
         check_below(f"{field}.positions", self.positions or (), n_positions, ascending=True)
         if self.effect is not None:
             self.effect.check(f"{field}.effect", n_positions)
-        return n_layers * n_variants * (n_positions if self.positions is None else len(self.positions))
+        return len(layers) * n_variants * (n_positions if self.positions is None else len(self.positions))
 
 
 class ResultMeta(Part):
@@ -110,6 +114,7 @@ class ResultMeta(Part):
     generated_text: str
     n_prompt: Annotated[Count, Field(ge=1)]
     n_layers: Annotated[Count, Field(ge=1)]
+    layers: Annotated[list[Count], Field(min_length=1)] | None = None
     n_rows: Annotated[int, Field(ge=0)]
     variants: Annotated[list[str], Field(min_length=1)]
     formats: Formats
@@ -132,11 +137,13 @@ class ResultMeta(Part):
             raise ValueError("variants has a name twice")
         check_below("sinks", self.sinks, len(self.tokens), ascending=True)
         check_tokens(self.tokens, self.images)
+        check_below("layers", self.layers or (), self.n_layers, ascending=True)
+        layers = range(self.n_layers) if self.layers is None else self.layers
         n_rows = 0
         for place, step in enumerate(self.steps):
             if step.step != place:
                 raise ValueError(f"steps.{place}.step is {step.step}, expected {place}")
-            n_rows += step.n_rows(self.n_layers, self.n_prompt + place, n_variants)
+            n_rows += step.n_rows(self.n_layers, layers, self.n_prompt + place, n_variants)
             if (step.effect is None) != (self.steps[0].effect is None):
                 raise ValueError(f"steps.{place}.effect: all steps have effects, or none")
             if step.effect and (step.effect.estimated is None) != (self.steps[0].effect.estimated is None):

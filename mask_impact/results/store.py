@@ -88,10 +88,11 @@ def save(result: Result, path: str | os.PathLike, formats: str | Iterable[str] |
 
 
 def _check_finite(result: Result) -> None:
+    layers = result.layers
     for step in result.steps:
-        finite = np.isfinite(step.l2) & np.isfinite(step.cosine)
+        finite = np.logical_and(*map(np.isfinite, step.of_layers(layers)))
         if not finite.all():
-            layer = int(np.argmin(finite.all(axis=(1, 2))))
+            layer = layers[int(np.argmin(finite.all(axis=(1, 2))))]
             raise OutputError(f"step {step.step}, layer {layer} has distances that are not finite; nothing was written")
 
 
@@ -118,8 +119,9 @@ def load_result(path: str | os.PathLike) -> Result:
                 f"{stem.name}.answer.meta.json is not of the run in {meta_path}: its answer_crc32 is another"
             )
         result = replace(result, answer=answer)
+    layers = meta.get("layers") or range(result.n_layers)
     for step, about in zip(result.steps, meta["steps"], strict=True):
-        if checksum(step.l2, step.cosine) != about["distances_crc32"]:
+        if checksum(*step.of_layers(layers)) != about["distances_crc32"]:
             raise OutputError(
                 f"{table} does not hold the distances of the run in {meta_path}: step {step.step} differs from its "
                 "distances_crc32"

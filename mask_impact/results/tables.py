@@ -1,4 +1,4 @@
-"""A result's distances as a table of seven columns, a row for each step, layer, hidden position and variant.
+"""A result's distances as a table of seven columns, a row for each step, measured layer, hidden position and variant.
 
 Knows records and pyarrow; no files.
 """
@@ -14,7 +14,8 @@ COLUMNS = ("generation_step", "layer", "token_masked", "token_position", "varian
 
 
 def to_table(result: Result):
-    """The result as a pyarrow.Table: COLUMNS, a row for each step, layer, masked position and variant, in that order."""
+    """The result as a pyarrow.Table: COLUMNS, a row for each step, measured layer, masked position and
+    variant, in that order."""
     import pyarrow as pa
 
     return pa.concat_tables(step_tables(result))
@@ -29,18 +30,20 @@ def step_tables(result: Result) -> Iterator:
     code_of = {text: code for code, text in enumerate(distinct)}
     token_codes = np.array([code_of[text] for text in texts], dtype=np.int32)
     tokens, variants = pa.array(distinct, pa.string()), pa.array(result.variants, pa.string())
+    layers = np.array(result.layers, dtype=np.int32)
     for step in result.steps:
-        n_layers, n_masked, n_variants = step.l2.shape
+        l2, cosine = step.of_layers(result.layers)
+        n_layers, n_masked, n_variants = l2.shape
         positions = np.tile(np.repeat(step.positions.astype(np.int32), n_variants), n_layers)
         variant_codes = np.tile(np.arange(n_variants, dtype=np.int32), n_layers * n_masked)
         columns = (
-            np.full(step.l2.size, step.step, dtype=np.int32),
-            np.repeat(np.arange(n_layers, dtype=np.int32), n_masked * n_variants),
+            np.full(l2.size, step.step, dtype=np.int32),
+            np.repeat(layers, n_masked * n_variants),
             pa.DictionaryArray.from_arrays(token_codes[positions], tokens),
             positions,
             pa.DictionaryArray.from_arrays(variant_codes, variants),
-            flat(step.l2),
-            flat(step.cosine),
+            flat(l2),
+            flat(cosine),
         )
         yield pa.table(dict(zip(COLUMNS, columns, strict=True)))
 
@@ -77,25 +80,26 @@ def _summary_table(result: Result):
 
     first_head = sum(name in result.variants for name in ("Full", "Attn"))
     texts = pa.array([clean_text(text) for text in result.tokens.texts], pa.string()).dictionary_encode()
-    tables = []
+    tables, layers = [], np.array(result.layers, dtype=np.int32)
     for step in result.steps:
-        n_layers, n_masked, n_variants = step.l2.shape
+        l2, cosine = step.of_layers(result.layers)
+        n_layers, n_masked, n_variants = l2.shape
         kept = [np.full((n_layers, n_masked), variant) for variant in range(first_head)]
         if first_head < n_variants:
-            kept.append(first_head + step.l2[:, :, first_head:].argmax(axis=2))
+            kept.append(first_head + l2[:, :, first_head:].argmax(axis=2))
         variants = np.stack(kept, axis=2)  # [L, P, kept]
         n_kept = variants.shape[2]
         positions = np.tile(np.repeat(step.positions.astype(np.int32), n_kept), n_layers)
         columns = (
             np.full(variants.size, step.step, dtype=np.int32),
-            np.repeat(np.arange(n_layers, dtype=np.int32), n_masked * n_kept),
+            np.repeat(layers, n_masked * n_kept),
             texts.take(pa.array(positions)),
             positions,
             pa.DictionaryArray.from_arrays(
                 variants.reshape(-1).astype(np.int32), pa.array(result.variants, pa.string())
             ),
-            flat(np.take_along_axis(step.l2, variants, axis=2)),
-            flat(np.take_along_axis(step.cosine, variants, axis=2)),
+            flat(np.take_along_axis(l2, variants, axis=2)),
+            flat(np.take_along_axis(cosine, variants, axis=2)),
         )
         tables.append(pa.table(dict(zip(COLUMNS, columns, strict=True))))
     return pa.concat_tables(tables)

@@ -17,6 +17,7 @@ from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.prepared import Prepared, prepare
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.errors import MaskImpactError
+from mask_impact.models.layer_kinds import keeps_states
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.images import read_pictures
 from mask_impact.results.records import Result
@@ -81,12 +82,16 @@ def _run_group(
 
 
 def group_prompts(model: PreTrainedModel, prompts: Sequence[Prepared]) -> list[list[int]]:
-    """Numbers of the prompts that run together, shortest first."""
+    """Numbers of the prompts that run together, shortest first. Where layers carry a state through the sequence only those of one
+    length do: some models' layers take padding for text there."""
+    may_be_padded = not keeps_states(model.config.get_text_config())
     budget = TOKENS_TOGETHER.get(model.device.type, TOKENS_TOGETHER_ELSEWHERE) if _may_share(model) else 0
     groups: list[list[int]] = []
     for index in sorted(range(len(prompts)), key=lambda index: prompts[index].encoded.n_tokens):
         prompt, group = prompts[index], groups[-1] if groups else []
         fits = (len(group) + 1) * prompt.encoded.n_tokens <= budget
+        if group and not may_be_padded:
+            fits = fits and prompts[group[0]].encoded.n_tokens == prompt.encoded.n_tokens
         if group and fits and _go_together(prompts[group[0]].settings, prompt.settings):
             group.append(index)
         else:

@@ -91,6 +91,7 @@ def _side(comparison: Comparison, side: Side) -> dict[str, Any]:
         "model": model if isinstance(model, str) else "",
         "produced": side.produced,
         "n_layers": result.n_layers,
+        "measured": list(result.layers),
         "positions": positions.tolist(),
         "texts": [tokens.texts[position] for position in positions],
         "special": [place for place, position in enumerate(positions) if tokens.kinds[position] == "special"],

@@ -12,7 +12,19 @@ from mask_impact.findings.chance import Correlation
 from mask_impact.findings.comparison import SCALES, Comparison, Pair, Side
 from mask_impact.findings.impact import METRICS, largest
 from mask_impact.views.comparison_verdict import LETTERS, Told, answers_text, told
-from mask_impact.views.text import WIDTH, columns, cut, escape, padded, percent, quoted, token_label, wrapped
+from mask_impact.views.text import (
+    WIDTH,
+    columns,
+    cut,
+    escape,
+    layers_counted,
+    padded,
+    percent,
+    quoted,
+    ranges,
+    token_label,
+    wrapped,
+)
 
 TOKEN_WIDTH = 16
 SHORT_LABEL = 8  # columns of a token in the table of depths
@@ -65,7 +77,7 @@ def _who(comparison: Comparison) -> list[str]:
     for side in comparison.sides:
         model = side.result.meta.get("model")
         facts = [escape(str(model))] if model else []
-        facts += [f"{side.result.n_layers} layers", f"{len(side.impact.positions)} tokens"]
+        facts += [layers_counted(side.result), f"{len(side.impact.positions)} tokens"]
         facts += [f"produced {quoted(side.produced, TOKEN_WIDTH)}"] if side.produced else []
         lines += wrapped(f"{letter(comparison, side)}  {escape(side.name)}: {', '.join(facts)}", "  ", "     ")
     return lines
@@ -193,9 +205,8 @@ def depth_text(band: int, n_bands: int) -> str:
 
 
 def layers_text(layers: Sequence[tuple[int, float]]) -> str:
-    """The layers of a band, whole or in part: `3-7`."""
-    first, last = layers[0][0], layers[-1][0]
-    return str(first) if first == last else f"{first}-{last}"
+    """The measured layers of a band, whole or in part: `3-7`, `3,7`; `none`."""
+    return ranges(layer for layer, _ in layers) or "none"
 
 
 def _differing(comparison: Comparison, pair: Pair, k: int) -> list[str]:
@@ -231,15 +242,19 @@ def _depths(comparison: Comparison) -> list[str]:
     for side in comparison.sides:
         name = letter(comparison, side)
         header.append(name)
-        cells.append([percent(float(share)) for share in side.depth_shares])
+        cells.append([_share(share) for share in side.depth_shares])
         images = image_shares(side)
         if images is not None:
             header.append(f"{name} images")
-            cells.append([percent(float(share)) for share in images])
+            cells.append([_share(share) for share in images])
     n_bands = comparison.settings.n_bands
     rows = [tuple(header)] + [(depth_text(band, n_bands), *(cell[band] for cell in cells)) for band in range(n_bands)]
     images = " (images: how much of the band's is on their patches)" if len(header) > 1 + len(comparison.sides) else ""
     return [f"Where the impact lies{images}:", *_grid(rows, right=range(1, len(header)))]
+
+
+def _share(share: float) -> str:
+    return "none" if np.isnan(share) else percent(float(share))
 
 
 def with_effects(comparison: Comparison) -> tuple[Side, ...]:
@@ -275,10 +290,12 @@ def _effects(comparison: Comparison) -> list[str]:
 
 
 def image_shares(side: Side) -> np.ndarray | None:
-    """float64 [B], the part of each band's importance that patches of images have; None where there are none."""
+    """float64 [B], the part of each band's importance that patches of images have, NaN where no layer was measured; None where
+    there are none."""
     if not side.is_image.any():
         return None
-    return np.array([np.nansum(side.shares(row)[side.is_image]) for row in side.bands])
+    shares = np.array([np.nansum(side.shares(row)[side.is_image]) for row in side.bands])
+    return np.where(side.has_layers, shares, np.nan)
 
 
 def _named(side: Side, places: Sequence[int]) -> list[str]:

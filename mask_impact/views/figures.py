@@ -43,6 +43,7 @@ def layers_figure(
     shown = np.ones(len(record.positions), dtype=bool) if sinks else ~np.isin(record.positions, result.sinks)
     totals = np.nansum(np.where(shown, distances, 0), axis=1, keepdims=True)
     shares = np.divide(100 * distances, totals, out=np.zeros_like(distances), where=totals > 0)
+    shares[~record.has_numbers] = np.nan
     columns = _columns(result, record.positions, shown)
     labels = [label for label, _ in columns]
     places = list(range(len(columns)))

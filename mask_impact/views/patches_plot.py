@@ -1,10 +1,12 @@
 """`NAME.patches.png`: each image under its patches' impact, in bands of layers."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from mask_impact.findings.impact import mean_over
 from mask_impact.results.records import Result
 from mask_impact.results.tokens import ImageRecord
 from mask_impact.views.plots import (
@@ -91,7 +93,7 @@ def patches_figure(
     """
     from matplotlib.cm import ScalarMappable
 
-    impact, bands = impact_of(result, step, variant, metric), layer_bands(result.n_layers)
+    impact, bands = impact_of(result, step, variant, metric), layer_bands(result.n_layers, result.layers)
     images, layout = result.images[:MAX_IMAGES], _Layout.within(width, 1 + len(bands))
     grids = [[_grid(result, impact, number, band) for band in bands.values()] for number in range(len(images))]
     drawn = np.concatenate([np.zeros(0), *(grid.compressed() for row in grids for grid in row)])
@@ -128,12 +130,13 @@ def patches_figure(
     return page.finished()
 
 
-def layer_bands(n_layers: int) -> dict[str, slice]:
-    """Title and layers of each panel: all, and those thirds of the depth that are neither empty nor all."""
+def layer_bands(n_layers: int, measured: Sequence[int]) -> dict[str, slice]:
+    """Title and layers of each panel: all, and those thirds of the depth that are neither empty nor all, and have a layer that
+    was measured."""
     edges = [round(third * n_layers / 3) for third in range(4)]
     bands = {}
     for name, first, end in (("all", 0, n_layers), *zip(("early", "middle", "late"), edges, edges[1:], strict=False)):
-        if name == "all" or 0 < end - first < n_layers:
+        if name == "all" or (0 < end - first < n_layers and any(first <= layer < end for layer in measured)):
             layers = f"layer {first}" if end - first == 1 else f"layers {first}-{end - 1}"
             bands[f"{name} ({layers})"] = slice(first, end)
     return bands
@@ -149,7 +152,7 @@ def _grid(result: Result, impact: ShownImpact, number: int, band: slice) -> np.m
     """float64 [rows, columns], percent; masked where there is no value."""
     positions, rows, columns = _cells(result, impact.masked & ~impact.sink, number)
     grid = np.ma.masked_all(result.images[number].grid)
-    grid[rows, columns] = impact.percent[band, positions].mean(axis=0)
+    grid[rows, columns] = mean_over(impact.percent[band, positions], axis=0)
     return grid
 
 

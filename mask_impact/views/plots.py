@@ -18,7 +18,7 @@ import numpy as np
 
 from mask_impact.findings.ranking import token_importance
 from mask_impact.results.records import Result
-from mask_impact.views.text import escape
+from mask_impact.views.text import escape, layers_counted
 
 DPI = 180
 MAX_IMAGES = 8  # in one picture
@@ -146,7 +146,8 @@ def wrapped(text: str, size: float, room: float, most: int) -> list[str]:
 
 @dataclass(frozen=True)
 class ShownImpact:
-    """percent: float64 [L, S], share of each layer's impact, 0 at sinks and where not masked; masked, sink: bool [S]."""
+    """percent: float64 [L, S], share of each layer's impact, 0 at sinks and where not masked, NaN in layers that were not
+    measured; masked, sink: bool [S]."""
 
     percent: np.ndarray
     masked: np.ndarray
@@ -191,7 +192,7 @@ def share_label(impact: ShownImpact) -> str:
 def about_line(result: Result, step: int | None, impact: ShownImpact) -> str:
     """What was measured and how, without the model."""
     n_steps = len(result.steps)
-    parts = [f"{result.n_layers} layer{'s' * (result.n_layers > 1)}"]
+    parts = [layers_counted(result)]
     if n_steps > 1:
         one = step is not None and f"produced token {result.steps[step].step + 1} of {n_steps}"
         parts.append(one or f"mean over {n_steps} produced tokens")

@@ -18,6 +18,7 @@ from mask_impact.views.card import question_of
 from mask_impact.views.card_html import MOST_TARGETS, picture_key
 from mask_impact.views.page import clean, image_entry
 from mask_impact.views.summary import N_CANDIDATES
+from mask_impact.views.text import layers_counted
 
 MOST_TITLE = 160  # characters
 
@@ -36,7 +37,7 @@ def prompt_entry(name: str, stored: Stored) -> dict[str, Any]:
     }
     if stored.result is not None:
         return entry | _result_entry(stored.result)
-    nothing = {key: [] for key in ("variants", "texts", "special", "cells", "images", "sinks")}
+    nothing = {key: [] for key in ("variants", "layers", "texts", "special", "cells", "images", "sinks")}
     return entry | nothing | {"effect": None, "steps": [{"text": clean(text)} for text in _produced(stored)]}
 
 
@@ -73,6 +74,7 @@ def _result_entry(result: Result) -> dict[str, Any]:
         "generated": clean(result.generated_text),
         "n_prompt": result.n_prompt,
         "n_layers": result.n_layers,
+        "layers": list(result.layers),
         "variants": list(result.variants),
         "texts": [clean(text) for text in tokens.texts],
         "special": [position for position, kind in enumerate(tokens.kinds) if kind == "special"],
@@ -128,7 +130,7 @@ def _about(stored: Stored) -> Iterator[tuple[str, str]]:
         n_steps = len(result.steps)
         yield (
             "size",
-            f"{result.n_layers} layers, {result.n_prompt} prompt tokens, {n_steps} produced, {result.n_rows:,} rows",
+            f"{layers_counted(result)}, {result.n_prompt} prompt tokens, {n_steps} produced, {result.n_rows:,} rows",
         )
 
 

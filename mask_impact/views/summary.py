@@ -9,6 +9,7 @@ from os import PathLike
 
 import numpy as np
 
+from mask_impact.findings.impact import mean_over
 from mask_impact.findings.ranking import token_importance, vision_impact
 from mask_impact.results.records import Estimated, Result, StepRecord
 from mask_impact.views.explanation import agreement_lines, answer_sections
@@ -18,6 +19,7 @@ from mask_impact.views.text import (
     columns,
     escape,
     fitted,
+    layers_counted,
     model_lines,
     padded,
     percent,
@@ -81,7 +83,7 @@ def _ranking(result: Result, top: int) -> list[str]:
     ranked = importance.ranked(top)
     title = (
         f"Where it is read for the first token, {quoted(step.token_text, 16)} "
-        f"(share of {importance.measure} impact, {result.n_layers} layers):"
+        f"(share of {importance.measure} impact, {layers_counted(result)}):"
     )
     if not ranked:
         return [title, "  none: no token that is not a sink had any impact"]
@@ -124,9 +126,9 @@ def _vision_layers(result: Result, per_line: int = 10) -> list[str]:
     lines = [f"Vision tokens, layer by layer, for the first token ({meaning}, in %):"]
     for first in range(0, result.n_layers, per_line):
         last = min(first + per_line, result.n_layers) - 1
-        cells = " ".join(f"{100 * value:5.1f}" for value in values[first : last + 1])
+        cells = " ".join("    -" if np.isnan(value) else f"{100 * value:5.1f}" for value in values[first : last + 1])
         lines.append(f"  layers {first:>2}-{last:<2}  {cells}")
-    return [*lines, f"  mean {percent(values.mean())}"]
+    return [*lines, f"  mean {percent(float(mean_over(values, axis=0)))}"]
 
 
 def _vision_steps(result: Result, n_layers: int = 3) -> list[str]:

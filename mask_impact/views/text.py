@@ -121,6 +121,12 @@ def ranges(numbers: Iterable[int]) -> str:
     return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
 
 
+def layers_counted(result: Result) -> str:
+    """How many layers a result has numbers of: `36 layers`, or `12 of 48 layers`."""
+    n, n_layers = len(result.layers), result.n_layers
+    return f"{n} of {n_layers} layers" if n < n_layers else f"{n} layer{'s' * (n > 1)}"
+
+
 def model_lines(meta: Mapping[str, Any]) -> list[str]:
     """What a meta file says of the model: notices first, then its name."""
     lines = [line for notice in meta.get("notices") or () for line in wrapped(f"Note: {escape(str(notice))}", "")]

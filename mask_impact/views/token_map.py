@@ -133,7 +133,7 @@ def map_figure(one: TokenMap, width: float | None = None, caption: str = ""):
 def _draw_map(page: Page, edges: np.ndarray, one: TokenMap, is_sink: np.ndarray, height: float):
     """The mesh of the values, with crossed out sinks and the layers' axis."""
     axes, n_layers = page.axes(LEFT, HEAD, edges[-1], height), len(one.values)
-    shown = np.ma.array(one.values, mask=np.broadcast_to(is_sink, one.values.shape))
+    shown = np.ma.array(one.values, mask=is_sink | np.isnan(one.values))
     middles = (edges[:-1] + edges[1:]) / 2
     heat = axes.pcolormesh(
         edges, np.arange(n_layers + 1) - 0.5, shown, cmap=one.colours, norm=one.scale(shown.compressed())
@@ -180,7 +180,7 @@ def _labelled(columns: Sequence[Column], values: np.ndarray, most: int = MAX_ALL
     if len(columns) <= min(most, MAX_ALL_LABELS):
         return list(range(len(columns)))
     is_plain = [column.image is None and not column.is_sink for column in columns]
-    return sorted(np.lexsort((-np.abs(values).sum(axis=0), is_plain))[: min(most, MAX_LABELS)].tolist())
+    return sorted(np.lexsort((-np.nansum(np.abs(values), axis=0), is_plain))[: min(most, MAX_LABELS)].tolist())
 
 
 def spread(wanted: np.ndarray, distance: float, room: float) -> np.ndarray:

@@ -178,16 +178,6 @@ def test_an_attention_that_adds_to_its_logits_is_refused(monkeypatch):
         mask_impact.without(loaded, inputs, "tokens 3")
 
 
-def test_layers_without_an_attention_are_named():
-    loaded = loaded_of("lfm2")
-    inputs = family_inputs(loaded.model)
-    said = r"^layers\.0 of Lfm2ForCausalLM have no softmax attention in which"
-    for ask in (lambda: mask_impact.analyze(loaded, inputs), lambda: mask_impact.without(loaded, inputs, "tokens 3")):
-        with pytest.raises(UnsupportedArchitecture, match=said):
-            ask()
-    assert mask_impact.without(loaded, inputs, "tokens 3", layers=[1], num_tokens=1).layers == (1,)
-
-
 def test_many_prompts_that_share_passes_are_each_as_alone(gemma):
     prompts = [family_inputs(gemma.model, n_tokens=n) for n in (5, 8)]
     for prompt, found in zip(prompts, mask_impact.analyze_many(gemma, prompts, num_tokens=2), strict=True):

@@ -494,7 +494,7 @@ def test_without_a_preview_the_picture_is_plain_grey(preview, tmp_path):
 
 @pytest.mark.parametrize("n_layers", [1, 2, 3, 36])
 def test_bands_are_thirds_of_the_depth(n_layers):
-    bands = layer_bands(n_layers)
+    bands = layer_bands(n_layers, range(n_layers))
     expected = {
         1: ["all (layer 0)"],
         2: ["all (layers 0-1)", "early (layer 0)", "late (layer 1)"],

@@ -27,7 +27,7 @@ from mask_impact.engine.recording import RawStep, gather
 from mask_impact.engine.riding import arithmetic, functions, linear, structure
 from mask_impact.engine.riding.boarding import Boarded, Call, Measuring, let_on
 from mask_impact.engine.riding.keeping import FoundDecoder, StatesKeeping
-from mask_impact.engine.riding.layers import Layer, Layers, find_layers, refuse_unmapped
+from mask_impact.engine.riding.layers import Attending, Layer, Layers, find_layers, no_attention
 from mask_impact.engine.riding.probe import prove, snapshot
 from mask_impact.engine.riding.tensor import Riding, replaced, states_in
 from mask_impact.engine.states import LayerState
@@ -43,14 +43,13 @@ class RidingEngine:
 
     groups: which of full, attn, heads to measure. ablation: what hiding means, see attention.query_attention. plans: one for each
     sequence of the batch that the model will be given; one whose number is put into `finished` is measured no more.
-    on_layer(step, layer) is called when a layer is done. probe: whether each kind of layer is proven the first time. complete:
-    whether layers without an attention are refused. keep_states: whether `states` has a LayerState of each layer after a step,
-    for a single sequence: of the `last` position or of `all`; then such layers are refused, and hooks of others; or, unless it
-    must_keep, no states are kept where they can't be. After a step
-    `mapped` has the names of the layers in the order of the step's rows, `unmapped` of the others beside them. Errors:
-    UnsupportedArchitecture (NoRule names the operation), UsageError for a batch of another size, ExactnessError where the
-    arithmetic could not be reproduced, where the probe fails, or where something is not finite. Only what the thread that opens
-    the block does is measured; see `ownership`.
+    on_layer(step, layer) is called when a layer is done; layer: its number in its list. probe: whether each kind of layer is
+    proven the first time. keep_states: whether `states` has a LayerState of each layer after a step, for a single sequence: of
+    the `last` position or of `all`; then layers without an attention are refused, and hooks of others; or, unless it must_keep,
+    no states are kept where they can't be. After a step `mapped` has the names of the layers in the order of the step's rows,
+    `unmapped` of the others beside them, `attending` their numbers. Errors: UnsupportedArchitecture (NoRule names the operation),
+    UsageError for a batch of another size, ExactnessError where the arithmetic could not be reproduced, where the probe fails, or
+    where something is not finite. Only what the thread that opens the block does is measured; see `ownership`.
     """
 
     def __init__(
@@ -62,14 +61,13 @@ class RidingEngine:
         plans: Sequence[SequencePlan] = (SequencePlan(),),
         on_layer: Callable[[int, int], None] | None = None,
         probe: bool = True,
-        complete: bool = False,
         keep_states: str | None = None,
         must_keep: bool = True,
     ) -> None:
         self.model, self.layers = model, find_layers(model)
         self.groups = tuple(group for group in VARIANT_GROUPS if group in groups)
         self.ablation, self.plans, self.on_layer = ablation, tuple(plans), on_layer
-        self.probe, self.complete = probe, complete
+        self.probe = probe
         if keep_states and len(self.plans) > 1:
             raise UsageError("what layers are given can be kept for a single sequence only")
         self._keeping = StatesKeeping(model, self.layers, keep_states == "all", must_keep) if keep_states else None
@@ -79,7 +77,7 @@ class RidingEngine:
         self.sequences: tuple[list[RawStep], ...] = tuple([] for _ in self.plans)
         self.finished: set[int] = set()
         self.mapped: tuple[str, ...] = ()
-        self.unmapped: tuple[str, ...] = ()
+        self.attending = Attending((), 0, ())
         self._step, self._thread = -1, None
         self._clear()
         self._stack = ExitStack()
@@ -118,6 +116,11 @@ class RidingEngine:
         """A block in which nothing is measured, and whoever runs the model's layers gets `attention` in the place of its own; see
         taps.tapped."""
         return tapped(self.layers, attention)
+
+    @property
+    def unmapped(self) -> tuple[str, ...]:
+        """The names of the layers without an attention beside those that have one."""
+        return self.attending.others
 
     def _clear(self) -> None:
         """Between two forward passes."""
@@ -240,7 +243,7 @@ class RidingEngine:
             known.proven.add(layer.kind)
         known.without.discard(layer.kind)
         if self.on_layer is not None:
-            self.on_layer(self._step, len(self._records) - 1)
+            self.on_layer(self._step, self.layers.place_of(layer.module))
         return replaced(output, lambda x: x.plain, Riding)
 
     def _after_pass(self, module: nn.Module, args: tuple, output: Any) -> None:
@@ -254,15 +257,14 @@ class RidingEngine:
 
     def _finish_step(self) -> None:
         if not self._records:
+            raise no_attention(self.model)
+        mapped, before = list(self._records), self.mapped
+        self.mapped, self.attending = tuple(layer.name for layer in mapped), self.layers.with_attention(mapped)
+        if before and self.mapped != before:
             raise UnsupportedArchitecture(
-                f"no layer of {type(self.model).__name__} calls transformers' attention interface: nothing can be measured"
+                f"other layers of {type(self.model).__name__} call an attention at step {self._step} than before: "
+                "that can't be measured"
             )
-        mapped = list(self._records)
-        beside = {id(other): other for layer in mapped for other in self.layers.siblings(layer)}
-        self.mapped = tuple(layer.name for layer in mapped)
-        self.unmapped = tuple(other.name for other in beside.values() if other not in self._records)
-        if self.complete:
-            refuse_unmapped(self.model, self.unmapped)
         seconds = time.perf_counter() - self._started
         for number in self._active:
             records = {layer: of_all[number] for layer, of_all in self._records.items()}

@@ -53,6 +53,21 @@ _known: WeakKeyDictionary[nn.Module, Known] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
+class Attending:
+    """Which layers of a decoder have a softmax attention, as a forward pass has shown. numbers: of these, in the order of their
+    calls; n_layers: how many layers there are; others: the names of those that have none."""
+
+    numbers: tuple[int, ...]
+    n_layers: int
+    others: tuple[str, ...]
+
+    @property
+    def other_numbers(self) -> tuple[int, ...]:
+        """The numbers of those that have none, ascending."""
+        return tuple(sorted(set(range(self.n_layers)) - {*self.numbers}))
+
+
+@dataclass(frozen=True)
 class Layers:
     """A decoder with the modules of its lists. layers: those of the longest list first. Where lists lie in each other, a module
     belongs to the innermost."""
@@ -90,6 +105,22 @@ class Layers:
         """All layers of its list, in their order."""
         return [other for other in self.layers if other.among == layer.among]
 
+    def with_attention(self, found: Sequence[Layer]) -> Attending:
+        """Which of the decoder's layers those are in which an attention was called; found: these, in the order of their calls.
+        UnsupportedArchitecture where they are parts of several lists, which have other layers besides."""
+        beside = {other: None for layer in found for other in self.siblings(layer)}
+        others = [layer for layer in beside if layer not in set(found)]
+        if not others:
+            return Attending(tuple(range(len(found))), len(found), ())
+        if len({layer.among for layer in found}) > 1:
+            raise UnsupportedArchitecture(
+                f"layers with a softmax attention and others lie in several lists of {type(self.decoder).__name__}: "
+                "which number a layer has can't be said"
+            )
+        return Attending(
+            tuple(self.place_of(layer.module) for layer in found), len(beside), tuple(layer.name for layer in others)
+        )
+
 
 def find_layers(model: nn.Module) -> Layers:
     """The lists of modules in a model's decoder; UnsupportedArchitecture where there is none."""
@@ -109,14 +140,11 @@ def find_layers(model: nn.Module) -> Layers:
     return Layers(decoder, tuple(layer for layers in ordered for layer in layers), around)
 
 
-def refuse_unmapped(model: nn.Module, names: Sequence[str]) -> None:
-    """UnsupportedArchitecture where there are layers without an attention; names: of these."""
-    if names:
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise UnsupportedArchitecture(
-            f"{', '.join(names[:3])}{more} of {type(model).__name__} have no softmax attention in which tokens could be hidden: "
-            f"models with such layers can't be measured yet"
-        )
+def no_attention(model: nn.Module) -> UnsupportedArchitecture:
+    """What is raised where no layer's attention can be seen."""
+    return UnsupportedArchitecture(
+        f"no layer of {type(model).__name__} calls transformers' attention interface: nothing can be measured"
+    )
 
 
 def decoder_of(model: nn.Module) -> Decoder | Layers:

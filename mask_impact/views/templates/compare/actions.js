@@ -19,8 +19,9 @@ const flip = (name, one, other) => set({ [name]: state[name] === one ? other : o
 
 // From layer to layer of the result that has most of them.
 function moveDepth(by) {
-  const most = sides.reduce((one, other) => (other.n_layers > one.n_layers ? other : one));
-  const layer = clamp(layerAt(most) + (state.range === "depth" ? by : 0), 0, most.n_layers - 1);
+  const most = sides.reduce((one, other) => (other.measured.length > one.measured.length ? other : one));
+  const nth = most.measured.indexOf(layerAt(most)) + (state.range === "depth" ? by : 0);
+  const layer = most.measured[clamp(nth, 0, most.measured.length - 1)];
   set({ depth: Math.floor(depthOf(most, layer)), range: "depth" });
 }
 

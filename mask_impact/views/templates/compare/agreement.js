@@ -3,13 +3,19 @@
 import { $, element } from "../shared/elements.js";
 import { about, sides } from "./file.js";
 import { pair, second, set, state } from "./state.js";
+import { layersCounted } from "./values.js";
 
 export const rhoText = (rho) => (rho === null ? "none" : rho.toFixed(3));
+
+// All of a result's layers, or how many of them were measured.
+function wholeOf(side) {
+  return side.measured.length < side.n_layers ? layersCounted(side) : `0-${side.n_layers - 1}`;
+}
 
 // [name, layers of the first, of the second, { n, rho, p }, part of the depth or null].
 export function agreementRows() {
   const { overall, text, image, bands } = pair();
-  const whole = [sides[0], second()].map((side) => `0-${side.n_layers - 1}`);
+  const whole = [sides[0], second()].map(wholeOf);
   const kinds = [["all", overall], ["all, text only", text], ["all, images only", image]].filter(([, one]) => one);
   const bandRow = (one, band) => [about.bands[band], sides[0].layers[band], second().layers[band], one, band];
   return [...kinds.map(([name, one]) => [name, ...whole, one, null]), ...bands.map(bandRow)];

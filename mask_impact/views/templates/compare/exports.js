@@ -9,7 +9,7 @@ import { differingRows } from "./differing.js";
 import { effectRows } from "./effect.js";
 import { about, sides } from "./file.js";
 import { second, set, shownKey, state } from "./state.js";
-import { depthOf, layersOf, placesOf } from "./values.js";
+import { depthOf, placesOf } from "./values.js";
 import { usedRows } from "./verdict.js";
 
 const MOST_IN_NAME = 120; // characters
@@ -53,7 +53,7 @@ function cellRow(side, layer, place) {
 }
 
 function cellRows(side) {
-  return layersOf(side).flatMap((layer) => placesOf(side).map((place) => cellRow(side, layer, place)));
+  return side.measured.flatMap((layer) => placesOf(side).map((place) => cellRow(side, layer, place)));
 }
 
 // The buttons of a result's heat map.
@@ -81,7 +81,7 @@ function differingCells([one, other, shareOne, shareOther, difference, band]) {
 function profileRows(side) {
   const place = placeOf(side, shownKey());
   if (place === undefined) return [];
-  return layersOf(side).map((layer) => {
+  return side.measured.map((layer) => {
     const at = layer * side.n + place;
     const numbers = [orNothing(side.value[at]), orNothing(side.share[at])];
     return [side.letter, layer, depthOf(side, layer) / 100, side.positions[place], ...numbers];

@@ -9,7 +9,7 @@ import { drawChart } from "./chart.js";
 import { sides } from "./file.js";
 import { point } from "./pointer.js";
 import { set, shownKey, state } from "./state.js";
-import { colourOf, depthOf, isShare, layersOf, numberAt, sideTitle, tokenName, unitText } from "./values.js";
+import { colourOf, depthOf, isShare, numberAt, sideTitle, tokenName, unitText } from "./values.js";
 
 // The results that have the token, as { side, place }.
 function havingIt() {
@@ -18,10 +18,10 @@ function havingIt() {
 }
 
 function profileLine({ side, place }) {
-  const values = layersOf(side).map((layer) => numberAt(side, place, layer));
+  const values = side.measured.map((layer) => numberAt(side, place, layer));
   return {
     type: "scatter", mode: "lines+markers", name: sideTitle(side),
-    x: layersOf(side).map((layer) => depthOf(side, layer)),
+    x: side.measured.map((layer) => depthOf(side, layer)),
     y: values.map((value) => heightOn(state.scale, value)), customdata: values, hoverinfo: "none",
     line: { color: colourOf(side), dash: DASHES[side.number], width: 2 },
     marker: { symbol: SYMBOLS[side.number], size: 6 },
@@ -47,7 +47,7 @@ function profileLayout(lines) {
 function listenToProfile(chart) {
   chart.on("plotly_hover", ({ points: [{ curveNumber, pointNumber }], event }) => {
     const { side } = havingIt()[curveNumber];
-    point({ side, place: placeOf(side, shownKey()), layer: pointNumber }, event.clientX, event.clientY);
+    point({ side, place: placeOf(side, shownKey()), layer: side.measured[pointNumber] }, event.clientX, event.clientY);
   });
   chart.on("plotly_unhover", () => point(null));
   chart.on("plotly_click", ({ points: [{ x }] }) => set({ depth: Math.floor(x), range: "depth" }));

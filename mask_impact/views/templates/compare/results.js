@@ -3,7 +3,7 @@
 import { $, element } from "../shared/elements.js";
 import { quoted, visible } from "../shared/texts.js";
 import { about, sides } from "./file.js";
-import { tokenTitle } from "./values.js";
+import { layersCounted, tokenTitle } from "./values.js";
 
 function leftOutText(side) {
   const sign = (place) => (side.sinks.includes(side.positions[place]) ? " (attention sink)" : "");
@@ -13,7 +13,7 @@ function leftOutText(side) {
 function resultRow(side) {
   const letter = element("span", { className: "letter", "data-side": side.number, textContent: side.letter });
   const produced = side.produced ? quoted(side.produced) : "";
-  const texts = [visible(side.name), visible(side.model), side.n_layers, side.n, produced, leftOutText(side)];
+  const texts = [visible(side.name), visible(side.model), layersCounted(side), side.n, produced, leftOutText(side)];
   const isNumber = (i) => i === 2 || i === 3;
   const makeCell = (text, i) => element("td", { textContent: text, className: isNumber(i) ? "number" : "" });
   return element("tr", {}, element("td", {}, letter), ...texts.map(makeCell));

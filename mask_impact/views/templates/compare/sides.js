@@ -6,13 +6,14 @@ import { heatButtons } from "./exports.js";
 import { sides } from "./file.js";
 import { makePictures } from "./pictures.js";
 import { makeText } from "./running_text.js";
+import { layersCounted } from "./values.js";
 
 function makeSide(side) {
   const title = element(
     "h3", {},
     element("b", { textContent: side.letter }),
     element("span", { textContent: visible(side.name) }),
-    element("small", { textContent: `${side.n_layers} layers · ${side.n} tokens` }),
+    element("small", { textContent: `${layersCounted(side)} layers · ${side.n} tokens` }),
   );
   const heat = element("div", { className: "chart", id: `heat-${side.number}`, role: "img" });
   const buttons = element("div", { className: "exports" }, ...heatButtons(side, heat));

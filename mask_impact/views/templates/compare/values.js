@@ -1,7 +1,7 @@
 // Numbers of the results' tokens at a depth or over all layers, and how tokens and numbers are called in texts.
 
 import { lineColour } from "../shared/colours.js";
-import { percentText, shortText } from "../shared/numbers.js";
+import { nearest, percentText, shortText } from "../shared/numbers.js";
 import { plotlyText, quoted, visible } from "../shared/texts.js";
 import { sides } from "./file.js";
 import { state } from "./state.js";
@@ -12,8 +12,10 @@ export const placesOf = (side) => side.positions.map((_, place) => place);
 // Of the middle of a layer, in percent.
 export const depthOf = (side, layer) => (100 * (layer + 0.5)) / side.n_layers;
 
+// The layer at a depth, or the nearest that was measured.
 export function layerAt(side, depth = state.depth) {
-  return Math.min(Math.floor((depth / 100) * side.n_layers), side.n_layers - 1);
+  const layer = Math.min(Math.floor((depth / 100) * side.n_layers), side.n_layers - 1);
+  return nearest(side.measured, layer);
 }
 
 export function numberAt(side, place, layer) {
@@ -29,6 +31,11 @@ export function score(side, place) {
     if (!Number.isNaN(value)) { sum += value; n++; }
   }
   return n ? sum / n : NaN;
+}
+
+export function layersCounted(side) {
+  const n = side.measured.length;
+  return n < side.n_layers ? `${n} of ${side.n_layers}` : `${n}`;
 }
 
 export const colourOf = (side) => lineColour(side.number);

@@ -17,13 +17,13 @@ import { connectCut } from "./routes.js";
 import { has } from "./sections.js";
 import { prompt, set, state, takeFromAddress } from "./state.js";
 import { connectText } from "./text.js";
-import { view } from "./view.js";
+import { nextLayer, view } from "./view.js";
 
 const RESIZE_MS = 150; // after the last change of the window's size
 
 const KEYS = {
-  ArrowLeft: () => set({ layer: state.layer - 1, range: "layer" }),
-  ArrowRight: () => set({ layer: state.layer + 1, range: "layer" }),
+  ArrowLeft: () => set({ layer: nextLayer(-1) ?? state.layer, range: "layer" }),
+  ArrowRight: () => set({ layer: nextLayer(1) ?? state.layer, range: "layer" }),
   ArrowUp: () => set({ step: state.step + 1 }),
   ArrowDown: () => set({ step: state.step - 1 }),
   m: () => set({ metric: state.metric === "l2" ? "cosine" : "l2" }),

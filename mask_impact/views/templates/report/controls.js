@@ -26,7 +26,8 @@ function makeChoices(file) {
   const made = file.variants.map((name) => element("option", { value: name, textContent: name }));
   $("prompt").value = state.prompt;
   $("variant").replaceChildren(...made);
-  for (const name of ["layer", "from", "to"]) $(name).max = file.n_layers - 1;
+  $("layer").max = file.layers.length - 1; // its value is a place among the measured ones
+  for (const name of ["from", "to"]) $(name).max = file.n_layers - 1;
   $("sinks-part").hidden = !file.sinks.length;
   $("sinks").replaceChildren(...file.sinks.map(makeSinkBox));
 }
@@ -46,7 +47,7 @@ function drawControls() {
   const file = prompt();
   if (changed("controls", state.prompt)) makeChoices(file);
   for (const box of $("sinks").querySelectorAll("input")) box.checked = !state.kept.includes(Number(box.value));
-  $("layer").value = state.layer;
+  $("layer").value = file.layers.indexOf(state.layer);
   $("layer").setAttribute("aria-valuetext", `layer ${state.layer} of 0 to ${file.n_layers - 1}`);
   $("layer-value").textContent = `${state.layer} / ${file.n_layers - 1}`;
   $("from").value = state.from;
@@ -73,7 +74,7 @@ export function connectControls() {
   // What an event of the element changes.
   const connect = (id, event, changes) => $(id).addEventListener(event, ({ target }) => set(changes(target.value)));
   connectPrompts();
-  connect("layer", "input", (value) => ({ layer: Number(value), range: "layer" }));
+  connect("layer", "input", (value) => ({ layer: prompt().layers[value], range: "layer" }));
   connect("opacity", "input", (value) => ({ opacity: Number(value) }));
   connect("variant", "change", (value) => ({ variant: value }));
   connect("from", "change", (value) => ({ from: Number(value), to: Math.max(state.to, Number(value)) }));

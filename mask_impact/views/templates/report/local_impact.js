@@ -4,9 +4,9 @@
 import { visible } from "../shared/texts.js";
 import { METRIC_NAMES } from "./file.js";
 import { prompt, state } from "./state.js";
-import { view } from "./view.js";
+import { areKnown, view } from "./view.js";
 
-export const hasNorms = () => view.norm.every(Number.isFinite);
+export const hasNorms = () => areKnown(view.norm);
 
 // Whether it can't be compared between layers.
 export const lacksNorms = () => state.metric === "l2" && !hasNorms();

@@ -1,7 +1,8 @@
 // Running through the layers, one after another.
 
 import { $ } from "../shared/elements.js";
-import { prompt, set, state } from "./state.js";
+import { set } from "./state.js";
+import { measuredLayers, nextLayer } from "./view.js";
 
 const PLAY_MS = 450;
 
@@ -10,7 +11,7 @@ export const isPlaying = () => timer !== null;
 
 function play(wanted) {
   clearInterval(timer);
-  const showNext = () => set({ layer: (state.layer + 1) % prompt().n_layers, range: "layer" });
+  const showNext = () => set({ layer: nextLayer(1) ?? measuredLayers()[0], range: "layer" });
   timer = wanted ? setInterval(showNext, PLAY_MS) : null;
   $("play").textContent = wanted ? "Pause" : "Play";
   $("play").setAttribute("aria-pressed", wanted);

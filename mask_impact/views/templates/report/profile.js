@@ -19,7 +19,7 @@ import { estimateAt, isEstimate, shown } from "./quantity.js";
 import { section } from "./sections.js";
 import { set, state } from "./state.js";
 import { cellTip } from "./tips.js";
-import { everyLayer, view } from "./view.js";
+import { measuredLayers, view } from "./view.js";
 
 // Whether local impact is what there is of single tokens and layers.
 function isLocal() {
@@ -28,9 +28,9 @@ function isLocal() {
 }
 
 function profileValues(position) {
-  if (!isLocal()) return everyLayer().map((layer) => (isEstimate() ? estimateAt : effectOf)(position, layer));
+  if (!isLocal()) return measuredLayers().map((layer) => (isEstimate() ? estimateAt : effectOf)(position, layer));
   const i = view.at.get(position);
-  return everyLayer().map((layer) => {
+  return measuredLayers().map((layer) => {
     const place = layer * view.n + i;
     if (state.unit === "distance") return view.values[place];
     return view.leftOut.has(position) ? NaN : view.shares[place];
@@ -41,7 +41,7 @@ function profileLine(position, nth) {
   const values = profileValues(position);
   const scale = isLocal() ? state.scale : "linear";
   return {
-    type: "scatter", mode: "lines+markers", name: plotlyText(tokenTitle(position)), x: everyLayer(),
+    type: "scatter", mode: "lines+markers", name: plotlyText(tokenTitle(position)), x: measuredLayers(),
     y: values.map((value) => heightOn(scale, value)), customdata: values, hoverinfo: "none",
     line: { color: chosenColour(position), dash: DASHES[nth], width: 2 }, marker: { symbol: SYMBOLS[nth], size: 6 },
   };

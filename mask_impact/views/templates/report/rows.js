@@ -6,7 +6,7 @@ import { block } from "./distances.js";
 import { shading, shown } from "./quantity.js";
 import { prompt, state } from "./state.js";
 import { imageShares } from "./split.js";
-import { everyLayer, layersShown, view } from "./view.js";
+import { everyLayer, layersShown, measuredLayers, view } from "./view.js";
 
 const DISTANCES = [
   "generation_step", "layer", "token_masked", "token_position", "variant", "l2_distance", "cosine_distance",
@@ -34,7 +34,7 @@ function distanceRows(positions, variant = state.variant, { l2, cosine } = view.
     const numbers = [float32Cell(l2[place]), float32Cell(cosine[place])];
     return [state.step, layer, prompt().texts[position], position, variant, ...numbers];
   };
-  return everyLayer().flatMap((layer) => positions.map((position) => rowOf(layer, position)));
+  return measuredLayers().flatMap((layer) => positions.map((position) => rowOf(layer, position)));
 }
 
 async function headRows() {
@@ -82,6 +82,6 @@ export const DISTANCE_FILES = {
   heads: async () => [DISTANCES, await headRows()],
   text: () => [SCORES, view.positions.filter((position) => !isPatch(position)).map(scoreRow)],
   images: () => [SCORES, view.positions.filter(isPatch).map(scoreRow)],
-  split: () => [SPLIT, imageShares().map(splitRow)],
-  totals: () => [TOTALS, view.weights.map(totalRow)],
+  split: () => [SPLIT, measuredLayers().map((layer) => splitRow(imageShares()[layer], layer))],
+  totals: () => [TOTALS, measuredLayers().map((layer) => totalRow(view.weights[layer], layer))],
 };

@@ -2,7 +2,7 @@
 // whatever is asked for, it is one that the file has. Knows the file; not what is drawn.
 
 import { askedFor } from "../shared/address.js";
-import { clamp, oneOf } from "../shared/numbers.js";
+import { clamp, nearest, oneOf } from "../shared/numbers.js";
 import { scaleOr } from "../shared/scales.js";
 import { headsAreRounded, isHead, MEASURES, METRIC_NAMES, prompts, QUANTITIES } from "./file.js";
 
@@ -31,7 +31,7 @@ function normalise(wanted) {
   next.step = clamp(next.step, 0, Math.max(file.steps.length - 1, 0));
   if (!file.tables.includes("distances")) return { ...start, ...picked(next, ["prompt", "target", "step", "theme"]) };
   const lastLayer = file.n_layers - 1;
-  next.layer = clamp(next.layer, 0, lastLayer);
+  next.layer = nearest(file.layers, clamp(next.layer, 0, lastLayer)); // others have no numbers
   next.from = clamp(next.from, 0, lastLayer);
   next.to = next.to === Infinity ? lastLayer : clamp(next.to, next.from, lastLayer);
   next.opacity = clamp(next.opacity, 0, 100);

@@ -7,7 +7,7 @@ import { theme } from "../shared/theme.js";
 import { changedOrMark, describe, drawChart, layerShapes, layoutOverLayers } from "./chart.js";
 import { lacksNorms, localName } from "./local_impact.js";
 import { section } from "./sections.js";
-import { set, state } from "./state.js";
+import { prompt, set, state } from "./state.js";
 import { everyLayer, view } from "./view.js";
 
 async function drawTotals() {
@@ -15,7 +15,8 @@ async function drawTotals() {
   const { prompt: one, step, variant, metric, kept } = state;
   if (lacksNorms() || !await changedOrMark("totals", [one, step, variant, metric, kept, theme()], layerShapes)) return;
   const totals = view.weights;
-  const bars = { type: "bar", x: everyLayer(), y: totals, marker: { color: lineColour(0) }, hoverinfo: "none" };
+  const y = everyLayer().map((layer) => (prompt().layers.includes(layer) ? totals[layer] : null));
+  const bars = { type: "bar", x: everyLayer(), y, marker: { color: lineColour(0) }, hoverinfo: "none" };
   const layout = layoutOverLayers(260, {
     bargap: 0.12, margin: { l: 60, r: 12, t: 10, b: 44 }, shapes: layerShapes(),
     xaxis: { showgrid: false, automargin: false },

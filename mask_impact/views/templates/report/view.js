@@ -10,6 +10,12 @@ export let view = null;
 const upTo = (n) => Array.from({ length: n }, (_, i) => i);
 export const everyLayer = () => upTo(prompt().n_layers);
 
+// The layers that have numbers: all but those without a softmax attention.
+export const measuredLayers = () => prompt().layers;
+
+// The measured layer behind the one of the state, or before it (by: 1 or -1); undefined at the ends.
+export const nextLayer = (by) => measuredLayers()[measuredLayers().indexOf(state.layer) + by];
+
 export function layersShown() {
   if (state.range === "layer") return [state.layer];
   return state.range === "band" ? everyLayer().slice(state.from, state.to + 1) : everyLayer();
@@ -46,12 +52,18 @@ function weightsOf(values, counted, norms) {
   });
 }
 
+// Whether every measured layer has the norms of what was not hidden, [layer * number of variants + variant].
+export function areKnown(norm) {
+  const { layers, variants } = prompt();
+  return layers.every((layer) => variants.every((_, nth) => Number.isFinite(norm[layer * variants.length + nth])));
+}
+
 // What distances are divided by in each layer, null where it is not known.
 function normsOf(norm) {
   if (state.metric !== "l2") return everyLayer().map(() => 1);
   const { variants } = prompt();
-  const nth = variants.indexOf(state.variant);
-  return everyLayer().map((layer) => (norm.every(Number.isFinite) ? norm[layer * variants.length + nth] : null));
+  const [nth, known] = [variants.indexOf(state.variant), areKnown(norm)];
+  return everyLayer().map((layer) => (known ? norm[layer * variants.length + nth] : null));
 }
 
 // Takes the numbers of the state. positions[i] of the sequence has its distances at [layer * n + i]. at: i by

@@ -20,4 +20,9 @@ export function percentText(share) {
 // A whole number within the bounds, 0 for what is none.
 export const clamp = (number, low, high) => Math.min(Math.max(Math.trunc(number) || 0, low), high);
 
+// The one of some numbers that is nearest to another, the first of two that are.
+export function nearest(numbers, number) {
+  return numbers.reduce((best, one) => (Math.abs(one - number) < Math.abs(best - number) ? one : best));
+}
+
 export const oneOf = (value, accepted, otherwise) => (accepted.includes(value) ? value : otherwise);
