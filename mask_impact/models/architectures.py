@@ -1,9 +1,9 @@
 """The table of decoder layers that are known in advance: where each module sits, and nothing that is guessed.
 
 Effects need to know four things of a decoder layer: which linear map ends the attention branch, which norms stand before a
-residual add or feed the MLP, of which linear maps and activation the MLP is made, and how the norm's weight enters. Other text and
-vision-language models of transformers have local impact, which `engine.riding` measures without a table. Read from the modeling
-files of transformers 5.17 to 5.23.
+residual add or feed the MLP, of which linear maps and activation the MLP is made, and how the norm's weight enters. Other
+text and vision-language models of transformers have local impact, which `engine.riding` measures without a table. Read from the
+modeling files of transformers 5.17 to 5.23.
 """
 
 from dataclasses import dataclass
@@ -201,7 +201,7 @@ def _check_image_tokens(config: PreTrainedConfig) -> None:
     apart = hasattr(config.get_text_config(), "cross_attention_layers")  # images stay outside of the sequence
     if config.is_encoder_decoder or apart or getattr(config, "image_token_id", None) is None:
         raise UnsupportedArchitecture(
-            f"architecture '{config.model_type}' is not supported: its configuration names no image token in the sequence of a decoder"
+            f"architecture '{config.model_type}' is not supported: its configuration has no image tokens in a decoder's sequence"
         )
 
 

@@ -1,8 +1,8 @@
 """Where the tokens of a prompt's images lie in their pictures: grids of cells, in the order of the tokens.
 
-A picture becomes one grid (Qwen, Gemma, LLaVA, PaliGemma, Mistral), or is cut into tiles with a thumbnail of the whole (InternVL,
-Idefics, SmolVLM, Aya), or is seen small and in detail (LLaVA-OneVision). What kind it is shows in the inputs that the model takes.
-Knows the config, the processor's inputs and the pictures; no model. All sizes are (width, height), all boxes (left, top, right,
+A picture becomes one grid (Qwen, Gemma, LLaVA, PaliGemma, Mistral), or is cut into tiles with a thumbnail of the whole
+(InternVL, Idefics, SmolVLM, Aya), or is seen small and in detail (LLaVA-OneVision). What kind it is shows in the inputs that the
+model takes. Knows the config, the processor's inputs and the pictures; no model. All sizes are (width, height), all boxes (left, top, right,
 bottom), in pixels.
 """
 
@@ -20,6 +20,7 @@ from mask_impact.models.loading import Reader
 from mask_impact.results.tokens import Box
 
 _TAG = re.compile(r"<row_(\d+)_col_(\d+)>\s*\Z")
+_WHOLE = (0, 0, 1, 1)
 _TAG_TOKENS = 16  # before the tokens of a tile, within which its tag is
 
 
@@ -93,12 +94,12 @@ def find_grids(
     texts: Sequence[str],
     sizes: Sequence[tuple[int, int]] | None,
 ) -> list[Grid]:
-    """The grids of the prompt's image tokens, in their order. ids, texts: of all tokens; sizes: of the pictures, if they are known.
+    """The grids of the prompt's image tokens, in their order. ids, texts: of all tokens; sizes: of the pictures, if known.
 
     InputError where they are not known, or there are more or fewer cells than image tokens.
     """
     given = Given(reader, inputs, _runs(ids, texts, reader.config.image_token_id), sizes)
-    grids = _rule(given)(given)
+    grids = [replace(grid, region=None) if grid.region == _WHOLE else grid for grid in _rule(given)(given)]
     n_pictures = 1 + max(grid.picture for grid in grids)
     if sizes is not None and n_pictures != len(sizes):
         raise InputError(
@@ -225,14 +226,13 @@ def _cropped(given: Given, size: tuple[int, int] | None, seen: tuple[int, int]) 
     if size is None:
         return None
     width, height = size
-    if given.setting("do_pad") and given.setting("crop_size") and width != height:  # padded before everything
+    if given.setting("do_pad") and given.setting("crop_size"):  # padded before everything
         return _around_centre((max(size) / width, max(size) / height))
     shortest = (given.setting("size") or {}).get("shortest_edge")
     if not given.setting("do_center_crop") or not shortest:
         return None
     scale = shortest / min(size)
-    found = _around_centre((seen[0] / scale / width, seen[1] / scale / height))
-    return None if found == (0, 0, 1, 1) else found
+    return _around_centre((seen[0] / scale / width, seen[1] / scale / height))
 
 
 def _around_centre(share: tuple[float, float]) -> Box:
@@ -314,7 +314,7 @@ def _small_and_in_detail(given: Given) -> list[Grid]:
     for number, ((height, width), is_alone) in enumerate(zip(sizes, alone, strict=True)):
         if not is_alone:  # one of several in a conversation is seen once, with a border that makes it square
             region = _around_centre((max(height, width) / width, max(height, width) / height))
-            grids.append(Grid(number, (side, side), (tile, tile), region=None if height == width else region, behind=1))
+            grids.append(Grid(number, (side, side), (tile, tile), region=region, behind=1))
             continue
         shape, resized, region = _detail((height, width), config)
         grids.append(Grid(number, (side, side), (tile, tile), part="thumbnail"))

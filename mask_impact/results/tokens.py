@@ -76,10 +76,10 @@ class TokenTable:
 class ImageRecord:
     """One image of the prompt, or the part of one that the vision tower saw by itself: a tile, a thumbnail.
 
-    source: how it was named, and which part it is. size: (width, height) in pixels of the original, of the part. resized: the same
-    as the vision tower saw it. grid: (rows, columns) of its decoder tokens. preview: a JPEG of it to look at, empty where there is
-    none. region: (left, top, right, bottom) of a part in pixels of the original, beyond it where the model adds a border; None for
-    a whole image.
+    source: how it was named, and which part it is. size: (width, height) in pixels of the original, of the part. resized: the
+    same as the vision tower saw it. grid: (rows, columns) of its decoder tokens. preview: a JPEG of it to look at, empty where
+    there is none. region: (left, top, right, bottom) of a part in pixels of the original, beyond it where the model adds a
+    border; None for a whole image.
     """
 
     source: str
