@@ -231,10 +231,7 @@ def join(prompts: Sequence[EncodedPrompt], pad_id: int) -> tuple[dict[str, Any],
         parts = [prompt.inputs.get(name) for prompt in prompts]
         if name in PADDED:
             value = pad_id if name == "input_ids" else 0
-            parts = [
-                torch.zeros_like(one.inputs["input_ids"]) if part is None else part
-                for part, one in zip(parts, prompts, strict=True)
-            ]
+            parts = [one.inputs.get(name, torch.zeros_like(one.inputs["input_ids"])) for one in prompts]
             joined[name] = torch.cat(
                 [torch.nn.functional.pad(part, (n, 0), value=value) for part, n in zip(parts, paddings, strict=True)]
             )
