@@ -67,6 +67,13 @@ def describe_run(loaded: LoadedModel, prepared: Prepared) -> dict[str, Any]:
     prompt, encoded, settings = prepared.prompt, prepared.encoded, prepared.settings
     model = loaded.model
     notices = [loaded.note] if loaded.note else []
+    if (
+        loaded.kind == "vl"
+        and encoded.images
+        and not (loaded.processor and loaded.processor.chat_template)
+        and encoded.text
+    ):
+        notices.append("The model has no chat template: the prompt is taken as it is, behind its image tokens")
     if not is_located(loaded.config.model_type):
         notices.append(
             f"Of architecture {loaded.config.model_type} only local impact is measured so far, and answers without some tokens"

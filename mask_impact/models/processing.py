@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 
 import transformers.utils.import_utils as library_imports
@@ -51,7 +52,7 @@ if TORCHVISION_PROBLEM is not None:
     hide_torchvision()  # before the imports below, which would run into it
 
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer, Qwen3VLProcessor  # noqa: E402
-from transformers.image_processing_base import ImageProcessingMixin  # noqa: E402
+from transformers.image_processing_base import BatchFeature, ImageProcessingMixin  # noqa: E402
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name  # noqa: E402
 from transformers.models.auto.tokenization_auto import get_tokenizer_config  # noqa: E402
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil  # noqa: E402
@@ -74,15 +75,46 @@ class PictureTextProcessor(Qwen3VLProcessor):
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
 
+class RowsProcessor(ProcessorMixin):
+    """Pixtral's and Mistral 3's processor, which the library makes with torchvision only: a token for each square of pixels, one
+    that ends each row, and another that ends the image."""
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        patch_size=16,
+        spatial_merge_size=1,
+        chat_template=None,
+        image_token="[IMG]",
+        image_break_token="[IMG_BREAK]",
+        image_end_token="[IMG_END]",
+    ):
+        self.side = patch_size * spatial_merge_size
+        self.image_token, self.image_break_token, self.image_end_token = image_token, image_break_token, image_end_token
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+    def __call__(self, images=None, text=None, return_tensors="pt", **options):
+        """input_ids and attention_mask of texts and, of the images in them, pixel_values [n, 3, height, width] and image_sizes
+        [n, 2] (height, width); more options go to the tokenizer."""
+        pixels = {}
+        if images:
+            flat = [image for one in images for image in (one if isinstance(one, list | tuple) else [one])]
+            pixels = self.image_processor(flat, patch_size=self.side, return_tensors=return_tensors)
+            sizes = iter(pixels["image_sizes"].tolist())
+            text = [re.sub(re.escape(self.image_token), lambda _: self._tokens_of(*next(sizes)), one) for one in text]
+        return BatchFeature({**self.tokenizer(text, return_tensors=return_tensors, **options), **pixels})
+
+    def _tokens_of(self, height: int, width: int) -> str:
+        row = self.image_token * (width // self.side)
+        return self.image_break_token.join([row] * (height // self.side)) + self.image_end_token
+
+
 class NotHere:
     """Stands in a processor for the part that prepares videos or sounds, which can't be made here and is never asked."""
 
     model_input_names = ()
     num_frames = fps = None
-
-    def to_dict(self) -> dict:
-        """Nothing."""
-        return {}
 
 
 def _pictures_only(of: type[ProcessorMixin]) -> type[ProcessorMixin]:
@@ -93,6 +125,9 @@ def _pictures_only(of: type[ProcessorMixin]) -> type[ProcessorMixin]:
             if isinstance(argument, NotHere):
                 return NotHere
             return super().check_argument_for_proper_class(argument_name, argument)
+
+        def to_dict(self):
+            return {name: value for name, value in super().to_dict().items() if not isinstance(value, NotHere)}
 
     PicturesOnly.__name__ = PicturesOnly.__qualname__ = of.__name__
     return PicturesOnly
@@ -134,6 +169,8 @@ def _without_torchvision(path: str | os.PathLike, **options):
         return AutoProcessor.from_pretrained(path, **options)
     if of is Qwen3VLProcessor:
         return load_picture_text_processor(path, **options)
+    if of.__name__ == "PixtralProcessor":  # what stands for it without torchvision can't be asked anything
+        of = RowsProcessor
     parts = of.get_attributes()
     if not {"video_processor", "feature_extractor"} & set(parts):
         return of.from_pretrained(path, **options)

@@ -1,9 +1,9 @@
 """Where the tokens of a prompt's images lie in their pictures: grids of cells, in the order of the tokens.
 
 A picture becomes one grid (Qwen, Gemma, LLaVA, PaliGemma, Mistral), or is cut into tiles with a thumbnail of the whole
-(InternVL, Idefics, SmolVLM, Aya), or is seen small and in detail (LLaVA-OneVision). What kind it is shows in the inputs that the
-model takes. Knows the config, the processor's inputs and the pictures; no model. All sizes are (width, height), all boxes (left, top, right,
-bottom), in pixels.
+(InternVL, Idefics, SmolVLM, Aya), or is seen small and in detail (LLaVA-OneVision). Which of these shows in the inputs that the
+model takes. Knows the config, the processor's inputs and the pictures; no model. All sizes are (width, height), all boxes
+(left, top, right, bottom), in pixels where nothing else is said.
 """
 
 import math

@@ -7,8 +7,9 @@ it is (`raw`). Pictures go where the prompt marks them, or before its text. Read
 import codecs
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -269,23 +270,30 @@ def _with_tables(
     if has_images(inputs):
         grids = find_grids(loaded, inputs, ids, texts, [one.size for one in pictures] or None)
         images = [_image_record(grid, pictures) for grid in grids]
-        positions = [position for position, token in enumerate(ids) if token == loaded.config.image_token_id]
-        first = 0
-        for number, grid in enumerate(grids):
-            own = positions[first : first + grid.n_tokens]
+        end = 0
+        for number, (grid, own) in enumerate(_with_positions(grids, ids, loaded.config.image_token_id)):
             if "image_grid_thw" in inputs and own[-1] - own[0] != grid.n_tokens - 1:
                 raise InputError(
                     f"the {grid.n_tokens} tokens of image {number} do not stand in one piece; give the grids in the order "
                     f"of the images in the prompt"
                 )
-            kinds[own[0] : own[-1] + 1] = ["special"] * (own[-1] + 1 - own[0])  # what breaks lines, and stands between
+            # What breaks lines or stands before a tile is special, from the end of the part before it on.
+            start = end if number and grids[number - 1].picture == grid.picture else own[0]
+            end = own[-1] + 1
+            kinds[start:end] = ["special"] * (end - start)
             for position, cell in zip(own, grid.places(), strict=True):
                 if cell is not None:
                     kinds[position] = "image"
                     image[position], (row[position], column[position]) = number, cell
-            first += grid.n_tokens
     tokens = TokenTable(np.asarray(ids, dtype=np.int64), tuple(texts), tuple(kinds), image, row, column)
     return EncodedPrompt(inputs, tokens, text, tuple(images))
+
+
+def _with_positions(grids: Sequence[Grid], ids: Sequence[int], image_token: int) -> Iterator[tuple[Grid, list[int]]]:
+    """Each grid with the positions of its image tokens, cells or not."""
+    positions = (position for position, token in enumerate(ids) if token == image_token)
+    for grid in grids:
+        yield grid, list(islice(positions, grid.n_tokens))
 
 
 def _check_ids(loaded: Reader, ids: list[int]) -> None:

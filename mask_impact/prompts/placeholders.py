@@ -44,7 +44,7 @@ def image_text(config: PreTrainedConfig, processor: Any) -> str:
     placeholder = image_placeholder(processor)
     for around in _AROUND:
         ids = [getattr(config, name, None) for name in around]
-        if None not in ids:
+        if set(ids) <= processor.tokenizer.added_tokens_decoder.keys():
             start, end = processor.tokenizer.convert_ids_to_tokens(ids)
             return f"{start}{placeholder}{end}"
     return placeholder
