@@ -73,7 +73,9 @@ def describe_run(loaded: LoadedModel, prepared: Prepared) -> dict[str, Any]:
         and not (loaded.processor and loaded.processor.chat_template)
         and encoded.text
     ):
-        notices.append("The model has no chat template: the prompt is taken as it is, behind its image tokens")
+        notices.append(
+            "The model has no chat template: the prompt is taken as it is, with its images where they are marked, or before it"
+        )
     if not is_located(loaded.config.model_type):
         notices.append(
             f"Of architecture {loaded.config.model_type} only local impact is measured so far, and answers without some tokens"

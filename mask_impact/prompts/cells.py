@@ -19,6 +19,11 @@ from mask_impact.errors import InputError
 from mask_impact.models.loading import Reader
 from mask_impact.results.tokens import Box
 
+# Whose cells were held against what their own vision towers make of a picture, or that share the code of one of these.
+KNOWN = frozenset({
+    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v", "glm4v_moe", "gemma3", "gemma4",
+    "llava", "llava_onevision", "internvl", "idefics3", "smolvlm", "mistral3", "paligemma", "aya_vision",
+})  # fmt: skip
 _TAG = re.compile(r"<row_(\d+)_col_(\d+)>\s*\Z")
 _WHOLE = (0, 0, 1, 1)
 _TAG_TOKENS = 16  # before the tokens of a tile, within which its tag is
@@ -127,10 +132,10 @@ def _runs(ids: Sequence[int], texts: Sequence[str], image_token: int) -> list[tu
 
 
 def _rule(given: Given) -> Callable[[Given], list[Grid]]:
-    inputs = given.inputs
-    if inputs.get("image_grid_thw") is not None:
+    inputs, known = given.inputs, given.reader.config.model_type in KNOWN
+    if known and inputs.get("image_grid_thw") is not None:
         return _merged_patches
-    n_dims = given.pixels.dim()
+    n_dims = given.pixels.dim() if known else 0
     if inputs.get("image_position_ids") is not None and n_dims == 3:
         return _pooled_patches
     if inputs.get("image_sizes") is not None and n_dims == 5 and hasattr(given.reader.config, "image_grid_pinpoints"):

@@ -268,7 +268,7 @@ def _with_tables(
     image, row, column = (np.full(len(ids), -1, dtype=np.int32) for _ in range(3))
     images: list[ImageRecord] = []
     if has_images(inputs):
-        grids = find_grids(loaded, inputs, ids, texts, [one.size for one in pictures] or None)
+        grids = find_grids(loaded, inputs, ids, texts, [one.image.size for one in pictures] or None)
         images = [_image_record(grid, pictures) for grid in grids]
         end = 0
         for number, (grid, own) in enumerate(_with_positions(grids, ids, loaded.config.image_token_id)):
