@@ -238,6 +238,12 @@ def family_checkpoint(folder, name, *, config=(), seed=0):
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    write_processor(folder, family)
+    return folder
+
+
+def write_processor(folder, family):
+    """The settings of a processor and its image processor, and the chat template, as a published checkpoint has them."""
     written = {
         "preprocessor_config.json": family["images"],
         "processor_config.json": {"processor_class": family["processor"]} | family.get("settings", {}),
@@ -247,4 +253,3 @@ def family_checkpoint(folder, name, *, config=(), seed=0):
     if "image" in family:
         template = CHATML.replace("<|vision_start|><|image_pad|><|vision_end|>", family["image"].replace("\n", "\\n"))
         (folder / "chat_template.jinja").write_text(template)
-    return folder

@@ -140,13 +140,11 @@ def load_processor(path: str | os.PathLike, *, revision: str | None = None, loca
     is not installed.
     """
     options = {"revision": revision or "main", "local_files_only": local_files_only, "trust_remote_code": False}
-    load = AutoProcessor.from_pretrained if TORCHVISION_PROBLEM is None else _without_torchvision
+    load = AutoProcessor.from_pretrained if TORCHVISION_PROBLEM is None else without_torchvision
     try:
         processor = load(path, **options)
-    except ImportError as error:
-        raise ModelError(f"{path}: no processor can be made of this checkpoint: {_to_install(error)}") from error
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{path}: no processor can be made of this checkpoint: {_first_line(error)}") from error
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, ImportError, RuntimeError) as error:
+        raise ModelError(f"{path}: no processor can be made of this checkpoint: {_reason(error)}") from error
     if hasattr(processor, "image_processor") and hasattr(processor, "tokenizer"):
         return processor
     raise ModelError(
@@ -154,15 +152,15 @@ def load_processor(path: str | os.PathLike, *, revision: str | None = None, loca
     )
 
 
-def _to_install(error: ImportError) -> str:
-    """What is missing, in one line; the library's own lines about torchvision fill a page."""
+def _reason(error: Exception) -> str:
+    """In one line, and with what to install where that is missing; the library's own lines about torchvision fill a page."""
     text = " ".join(str(error).split())
     if TORCHVISION_PROBLEM is not None and "torchvision" in text.lower():
         return f"it needs torchvision, which can't be used here ({TORCHVISION_PROBLEM}); install it: pip install torchvision"
-    return text[:300]
+    return text[:300] if isinstance(error, ImportError) else _first_line(error)
 
 
-def _without_torchvision(path: str | os.PathLike, **options):
+def without_torchvision(path: str | os.PathLike, **options) -> ProcessorMixin:
     """The checkpoint's own processor, without the parts that prepare videos or sounds where it has some."""
     of = _processor_class(path, options)
     if of is None:

@@ -22,7 +22,7 @@ from mask_impact.prompts.encoding import encode, join, layout_of
 from mask_impact.prompts.images import Picture, read_pictures
 from mask_impact.results.tokens import original_box_of
 
-# GLM-V's processor hands a tensor to numpy.
+# Some processors hand a tensor to numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 PROMPT = "What is it?"
 N_TOKENS = 2
