@@ -2,6 +2,7 @@
 its cells are where its pixels were, its numbers those of really hiding."""
 
 import copy
+import dataclasses
 import inspect
 
 import family_oracle
@@ -11,6 +12,7 @@ import torch
 from family_models import NotHere
 from marks import slow_but
 from PIL import Image
+from tokenizers import processors
 from transformers.models.smolvlm import processing_smolvlm
 from vision_families import FAMILIES, SIZE, family_checkpoint
 
@@ -18,6 +20,7 @@ import mask_impact
 from mask_impact.commands.main import main
 from mask_impact.errors import InputError
 from mask_impact.models import loading
+from mask_impact.models.processing import load_processor
 from mask_impact.prompts.encoding import encode, join, layout_of
 from mask_impact.prompts.images import Picture, read_pictures
 from mask_impact.results.tokens import original_box_of
@@ -205,6 +208,21 @@ def test_what_stands_between_cells_is_special(loaded):
         first, last = (at(i for i, kind in enumerate(tokens.kinds) if kind == "image") for at in (min, max))
         assert "text" not in tokens.kinds[first : last + 1]
         assert tokens.kinds[first : last + 2].count("special") >= n_special
+
+
+@pytest.mark.parametrize("begin", ["", "<|endoftext|>"])
+@pytest.mark.parametrize("pictures", [(), (picture(),)])
+def test_a_prompt_begins_once_whether_its_template_says_so_or_not(checkpoint, loaded, begin, pictures):
+    """LLaVA's template leaves the beginning-of-sequence token to the tokenizer, Gemma's writes it itself."""
+    processor = load_processor(checkpoint("gemma3"))
+    processor.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    processor.chat_template = begin + processor.chat_template
+    one = dataclasses.replace(loaded("gemma3"), processor=processor, tokenizer=processor.tokenizer)
+    ids = encode(one, PROMPT, read_pictures(pictures)).tokens.ids
+    assert ids[0] == 0
+    assert (ids == 0).sum() == 1
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------------
