@@ -53,9 +53,13 @@ def smaller_chunk(error: RuntimeError, max_rows: int, n_tokens: int, observer: O
 
 
 def on_input_device(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs where the model takes them."""
+    """The inputs where the model takes them, pixels in its dtype: not every vision tower converts them itself."""
     device = _input_device(model)
-    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+
+    def moved(value: torch.Tensor) -> torch.Tensor:
+        return value.to(device, model.dtype if value.is_floating_point() else value.dtype)
+
+    return {name: moved(value) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
 
 
 def _input_device(model: PreTrainedModel) -> torch.device:

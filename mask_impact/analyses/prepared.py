@@ -64,6 +64,16 @@ def describe_run(loaded: LoadedModel, prepared: Prepared) -> dict[str, Any]:
     """What a meta file says of a run besides the measurements; JSON types only."""
     prompt, encoded, settings = prepared.prompt, prepared.encoded, prepared.settings
     model = loaded.model
+    notices = [loaded.note] if loaded.note else []
+    if (
+        loaded.kind == "vl"
+        and encoded.images
+        and not (loaded.processor and loaded.processor.chat_template)
+        and encoded.text
+    ):
+        notices.append(
+            "The model has no chat template: the prompt is taken as it is, with its images where they are marked, or before it"
+        )
     return {
         "tool_version": mask_impact.__version__,
         "model": loaded.name,
@@ -82,6 +92,6 @@ def describe_run(loaded: LoadedModel, prepared: Prepared) -> dict[str, Any]:
         "templated_prompt": encoded.text,
         "num_tokens": settings.num_tokens,
         "max_image_resolution": settings.max_image_resolution,
-        "notices": [loaded.note] if loaded.note else [],
+        "notices": notices,
         "ablation": settings.ablation,
     }  # fmt: skip

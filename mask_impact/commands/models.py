@@ -37,7 +37,11 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
 
 def _listed(known) -> list[str]:
     lines = [f"  {one.model_type:<14}{one.kind:<6}{one.examples}" for one in known]
-    return ["Supported architectures (model_type, kind, examples):", *lines]
+    return [
+        "Supported architectures (model_type, kind, examples):",
+        *lines,
+        "Other text and vision-language models of transformers have local impact and answers without some tokens.",
+    ]
 
 
 def _described(found) -> list[str]:

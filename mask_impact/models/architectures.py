@@ -2,8 +2,8 @@
 
 `engine.masking` needs to know four things of a decoder layer: which linear map ends the attention branch, which norms stand
 before a residual add or feed the MLP, of which linear maps and activation the MLP is made, and how the norm's weight enters.
-Other text models of transformers are measured by `engine.riding` without a table. Read from the modeling files of
-transformers 5.17 to 5.23.
+Other text and vision-language models of transformers are measured by `engine.riding` without a table. Read from the modeling
+files of transformers 5.17 to 5.23.
 """
 
 from dataclasses import dataclass
@@ -79,7 +79,8 @@ def parameter(module: nn.Module, name: str) -> torch.Tensor | None:
 
 
 _TEXT_MODELS = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-_WITH_OTHER_INPUT = frozenset((*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES))
+_VISION_LANGUAGE = frozenset(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+_WITH_OTHER_INPUT = _VISION_LANGUAGE | frozenset(MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES)
 
 
 @dataclass(frozen=True)
@@ -178,19 +179,26 @@ def is_located(model_type: str) -> bool:
     return model_type in LAYOUTS
 
 
+def is_vision_language(model_type: str) -> bool:
+    """Whether transformers has it as a model of images and text."""
+    return model_type in _VISION_LANGUAGE
+
+
 def check_supported(model_type: str) -> None:
     """Refuse an architecture by the `model_type` of its config, before any weight is read."""
-    if not is_located(model_type) and model_type not in _TEXT_MODELS - _WITH_OTHER_INPUT:
+    if model_type not in (_TEXT_MODELS - _WITH_OTHER_INPUT) | _VISION_LANGUAGE | LAYOUTS.keys():
         raise UnsupportedArchitecture(
-            f"architecture '{model_type}' is not supported: it is no text model of transformers "
-            f"{transformers.__version__}; supported with images are "
-            f"{', '.join(name for name in LAYOUTS if name in _WITH_OTHER_INPUT)}"
+            f"architecture '{model_type}' is not supported: it is no model of text, or of images and text, of transformers "
+            f"{transformers.__version__}"
         )
 
 
 def check_described(config: PreTrainedConfig) -> None:
-    """UnsupportedArchitecture where a configuration does not say how many layers and heads there are, and how large."""
+    """UnsupportedArchitecture where a configuration does not say how many layers and heads there are, and how large, or where
+    images do not become tokens of a decoder."""
     check_supported(config.model_type)
+    if is_vision_language(config.model_type):
+        _check_image_tokens(config)
     for name in ("num_hidden_layers", "num_attention_heads", "hidden_size"):
         try:
             getattr(config.get_text_config(), name)
@@ -202,6 +210,14 @@ def check_described(config: PreTrainedConfig) -> None:
             raise UnsupportedArchitecture(
                 f"architecture '{config.model_type}' is not supported: its configuration has no {name} of a decoder"
             ) from error
+
+
+def _check_image_tokens(config: PreTrainedConfig) -> None:
+    apart = hasattr(config.get_text_config(), "cross_attention_layers")  # images stay outside of the sequence
+    if config.is_encoder_decoder or apart or getattr(config, "image_token_id", None) is None:
+        raise UnsupportedArchitecture(
+            f"architecture '{config.model_type}' is not supported: its configuration has no image tokens in a decoder's sequence"
+        )
 
 
 def check_located(model_type: str) -> None:

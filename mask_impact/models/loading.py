@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 
 from mask_impact.errors import DeviceError, MaskImpactError, ModelError, UsageError, is_out_of_memory, is_panic, need
 from mask_impact.models.adapters import Adapter, bared, find_adapter, put_in
-from mask_impact.models.architectures import check_described, check_supported, is_located
+from mask_impact.models.architectures import check_described, check_supported, is_located, is_vision_language
 from mask_impact.models.devices import resolve_device, resolve_dtype
 from mask_impact.models.linearity import check_linear
 from mask_impact.models.names import DEVICE_MAPS, KINDS
@@ -36,7 +36,6 @@ from mask_impact.models.sources import (
 )
 
 BAR_DELAY_S = 1.0  # what loads faster than this shows no progress bar
-VISION_LANGUAGE_TYPES = ("qwen3_vl", "qwen3_vl_moe")
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,7 @@ KIND_NAMES = {"vl": "vision-language model", "text": "text model"}
 
 def kind_of(model_type: str) -> str:
     """`vl` or `text`."""
-    return "vl" if model_type in VISION_LANGUAGE_TYPES else "text"
+    return "vl" if is_vision_language(model_type) else "text"
 
 
 # --- reading them ---------------------------------------------------------------------------------------------------------

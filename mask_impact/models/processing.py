@@ -1,9 +1,9 @@
-"""Turn text and pictures into Qwen3-VL's inputs, with or without torchvision.
+"""Turn text and pictures into a vision-language model's inputs, with or without torchvision.
 
-The library's own processor for Qwen3-VL also prepares videos, needs torchvision for them, and so can't be made at all where
+The library's own processors of many families also prepare videos, need torchvision for them, and so can't be made at all where
 torchvision is missing or doesn't match torch. Pictures need Pillow only. `load_processor` takes the library's processor where
 it can be had, and one for text and pictures otherwise; both read the checkpoint's own settings and chat template, and both
-give `input_ids`, `attention_mask`, `mm_token_type_ids` and, with pictures, `pixel_values` and `image_grid_thw`.
+give `input_ids`, `attention_mask` and, with pictures, `pixel_values` and what else the model takes.
 
 This module does not know what is measured, and runs no code that a checkpoint brings along.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 
 import transformers.utils.import_utils as library_imports
@@ -50,7 +51,10 @@ TORCHVISION_PROBLEM = torchvision_problem()
 if TORCHVISION_PROBLEM is not None:
     hide_torchvision()  # before the imports below, which would run into it
 
-from transformers import AutoProcessor, AutoTokenizer, Qwen3VLProcessor  # noqa: E402
+from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer, Qwen3VLProcessor  # noqa: E402
+from transformers.image_processing_base import BatchFeature, ImageProcessingMixin  # noqa: E402
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name  # noqa: E402
+from transformers.models.auto.tokenization_auto import get_tokenizer_config  # noqa: E402
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil  # noqa: E402
 from transformers.processing_utils import ProcessorMixin  # noqa: E402
 
@@ -71,32 +75,132 @@ class PictureTextProcessor(Qwen3VLProcessor):
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
 
-def load_processor(path: str | os.PathLike, *, revision: str | None = None, local_files_only: bool = False):
-    """The processor of a Qwen3-VL checkpoint (`qwen3_vl` or `qwen3_vl_moe`), from a local directory or a model id.
+class RowsProcessor(ProcessorMixin):
+    """Pixtral's and Mistral 3's processor, which the library makes with torchvision only: a token for each square of pixels, one
+    that ends each row, and another that ends the image."""
 
-    Raises ModelError where the checkpoint has no usable tokenizer or preprocessor settings.
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        patch_size=16,
+        spatial_merge_size=1,
+        chat_template=None,
+        image_token="[IMG]",
+        image_break_token="[IMG_BREAK]",
+        image_end_token="[IMG_END]",
+    ):
+        self.side = patch_size * spatial_merge_size
+        self.image_token, self.image_break_token, self.image_end_token = image_token, image_break_token, image_end_token
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+    def __call__(self, images=None, text=None, return_tensors="pt", **options):
+        """input_ids and attention_mask of texts and, of the images in them, pixel_values [n, 3, height, width] and image_sizes
+        [n, 2] (height, width); more options go to the tokenizer."""
+        pixels = {}
+        if images:
+            flat = [image for one in images for image in (one if isinstance(one, list | tuple) else [one])]
+            pixels = self.image_processor(flat, patch_size=self.side, return_tensors=return_tensors)
+            sizes = iter(pixels["image_sizes"].tolist())
+            text = [re.sub(re.escape(self.image_token), lambda _: self._tokens_of(*next(sizes)), one) for one in text]
+        return BatchFeature({**self.tokenizer(text, return_tensors=return_tensors, **options), **pixels})
+
+    def _tokens_of(self, height: int, width: int) -> str:
+        row = self.image_token * (width // self.side)
+        return self.image_break_token.join([row] * (height // self.side)) + self.image_end_token
+
+
+class NotHere:
+    """Stands in a processor for the part that prepares videos or sounds, which can't be made here and is never asked."""
+
+    model_input_names = ()
+    num_frames = fps = None
+
+
+def _pictures_only(of: type[ProcessorMixin]) -> type[ProcessorMixin]:
+    """The class of processor, which also takes NotHere for a part."""
+
+    class PicturesOnly(of):
+        def check_argument_for_proper_class(self, argument_name, argument):
+            if isinstance(argument, NotHere):
+                return NotHere
+            return super().check_argument_for_proper_class(argument_name, argument)
+
+        def to_dict(self):
+            return {name: value for name, value in super().to_dict().items() if not isinstance(value, NotHere)}
+
+    PicturesOnly.__name__ = PicturesOnly.__qualname__ = of.__name__
+    return PicturesOnly
+
+
+def load_processor(path: str | os.PathLike, *, revision: str | None = None, local_files_only: bool = False):
+    """The processor of a vision-language checkpoint, from a local directory or a model id.
+
+    Raises ModelError where the checkpoint has no usable tokenizer or preprocessor settings, or its processor needs a package that
+    is not installed.
     """
     options = {"revision": revision or "main", "local_files_only": local_files_only, "trust_remote_code": False}
-    if TORCHVISION_PROBLEM is None:
+    load = AutoProcessor.from_pretrained if TORCHVISION_PROBLEM is None else without_torchvision
+    try:
+        processor = load(path, **options)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, ImportError, RuntimeError) as error:
+        raise ModelError(f"{path}: no processor can be made of this checkpoint: {_reason(error)}") from error
+    if hasattr(processor, "image_processor") and hasattr(processor, "tokenizer"):
+        return processor
+    raise ModelError(
+        f"{path}: no processor can be made of this checkpoint: its own is {type(processor).__name__}, which takes no images"
+    )
+
+
+def _reason(error: Exception) -> str:
+    """In one line, and with what to install where that is missing; the library's own lines about torchvision fill a page."""
+    text = " ".join(str(error).split())
+    if TORCHVISION_PROBLEM is not None and "torchvision" in text.lower():
+        return f"it needs torchvision, which can't be used here ({TORCHVISION_PROBLEM}); install it: pip install torchvision"
+    return text[:300] if isinstance(error, ImportError) else _first_line(error)
+
+
+def without_torchvision(path: str | os.PathLike, **options) -> ProcessorMixin:
+    """The checkpoint's own processor, without the parts that prepare videos or sounds where it has some."""
+    of = _processor_class(path, options)
+    if of is None:
+        return AutoProcessor.from_pretrained(path, **options)
+    if of is Qwen3VLProcessor:
+        return load_picture_text_processor(path, **options)
+    if of.__name__ == "PixtralProcessor":  # what stands for it without torchvision can't be asked anything
+        of = RowsProcessor
+    parts = of.get_attributes()
+    if not {"video_processor", "feature_extractor"} & set(parts):
+        return of.from_pretrained(path, **options)
+    known = {"tokenizer": AutoTokenizer, "image_processor": AutoImageProcessor}
+    of = _pictures_only(of)
+    settings, _ = of.get_processor_dict(path, **options)
+    loaded = [known[part].from_pretrained(path, **options) if part in known else NotHere() for part in parts]
+    processor = of.from_args_and_dict(loaded, settings)
+    processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
+    return processor
+
+
+def _processor_class(path: str | os.PathLike, options: dict) -> type[ProcessorMixin] | None:
+    """The class that the checkpoint's settings name, else that of its architecture; None where there is none."""
+    for read in (
+        lambda: ProcessorMixin.get_processor_dict(path, **options)[0],
+        lambda: ImageProcessingMixin.get_image_processor_dict(path, **options)[0],
+        lambda: get_tokenizer_config(path, **options),
+    ):
         try:
-            processor = AutoProcessor.from_pretrained(path, **options)
-        except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:
-            raise ModelError(f"{path}: no processor can be made of this checkpoint: {_first_line(error)}") from error
-        if isinstance(processor, Qwen3VLProcessor):
-            return processor
-        raise ModelError(
-            f"{path}: no processor can be made of this checkpoint: its own is {type(processor).__name__}, not Qwen3-VL's"
-        )
-    return load_picture_text_processor(path, **options)
+            name = read().get("processor_class")
+        except (OSError, ValueError):  # it has no such file
+            continue
+        if name and (found := processor_class_from_name(name)) is not None:
+            return found
+    return PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(path, **options)), None)
 
 
 def load_picture_text_processor(path: str | os.PathLike, **options) -> PictureTextProcessor:
-    """The processor that needs no torchvision. `options` go to the library's `from_pretrained`."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        image_processor = Qwen2VLImageProcessorPil.from_pretrained(path, **options)
-        settings, _ = Qwen3VLProcessor.get_processor_dict(path, **options)
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        raise ModelError(f"{path}: no processor can be made of this checkpoint: {_first_line(error)}") from error
+    """Qwen3-VL's processor that needs no torchvision. `options` go to the library's `from_pretrained`."""
+    tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    image_processor = Qwen2VLImageProcessorPil.from_pretrained(path, **options)
+    settings, _ = Qwen3VLProcessor.get_processor_dict(path, **options)
     template = settings.get("chat_template") or tokenizer.chat_template
     return PictureTextProcessor(image_processor, tokenizer, chat_template=template)

@@ -7,8 +7,9 @@ it is (`raw`). Pictures go where the prompt marks them, or before its text. Read
 import codecs
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,17 @@ import torch
 
 from mask_impact.errors import InputError, shown
 from mask_impact.models.loading import LoadedModel, Reader
+from mask_impact.prompts.cells import Grid, find_grids, has_images
 from mask_impact.prompts.groups import Layout
-from mask_impact.prompts.images import Picture, preview
+from mask_impact.prompts.images import Picture, part_of, preview
 from mask_impact.prompts.limits import rehearse, tokenizing
 from mask_impact.prompts.marks import IMAGE_MARK, IMAGE_TEXT, check_image_marks, check_prompt
+from mask_impact.prompts.placeholders import image_placeholder, image_text, refuse_placeholders, taken_inputs
 from mask_impact.prompts.templating import templated
-from mask_impact.results.tokens import IMAGE_PAD, UNKNOWN, ImageRecord, TokenTable
+from mask_impact.results.tokens import UNKNOWN, ImageRecord, TokenTable
 
-PADDED = ("input_ids", "attention_mask", "mm_token_type_ids")  # [1, n]; other inputs have a row for each image or patch
+_TYPES = ("mm_token_type_ids", "token_type_ids")  # 0: text
+PADDED = ("input_ids", "attention_mask", *_TYPES)  # [1, n]; other inputs have a row for each image or patch
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
 # Byte-level vocabularies write a byte as the character of its number, those that can't be seen as characters from 256 on.
 _SEEN = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -76,6 +80,9 @@ def encode(loaded: Reader, prompt: str, pictures: Sequence[Picture] = (), *, raw
         raw = not templater.chat_template
     if loaded.kind == "vl":
         prompt = _mark_images(prompt, len(pictures))
+        refuse_placeholders(loaded.processor, prompt)
+        if pictures and loaded.processor is None:
+            raise InputError(f"images need the processor of model '{loaded.name}', and it was given a tokenizer only")
     elif pictures:
         raise InputError(
             f"model '{loaded.name}' is a text model and takes no images; leave them out or use another model"
@@ -83,23 +90,33 @@ def encode(loaded: Reader, prompt: str, pictures: Sequence[Picture] = (), *, raw
     if not raw and not templater.chat_template:
         raise InputError(f"model '{loaded.name}' has no chat template; use the prompt as it is (`raw`)")
     text = _spelled(loaded, templater, prompt, bool(pictures), raw)
+    begun = _begins(loaded, text, raw)
     if pictures:
-        if text.count(IMAGE_PAD) != len(pictures):
+        n_kept = text.count(image_placeholder(loaded.processor, text))
+        if n_kept != len(pictures):
             raise InputError(
-                f"the model's chat template leaves out images: it keeps {text.count(IMAGE_PAD)} of {len(pictures)}; "
+                f"the model's chat template leaves out images: it keeps {n_kept} of {len(pictures)}; "
                 f"put {IMAGE_MARK} into a user's turn"
             )
-        encoded = _process(loaded, text, pictures)
+        encoded = _process(loaded, text, pictures, begun)
     else:
-        # A template writes the special tokens itself, a beginning-of-sequence token too.
         with tokenizing(loaded.name):
-            ids = loaded.tokenizer(text, add_special_tokens=raw, return_tensors="pt")["input_ids"]
+            ids = loaded.tokenizer(text, add_special_tokens=not begun, return_tensors="pt")["input_ids"]
         if ids.shape[1] == 0:
             raise InputError("the prompt has no tokens; give some text")
         encoded = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if loaded.kind == "vl":
-            encoded["mm_token_type_ids"] = torch.zeros_like(ids)
+            encoded |= {name: torch.zeros_like(ids) for name in _TYPES if name in taken_inputs(loaded)}
     return _with_tables(loaded, encoded, text, pictures)
+
+
+def _begins(loaded: Reader, text: str, raw: bool) -> bool:
+    """Whether the text has the special tokens that it needs. A text model's template writes them itself, a beginning-of-sequence
+    token too; those of vision-language models leave that to the tokenizer as often as not."""
+    if raw or loaded.kind == "text":
+        return not raw
+    begin = loaded.tokenizer.bos_token
+    return begin is None or text.startswith(begin)
 
 
 def _spelled(loaded: Reader, templater: Any, prompt: str, marked: bool, raw: bool) -> str:
@@ -107,7 +124,7 @@ def _spelled(loaded: Reader, templater: Any, prompt: str, marked: bool, raw: boo
 
     def spell() -> str:
         if raw:
-            return prompt.replace(IMAGE_MARK, IMAGE_TEXT) if marked else prompt
+            return prompt.replace(IMAGE_MARK, image_text(loaded.config, loaded.processor)) if marked else prompt
         return templated(templater, prompt, marked)
 
     spelled: list[str] = []
@@ -134,13 +151,13 @@ def _mark_images(prompt: str, n_pictures: int) -> str:
     return prompt[:start] + n_pictures * IMAGE_MARK + prompt[start:]
 
 
-def _process(loaded: Reader, text: str, pictures: Sequence[Picture]) -> dict[str, torch.Tensor]:
-    """The processor's inputs for the text, whose image tokens it repeats as often as each picture has cells."""
-    if loaded.processor is None:
-        raise InputError(f"images need the processor of model '{loaded.name}', and it was given a tokenizer only")
+def _process(loaded: Reader, text: str, pictures: Sequence[Picture], begun: bool) -> dict[str, torch.Tensor]:
+    """The processor's inputs for the text, whose image tokens it repeats as often as each picture has cells. begun: whether the
+    text has its special tokens."""
+    images = [[picture.image for picture in pictures]]  # of one conversation, as the library's templates hand them on
     try:
         with tokenizing(loaded.name):
-            encoded = loaded.processor(text=[text], images=[picture.image for picture in pictures], return_tensors="pt")
+            encoded = loaded.processor(text=[text], images=images, return_tensors="pt", add_special_tokens=not begun)
     except ValueError as error:
         for number, picture in enumerate(pictures):
             try:
@@ -152,7 +169,8 @@ def _process(loaded: Reader, text: str, pictures: Sequence[Picture]) -> dict[str
                     f"takes: {reason}; crop it, or make it smaller with `max_image_resolution`"
                 ) from error
         raise
-    return dict(encoded)
+    taken = taken_inputs(loaded)
+    return {name: value for name, value in encoded.items() if name in taken and name not in _NOT_GIVEN}
 
 
 def encode_inputs(loaded: Reader, inputs: Mapping[str, Any]) -> EncodedPrompt:
@@ -202,7 +220,8 @@ def _check_names(loaded: Reader, inputs: Mapping[str, Any]) -> None:
 def join(prompts: Sequence[EncodedPrompt], pad_id: int) -> tuple[dict[str, Any], list[int]]:
     """Inputs for one `generate` of several prompts, padded on the left, and how many positions of padding each has.
 
-    Images follow one another in the order of the prompts. A single prompt's inputs stay as they are.
+    Images follow one another in the order of the prompts, those with fewer tiles or pixels padded with zeros as the library's
+    processors pad them. A single prompt's inputs stay as they are.
     """
     if len(prompts) == 1:
         return prompts[0].inputs, [0]
@@ -213,12 +232,26 @@ def join(prompts: Sequence[EncodedPrompt], pad_id: int) -> tuple[dict[str, Any],
         parts = [prompt.inputs.get(name) for prompt in prompts]
         if name in PADDED:
             value = pad_id if name == "input_ids" else 0
+            parts = [one.inputs.get(name, torch.zeros_like(one.inputs["input_ids"])) for one in prompts]
             joined[name] = torch.cat(
                 [torch.nn.functional.pad(part, (n, 0), value=value) for part, n in zip(parts, paddings, strict=True)]
             )
         else:
-            joined[name] = torch.cat([part for part in parts if part is not None])
+            joined[name] = _joined_images(name, [part for part in parts if part is not None])
     return joined, paddings
+
+
+def _joined_images(name: str, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One tensor of the parts, each padded to the largest in all dimensions but the first."""
+    if len({part.dim() for part in parts}) > 1:
+        shapes = ", ".join(str(list(part.shape)) for part in parts)
+        raise InputError(f"{name} of these prompts can't be joined, their shapes are {shapes}; run them one by one")
+    largest = [max(sides) for sides in zip(*(part.shape[1:] for part in parts), strict=True)]
+    padded = []
+    for part in parts:
+        missing = [most - side for most, side in zip(largest, part.shape[1:], strict=True)]
+        padded.append(torch.nn.functional.pad(part, [n for side in reversed(missing) for n in (0, side)]))
+    return torch.cat(padded)
 
 
 def _with_tables(
@@ -234,35 +267,41 @@ def _with_tables(
         texts, kinds = token_texts(loaded.tokenizer, ids)
     image, row, column = (np.full(len(ids), -1, dtype=np.int32) for _ in range(3))
     images: list[ImageRecord] = []
-    if inputs.get("image_grid_thw") is not None:
-        images = _image_records(loaded, inputs, pictures)
-        positions = [position for position, token in enumerate(ids) if token == loaded.config.image_token_id]
-        if sum(one.n_tokens for one in images) != len(positions):
-            raise InputError(
-                f"the images have {sum(one.n_tokens for one in images)} cells but the prompt has {len(positions)} image tokens; "
-                f"prepare text and images together with the model's processor, without truncation"
-            )
-        first = 0
-        for number, one in enumerate(images):
-            own = np.asarray(positions[first : first + one.n_tokens])
-            if own[-1] - own[0] != one.n_tokens - 1:
+    if has_images(inputs):
+        grids = find_grids(loaded, inputs, ids, texts, [one.image.size for one in pictures] or None)
+        images = [_image_record(grid, pictures) for grid in grids]
+        end = 0
+        for number, (grid, own) in enumerate(_with_positions(grids, ids, loaded.config.image_token_id)):
+            if "image_grid_thw" in inputs and own[-1] - own[0] != grid.n_tokens - 1:
                 raise InputError(
-                    f"the {one.n_tokens} tokens of image {number} do not stand in one piece; give the grids in the order "
+                    f"the {grid.n_tokens} tokens of image {number} do not stand in one piece; give the grids in the order "
                     f"of the images in the prompt"
                 )
-            image[own] = number
-            row[own], column[own] = np.divmod(np.arange(one.n_tokens), one.grid[1])
-            first += one.n_tokens
-        for position in positions:
-            kinds[position] = "image"
+            # What breaks lines or stands before a tile is special, from the end of the part before it on.
+            start = end if number and grids[number - 1].picture == grid.picture else own[0]
+            end = own[-1] + 1
+            kinds[start:end] = ["special"] * (end - start)
+            for position, cell in zip(own, grid.places(), strict=True):
+                if cell is not None:
+                    kinds[position] = "image"
+                    image[position], (row[position], column[position]) = number, cell
     tokens = TokenTable(np.asarray(ids, dtype=np.int64), tuple(texts), tuple(kinds), image, row, column)
     return EncodedPrompt(inputs, tokens, text, tuple(images))
+
+
+def _with_positions(grids: Sequence[Grid], ids: Sequence[int], image_token: int) -> Iterator[tuple[Grid, list[int]]]:
+    """Each grid with the positions of its image tokens, cells or not."""
+    positions = (position for position, token in enumerate(ids) if token == image_token)
+    for grid in grids:
+        yield grid, list(islice(positions, grid.n_tokens))
 
 
 def _check_ids(loaded: Reader, ids: list[int]) -> None:
     """InputError for a token that the model has no embedding of, and for one of a video."""
     n_rows = loaded.config.get_text_config().vocab_size
     for position, token in enumerate(ids):
+        if token == getattr(loaded.config, "image_token_id", None):  # its embedding comes from the image
+            continue
         if not 0 <= token < n_rows:
             text = loaded.tokenizer.convert_ids_to_tokens(token) if token >= 0 else None
             named = f"token {token}{f' ({text!r})' if text else ''}"
@@ -276,38 +315,20 @@ def _check_ids(loaded: Reader, ids: list[int]) -> None:
             )
 
 
-def _image_records(loaded: Reader, inputs: dict[str, Any], pictures: Sequence[Picture]) -> list[ImageRecord]:
-    vision = loaded.config.vision_config
-    grids = torch.as_tensor(inputs["image_grid_thw"]).tolist()  # [n_images, 3]: time, height, width in patches
-    if any(
-        time != 1 or height % vision.spatial_merge_size or width % vision.spatial_merge_size
-        for time, height, width in grids
-    ):
-        raise InputError(f"image_grid_thw must be [1, height, width] with even sides for each image, not {grids}")
-    n_patches = sum(time * height * width for time, height, width in grids)
-    pixel_values = inputs.get("pixel_values")
-    if pixel_values is None or len(pixel_values) != n_patches:
-        raise InputError(
-            f"image_grid_thw has {n_patches} patches and pixel_values {0 if pixel_values is None else len(pixel_values)}; "
-            f"give both as the model's processor made them"
-        )
-    if pictures and len(pictures) != len(grids):
-        raise InputError(
-            f"{len(pictures)} images became {len(grids)} in the model's processor, which needs to be another one"
-        )
-    records = []
-    for number, (_, height, width) in enumerate(grids):
-        resized = (width * vision.patch_size, height * vision.patch_size)
-        records.append(
-            ImageRecord(
-                source=pictures[number].source if pictures else "model inputs",
-                size=pictures[number].size if pictures else resized,
-                resized=resized,
-                grid=(height // vision.spatial_merge_size, width // vision.spatial_merge_size),
-                preview=preview(pictures[number].image) if pictures else b"",
-            )
-        )
-    return records
+def _image_record(grid: Grid, pictures: Sequence[Picture]) -> ImageRecord:
+    """The record of an image, or of the part of one that the grid covers."""
+    if not pictures:
+        source = ", ".join(filter(None, ("model inputs", grid.part)))
+        return ImageRecord(source=source, size=grid.resized, resized=grid.resized, grid=grid.shape)
+    picture = pictures[grid.picture]
+    source = ", ".join(filter(None, (picture.source, grid.part)))
+    if grid.region is None:
+        return ImageRecord(source, picture.size, grid.resized, grid.shape, preview(picture.image))
+    left, top, right, bottom = grid.region
+    (width, height), seen = picture.size, part_of(picture.image, grid.region)
+    region = left * width, top * height, right * width, bottom * height
+    size = max(1, round(region[2] - region[0])), max(1, round(region[3] - region[1]))
+    return ImageRecord(source, size, grid.resized, grid.shape, preview(seen), region)
 
 
 def token_texts(tokenizer: Any, ids: list[int]) -> tuple[list[str], list[str]]:

@@ -33,7 +33,7 @@ from itertools import groupby, pairwise
 import numpy as np
 
 from mask_impact.errors import InputError, shown
-from mask_impact.results.tokens import UNKNOWN, ImageRecord, TokenTable, is_piece
+from mask_impact.results.tokens import UNKNOWN, ImageRecord, TokenTable, is_piece, original_box_of
 
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 ROLES = ("system", "user", "assistant")
@@ -232,14 +232,17 @@ class Layout:
         image = self._numbered_image(number)
         left, top, right, bottom = (float(edge) for edge in edges.split(","))
         width, height = self.images[image].size
+        bounds = self.images[image].in_original((0, 0, width, height))
         size = f"image {image} has {width} x {height} pixels"
+        if self.images[image].region is not None:
+            size = f"image {image} is {','.join(f'{edge:.0f}' for edge in bounds)} of its picture"
         if left >= right or top >= bottom:
             raise InputError(f"the box is empty; give left,top,right,bottom with left < right and top < bottom, {size}")
-        if left < 0 or top < 0 or right > width or bottom > height:
+        if left < bounds[0] or top < bounds[1] or right > bounds[2] or bottom > bounds[3]:
             raise InputError(f"the box reaches beyond the image; {size}")
         found = []
         for position in self._cells(self.tokens.image == image):
-            cell = self.images[image].box(int(self.tokens.row[position]), int(self.tokens.column[position]))
+            cell = original_box_of(self.tokens, self.images, [position])
             if cell[0] < right and cell[2] > left and cell[1] < bottom and cell[3] > top:
                 found.append(position)
         return found

@@ -101,6 +101,14 @@ def preview(picture_image: Image.Image, longest_edge: int = 1024) -> bytes:
     return file.getvalue()
 
 
+def part_of(image: Image.Image, region: tuple[float, float, float, float]) -> Image.Image:
+    """What of a picture lies in a region (left, top, right, bottom, in shares of width and height); black beyond its sides."""
+    left, top, right, bottom = region
+    left, top = round(left * image.width), round(top * image.height)
+    right, bottom = max(left + 1, round(right * image.width)), max(top + 1, round(bottom * image.height))
+    return image.crop((left, top, right, bottom))
+
+
 # --- getting at it --------------------------------------------------------------------------------------------------------
 
 

@@ -109,13 +109,14 @@ def _preview(text: str) -> str:
 
 
 class Picture(Part):
-    """An image of the prompt."""
+    """An image of the prompt. region: which part of it, in pixels of the original."""
 
     source: str
     size: Annotated[list[Pixels], Field(min_length=2, max_length=2)]
     resized: Annotated[list[Pixels], Field(min_length=2, max_length=2)]
     grid: Annotated[list[Pixels], Field(min_length=2, max_length=2)]
     preview: Annotated[str, AfterValidator(_preview)]
+    region: Annotated[list[float], Field(min_length=4, max_length=4)] | None = None
 
 
 class AgreementEntry(Exact):

@@ -12,8 +12,10 @@ from mask_impact.results.tokens import ImageRecord, TokenTable
 
 
 def image_entry(image: ImageRecord) -> dict[str, Any]:
-    """An image as JSON; its preview in base64."""
-    return asdict(image) | {"preview": base64.b64encode(image.preview).decode()}
+    """An image as JSON; its preview in base64; its region where it is a part of an image."""
+    entry = asdict(image) | {"preview": base64.b64encode(image.preview).decode()}
+    region = entry.pop("region")
+    return entry if region is None else entry | {"region": [round(edge, 2) for edge in region]}
 
 
 def token_entries(tokens: TokenTable, images: Sequence[ImageRecord] | None = None) -> Iterator[dict[str, Any]]:
@@ -34,14 +36,18 @@ def token_entries(tokens: TokenTable, images: Sequence[ImageRecord] | None = Non
             "column": column,
         }
         if images is not None:
-            entry["box"] = None if image is None else [round(edge, 2) for edge in images[image].box(row, column)]
+            box = None if image is None else images[image].in_original(images[image].box(row, column))
+            entry["box"] = box and [round(edge, 2) for edge in box]
         yield entry
 
 
 def image_from(entry: dict[str, Any]) -> ImageRecord:
     """The image of an entry."""
     pairs = {name: tuple(entry[name]) for name in ("size", "resized", "grid")}
-    return ImageRecord(source=entry["source"], **pairs, preview=base64.b64decode(entry["preview"]))
+    region = entry.get("region")
+    return ImageRecord(
+        source=entry["source"], **pairs, preview=base64.b64decode(entry["preview"]), region=region and tuple(region)
+    )
 
 
 def tokens_from(entries: list[dict[str, Any]]) -> TokenTable:

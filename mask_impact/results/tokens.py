@@ -10,6 +10,7 @@ TOKEN_KINDS = ("text", "special", "image")
 MASK_MODES = ("text", "vision", "both")
 IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"  # what stands for a cell of an image, or of a video
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 _PIECE = re.compile(rf"{UNKNOWN}|<0x[0-9A-F]{{2}}>")
 
@@ -73,10 +74,12 @@ class TokenTable:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One image of the prompt.
+    """One image of the prompt, or the part of one that the vision tower saw by itself: a tile, a thumbnail.
 
-    source: how it was named. size: (width, height) of the original in pixels. resized: the same as the vision tower saw it.
-    grid: (rows, columns) of its decoder tokens. preview: a JPEG of it to look at, empty where there is none.
+    source: how it was named, and which part it is. size: (width, height) in pixels of the original, of the part. resized: the
+    same as the vision tower saw it. grid: (rows, columns) of its decoder tokens. preview: a JPEG of it to look at, empty where
+    there is none. region: (left, top, right, bottom) of a part in pixels of the original, beyond it where the model adds a
+    border; None for a whole image.
     """
 
     source: str
@@ -84,23 +87,36 @@ class ImageRecord:
     resized: tuple[int, int]
     grid: tuple[int, int]
     preview: bytes = field(default=b"", repr=False)
+    region: Box | None = None
 
     @property
     def n_tokens(self) -> int:
         """How many decoder tokens the image has."""
         return self.grid[0] * self.grid[1]
 
-    def box(self, row: int, column: int) -> tuple[float, float, float, float]:
-        """(left, top, right, bottom) of a cell in pixels of the original image: the resizing stretched it as a whole."""
+    def box(self, row: int, column: int) -> Box:
+        """(left, top, right, bottom) of a cell in a picture of `size`: the resizing stretched it as a whole."""
         (width, height), (rows, columns) = self.size, self.grid
         return column * width / columns, row * height / rows, (column + 1) * width / columns, (row + 1) * height / rows
 
+    def in_original(self, box: Box) -> Box:
+        """A box of this picture in pixels of the original image, which differs where this is a part of it."""
+        if self.region is None:
+            return box
+        (left, top, right, bottom), (width, height) = self.region, self.size
+        across, down = (right - left) / width, (bottom - top) / height
+        return left + box[0] * across, top + box[1] * down, left + box[2] * across, top + box[3] * down
 
-def box_of(
-    tokens: TokenTable, images: Sequence[ImageRecord], positions: Sequence[int]
-) -> tuple[float, float, float, float] | None:
-    """(left, top, right, bottom) around the cells at the positions, in pixels of the original image; None where they are not all
-    of one image."""
+
+def original_box_of(tokens: TokenTable, images: Sequence[ImageRecord], positions: Sequence[int]) -> Box | None:
+    """The same as `box_of`, in pixels of the original image."""
+    box = box_of(tokens, images, positions)
+    return box and images[int(tokens.image[positions[0]])].in_original(box)
+
+
+def box_of(tokens: TokenTable, images: Sequence[ImageRecord], positions: Sequence[int]) -> Box | None:
+    """(left, top, right, bottom) around the cells at the positions, in a picture of their image's size; None where they are not
+    all of one image."""
     places = list(positions)
     image = int(tokens.image[places[0]])
     if image < 0 or not (tokens.image[places] == image).all():

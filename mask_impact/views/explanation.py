@@ -7,7 +7,7 @@ from os import PathLike
 from mask_impact.analyses.candidates import EVERYTHING, costs
 from mask_impact.analyses.settings import SETTINGS
 from mask_impact.results.explanations import Agreement, Evidence, ExplainedTarget, Explanation, TokenSet
-from mask_impact.results.tokens import box_of
+from mask_impact.results.tokens import original_box_of
 from mask_impact.views.card import SEVERAL, doubt
 from mask_impact.views.text import (
     columns,
@@ -75,7 +75,7 @@ def _used(found: Explanation, target: ExplainedTarget, top: int) -> Iterator[str
             becomes = f"-> {quoted(target.top1_texts[int(target.top1[place])], BECOMES)}"
         at = target.positions[place][0]
         line = f"  {at:>5}  {padded(_label(found, target, place), NAME)} {change}  {padded(becomes, BECOMES + 3)}"
-        box = box_of(found.tokens, found.images, target.positions[place])
+        box = original_box_of(found.tokens, found.images, target.positions[place])
         yield (line + ("" if box is None else f" box {','.join(f'{edge:.0f}' for edge in box)}")).rstrip()
     n, n_measured = len(target.names), int(target.measured.sum())
     if target.reliable is None:

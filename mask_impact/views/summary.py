@@ -12,6 +12,7 @@ import numpy as np
 from mask_impact.findings.impact import mean_over
 from mask_impact.findings.ranking import token_importance, vision_impact
 from mask_impact.results.records import Estimated, Result, StepRecord
+from mask_impact.results.tokens import original_box_of
 from mask_impact.views.explanation import agreement_lines, answer_sections
 from mask_impact.views.text import (
     TOKEN_WIDTH,
@@ -156,7 +157,7 @@ def _patches(result: Result, top: int) -> list[str]:
         image, row, column = (
             int(cells[position]) for cells in (result.tokens.image, result.tokens.row, result.tokens.column)
         )
-        box = ", ".join(f"{edge:.0f}" for edge in result.images[image].box(row, column))
+        box = ", ".join(f"{edge:.0f}" for edge in original_box_of(result.tokens, result.images, [position]))
         share = percent(importance.scores[position])
         layers = ", ".join(str(layer) for layer in importance.top_layers(position))
         lines.append(f"  {rank:>4}  {image:>5}  {row:>3}  {column:>3}  {share:>10}  {box:<24} layers {layers}")

@@ -15,7 +15,7 @@ from mask_impact.results.flows import FlowStep, Knockouts
 from mask_impact.results.meta import jsonable
 from mask_impact.results.records import Result, StepRecord
 from mask_impact.results.table_files import clean_text
-from mask_impact.results.tokens import box_of
+from mask_impact.results.tokens import original_box_of
 
 TOP = 20  # tokens of a ranking
 
@@ -95,7 +95,8 @@ def _token_entry(result: Result, position: int) -> dict[str, Any]:
     entry: dict[str, Any] = {"position": int(position), "token": tokens.texts[position]}
     if tokens.image[position] >= 0:
         image, row, column = (int(cells[position]) for cells in (tokens.image, tokens.row, tokens.column))
-        entry |= {"image": image, "row": row, "column": column, "box": list(result.images[image].box(row, column))}
+        box = original_box_of(tokens, result.images, [position])
+        entry |= {"image": image, "row": row, "column": column, "box": list(box)}
     return entry
 
 
@@ -194,7 +195,7 @@ def _target_entry(found: Explanation, target: ExplainedTarget, top: int) -> dict
 
 
 def _unit_entry(found: Explanation, target: ExplainedTarget, place: int) -> dict[str, Any]:
-    box = box_of(found.tokens, found.images, target.positions[place])
+    box = original_box_of(found.tokens, found.images, target.positions[place])
     return {
         "token": target.names[place],
         "positions": list(target.positions[place]),

@@ -18,6 +18,7 @@ from mask_impact.errors import UsageError
 from mask_impact.findings.agreement import Effect, step_effect, where_hidden, window_of
 from mask_impact.findings.impact import Impact, largest, mean_over, step_impact
 from mask_impact.results.records import Result
+from mask_impact.results.tokens import original_box_of
 from mask_impact.views.text import TOKEN_WIDTH, columns, escape, fitted, percent, quoted, token_label
 
 KINDS = ("layer", "token", "head")
@@ -217,7 +218,7 @@ def _token_cells(result: Result, position: int) -> tuple[Any, ...]:
     if tokens.image[position] < 0:
         return *cells, None, None, None, None
     image, row, column = (int(numbers[position]) for numbers in (tokens.image, tokens.row, tokens.column))
-    box = ", ".join(f"{edge:.0f}" for edge in result.images[image].box(row, column))
+    box = ", ".join(f"{edge:.0f}" for edge in original_box_of(tokens, result.images, [position]))
     return *cells, image, row, column, box
 
 

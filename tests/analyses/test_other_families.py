@@ -42,9 +42,10 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name", ["gemma2", "gpt2", "cohere2", "gpt_oss", "mixtral", "granite"])
+@pytest.mark.parametrize("name", ["gemma2", "gpt2", "cohere2", "gpt_oss", "mixtral", "granite", "gemma4_text"])
 def test_the_local_impact_is_that_of_really_hiding(name):
-    """A softcap, one map for q, k and v, parallel blocks, sinks, experts, multipliers; at the first and the last step."""
+    """A softcap, one map for q, k and v, parallel blocks, sinks, experts, multipliers, last layers that are fed the last position
+    of the prompt alone; at the first and the last step."""
     loaded = loaded_of(name)
     inputs = family_inputs(loaded.model)
     result = mask_impact.analyze(loaded, inputs, num_tokens=N_TOKENS)

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from tiny_models import ARCHITECTURES
-from transformers import LlavaConfig
+from transformers import LlavaConfig, MllamaConfig
 
 from mask_impact.errors import ModelError
 from mask_impact.models import loading
@@ -45,16 +45,26 @@ def test_no_weight_is_needed(without_weights):
 
 
 def test_what_is_not_supported_is_described_with_its_own_type_and_the_reason(tmp_path, without_weights):
-    LlavaConfig().save_pretrained(tmp_path / "llava")
-    found = describe_model(str(tmp_path / "llava"))
-    assert (found.model_type, found.kind) == ("llava", None)
-    assert "architecture 'llava' is not supported" in found.problem
+    MllamaConfig().save_pretrained(tmp_path / "mllama")
+    found = describe_model(str(tmp_path / "mllama"))
+    assert (found.model_type, found.kind) == ("mllama", None)
+    assert found.problem == (
+        "architecture 'mllama' is not supported: its configuration has no image tokens in a decoder's sequence"
+    )
 
     config = without_weights / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_act": "relu"}))
     found = describe_model(str(without_weights))
     assert (found.model_type, found.kind, found.n_layers) == ("qwen3", "text", 3)
     assert "activation 'relu' of qwen3 is not supported" in found.problem
+
+
+def test_a_vision_language_model_that_is_in_no_table_is_said_to_be_one(tmp_path):
+    LlavaConfig().save_pretrained(tmp_path)
+    found = describe_model(str(tmp_path))
+    assert (found.model_type, found.kind, found.problem) == ("llava", "vl", None)
+    assert found.how[0] == "loaded as a vision-language model"
+    assert any(line.startswith("local impact and answers without some tokens") for line in found.how)
 
 
 def test_a_model_that_is_nowhere_is_an_error():

@@ -8,8 +8,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+import vision_families
+from family_models import NotHere, family_config
 from PIL import Image
 from transformers import AutoConfig, AutoTokenizer, Qwen3VLMoeConfig, Qwen3VLProcessor
+from transformers.models.smolvlm import processing_smolvlm
 
 from mask_impact import demo
 from mask_impact.errors import ModelError
@@ -161,3 +164,78 @@ def test_same_inputs_with_and_without_torchvision(processor):
         assert distances.mean() <= 0.02 * level, size
         for name, value in mine.items():
             assert torch.equal(value, other[name]), (size, name)
+
+
+# --- other families ---------------------------------------------------------------------------------------------------------
+
+
+# Some processors hand a tensor to numpy.
+TO_NUMPY = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.fixture
+def numbers_in_words(monkeypatch):
+    """SmolVLM's processor needs a package for the words of a video's prompt."""
+    monkeypatch.setattr(processing_smolvlm, "num2words", processing_smolvlm.num2words or str)
+
+
+def settings_of(folder, name):
+    """A checkpoint's tokenizer and processor without its model."""
+    family = vision_families.FAMILIES[name]
+    try:
+        family_config(name).save_pretrained(folder)
+    except NotHere as reason:
+        pytest.skip(str(reason))
+    vision_families.family_tokenizer(name).save_pretrained(folder)
+    vision_families.write_processor(folder, family)
+    return folder
+
+
+@TO_NUMPY
+@pytest.mark.usefixtures("numbers_in_words")
+@pytest.mark.parametrize("name", vision_families.FAMILIES)
+def test_a_family_s_own_processor_is_made_from_its_files(tmp_path, name):
+    """Of the class that they name, with or without torchvision; the parts for videos and sounds are never asked."""
+    found = processing.load_processor(settings_of(tmp_path, name))
+    of = vision_families.FAMILIES[name]["processor"]
+    if processing.TORCHVISION_PROBLEM is not None:
+        of = {"PixtralProcessor": "RowsProcessor", "Qwen3VLProcessor": "PictureTextProcessor"}.get(of, of)
+    assert type(found).__name__ == of
+    assert repr(found)
+    text = vision_families.FAMILIES[name].get("image", "<image>").strip()
+    inputs = found(text=[text], images=[[PICTURE]], return_tensors="pt")
+    assert (inputs["input_ids"] >= 0).all()
+    assert torch.isfinite(inputs["pixel_values"]).all()
+
+
+@TO_NUMPY
+@pytest.mark.usefixtures("numbers_in_words")
+@pytest.mark.parametrize("name", vision_families.FAMILIES)
+def test_a_family_s_inputs_are_the_same_without_the_parts_for_videos(tmp_path, name):
+    if processing.TORCHVISION_PROBLEM is not None:
+        pytest.skip(f"torchvision can't be used here: {processing.TORCHVISION_PROBLEM}")
+    folder = settings_of(tmp_path, name)
+    own, without = processing.load_processor(folder), processing.without_torchvision(folder)
+    text = vision_families.FAMILIES[name].get("image", "<image>").strip()
+    one, other = (make(text=[text], images=[[PICTURE]], return_tensors="pt") for make in (own, without))
+    assert torch.equal(one["input_ids"], other["input_ids"])
+    assert one["pixel_values"].shape == other["pixel_values"].shape
+    assert (one["pixel_values"] - other["pixel_values"]).abs().max() < 0.02
+
+
+def test_a_processor_that_can_t_be_had_without_torchvision_is_one_line(tmp_path):
+    if processing.TORCHVISION_PROBLEM is None:
+        pytest.skip("torchvision is there")
+    settings_of(tmp_path, "gemma3")
+    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "Sam2ImageProcessor"}')
+    with pytest.raises(
+        ModelError, match=r"it needs torchvision, which can't be used here \(.*\); install it: pip"
+    ) as caught:
+        processing.load_processor(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_package_that_is_missing_is_named_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(processing_smolvlm, "num2words", None)
+    with pytest.raises(ModelError, match="pip install num2words"):
+        processing.load_processor(settings_of(tmp_path, "smolvlm"))

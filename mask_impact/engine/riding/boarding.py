@@ -56,7 +56,8 @@ class Call:
         query, key = self.query[number], self.key[number]
         n_rows, n_keys = query.shape[1], key.shape[1]
         visible = each_visible_key(self.mask, number, n_rows, n_keys, self.window, key.device)
-        return attention_received(query[:, padding:], key[:, padding:], self.scaling, visible[padding:, padding:])
+        padded = max(0, padding - (n_keys - n_rows))  # rows; a layer may be fed the last ones alone
+        return attention_received(query[:, padded:], key[:, padding:], self.scaling, visible[padded:, padding:])
 
 
 def board(output: torch.Tensor, ride: Ride, rows: torch.Tensor, differences: torch.Tensor) -> Riding:

@@ -125,7 +125,7 @@ class RidingEngine:
     def _clear(self) -> None:
         """Between two forward passes."""
         self._active: list[int] = []  # the sequences that are measured in this one
-        self._held, self._started = 0, 0.0
+        self._held, self._fed, self._started = 0, 0, 0.0
         self._entered: dict[Layer, tuple[tuple, dict]] = {}  # what layers that are running were given
         self._boarded: dict[Layer, Boarded] = {}  # those whose attention has run
         self._records: dict[Layer, dict[int, LayerRecord]] = {}
@@ -217,7 +217,9 @@ class RidingEngine:
 
     def _measured(self, number: int, call: Call) -> Measuring:
         plan = self.plans[number]
-        n_positions = self._held + call.query.shape[2] - plan.padding
+        # The last layers of Gemma 4, which read keys of others, may be fed the last position alone.
+        self._fed = max(self._fed, call.query.shape[2])
+        n_positions = self._held + self._fed - plan.padding
         self._positions[number] = positions = plan.positions(n_positions)
         if self._step == 0:
             self._received.setdefault(number, []).append(call.received(number, plan.padding))
