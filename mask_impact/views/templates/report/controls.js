@@ -24,7 +24,6 @@ function makeSinkBox({ position, share }) {
 
 function makeChoices(file) {
   const made = file.variants.map((name) => element("option", { value: name, textContent: name }));
-  $("prompt").value = state.prompt;
   $("variant").replaceChildren(...made);
   for (const name of ["layer", "from", "to"]) $(name).max = file.n_layers - 1;
   $("sinks-part").hidden = !file.sinks.length;

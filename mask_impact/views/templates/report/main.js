@@ -24,6 +24,8 @@ import "./folds.js";
 import "./heads.js";
 import "./heat.js";
 import "./images.js";
+import "./overview.js";
+import { openParts } from "./parts.js";
 import { isPlaying } from "./play.js";
 import "./profile.js";
 import { shown } from "./quantity.js";
@@ -64,6 +66,14 @@ function firstMark(name) {
 
 const nextFrame = () => new Promise((resolve) => { requestAnimationFrame(() => setTimeout(resolve)); });
 
+const AT_ONCE_MS = 8; // of work that nobody waits for, before the reader may do something
+let lastPause = 0;
+async function pause() {
+  if (performance.now() - lastPause < AT_ONCE_MS) return;
+  await nextFrame();
+  lastPause = performance.now();
+}
+
 let latest = 0;
 
 async function takeNumbers(ticket) {
@@ -82,6 +92,7 @@ function sayDrawn(much) {
 // True where the state has not changed meanwhile.
 async function drawCharts(isWanted) {
   const left = shownCharts();
+  lastPause = performance.now();
   for (let chart; (chart = takeNearest(left, 0));) {
     await readPlotly();
     if (!isWanted()) return false;
@@ -92,7 +103,7 @@ async function drawCharts(isWanted) {
   firstMark("seen");
   showInAddress(stateInAddress());
   for (let chart; (chart = takeNearest(left, Infinity));) {
-    await nextFrame(); // the reader goes first
+    await pause();
     await readPlotly();
     if (!isWanted()) return false;
     await chart();
@@ -106,7 +117,7 @@ async function draw() {
   const isWanted = () => ticket === latest;
   sayDrawn("false");
   applyTheme(state.theme);
-  await takeNumbers(ticket);
+  await Promise.all([openParts(), takeNumbers(ticket)]);
   if (!isWanted()) return;
   drawPage();
   if (!firstMark("text")) await nextFrame();
