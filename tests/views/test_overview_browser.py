@@ -102,6 +102,21 @@ def test_the_rows_that_are_shown_are_saved_as_they_are(page, open_page):
     assert name == "p0-overview.csv"
 
 
+def test_a_table_of_many_rows_is_shown_piece_by_piece(tmp_path, open_page):
+    (one,) = list(answers().values())[1:2]
+    tab = open_page(write_report({f"p{number}": one for number in range(900)}, tmp_path / "x.html"))
+    assert tab.texts("#overview-count") == ["900 prompts, the first 400 below"]
+    assert len(shown(tab)) == 400
+    tab.click("#overview-more")
+    tab.click("#overview-more")
+    assert len(shown(tab)) == 900
+    assert not tab["overview-more"].is_visible()
+    tab["overview-filter"].fill("p77")
+    assert tab.texts("#overview-count") == ["11 of 900 prompts"]
+    tab["overview-filter"].fill("")
+    assert len(shown(tab)) == 400
+
+
 def test_prompts_with_distances_are_told_apart_as_well(tmp_path, open_page, monkeypatch):
     monkeypatch.setattr(report, "MAX_PROMPTS", 3)
     tab = open_page(write_report(dict(list(answers().items())[4:6]), tmp_path / "two.html"))

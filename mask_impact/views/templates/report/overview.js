@@ -1,4 +1,4 @@
-// All prompts of a page that has several, a row each: which of them are shown, and which one is open.
+// All prompts of a page that has several, a row each: which of them are found, and which one is open.
 
 import { $ } from "../shared/elements.js";
 import { clamp } from "../shared/numbers.js";
@@ -20,15 +20,33 @@ function drawOverview() {
   });
 }
 
-let texts = null; // of the rows, in lower case
-// Shows the rows that have all of the words.
-function filter() {
+const AT_ONCE = 400; // rows that are shown, of those that are found: a table of thousands takes a browser long to lay out
+let most = AT_ONCE;
+let found = []; // rows
+let texts = null; // of all rows, in lower case
+
+const counted = (number) => number.toLocaleString("en");
+
+function showFound() {
+  const shown = new Set(found.slice(0, most));
+  for (const row of rows()) row.hidden = !shown.has(row);
+  const of = found.length < prompts.length ? `${counted(found.length)} of ${counted(prompts.length)}` : counted(found.length);
+  $("overview-count").textContent = `${of} prompts${found.length > most ? `, the first ${counted(most)} below` : ""}`;
+  $("overview-more").hidden = found.length <= most;
+}
+
+// Finds the rows that have all of the words.
+function find() {
   texts ??= rows().map((row) => row.textContent.toLowerCase());
   const words = $("overview-filter").value.toLowerCase().split(/\s+/).filter(Boolean);
-  rows().forEach((row, number) => { row.hidden = !words.every((word) => texts[number].includes(word)); });
-  const n = inSight().length;
-  const all = prompts.length.toLocaleString("en");
-  $("overview-count").textContent = n < prompts.length ? `${n.toLocaleString("en")} of ${all} prompts` : `${all} prompts`;
+  found = rows().filter((_, number) => words.every((word) => texts[number].includes(word)));
+  most = AT_ONCE;
+  showFound();
+}
+
+function showMore() {
+  most += AT_ONCE;
+  showFound();
 }
 
 // Arrows go from the box to the rows, and from row to row.
@@ -47,7 +65,9 @@ function onKey(event) {
 
 export function connectOverview() {
   if (prompts.length < 2) return;
-  $("overview-filter").addEventListener("input", filter);
+  $("overview-filter").addEventListener("input", find);
+  $("overview-more").addEventListener("click", showMore);
+  find();
   $("overview").addEventListener("keydown", onKey);
   $("overview-rows").tBodies[0].addEventListener("click", ({ target }) => {
     const row = target.closest("tr");
@@ -57,7 +77,7 @@ export function connectOverview() {
 
 const cellsOf = (row) => [...row.cells].map((cell) => cell.textContent);
 
-// The rows that are shown, for a CSV file: [header, rows].
-export const OVERVIEW_FILE = { overview: () => [cellsOf($("overview-rows").tHead.rows[0]), inSight().map(cellsOf)] };
+// The rows that are found, for a CSV file: [header, rows].
+export const OVERVIEW_FILE = { overview: () => [cellsOf($("overview-rows").tHead.rows[0]), found.map(cellsOf)] };
 
 if (prompts.length > 1) section("overview", [], { draw: drawOverview });
