@@ -1,11 +1,13 @@
 """The page in gradio: its layout, what each click does, and the server that shows it. The only module that knows gradio."""
 
 import errno
+import io
 import os
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +34,30 @@ MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono
 def serve(desk: Desk, how: Serving = DEFAULT, example: tuple[str, str] | None = None) -> tuple[gr.Blocks, str]:
     """The page of a desk, served by threads of its own until `close()`; returns it and its address.
 
-    example: (question, path of a picture) that the form begins with. UsageError where the port is taken or the host is not here.
+    example: (question, path of a picture) that the form begins with. The page's `share_url` is its public link, None where that
+    was not asked for or could not be made. UsageError where the port is taken or the host is not here.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing is told to anybody
     blocks = Page(desk, example).blocks
     blocks.queue(max_size=WAITING, api_open=False)
     port = _free_port(how)
-    _, local, public = blocks.launch(
-        server_name=how.host, server_port=port, share=how.share, inbrowser=how.open_browser,
-        max_file_size=f"{max(1, round(how.max_upload_mb * 1024))}kb",
-        theme=_theme(), css=(HERE / "page.css").read_text(encoding="utf-8"), head=POLICY,
-        prevent_thread_lock=True, quiet=True, footer_links=[], run_history=False, ssr_mode=False, pwa=False,
-        mcp_server=False, enable_monitoring=False, strict_cors=True,
-        allowed_paths=[] if example is None else [str(Path(example[1]).resolve())],
-    )  # fmt: skip
-    return blocks, public or local
+    with _silent() if how.share else nullcontext():
+        _, local, _ = blocks.launch(
+            server_name=how.host, server_port=port, share=how.share, inbrowser=how.open_browser,
+            max_file_size=f"{max(1, round(how.max_upload_mb * 1024))}kb",
+            theme=_theme(), css=(HERE / "page.css").read_text(encoding="utf-8"), head=POLICY,
+            prevent_thread_lock=True, quiet=True, footer_links=[], run_history=False, ssr_mode=False, pwa=False,
+            mcp_server=False, enable_monitoring=False, strict_cors=True,
+            allowed_paths=[] if example is None else [str(Path(example[1]).resolve())],
+        )  # fmt: skip
+    return blocks, local
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """gradio prints about links, also about those that it could not make."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        yield
 
 
 def _free_port(how: Serving) -> int:

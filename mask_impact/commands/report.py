@@ -4,21 +4,22 @@ Knows the command line and where results come from; not how the page is made.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mask_impact.commands.caller import Caller
 from mask_impact.commands.console import note, say
 from mask_impact.commands.options import Groups, above_zero, add_source, add_talk, page_path
 from mask_impact.results.files import check_files
-from mask_impact.results.stored import AllStored, Stored, read_stored, stem_of
+from mask_impact.results.stored import AllStored, joined, read_stored
 from mask_impact.views.report import MAX_MEGABYTES, build_report, default_path, save_report
 from mask_impact.views.summary_json import to_text
 
 EPILOG = """\
 examples:
   mask-impact report output/vl_masking_results
-  mask-impact report output/*_results.meta.json        all prompts of a study
+  mask-impact report output                            all results of a folder, with a table of them
+  mask-impact report output/questions                  all prompts of a dataset, with a table of them
   mask-impact report measured_elsewhere.parquet --grid 16x16 --output page.html
 """
 
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         name="sources",
         nargs="+",
         help="a stored result (output/NAME) with all that is stored under its name, a .csv, .json or .parquet with the seven "
-        "columns, or a dataset's folder; several are one page with a choice",
+        "columns, or a folder of results or of a dataset; several are one page with a table of them",
     )
     parser.add_argument(
         "--output", metavar="FILE", help="the page (default: NAME.html beside the result; report.html for several)"
@@ -50,21 +51,10 @@ def _default_path(sources: Sequence[str]) -> Path:
     return default_path(sources[0]) if len(sources) == 1 else Path(sources[0]).parent / "report.html"
 
 
-def _read(args: argparse.Namespace) -> Mapping[str, Stored]:
-    """What the sources have by prompt; where two have one of the same name, by folder and name. A source that is given twice,
-    by two of its files say, is read once."""
+def _read(args: argparse.Namespace) -> AllStored:
+    """What the sources have by prompt."""
     found = [read_stored(source, args.grid, args.prompt_name) for source in args.sources]
-    if len(found) == 1:
-        return found[0]
-    kept: dict[Path, AllStored] = {}
-    for one in found:
-        kept.setdefault(stem_of(one.source), one)
-    names = [name for one in kept.values() for name in one]
-    return {
-        name if names.count(name) == 1 else str(stem.parent / name): one[name]
-        for stem, one in kept.items()
-        for name in one
-    }
+    return found[0] if len(found) == 1 else joined(found)
 
 
 def run(args: argparse.Namespace, caller: Caller, command: str) -> int:

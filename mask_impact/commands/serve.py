@@ -19,6 +19,12 @@ OF_RUNS = ("num_tokens", "budget", "max_image_resolution")
 OF_MODEL = ("model", "device", "dtype", "revision", "device_map")
 HOME = ("127.0.0.1", "localhost", "::1")
 
+SHARED = (
+    "the public link goes through gradio's servers and is open to anybody who has it, until Ctrl+C or for up to a week, as "
+    "gradio says; pictures and questions pass there too"
+)
+NOT_SHARED = "gradio could not make a public link (is there a network?); the page is served without one"
+
 EPILOG = """\
 The page shows the evidence card of an answer. Click words, or draw a box on the picture, to hide
 them and ask again. One question is answered at a time; Stop, or closing the tab, ends it.
@@ -47,7 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="address to serve at; 0.0.0.0 lets other machines in (default: %(default)s)",
     )
     add("--port", metavar="P", type=_port, help="port to serve at (default: the first free one from 7860)")
-    add("--share", action="store_true", help="also make a public link, through gradio's servers")
+    add(
+        "--share",
+        action="store_true",
+        help="also make a public link, which goes through gradio's servers: whoever has it can use the page, for up to a week",
+    )
     add("--open", action="store_true", help="open the page in the browser")
     add(
         "--max-upload-mb", metavar="MB", type=options.above_zero, default=Serving.max_upload_mb,
@@ -77,16 +87,19 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
 
     desk = Desk(loaded, args.folder, **given)
     page, address = serve(desk, Serving(args.host, args.port, args.share, args.open, args.max_upload_mb))
+    public = page.share_url
     try:
-        if args.share or args.host not in HOME:
+        if args.share:
+            note(SHARED if public else NOT_SHARED)
+        if public or args.host not in HOME:
             note(
                 "whoever reaches the page can use the model"
                 + " and see the folder's results" * (args.folder is not None)
             )
         if args.json:
-            say(to_text({"address": address}))
+            say(to_text({"address": address} | ({"public": public} if public else {})))
         elif not args.quiet:
-            say(f"Serving at {address} (Ctrl+C ends it)")
+            say(f"Serving at {address}{f' and {public}' if public else ''} (Ctrl+C ends it)")
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:

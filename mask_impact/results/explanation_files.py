@@ -87,7 +87,7 @@ def explanation_writers(
     if estimates:
         tables["estimates"] = estimates_table(found)
     formats = tuple(formats)
-    meta = meta_bytes(_meta(found, formats, command) | {"estimates_crc32": _estimates_checksum(estimates)})
+    meta = meta_bytes(answer_meta(found, formats, command) | {"estimates_crc32": _estimates_checksum(estimates)})
     writers: dict[str, Callable[[BinaryIO], Any]] = {
         f"{name}.{form}": lambda file, table=table, form=form: write_table(table, form, file)
         for name, table in tables.items()
@@ -107,7 +107,8 @@ def _estimates_checksum(estimates: Iterable[LayerEstimates]) -> int | None:
     return checksum(*arrays) if arrays else None
 
 
-def _meta(found: Explanation, formats: tuple[str, ...], command: str) -> dict[str, Any]:
+def answer_meta(found: Explanation, formats: tuple[str, ...], command: str = "") -> dict[str, Any]:
+    """All of an explanation but the numbers of its tables."""
     return {
         "schema_version": SCHEMA_VERSION,
         "run": found.meta | {"command": command},
@@ -166,12 +167,25 @@ def load_explanation(path: str | os.PathLike) -> Explanation:
         )
     types, n_rows = dict.fromkeys(NUMBERS, np.float32), sum(entry["units"] for entry in meta["targets"])
     columns = read_numbers(*table, types, n_rows, f"units of targets of {where.name}")
-    targets, first = [], 0
     estimates = {} if meta.get("estimates_crc32") is None else _estimates(stem, meta)
+    matrix = _matrix(stem, meta) if meta["has_matrix"] else None
+    return explanation_from(meta, columns, (str(where), str(table[0])), estimates, matrix)
+
+
+def explanation_from(
+    meta: dict[str, Any],
+    columns: dict[str, np.ndarray],
+    places: tuple[str, str],
+    estimates: dict[int, LayerEstimates] | None = None,
+    matrix: np.ndarray | None = None,
+) -> Explanation:
+    """The Explanation of what a meta file says and the numbers of its table, NUMBERS; OutputError where they do not fit. places:
+    where the two are, for messages; estimates: by a target's first step."""
+    targets, first = [], 0
     for entry in meta["targets"]:
         rows = slice(first, first + entry["units"])
         numbers = {name: values[rows] for name, values in columns.items()}
-        targets.append(_target_from(entry, numbers, estimates.get(entry["steps"][0])))
+        targets.append(_target_from(entry, numbers, (estimates or {}).get(entry["steps"][0])))
         first = rows.stop
     found = Explanation(
         targets=tuple(targets),
@@ -179,16 +193,16 @@ def load_explanation(path: str | os.PathLike) -> Explanation:
         images=tuple(image_from(entry) for entry in meta["images"]),
         n_prompt=meta["n_prompt"],
         generated_text=meta["generated_text"],
-        matrix=_matrix(stem, meta) if meta["has_matrix"] else None,
+        matrix=matrix,
         meta=meta["run"],
     )
     if answer_checksum(found) != meta["crc32"]:
-        raise OutputError(f"{table[0]} does not hold the numbers of the run in {where}: its crc32 is another")
+        raise OutputError(f"{places[1]} does not hold the numbers of the run in {places[0]}: its crc32 is another")
     for place, (target, entry) in enumerate(zip(found.targets, meta["targets"], strict=True)):
         n_measured = int(target.measured.sum())
         if (target.top1[target.measured] < 0).any() or entry.get("measured", n_measured) != n_measured:
             raise OutputError(
-                f"{where} is not the meta file of {table[0].name}: targets.{place}.measured or .top1 is not of the "
+                f"{places[0]} is not the meta file of {Path(places[1]).name}: targets.{place}.measured or .top1 is not of the "
                 f"{n_measured} units that were measured"
             )
     return found

@@ -28,15 +28,19 @@ OTHERS = {"flows": "knockouts", "whatif": "answers without some tokens", "answer
 class Results(Mapping[str, Result]):
     """The results of one source by prompt name, in the file's order; each is made when it is asked for.
 
-    source: how it was named.
+    source: how it was named. makers: those of a dataset's folder also take grids.
     """
 
-    def __init__(self, source: str, makers: dict[str, Callable[[], Result]]) -> None:
+    def __init__(self, source: str, makers: dict[str, Callable[..., Result]]) -> None:
         self.source = source
         self._makers = makers
 
     def __getitem__(self, name: str) -> Result:
         return self._makers[name]()
+
+    def with_grids(self, name: str, grids: Sequence[Grid] | None) -> Result:
+        """A prompt of a dataset's folder, the grids of its images known."""
+        return self._makers[name](grids)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._makers)
@@ -136,13 +140,13 @@ def _dataset(folder: Path, grids: Sequence[Grid] | None) -> Results:
     if not names:
         raise OutputError(f"{folder} has no rows")
 
-    def read(name: str) -> Result:
+    def read(name: str, grids: Sequence[Grid] | None) -> Result:
         source = f"{folder}, prompt {name!r}"
         return make_result(
             _rows_of(dataset, wanted, source, pc.field(PROMPT_NAME).cast(pa.string()) == name), source, grids
         )
 
-    return Results(str(folder), {name: lambda name=name: read(name) for name in names})
+    return Results(str(folder), {name: lambda known=grids, name=name: read(name, known) for name in names})
 
 
 def _rows_of(dataset: Any, columns: list[str], source: str, filter: Any = None):

@@ -56,14 +56,23 @@ def _options() -> int:
 def read_meta(path: Path, kind: str = "result") -> dict[str, Any]:
     """The content of a meta file, which has the schema of its kind (one of `schema.SCHEMAS`); OutputError. All that is made of
     it may rely on the schema."""
-    import orjson
-
     settle(path)
     try:
-        meta = orjson.loads(read_file(path, META))
+        content = read_file(path, META)
     except FileNotFoundError as error:
         raise OutputError(f"no result there: {path} does not exist") from error
     except (OSError, ValueError) as error:
+        raise OutputError(f"{path} cannot be read: {one_line(error)}") from error
+    return checked_meta(content, str(path), kind)
+
+
+def checked_meta(content: bytes | str, path: str, kind: str) -> dict[str, Any]:
+    """What the content of a meta file says, see `read_meta`; path: where it is from."""
+    import orjson
+
+    try:
+        meta = orjson.loads(content)
+    except ValueError as error:
         raise OutputError(f"{path} cannot be read: {one_line(error)}") from error
     version = meta.get("schema_version") if isinstance(meta, dict) else None
     if type(version) is not int or version != SCHEMA_VERSION:

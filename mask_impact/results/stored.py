@@ -5,19 +5,20 @@ Each kind has files of its own; what belongs to another prompt or model than the
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mask_impact.errors import OutputError
+from mask_impact.errors import OutputError, UsageError
 from mask_impact.results.answer_files import load_whatif
 from mask_impact.results.answers import WhatIf
+from mask_impact.results.dataset_answers import DatasetAnswers
 from mask_impact.results.explanation_files import load_explanation
 from mask_impact.results.explanations import Explanation
 from mask_impact.results.files import name_and_kind, settle
 from mask_impact.results.flow_files import load_flows
 from mask_impact.results.flows import Knockouts
-from mask_impact.results.foreign import read_results
+from mask_impact.results.foreign import Results, read_results
 from mask_impact.results.foreign_tables import Grid
 from mask_impact.results.records import Result
 from mask_impact.results.siblings import asked
@@ -64,36 +65,110 @@ class Stored:
         return self.parts[0].meta
 
 
+Reader = Callable[[bool], Stored]  # of one prompt: with its distances, or without, where there is anything else
+
+
 class AllStored(Mapping[str, Stored]):
     """By prompt, each read when it is asked for; source: how it was named."""
 
-    def __init__(self, source: str, results: Mapping[str, Any]) -> None:
-        self.source, self._results = source, results
+    def __init__(self, source: str, readers: Mapping[str, Reader]) -> None:
+        self.source, self._readers = source, readers
 
     def __getitem__(self, name: str) -> Stored:
-        return Stored.of(self._results[name])
+        return self._readers[name](True)
+
+    def lean(self, name: str) -> Stored:
+        """Of a prompt all but the distances, which are the most of it; all, where there is nothing else."""
+        return self._readers[name](False)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._results)
+        return iter(self._readers)
 
     def __len__(self) -> int:
-        return len(self._results)
+        return len(self._readers)
+
+    def only(self, name: str) -> "AllStored":
+        """One of the prompts. UsageError where it is none."""
+        if name not in self:
+            some = ", ".join(repr(one) for one in list(self)[:5]) + (", ..." if len(self) > 5 else "")
+            raise UsageError(f"{self.source} has no prompt {name!r}; it has {some}")
+        return AllStored(self.source, {name: self._readers[name]})
+
+
+def without_distances(one: Stored) -> Stored:
+    """All but the distances, or what there is where that is nothing."""
+    return one if one.parts == [one.result] else replace(one, result=None)
+
+
+def joined(found: Sequence[AllStored]) -> AllStored:
+    """Several as one. What is named twice, by two of its files say, is there once; where two have a prompt of the same name, it
+    is called by folder and name."""
+    kept: dict[Path, AllStored] = {}
+    for one in found:
+        kept.setdefault(stem_of(one.source), one)
+    names = [name for one in kept.values() for name in one]
+    readers = {
+        name if names.count(name) == 1 else str(stem if stem.name == name else stem / name): one._readers[name]
+        for stem, one in kept.items()
+        for name in one
+    }
+    return AllStored(found[0].source, readers)
 
 
 def read_stored(
     path: str | os.PathLike, grids: Sequence[Grid] | None = None, prompt_name: str | None = None
 ) -> AllStored:
-    """What `path` names, with what else is stored under its name; see `foreign.read_results` for tables of others, folders,
-    grids, prompt_name and errors."""
+    """What `path` names, with what else is stored under its name; of a folder all results in it, or the prompts of a dataset. See
+    `foreign.read_results` for tables of others, grids, prompt_name and errors."""
     path = Path(path)
     (_, kind), stem = name_and_kind(path.name), stem_of(path)
     settle(path)
     if not path.name or not (kind or _is_own(path, stem)):
-        results = read_results(path, grids, prompt_name)
-        return AllStored(str(path), results)
+        found = _in_folder(path, grids) if path.is_dir() else _plain(read_results(path, grids))
+        return found if prompt_name is None else found.only(prompt_name)
     if grids or prompt_name is not None:
         read_results(path, grids, prompt_name)  # which says what is wrong with them
-    return AllStored(str(path), {stem.name: _of_name(stem, kind)})
+    return AllStored(str(path), {stem.name: _whole(_of_name(stem, kind))})
+
+
+def _plain(results: Results) -> AllStored:
+    return AllStored(results.source, {name: lambda _, name=name: Stored.of(results[name]) for name in results})
+
+
+def _whole(one: Stored) -> Reader:
+    return lambda distances: one if distances else without_distances(one)
+
+
+def _in_folder(folder: Path, grids: Sequence[Grid] | None) -> AllStored:
+    """The prompts of a dataset's folder with what their answers used, or all that is stored in a folder."""
+    if not any(folder.glob("part-*.parquet")) and (stems := _stems_in(folder)):
+        if grids:
+            raise UsageError(f"{folder} has results with their meta files; `grid` is for tables that have none")
+        return AllStored(
+            str(folder), {stem.name: lambda distances, stem=stem: _of_name(stem, None, distances) for stem in stems}
+        )
+    results, answers = read_results(folder, grids), DatasetAnswers(folder)
+
+    def read(name: str, distances: bool) -> Stored:
+        answer = answers.get(name)
+        if answer is None:
+            return Stored(result=results[name])
+        if not distances:
+            return Stored(answer=answer)
+        result = results.with_grids(name, grids or [image.grid for image in answer.images] or None)
+        if result.tokens.texts == answer.tokens.texts:
+            meta = {**answer.meta, **result.meta}
+            result = replace(result, tokens=answer.tokens, images=answer.images, meta=meta)
+        return Stored(result=result, answer=answer)
+
+    return AllStored(str(folder), {name: lambda distances, name=name: read(name, distances) for name in results})
+
+
+def _stems_in(folder: Path) -> list[Path]:
+    """The names in a folder under which something is stored."""
+    files = ("meta.json", *(file for file, _ in READERS.values()))
+    found = {stem_of(path) for file in files for path in folder.glob(f"*.{file}") if path.is_file()}
+    return sorted(stem for stem in found if any(beside(stem, file).is_file() for file in files))
 
 
 def stem_of(path: str | os.PathLike) -> Path:
@@ -109,11 +184,13 @@ def _is_own(path: Path, stem: Path) -> bool:
     return path.name in (stem.name, f"{stem.name}.meta.json") or beside(stem, "meta.json").is_file()
 
 
-def _of_name(stem: Path, first: str | None) -> Stored:
-    """All of a name; first: the kind that was asked for by its file, which the others have to belong to."""
+def _of_name(stem: Path, first: str | None, distances: bool = True) -> Stored:
+    """All of a name; first: the kind that was asked for by its file, which the others have to belong to. distances: without
+    them where there is anything else."""
     found: dict[str, Any] = {}
     unread: list[OutputError] = []
-    if beside(stem, "meta.json").is_file():
+    is_alone = not any(beside(stem, file).is_file() for file, _ in READERS.values())
+    if (distances or is_alone) and beside(stem, "meta.json").is_file():
         result = read_results(stem)[stem.name]
         found = {"result": result, "answer": result.answer}
     for kind, (file, read) in READERS.items():

@@ -9,6 +9,7 @@ from typing import Any
 
 from mask_impact.errors import InputError
 from mask_impact.models.loading import LoadedModel
+from mask_impact.results.dataset_answers import card_table
 from mask_impact.results.distance_files import write_tables
 from mask_impact.results.effect_tables import effect_table
 from mask_impact.results.explanation_tables import explanation_table, matrix_table, routes_table
@@ -176,6 +177,7 @@ def _tables_of(result: Result, job: Job, reduce: str) -> dict[str, Any]:
         tables["effect"] = named(effect_table(result, [clean_text(text) for text in result.tokens.texts]))
     if result.answer is not None:
         tables["answer"] = named(explanation_table(result.answer))
+        tables["card"] = named(card_table(result.answer))
         if any(target.heads is not None for target in result.answer.targets):
             tables["routes"] = named(routes_table(result.answer))
         if result.answer.matrix is not None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mask_impact.results.files import check_files, check_folder
 
-KINDS = ("", "effect", "answer", "routes", "matrix")  # the first: distances
+KINDS = ("", "effect", "answer", "routes", "matrix", "card")  # the first: distances
 
 
 def part_of(path: Path, kind: str) -> Path:

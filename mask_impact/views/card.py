@@ -139,6 +139,11 @@ class Card:
             return f"{self.subject}: most of all because of {listed(_distinct(strongest))}.{stays}"
         return f"{self.subject}: {'no word or cell stands out' if changes else 'nothing that was hidden changes it'}."
 
+    @property
+    def reason(self) -> str:
+        """The sentence without what was said."""
+        return self.sentence.removeprefix(f"{self.subject}: ")
+
     def _parts(self, verdict: Verdict) -> list[str]:
         """The names of a set's units, or one name for all of them where they are many or called alike."""
         names = [self.name(place) for place in verdict.places]

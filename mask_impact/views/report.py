@@ -5,9 +5,13 @@ its script gets (`report_data`, `report_blocks`). Where a file would become larg
 are rounded, and the page says so.
 """
 
+import base64
+import gzip
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,10 +23,11 @@ from mask_impact.results.files import write_files
 from mask_impact.results.flows import Knockouts
 from mask_impact.results.foreign_tables import Grid
 from mask_impact.results.records import Result
-from mask_impact.results.stored import AllStored, Stored, read_stored, stem_of
+from mask_impact.results.stored import AllStored, Stored, read_stored, stem_of, without_distances
 from mask_impact.views.blocks import EXACT, encode
 from mask_impact.views.card_html import cards_html
 from mask_impact.views.matrix_html import matrix_html
+from mask_impact.views.overview import overview_row
 from mask_impact.views.page import clean, render_page, rendered
 from mask_impact.views.report_blocks import effect_values, estimate_values, fitting_blocks, norm_values
 from mask_impact.views.report_data import notices_of, prompt_entry
@@ -32,6 +37,9 @@ One = Result | Explanation | Knockouts | WhatIf | Stored  # of one prompt
 MAX_MEGABYTES = 15.0
 MAX_PROMPTS = 64  # in one page
 SPARE = 500  # bytes that are left for the remark that heads are rounded
+MOST_CARDS = 2000  # prompts in one page without distances
+AROUND = 400  # bytes of markup around a prompt
+NO_BLOCKS = {"blocks": [], "notes": [], "digits": EXACT, "plotly": ""}
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,30 @@ class Report:
     html: bytes
     digits: int
     notes: tuple[str, ...]
+
+
+class Prompt:
+    """A prompt of a page: its data for the script, what stands in the page of it as it is, and its row among others.
+
+    number: its place; distances: whether the page has them.
+    """
+
+    def __init__(self, number: int, name: str, stored: Stored, distances: bool = True) -> None:
+        self.number, self.stored = number, stored
+        self.entry = prompt_entry(name, stored, distances)
+        self.parts = _card(stored)
+        self.row = overview_row(name, stored)
+
+    @cached_property
+    def packed(self) -> str:
+        """The parts as base64 of gzip, which the script unpacks when the prompt is opened."""
+        html = rendered("report_packed.html", {"one": self.parts, "number": self.number})
+        return base64.b64encode(gzip.compress(html.encode(), 6, mtime=0)).decode()
+
+    @property
+    def size(self) -> int:
+        """About how many bytes of a page it takes."""
+        return len(self.packed) + len(json.dumps(self.entry)) + len(json.dumps(self.row)) + AROUND
 
 
 def write_report(
@@ -81,16 +113,22 @@ def save_report(report: Report, path: Path) -> Path:
 def build_report(source: One | Mapping[str, One], max_megabytes: float = MAX_MEGABYTES) -> Report:
     """The page of a result, or of several by name; see `write_report`."""
     named = {_name_of(source): source} if isinstance(source, One) else source
+    if len(named) <= MAX_PROMPTS:
+        report = _with_distances(named, source, max_megabytes)
+        if len(named) == 1 or len(report.html) <= max_megabytes * 1e6:
+            return report
+    lean = _lean_prompts(named, max_megabytes)
+    if lean:
+        return _without_distances(lean, len(named), source, max_megabytes)
+    return _with_distances(named, source, max_megabytes)
+
+
+def _with_distances(named: Mapping[str, One], source: Any, max_megabytes: float) -> Report:
     shown = {name: Stored.of(named[name]) for name in islice(named, MAX_PROMPTS)}
-    notes = [f"{name}: {note}" if len(shown) > 1 else note for name, one in shown.items() for note in notices_of(one)]
     page_notes = []
     if len(named) > len(shown):
         page_notes.append(f"The first {len(shown)} of {len(named):,} prompts; --prompt-name chooses another one")
-    page = {
-        "source": _source_name(shown, source),
-        "prompts": [prompt_entry(name, one) for name, one in shown.items()],
-        "cards": [_card(one) for one in shown.values()],
-    }
+    page = _page_of({name: Prompt(number, name, one) for number, (name, one) in enumerate(shown.items())}, source)
     results = {number: one.result for number, one in enumerate(shown.values()) if one.result is not None}
     answers = {number: one.answer for number, one in enumerate(shown.values()) if one.answer is not None}
     values = (*norm_values(results), *effect_values(results), *estimate_values(answers))
@@ -107,14 +145,66 @@ def build_report(source: One | Mapping[str, One], max_megabytes: float = MAX_MEG
     html = _render(page | {"blocks": blocks + exact, "notes": page_notes, "digits": digits})
     if len(html) > max_megabytes * 1e6:
         page_notes.append(f"The page has {len(html) / 1e6:.1f} MB; fewer do not hold this result")
-    return Report(html, digits, (*page_notes, *notes))
+    return Report(html, digits, (*page_notes, *_notices(shown)))
+
+
+def _lean_prompts(named: Mapping[str, One], max_megabytes: float) -> dict[str, Prompt]:
+    """The first prompts without their distances, as many as there is room for; none where distances are all that the first
+    one has."""
+    lean = named.lean if isinstance(named, AllStored) else lambda name: without_distances(Stored.of(named[name]))
+    found: dict[str, Prompt] = {}
+    room = 0.0
+    for number, name in enumerate(islice(named, MOST_CARDS)):
+        one = Prompt(number, name, lean(name), distances=False)
+        if not found and one.stored.result is not None:
+            return {}
+        if not found:
+            room = max_megabytes * 1e6 - len(_render(_page_of({name: one}, named) | NO_BLOCKS)) - SPARE
+        else:
+            room -= one.size
+        if room < 0 and found:
+            break
+        found[name] = one
+    return found
+
+
+def _without_distances(prompts: Mapping[str, Prompt], n: int, source: Any, max_megabytes: float) -> Report:
+    """The page of many prompts: what the answers used, and no distances."""
+    notes = ["Distances of many prompts are left out; --prompt-name NAME opens one prompt with all of its numbers"]
+    if len(prompts) < n:
+        why = (
+            f"a page has at most {max_megabytes:g} MB" if len(prompts) < MOST_CARDS else "more are hard to look through"
+        )
+        notes.insert(0, f"The first {len(prompts):,} of {n:,} prompts: {why}")
+    html = _render(_page_of(prompts, source) | NO_BLOCKS | {"notes": notes})
+    shown = {name: one.stored for name, one in prompts.items()}
+    return Report(html, EXACT, (*notes, *_notices(shown)))
+
+
+def _notices(shown: Mapping[str, Stored]) -> list[str]:
+    """What a reader should know of the results; what many prompts have in common is said once."""
+    said = [(name, note) for name, one in shown.items() for note in notices_of(one)]
+    of = {note: [name for name, other in said if other == note] for _, note in said}
+    return [note if len(of[note]) == len(shown) else f"{', '.join(of[note][:3])}: {note}" for note in of]
+
+
+def _page_of(prompts: Mapping[str, Prompt], source: Any) -> dict[str, Any]:
+    """What the template needs of the prompts, beside their blocks."""
+    every = list(prompts.values())
+    return {
+        "source": _source_name(prompts, source),
+        "prompts": [one.entry for one in every],
+        "first": every[0].parts,
+        "packed": [(f"c-{one.number}", one.packed) for one in every[1:]],
+        "overview": [one.row for one in every] if len(every) > 1 else [],
+    }
 
 
 def _name_of(one: One) -> str:
     return str(one.meta.get("name") or "result")
 
 
-def _source_name(shown: Mapping[str, Stored], source: Any) -> str:
+def _source_name(shown: Mapping[str, Any], source: Any) -> str:
     if isinstance(source, AllStored):
         return clean(stem_of(source.source).name or source.source)
     return clean(next(iter(shown), "result"))

@@ -5,6 +5,7 @@ counted from effects beside the distances is computed in `agreement`, not on the
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,19 +24,19 @@ from mask_impact.views.text import layers_counted
 MOST_TITLE = 160  # characters
 
 
-def prompt_entry(name: str, stored: Stored) -> dict[str, Any]:
-    """All that the script gets of what is stored under a name, beside its blocks."""
+def prompt_entry(name: str, stored: Stored, distances: bool = True) -> dict[str, Any]:
+    """All that the script gets of what is stored under a name, beside its blocks. distances: whether it gets these."""
     entry = {
         "name": clean(name),
         "title": title_of(name, stored),
-        "tables": list(tables_of(stored)),
+        "tables": list(tables_of(stored if distances else replace(stored, result=None))),
         "n_cut": 0 if stored.flows is None else len(stored.flows.steps),
         "targets": _targets(stored),
         "words": _words(stored),
         "notices": [clean(notice) for notice in notices_of(stored)],
         "about": [[label, clean(value)] for label, value in _about(stored)],
     }
-    if stored.result is not None:
+    if distances and stored.result is not None:
         return entry | _result_entry(stored.result)
     nothing = {key: [] for key in ("variants", "layers", "texts", "special", "cells", "images", "sinks")}
     return entry | nothing | {"effect": None, "steps": [{"text": clean(text)} for text in _produced(stored)]}
@@ -124,7 +125,7 @@ def _image_entry(image: ImageRecord, number: int, in_card: bool) -> dict[str, An
 def _about(stored: Stored) -> Iterator[tuple[str, str]]:
     meta, result = stored.meta, stored.result
     for key in ("model", "dtype", "device", "mask_mode", "date", "command"):
-        if isinstance(meta.get(key), str):
+        if isinstance(meta.get(key), str) and meta[key]:
             yield key.replace("_", " "), meta[key]
     if result is not None:
         n_steps = len(result.steps)
@@ -193,6 +194,8 @@ def _apart_entry(one: Apart, positions: np.ndarray) -> list[float]:
 def notices_of(stored: Stored) -> list[str]:
     """What a reader should know of how the result was made."""
     notices = [str(notice) for notice in stored.meta.get("notices") or ()]
+    if stored.answer is not None and not all(image.preview for image in stored.answer.images):
+        notices.append("Not all images were kept: the card draws the cells of the others on an empty ground")
     if stored.result is not None and any(step.l2.dtype != np.float32 for step in stored.result.steps):
         notices.append("The distances were measured in float64; here they are rounded to float32")
     return [*notices, *stored.notes]

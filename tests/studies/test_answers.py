@@ -4,16 +4,20 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
 from mask_impact.analyses.settings import RunSettings
+from mask_impact.commands.main import main
 from mask_impact.commands.scripts import main_text
 from mask_impact.models import loading
 from mask_impact.results.store import load_result
+from mask_impact.results.stored import read_stored
 from mask_impact.studies import digest as digests
 from mask_impact.studies.jobs import Job
+from mask_impact.views.card import Card
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +56,7 @@ def test_a_dataset_has_a_folder_for_each_kind_of_table(text_checkpoint):
     assert main_text([*argv, "--answer", "--effect", "--budget", "30", "--matrix", "--routes", "auto"]) == 0
     frames = {
         kind: pd.read_parquet(f"output/study{kind}/part-000000.parquet")
-        for kind in ("", ".answer", ".effect", ".routes", ".matrix")
+        for kind in ("", ".answer", ".card", ".effect", ".routes", ".matrix")
     }
     for frame in frames.values():
         assert frame["prompt_name"].unique().tolist() == ["r0", "r1", "r2"]
@@ -63,6 +67,28 @@ def test_a_dataset_has_a_folder_for_each_kind_of_table(text_checkpoint):
     assert main_text(argv) == 0
     assert not list(Path("output/study.answer").glob("*.parquet"))
     assert Path("output/study/part-000000.parquet").is_file()
+
+
+def test_a_dataset_keeps_what_its_cards_need_and_opens_as_one_page(text_checkpoint, capsys):
+    """The card of a dataset's prompt is the one that the same prompt has by itself."""
+    rows(3)
+    settings = ["--answer", "--budget", "30", "--raw", "--model", str(text_checkpoint), "--quiet"]
+    assert main_text(["--dataset", "study.jsonl", *settings]) == 0
+    kept = read_stored("output/study")["r1"].answer
+    prompts = [{"name": "r1", "prompt": "the cat 1"}]
+    Path("one.yaml").write_text(yaml.safe_dump({"prompts": prompts}))
+    assert main_text(["--config", "one.yaml", *settings]) == 0
+    alone = load_result("output/r1_results").answer
+    for name in ("contribution", "logprob_change"):
+        np.testing.assert_allclose(
+            getattr(kept.targets[0], name), getattr(alone.targets[0], name), rtol=1e-3, atol=1e-5
+        )
+    assert Card(kept).sentence == Card(alone).sentence
+    assert kept.targets[0].evidence == alone.targets[0].evidence
+    assert main(["report", "output/study"]) == 0
+    assert "Report: output/study.html" in capsys.readouterr().out
+    page = Path("output/study.html").read_text(encoding="utf-8")
+    assert [f'data-row="{row}"' in page for row in range(4)] == [True, True, True, False]
 
 
 def test_a_shorter_dataset_leaves_no_parts_of_a_longer_one(text_checkpoint, monkeypatch):

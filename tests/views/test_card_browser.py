@@ -178,9 +178,9 @@ def test_prompts_of_other_kinds_share_a_page(tmp_path, open_page):
     for number, name in enumerate("abc"):
         tab.select("prompt", number)
         found[name] = (shown(tab), len(cards(tab)), tab.texts("h1"))
-    assert found["a"][:2] == (["card", "distances"], 1)
-    assert found["b"][:2] == (["card", "routes-card"], 1)
-    assert found["c"] == (["whatif-card"], 0, ["c"])
+    assert found["a"][:2] == (["overview", "card", "distances"], 1)
+    assert found["b"][:2] == (["overview", "card", "routes-card"], 1)
+    assert found["c"] == (["overview", "whatif-card"], 0, ["c"])
 
 
 def test_effects_stay_a_part_of_distances(tmp_path, open_page):

@@ -2,7 +2,7 @@
 // and marked whenever the pointer is on something else.
 
 import { showInAddress } from "../shared/address.js";
-import { plotlyReady } from "../shared/charts.js";
+import { readPlotly } from "../shared/charts.js";
 import { $ } from "../shared/elements.js";
 import { openPage } from "../shared/opening.js";
 import { SCALE_NAMES } from "../shared/scales.js";
@@ -72,7 +72,7 @@ async function draw() {
   document.documentElement.dataset.drawn = "false"; // for whoever drives the page
   showTheme();
   drawPage();
-  await plotlyReady;
+  await readPlotly();
   if (ticket !== latest) return;
   await drawCharts();
   if (ticket === latest) document.documentElement.dataset.drawn = "true";

@@ -10,6 +10,7 @@ import { hideTip } from "../shared/tip.js";
 import { relabelColumns } from "./column_chart.js";
 import { connectCard } from "./card.js";
 import { connectControls } from "./controls.js";
+import { connectOverview } from "./overview.js";
 import { makeReportExports } from "./exports.js";
 import { drawImages } from "./images.js";
 import { togglePlay } from "./play.js";
@@ -56,6 +57,7 @@ function connectWindow() {
 export function connect() {
   connectCard();
   connectCut();
+  connectOverview();
   connectControls();
   $("play").addEventListener("click", togglePlay);
   $("theme").addEventListener("click", () => set({ theme: nextTheme(state.theme) }));

@@ -58,4 +58,4 @@ async function drawAgreement() {
   $("agreement").setAttribute("aria-label", `${label}. Its numbers can be saved as CSV.`);
 }
 
-section("effect-part", ["effect"], { chart: drawAgreement });
+section("effect-part", ["effect"], { chart: drawAgreement, into: "agreement" });

@@ -6,9 +6,10 @@ import { changed } from "./drawn.js";
 import { has, section } from "./sections.js";
 import { prompt, set, state } from "./state.js";
 
-const cards = () => [...$("card").querySelectorAll(".mi-card")];
 const stepsOf = (card) => card.dataset.steps.split(" ").map(Number);
-const cardsOf = (number) => cards().filter((card) => Number(card.parentElement.dataset.prompt) === number);
+const cardsOf = (number) => [...$("card").querySelectorAll(`[data-prompt="${number}"] .mi-card`)];
+
+const shownCard = () => cardsOf(state.prompt)[state.target];
 
 // The target that has a produced token, the current one where none has.
 function targetWith(step) {
@@ -25,7 +26,7 @@ function lightUp(place) {
 // Produced tokens are buttons where they have cards or steps of their own.
 function makeStepButtons() {
   const many = prompt().steps.length > 1 || cardsOf(state.prompt).length > 1;
-  for (const made of $("card").querySelectorAll(".mi-step")) {
+  for (const made of cardsOf(state.prompt).flatMap((card) => [...card.querySelectorAll(".mi-step")])) {
     if (!many) continue;
     made.tabIndex = 0;
     made.setAttribute("role", "button");
@@ -46,8 +47,8 @@ function drawCard() {
   }
   cardsOf(state.prompt).forEach((card, number) => { card.hidden = number !== state.target; });
   if (changed("card", state.prompt)) makeStepButtons();
-  if (changed("question", state.prompt, state.target)) showStrongest(cardsOf(state.prompt)[state.target]);
-  for (const made of $("card").querySelectorAll(".mi-step[role]")) {
+  if (changed("question", state.prompt, state.target)) showStrongest(shownCard());
+  for (const made of shownCard().querySelectorAll(".mi-step[role]")) {
     made.setAttribute("aria-pressed", String(Number(made.dataset.step) === state.step));
   }
   markChosen();
@@ -65,7 +66,8 @@ function choosePlace(event) {
 }
 
 function markChosen() {
-  for (const made of $("card").querySelectorAll("[data-positions]")) {
+  if (!changed("chosen-in-card", state.prompt, state.target, state.tokens)) return;
+  for (const made of shownCard().querySelectorAll("[data-positions]")) {
     const isChosen = positionsOf(made).some((position) => state.tokens.includes(position));
     made.classList.toggle("mi-chosen", isChosen);
   }

@@ -46,10 +46,10 @@ export async function drawByColumns(id, heat, tip, shapes = []) {
   const allLayers = { tickvals: [0], ticktext: ["all"], range: [-0.5, 0.5] };
   const rows = isOneRow(id) ? { height: 64, axis: allLayers } : { height: chartHeight(240), axis: axisOfLayers() };
   const layout = baseLayout(rows.height + 130, {
-    plot_bgcolor: cssColour("--none"), margin: { l: 44, r: 10, t: 18, b: bottom },
+    plot_bgcolor: cssColour("--none"), margin: { l: 48, r: 92, t: 18, b: bottom },
     shapes: [...marksOfLayers(id), ...shapes],
     xaxis: { range: [0, edges.at(-1)], ...across },
-    yaxis: { ...rows.axis, showgrid: false, title: layerTitle(4), fixedrange: true },
+    yaxis: { ...rows.axis, showgrid: false, title: layerTitle(4), fixedrange: true, automargin: false },
   });
   const marks = { type: "scatter", mode: "markers", hoverinfo: "skip", cliponaxis: false, ...only(markers(id)) };
   const tipOf = ({ pointNumber: [layer, index] }) => tip(columns[index], layer);

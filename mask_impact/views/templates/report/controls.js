@@ -24,7 +24,6 @@ function makeSinkBox({ position, share }) {
 
 function makeChoices(file) {
   const made = file.variants.map((name) => element("option", { value: name, textContent: name }));
-  $("prompt").value = state.prompt;
   $("variant").replaceChildren(...made);
   $("layer").max = file.layers.length - 1; // its value is a place among the measured ones
   for (const name of ["from", "to"]) $(name).max = file.n_layers - 1;

@@ -22,13 +22,16 @@ export const block = (metric, variantIndex) => blockNamed(`b-${state.prompt}-${s
 // A promise of the norms of the current step's unmasked quantities, [layer, variant].
 export const norms = () => blockNamed(`n-${state.prompt}-${state.step}`);
 
-// Unpacks what a key may ask for next: the other metric, the steps before and behind, as long as it is wanted.
+// Unpacks what a key may ask for next, as long as it is wanted: of the steps before and behind and of the other metric
+// what is shown, then the same of the other variants.
 export async function unpackAhead(isWanted) {
-  const { prompt: one, step: nth } = state;
-  const steps = [nth, nth + 1, nth - 1].filter((number) => prompt().steps[number]);
-  for (const number of steps) {
-    for (const metric of Object.keys(METRIC_NAMES)) {
-      for (const index of prompt().variants.keys()) {
+  const { prompt: one, step: nth, variant } = state;
+  const { steps, variants } = prompt();
+  const near = [nth, nth + 1, nth - 1].filter((number) => steps[number]);
+  const shownNow = variants.indexOf(variant);
+  for (const index of [shownNow, ...variants.keys()]) {
+    for (const number of near) {
+      for (const metric of Object.keys(METRIC_NAMES)) {
         if (!isWanted()) return;
         await blockNamed(`b-${one}-${number}-${metric}-${index}`);
       }

@@ -76,4 +76,4 @@ function drawLegendOfEffect() {
   );
 }
 
-section("effect-card", ["effect"], { chart: drawEffect, when: () => shown() === "effect" });
+section("effect-card", ["effect"], { chart: drawEffect, into: "effect", when: () => shown() === "effect" });

@@ -66,4 +66,4 @@ async function drawEstimates() {
   await drawOrMark("estimates", [prompt, target, step, kept, unfolded, scale, shown(), theme()], drawEstimateCells);
 }
 
-section("estimates-card", ["distances"], { chart: drawEstimates, when: isEstimate });
+section("estimates-card", ["distances"], { chart: drawEstimates, into: "estimates", when: isEstimate });

@@ -5,6 +5,7 @@ import { whenSaving } from "../shared/saving.js";
 import { visible } from "../shared/texts.js";
 import { EFFECT_FILES } from "./effect_rows.js";
 import { headsAreRounded, prompts, sourceName } from "./file.js";
+import { OVERVIEW_FILE } from "./overview.js";
 import { DISTANCE_FILES } from "./rows.js";
 import { prompt, rounded, set, state } from "./state.js";
 
@@ -16,9 +17,9 @@ function isRounded(card) {
 }
 
 function fileName(card) {
-  const title = sourceName;
+  if (card === "overview") return safeName(`${sourceName}-${card}`);
   const name = prompts.length > 1 ? prompt().name : "";
-  const parts = [title, name, `step${state.step}`, card, isRounded(card) ? "rounded" : ""];
+  const parts = [sourceName, name, `step${state.step}`, card, isRounded(card) ? "rounded" : ""];
   return safeName(parts.filter(Boolean).join("-"));
 }
 
@@ -30,5 +31,5 @@ function captionText() {
 
 export function makeReportExports() {
   whenSaving(() => state.theme, (theme) => set({ theme }));
-  makeExports(fileName, { ...DISTANCE_FILES, ...EFFECT_FILES }, captionText);
+  makeExports(fileName, { ...DISTANCE_FILES, ...EFFECT_FILES, ...OVERVIEW_FILE }, captionText);
 }

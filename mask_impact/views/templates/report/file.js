@@ -19,10 +19,12 @@ export const sourceName = page.source;
 export const headsAreRounded = page.digits < EXACT;
 export const isHead = (variant) => variant.startsWith("Head_");
 
+// Once a prompt's card is in the page: previews stand there.
+export function takePreviews({ images }) {
+  for (const image of images) image.preview ||= $(image.key)?.getAttribute("href").split(",")[1] ?? "";
+}
+
 for (const prompt of prompts) {
-  for (const image of prompt.images) {
-    image.preview ||= $(image.key)?.getAttribute("href").split(",")[1] ?? ""; // it stands in the card
-  }
   prompt.cellAt = new Map(prompt.cells.map(([position, image, row, column]) => [position, { image, row, column }]));
   prompt.wordAt = new Map(prompt.words.flatMap((word) => word.map((position) => [position, word])));
   prompt.specialAt = new Set(prompt.special);

@@ -32,9 +32,9 @@ function headsLayout(heads) {
   const ticks = places.filter((nth) => heads.length <= MOST_TICKS || nth % Math.ceil(heads.length / MOST_TICKS) === 0);
   const ticktext = ticks.map((nth) => plotlyText(visible(heads[nth].name.slice(5, 17))));
   return baseLayout(chartHeight(270) + 30, {
-    plot_bgcolor: cssColour("--none"), shapes: bandShapes(),
-    xaxis: { tickvals: ticks, ticktext, title: { text: "head", standoff: 4 }, showgrid: false },
-    yaxis: { ...axisOfLayers(), showgrid: false, title: layerTitle(4) },
+    plot_bgcolor: cssColour("--none"), shapes: bandShapes(), margin: { l: 48, r: 86, t: 16, b: 50 },
+    xaxis: { tickvals: ticks, ticktext, title: { text: "head", standoff: 4 }, showgrid: false, automargin: false },
+    yaxis: { ...axisOfLayers(), showgrid: false, title: layerTitle(4), automargin: false },
   });
 }
 
@@ -67,4 +67,4 @@ async function drawHeads() {
   if (await changedOrMark("heads", what, bandShapes)) await drawHeadCells(heads, position);
 }
 
-section("distances", ["distances"], { chart: drawHeads });
+section("distances", ["distances"], { chart: drawHeads, into: "heads" });

@@ -37,4 +37,4 @@ function writeHintOfHeat() {
   $("heat-hint").textContent = `${what}, for ${answerName()}.${folded}${leftOutHint()}`;
 }
 
-section("heat-card", ["distances"], { chart: drawHeat, when: () => shown() === "impact" });
+section("heat-card", ["distances"], { chart: drawHeat, into: "heat", when: () => shown() === "impact" });

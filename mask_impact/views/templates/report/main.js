@@ -1,7 +1,8 @@
-// The page of a result. Here it is opened, and drawn whenever the state changes: first what is quick, then the charts.
+// The page of a result. Here it is opened, and drawn whenever the state changes: first what is quick, then the charts that
+// are in sight, then the others, one at a time between what the reader does.
 
 import { showInAddress } from "../shared/address.js";
-import { plotlyReady } from "../shared/charts.js";
+import { readPlotly } from "../shared/charts.js";
 import { $ } from "../shared/elements.js";
 import { openPage } from "../shared/opening.js";
 import { SCALE_NAMES } from "../shared/scales.js";
@@ -23,12 +24,14 @@ import "./folds.js";
 import "./heads.js";
 import "./heat.js";
 import "./images.js";
+import "./overview.js";
+import { openParts } from "./parts.js";
 import { isPlaying } from "./play.js";
 import "./profile.js";
 import { shown } from "./quantity.js";
 import "./routes.js";
 import "./scatter.js";
-import { drawSectionCharts, drawSections, has } from "./sections.js";
+import { drawSections, has, shownCharts, takeNearest } from "./sections.js";
 import "./split.js";
 import { prompt, set, state, stateInAddress, takeFromAddress, whenSet } from "./state.js";
 import "./strongest.js";
@@ -51,7 +54,6 @@ function drawPage() {
   document.querySelector("h1").textContent = visible(prompt().title);
   drawSections();
   drawAbout();
-  showInAddress(stateInAddress());
   sayState();
 }
 
@@ -64,6 +66,14 @@ function firstMark(name) {
 
 const nextFrame = () => new Promise((resolve) => { requestAnimationFrame(() => setTimeout(resolve)); });
 
+const AT_ONCE_MS = 8; // of work that nobody waits for, before the reader may do something
+let lastPause = 0;
+async function pause() {
+  if (performance.now() - lastPause < AT_ONCE_MS) return;
+  await nextFrame();
+  lastPause = performance.now();
+}
+
 let latest = 0;
 
 async function takeNumbers(ticket) {
@@ -74,22 +84,47 @@ async function takeNumbers(ticket) {
   if (ticket === latest) look({ l2, cosine }, norm, effect, estimates);
 }
 
+// For whoever drives the page: "false", "seen" where all that is in sight is there, "true" where everything is.
+function sayDrawn(much) {
+  document.documentElement.dataset.drawn = much;
+}
+
+// True where the state has not changed meanwhile.
+async function drawCharts(isWanted) {
+  const left = shownCharts();
+  lastPause = performance.now();
+  for (let chart; (chart = takeNearest(left, 0));) {
+    await readPlotly();
+    if (!isWanted()) return false;
+    await chart();
+  }
+  if (!isWanted()) return false;
+  sayDrawn("seen");
+  firstMark("seen");
+  showInAddress(stateInAddress());
+  for (let chart; (chart = takeNearest(left, Infinity));) {
+    await pause();
+    await readPlotly();
+    if (!isWanted()) return false;
+    await chart();
+  }
+  return isWanted();
+}
+
 // Draws the state; gives up where it has changed meanwhile.
 async function draw() {
   const ticket = ++latest;
-  document.documentElement.dataset.drawn = "false"; // for whoever drives the page
+  const isWanted = () => ticket === latest;
+  sayDrawn("false");
   applyTheme(state.theme);
-  await takeNumbers(ticket);
-  if (ticket !== latest) return;
+  await Promise.all([openParts(), takeNumbers(ticket)]);
+  if (!isWanted()) return;
   drawPage();
   if (!firstMark("text")) await nextFrame();
-  await plotlyReady;
-  if (ticket !== latest) return;
-  await drawSectionCharts();
-  if (ticket !== latest) return;
+  if (!(await drawCharts(isWanted))) return;
   firstMark("charts");
-  document.documentElement.dataset.drawn = "true";
-  if (has("distances")) unpackAhead(() => ticket === latest);
+  sayDrawn("true");
+  if (has("distances")) unpackAhead(isWanted);
 }
 
 openPage(async () => {

@@ -70,10 +70,12 @@ async function drawProfile() {
   $("profile-title").textContent = `Profile over layers: ${QUANTITIES[isLocal() ? "impact" : shown()].toLowerCase()}`;
   if (!(await changedOrMark("profile", what, layerShapes))) return;
   const lines = chosen.map(profileLine);
-  const layout = layoutOverLayers(chartHeight(300), { shapes: layerShapes(), yaxis: profileAxis(lines) });
+  const layout = layoutOverLayers(chartHeight(300), {
+    shapes: layerShapes(), yaxis: profileAxis(lines), margin: { l: 76, r: 12, t: 14, b: 46 },
+  });
   const tip = ({ curveNumber, x }) => profileTip(chosenTokens()[curveNumber], x);
   await drawChart("profile", lines, layout, tip, ({ x }) => set({ layer: x, range: "layer" }));
   describe("profile", `Profile over layers of ${chosen.map(tokenTitle).join(", ") || "no token"}`);
 }
 
-section("distances", ["distances"], { chart: drawProfile });
+section("distances", ["distances"], { chart: drawProfile, into: "profile" });

@@ -129,4 +129,4 @@ async function drawScatter() {
   $("scatter").setAttribute("aria-label", label);
 }
 
-section("effect-part", ["effect"], { chart: drawScatter });
+section("effect-part", ["effect"], { chart: drawScatter, into: "scatter" });

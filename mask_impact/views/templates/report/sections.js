@@ -6,10 +6,10 @@ import { prompt } from "./state.js";
 
 const sections = [];
 
-// id: of the element; needs: tables; draw: what is quick; chart: what is drawn behind it; when: whether it is shown
-// now.
-export function section(id, needs, { draw = null, chart = null, when = () => true }) {
-  sections.push({ id, needs, draw, chart, when });
+// id: of the element; needs: tables; draw: what is quick; chart: what is drawn behind it, into the element `into`; when:
+// whether it is shown now.
+export function section(id, needs, { draw = null, chart = null, into = id, when = () => true }) {
+  sections.push({ id, needs, draw, chart, into, when });
 }
 
 export const has = (table) => prompt().tables.includes(table);
@@ -21,6 +21,19 @@ export function drawSections() {
   for (const { draw } of shownNow()) draw?.();
 }
 
-export async function drawSectionCharts() {
-  for (const { chart } of shownNow()) await chart?.();
+// How many pixels it is outside the window; what has no place is furthest.
+function distanceOf({ into }) {
+  const { top, bottom, height } = $(into).getBoundingClientRect();
+  return height ? Math.max(top - innerHeight, -bottom, 0) : Infinity;
+}
+
+export const shownCharts = () => new Set(shownNow().filter(({ chart }) => chart));
+
+// Takes the chart that is nearest to the window out of some, undefined where none is so near.
+export function takeNearest(charts, mostPixels) {
+  const away = new Map([...charts].map((one) => [one, distanceOf(one)]));
+  const near = [...charts].filter((one) => away.get(one) <= mostPixels);
+  const [nearest] = near.sort((one, other) => away.get(one) - away.get(other) || 0);
+  charts.delete(nearest);
+  return nearest?.chart;
 }

@@ -40,7 +40,8 @@ async function drawSplit() {
   const shares = imageShares();
   const layout = layoutOverLayers(260, {
     barmode: "stack", bargap: 0.12, showlegend: true, legend: { ...LEGEND, traceorder: "normal" },
-    margin: { l: 52, r: 12, t: 36, b: 44 }, xaxis: { showgrid: false }, yaxis: { range: [0, 100], ticksuffix: " %" },
+    margin: { l: 56, r: 12, t: 46, b: 46 }, xaxis: { showgrid: false },
+    yaxis: { range: [0, 100], ticksuffix: " %", automargin: false },
   });
   const distances = `${METRIC_NAMES[metric]} distances of ${variant}`;
   $("split-hint").textContent = `Of each layer's ${distances}, how much falls on image tokens and how much on text.`;
@@ -54,4 +55,4 @@ async function drawSplit() {
   describe("split", "Share of image and text in each layer");
 }
 
-section("distances", ["distances"], { chart: drawSplit });
+section("distances", ["distances"], { chart: drawSplit, into: "split" });

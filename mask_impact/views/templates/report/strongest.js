@@ -20,6 +20,7 @@ function makeRow(place) {
 }
 
 function drawStrongest() {
+  if (!$("strongest").closest("details").open) return;
   const { prompt, step, variant, metric, kept, colours } = state;
   if (!changed("strongest", prompt, step, variant, metric, kept, colours)) return;
   const found = [];
@@ -30,5 +31,7 @@ function drawStrongest() {
   found.sort((a, b) => by[b] - by[a] || a - b);
   $("strongest").tBodies[0].replaceChildren(...found.slice(0, N_STRONGEST).map(makeRow));
 }
+
+$("strongest").closest("details").addEventListener("toggle", drawStrongest);
 
 section("distances", ["distances"], { draw: drawStrongest });

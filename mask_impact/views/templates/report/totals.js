@@ -18,7 +18,7 @@ async function drawTotals() {
   const y = everyLayer().map((layer) => (prompt().layers.includes(layer) ? totals[layer] : null));
   const bars = { type: "bar", x: everyLayer(), y, marker: { color: lineColour(0) }, hoverinfo: "none" };
   const layout = layoutOverLayers(260, {
-    bargap: 0.12, margin: { l: 60, r: 12, t: 10, b: 44 }, shapes: layerShapes(),
+    bargap: 0.12, margin: { l: 60, r: 12, t: 10, b: 46 }, shapes: layerShapes(),
     xaxis: { showgrid: false, automargin: false },
     yaxis: { rangemode: "tozero", automargin: false, tickformat: "~g" },
   });
@@ -30,4 +30,4 @@ async function drawTotals() {
   describe("totals", "How much each layer reads");
 }
 
-section("distances", ["distances"], { chart: drawTotals });
+section("distances", ["distances"], { chart: drawTotals, into: "totals" });

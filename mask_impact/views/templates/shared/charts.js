@@ -9,18 +9,24 @@ export const CONFIG = { displayModeBar: false, responsive: true, doubleClick: "r
 // For a chart with several lines or bars, above it.
 export const LEGEND = { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 };
 
-export const plotlyReady = (async () => {
+let plotlyReady = null;
+async function unpackPlotly() {
   const source = new TextDecoder().decode(await unzipped($("plotly-source").textContent));
   $("plotly-source").remove();
   document.head.append(element("script", { textContent: source }));
-})();
+}
+// Unpacked for the first chart: to read it takes a while.
+export const readPlotly = () => (plotlyReady ??= unpackPlotly());
+
+// plotly looks for texts that reach out of a chart by measuring each once for each of them; none of ours do.
+const TICKS_AS_THEY_ARE = { ticklabeloverflow: "allow", tickangle: 0 };
 
 export function baseLayout(height, more) {
   const [ink, card, grid] = ["--ink", "--card", "--grid"].map(cssColour);
-  const axis = { color: ink, gridcolor: grid, zeroline: false, fixedrange: false, automargin: true };
+  const axis = { color: ink, gridcolor: grid, zeroline: false, fixedrange: false, automargin: true, ...TICKS_AS_THEY_ARE };
   const font = { family: getComputedStyle(document.body).fontFamily, size: 12, color: ink };
   const layout = {
-    height, font, paper_bgcolor: card, plot_bgcolor: card, margin: { l: 52, r: 12, t: 14, b: 44 },
+    height, font, paper_bgcolor: card, plot_bgcolor: card, margin: { l: 56, r: 12, t: 14, b: 46 },
     showlegend: false, hovermode: "closest", dragmode: "zoom", ...more,
   };
   layout.xaxis = { ...axis, ...more.xaxis };
@@ -30,7 +36,7 @@ export function baseLayout(height, more) {
 
 // The colour bar of a heat map; more: its ticks.
 export const colourBar = (more) => (
-  { thickness: 10, outlinewidth: 0, len: 1, lenmode: "fraction", y: 0.5, tickfont: { size: 11 }, ...more }
+  { thickness: 10, outlinewidth: 0, len: 1, lenmode: "fraction", y: 0.5, tickfont: { size: 11 }, ...TICKS_AS_THEY_ARE, ...more }
 );
 
 // An axis of so many layers, with ticks at whole ones.

@@ -19,8 +19,14 @@ export const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "x", "star
 export const stops = () => STOPS[theme()];
 export const lineColour = (nth) => LINES[theme()][nth];
 
+const known = {}; // by theme and name: to read a colour, the browser lays out the page
+
 // The colour that a custom property has in the theme that is on, as rgb(): a property itself says light-dark(...).
 export function cssColour(name) {
+  return (known[theme()] ??= {})[name] ??= readColour(name);
+}
+
+function readColour(name) {
   const probe = element("span", { hidden: true });
   probe.style.color = `var(${name})`;
   document.body.append(probe);

@@ -1,7 +1,7 @@
 // Keys of the page as a whole. They stay out of the way of controls that have keys of their own.
 
 const arrowsAreTaken = (target) => target.matches("input[type='radio'], input[type='range']");
-const isTaken = (target) => target.matches("select, input[type='number'], input[type='text']");
+const isTaken = (target) => target.matches("select, input[type='number'], input[type='text'], input[type='search']");
 
 // actions: by key what it does, letters in lower case. applies(name): whether a key does anything now.
 export function connectKeys(actions, applies = (name) => Boolean(name)) {
