@@ -19,6 +19,8 @@ from mask_impact.results import (
     explanations,
     flow_files,
     flows,
+    patch_files,
+    patches,
     records,
     store,
     tables,
@@ -144,6 +146,30 @@ class Explanation(Showable, explanations.Explanation):
         from mask_impact.views.card_html import card_document
 
         return card_document(self)
+
+
+class PatchEffects(patches.PatchEffects):
+    """What replacing pixels does (see patches.PatchEffects for its fields); print() shows the regions."""
+
+    def to_frame(self):
+        """A pandas DataFrame with a row for each target, region, fill and route; its columns are those of the files."""
+        return patch_files.patch_table(self).to_pandas()
+
+    def save(self, path: str | PathLike, formats: str | Iterable[str] | None = None) -> tuple[Path, ...]:
+        """Write `path`.patches.*: the table in these formats, a meta file and the picture; returns their paths."""
+        from mask_impact.views.pixels import picture_of
+
+        return patch_files.save_patches(self, path, formats or patch_files.DEFAULT_FORMATS, picture=picture_of(self))
+
+    def __str__(self) -> str:
+        from mask_impact.views.pixels import render_patches
+
+        return render_patches(self)
+
+    def _repr_html_(self) -> str:
+        from mask_impact.views.pixels import pixels_png
+
+        return _in_notebook(pixels_png(self), "Regions of the image by what replacing them does", str(self))
 
 
 class WhatIf(Showable, answers.WhatIf):
