@@ -2,6 +2,7 @@
 
     python benchmarks/bench_truth.py                   distances, and effects on the answer: some four minutes
     python benchmarks/bench_truth.py --parts effects   the effects alone: two or three
+    python benchmarks/bench_truth.py --parts pixels    pixels replaced, cell by cell and by a search: some four
     python benchmarks/bench_truth.py --queries         also distances at each position of the question: some ten
 
 The pictures are held-out demo pictures with a question each, whose answer stands in one cell of several that show a
@@ -33,8 +34,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mask_impact
+from mask_impact.analyses import pixels
 from mask_impact.analyses.greedy import greedy_config
+from mask_impact.analyses.settings import RunSettings
 from mask_impact.demo import pictures
+from mask_impact.engine.choices import FILLS
 from mask_impact.engine.effects import StepEffects, measure_effects
 from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.plans import SequencePlan
@@ -45,7 +49,8 @@ from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.encoding import EncodedPrompt, encode
 from mask_impact.prompts.images import read_picture
 
-PARTS = ("distances", "effects")
+PARTS = ("distances", "effects", "pixels", "deepstack")
+USUAL = PARTS[:2]
 TASKS = ("color", "shape")
 FULL, ATTENTION = "Full L2", "Attention weight"
 BEST_HEAD, ATTENTION_BEST_HEAD = "Head L2, best head", "Attention, best head"
@@ -446,6 +451,51 @@ def report_effects(loaded: LoadedModel, cases: Sequence[Case]) -> None:
     print(f"Cells that are hidden, each in its turn: {cells}")
 
 
+def replaced(loaded: LoadedModel, case: Case, question: pixels.Question) -> pixels.PatchEffects:
+    """What replacing pixels does to the first token of the answer."""
+    picture = read_picture(case.sample.image)
+    return pixels.run(loaded, case.sample.question, question, RunSettings(), [picture])
+
+
+def true_found(cases: Sequence[Case], every: Sequence[pixels.PatchEffects]) -> np.ndarray:
+    """bool [n], whether what matters most is the true cell."""
+    found = [one.regions[one.targets[0].found].positions for one in every]
+    return np.array([places == (case.first + case.truth,) for places, case in zip(found, cases, strict=True)])
+
+
+def report_pixels(loaded: LoadedModel, cases: Sequence[Case]) -> None:
+    """Each cell's pixels replaced, by each fill; and the search from coarse to fine."""
+    print(
+        "\n== A cell's pixels replaced: the effect on the answer\n"
+        "on top: replacing the true cell costs the right answer most. Then: how often the answer changes when the pixels of\n"
+        "the true cell, of a cell with another figure, of an empty cell are replaced\n"
+        f"{'replaced by':13}{'question':10}{'n':>4}{'on top':>16}"
+        + "".join(f"{kind:>16}" for kind in CellEffects.KINDS)
+    )
+    every = [replaced(loaded, case, pixels.Question(fills=FILLS, by="tokens")) for case in cases]
+    asked = np.array([case.sample.task for case in cases])
+    true = np.stack([np.arange(len(case.figures)) == case.truth for case in cases])
+    figures = np.stack([case.figures for case in cases])
+    for fill in FILLS:
+        rows = [found.targets[0].rows(fill=fill) for found in every]
+        cost = -np.stack([found.targets[0].logprob_change[row] for found, row in zip(every, rows, strict=True)])
+        changed = np.stack([found.targets[0].differs[row] for found, row in zip(every, rows, strict=True)])
+        effects = CellEffects(cost, changed, true, figures)
+        for task in (*TASKS, "both"):
+            part = effects[(asked == task) | (task == "both")]
+            columns = [part.hits, *map(part.changed, part.KINDS)]
+            line = f"{fill:13}{task:10}{len(part.cost):4}"
+            print(line + "".join(f"{percent(column, digits=1):>16}" for column in columns), flush=True)
+    print(f"on top by the fill that does least: {percent(true_found(cases, every), digits=1)}")
+    for beam in (1, 2):
+        found = [replaced(loaded, case, pixels.Question(beam=beam)) for case in cases]
+        hits = true_found(cases, found)
+        print(
+            f"search, beam {beam}: the true cell in {hits.sum()} of {len(hits)}, {percent(hits, digits=1)}; "
+            f"{np.mean([one.forwards for one in found]):.1f} forward passes with both fills of what is found"
+        )
+
+
 def report_last(loaded: LoadedModel, counted: Sequence[Case], others: Sequence[Case]) -> None:
     """The distances and attention weights at the position that produces the answer."""
     last = [measure_all(loaded, cases)[0] for cases in (counted, others)]
@@ -512,8 +562,8 @@ def main() -> None:
         "--parts",
         nargs="+",
         choices=PARTS,
-        default=PARTS,
-        help="distances, effects on the answer (default: both)",
+        default=USUAL,
+        help="distances, effects on the answer (default: both), pixels replaced, DeepStack's levels",
     )
     parser.add_argument("--queries", action="store_true", help="also each position of the question and behind it")
     parser.add_argument("--query-pictures", type=int, default=60, help="how many of each for that, half of each task")
@@ -534,6 +584,8 @@ def main() -> None:
     if "effects" in args.parts:
         report_effects(loaded, counted)
         print(f"({time.perf_counter() - started:.0f} s)", flush=True)
+    if "pixels" in args.parts:
+        report_pixels(loaded, counted)
         print(f"({time.perf_counter() - started:.0f} s)", flush=True)
     if args.queries:
         for task in TASKS:

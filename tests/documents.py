@@ -26,6 +26,7 @@ COMMANDS = (
     "run",
     "knockout",
     "without",
+    "pixels",
     "study",
     "serve",
     "report",

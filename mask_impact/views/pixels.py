@@ -71,8 +71,11 @@ def _of_target(found: PatchEffects, target: PatchTarget, verbose: bool) -> Itera
         if target.differs[row]
     ]
     then = f"the answer becomes {quoted(becomes[0], BECOMES)}" if becomes else "the answer stays"
-    yield f"{quoted(target.text, 24)} ({percent(target.probability)}): of {_count(asked)} of the image, {_called(best)}"
-    yield f"matters most. With its pixels replaced, {then}."
+    of_all = (
+        f"of {asked} regions, {_called(best)} matters most. With" if asked > 1 else f"with {_called(best)} replaced,"
+    )
+    said = f"{of_all} its pixels replaced, {then}." if asked > 1 else f"{of_all} {then}."
+    yield f"{quoted(target.text, 24)} ({percent(target.probability)}): {said}"
     yield ""
     yield f"  {padded('pixels replaced', NAME)}  " + "  ".join(f"{fill:>9}" for fill in found.fills) + "  becomes"
     order = sorted({*target.place.tolist()}, key=lambda place: _change(found, target, place))
@@ -83,10 +86,6 @@ def _of_target(found: PatchEffects, target: PatchTarget, verbose: bool) -> Itera
     yield "  (change of the log-probability in nats)"
     for place in dict.fromkeys(target.place[target.rows(route=OWN)].tolist()):
         yield from _split(found, target, place)
-
-
-def _count(n: int) -> str:
-    return "the only region" if n == 1 else f"{n} regions"
 
 
 def _called(one) -> str:
