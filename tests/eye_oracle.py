@@ -19,8 +19,9 @@ def processed(loaded, text, pictures):
 
 
 @torch.no_grad()
-def logits(model, inputs, produced, hooks=()):
-    """[T, vocabulary] float64, of each produced token. hooks: (module, forward hook) pairs that are on meanwhile."""
+def logits(model, inputs, produced, hooks=(), before=()):
+    """[T, vocabulary] float64, of each produced token. hooks: (module, forward hook) pairs that are on meanwhile; before: the
+    same of hooks before a module."""
     behind = torch.tensor([list(produced[:-1])], dtype=torch.long)
     longer = dict(inputs)
     longer["input_ids"] = torch.cat([inputs["input_ids"], behind], dim=1)
@@ -29,6 +30,8 @@ def logits(model, inputs, produced, hooks=()):
     with ExitStack() as stack:
         for module, hook in hooks:
             stack.callback(module.register_forward_hook(hook).remove)
+        for module, hook in before:
+            stack.callback(module.register_forward_pre_hook(hook).remove)
         return model(**longer, use_cache=False).logits[0, -len(produced) :].double()
 
 
@@ -61,6 +64,22 @@ def giving(model, parts):
         return output
 
     return model.model.visual, replace
+
+
+def differing(model, own, others, positions, tokens, taken):
+    """Hooks before decoder layers, by which the parts that are `taken` (by number: 0 the main features, k + 1 level k) are the
+    others' at some positions: what stands before layer k + 1 has level k in it. tokens: the same positions among the image's."""
+
+    def shifted(difference):
+        def hook(module, args):
+            hidden = args[0].clone()
+            hidden[0, positions] += difference
+            return (hidden, *args[1:])
+
+        return hook
+
+    layers = model.model.language_model.layers
+    return [(layers[part], shifted(others[part][tokens] - own[part][tokens])) for part in taken]
 
 
 def filled(picture, box, fill):

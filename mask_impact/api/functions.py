@@ -1,4 +1,6 @@
-"""The Python functions: analyze, analyze_many, explain, knockout, without, pixels. Their keywords are made from the settings."""
+"""The Python functions: analyze, analyze_many, explain, knockout, without, pixels, deepstack.
+
+Their keywords are made from the settings."""
 
 import inspect
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -6,6 +8,7 @@ from itertools import islice
 from os import PathLike
 from typing import Any
 
+from mask_impact.analyses import deepstack as parts
 from mask_impact.analyses import explain as explanations
 from mask_impact.analyses import impact, settings
 from mask_impact.analyses import knockout as knockouts
@@ -13,7 +16,7 @@ from mask_impact.analyses import pixels as replaced
 from mask_impact.analyses import without as answers
 from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.settings import ANSWER_TOKENS, SETTINGS, SettingError, UnknownSetting, make_settings
-from mask_impact.api.results import Explanation, Knockouts, PatchEffects, Result, WhatIf
+from mask_impact.api.results import DeepstackEffects, Explanation, Knockouts, PatchEffects, Result, WhatIf
 from mask_impact.errors import MaskImpactError, UsageError, need
 from mask_impact.models import loading
 from mask_impact.models.loading import LoadedModel
@@ -230,6 +233,35 @@ def pixels(
     pictures = _pictures(images, chosen)
     found = replaced.run(_model(model), prompt, question, chosen, pictures, observer=_observer(observer))
     return PatchEffects(**vars(found))
+
+
+@_takes_settings("deepstack", num_tokens=ANSWER_TOKENS)
+def deepstack(
+    model: LoadedModel | str | PathLike,
+    prompt: str | Mapping[str, Any],
+    *,
+    images: Any = (),
+    region: str = parts.EVERYTHING,
+    baseline: str = "blank",
+    other: Any = None,
+    answers: bool = True,
+    observer: Observer | None = None,
+    **given: Any,
+) -> DeepstackEffects:
+    """Keep some parts of an image's features (main ones, DeepStack's levels), the rest a baseline's, and see what becomes of the
+    answer: every set of parts, exact Shapley values and interactions.
+
+    model, prompt, images: as in `analyze`. region: spec of image tokens (see `prompts.groups`). baseline: `blank` (the same
+    picture with the region blanked), `mean` (over the image's tokens) or `zero`. other: a picture that the baseline is instead.
+    answers: whether answers are generated with each part alone and without each.
+    Errors: InputError for a region that is not of an image, UsageError, UnsupportedArchitecture, ExactnessError.
+    """
+    need("`region`", region, str, "text")
+    question = parts.Question(region, baseline, None if other is None else read_picture(other), bool(answers))
+    chosen = make_settings("deepstack", {"num_tokens": ANSWER_TOKENS} | given)
+    pictures = _pictures(images, chosen)
+    found = parts.run(_model(model), prompt, question, chosen, pictures, observer=_observer(observer))
+    return DeepstackEffects(**vars(found))
 
 
 def _boxes(boxes: Any) -> tuple[replaced.Box, ...]:

@@ -14,6 +14,8 @@ from mask_impact.errors import need
 from mask_impact.results import (
     answer_files,
     answers,
+    deepstack,
+    deepstack_files,
     explanation_files,
     explanation_tables,
     explanations,
@@ -170,6 +172,26 @@ class PatchEffects(patches.PatchEffects):
         from mask_impact.views.pixels import pixels_png
 
         return _in_notebook(pixels_png(self), "Regions of the image by what replacing them does", str(self))
+
+
+class DeepstackEffects(deepstack.DeepstackEffects):
+    """What each part of an image's features does (see deepstack.DeepstackEffects for its fields); print() shows it."""
+
+    def to_frame(self):
+        """A pandas DataFrame with a row for each target and set of parts; its columns are those of the files."""
+        return deepstack_files.deepstack_table(self).to_pandas()
+
+    def save(self, path: str | PathLike, formats: str | Iterable[str] | None = None) -> tuple[Path, ...]:
+        """Write `path`.deepstack.*: the table in these formats and a meta file; returns their paths."""
+        return deepstack_files.save_deepstack(self, path, formats or deepstack_files.DEFAULT_FORMATS)
+
+    def __str__(self) -> str:
+        from mask_impact.views.deepstack import render_deepstack
+
+        return render_deepstack(self)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape_html(str(self))}</pre>"
 
 
 class WhatIf(Showable, answers.WhatIf):

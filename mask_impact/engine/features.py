@@ -81,15 +81,16 @@ class FeaturePass:
         )
         self._prefix: DynamicCache | None = None
 
-    # --- cost, in rows through layers ---------------------------------------------------------------------------------------
+    # --- cost, in rows through decoder layers ------------------------------------------------------------------------------
 
     def forward_rows(self) -> int:
         """Of the whole sequence, all its images through the tower included."""
         return sum(map(self.tower_rows, range(len(self.grids)))) + self.n_positions * self._n_layers
 
     def tower_rows(self, image: int) -> int:
-        """Of one image through the tower."""
-        return self.n_patches[image] * self.model.config.vision_config.depth
+        """Of one image through the tower, whose layers are smaller: as many rows of the decoder as have its multiplications."""
+        vision, text = self.model.config.vision_config, self.model.config.get_text_config()
+        return round(self.n_patches[image] * vision.depth * _tower_layer(vision) / _decoder_layer(text))
 
     def decoder_rows(self) -> int:
         """Of one variant through the decoder, from the first image token on."""
@@ -167,6 +168,20 @@ class FeaturePass:
             )
             self._prefix = output.past_key_values
         return self._prefix
+
+
+def _tower_layer(vision: Any) -> int:
+    """Weights that a patch meets in a layer of the tower."""
+    return vision.hidden_size * (4 * vision.hidden_size + 2 * vision.intermediate_size)
+
+
+def _decoder_layer(text: Any) -> int:
+    """Weights that a token meets in a layer of the decoder."""
+    heads = 2 * text.num_attention_heads + 2 * text.num_key_value_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    experts = getattr(text, "num_experts_per_tok", 0) or 0
+    inner = experts * text.moe_intermediate_size if experts else text.intermediate_size
+    return text.hidden_size * (heads * head_dim + 3 * inner)
 
 
 def in_batches(n: int, rows: int, run: Callable[[slice], None], smaller: Callable[[RuntimeError, int], int]) -> None:
