@@ -3,6 +3,7 @@
     python benchmarks/bench_truth.py                   distances, and effects on the answer: some four minutes
     python benchmarks/bench_truth.py --parts effects   the effects alone: two or three
     python benchmarks/bench_truth.py --parts pixels    pixels replaced, cell by cell and by a search: some four
+    python benchmarks/bench_truth.py --parts deepstack what each part of the true cell's features does: some four
     python benchmarks/bench_truth.py --queries         also distances at each position of the question: some ten
 
 The pictures are held-out demo pictures with a question each, whose answer stands in one cell of several that show a
@@ -34,7 +35,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mask_impact
-from mask_impact.analyses import pixels
+from mask_impact.analyses import deepstack, pixels
 from mask_impact.analyses.greedy import greedy_config
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.demo import pictures
@@ -496,6 +497,66 @@ def report_pixels(loaded: LoadedModel, cases: Sequence[Case]) -> None:
         )
 
 
+def other_scene(case: Case) -> pictures.Scene | None:
+    """The scene with what is asked for in the true cell in the next colour or shape of which the answer is one; None where there
+    is none."""
+    (cell,) = case.sample.cells
+    task = case.sample.task
+    words = list(pictures.COLORS if task == "color" else pictures.SHAPES)
+    begin = words.index(case.sample.answer) + 1
+    for word in (*words[begin:], *words[: begin - 1]):
+        scene = case.sample.scene.repainted(cell, **{task: word})
+        if scene.answer(case.sample.question) == (word, (cell,)):
+            return scene
+    return None
+
+
+def parts_kept(loaded: LoadedModel, case: Case, other: pictures.Scene | None = None) -> deepstack.DeepstackEffects:
+    """What each set of parts of the true cell's features does; other: a scene whose features stand in for the rest."""
+    picture = None if other is None else read_picture(other.image())
+    question = deepstack.Question(f"tokens {case.first + case.truth}", other=picture, answers=False)
+    images = [read_picture(case.sample.image)]
+    return deepstack.run(loaded, case.sample.question, question, RunSettings(), images)
+
+
+def report_deepstack(loaded: LoadedModel, cases: Sequence[Case]) -> None:
+    """What each part of the true cell's features adds, held against the cell blanked; and exchanged for a repainted cell's."""
+    print(
+        "\n== The true cell's features by parts. Baseline: the picture with the cell blanked. Shapley values in nats, mean"
+    )
+    for task in TASKS:
+        of_task = [case for case in cases if case.sample.task == task]
+        found = [parts_kept(loaded, case) for case in of_task]
+        names, targets = [part.name for part in found[0].parts], [one.targets[0] for one in found]
+        adds = np.stack([one.shapley for one in targets])
+        largest = np.bincount(adds.argmax(axis=1), minlength=len(names))
+        last, changed = len(targets[0].top1) - 1, np.stack([one.differs for one in targets])
+        print(f"{task}, n {len(of_task)}: of {adds.sum(axis=1).mean():.2f}")
+        for part, name in enumerate(names):
+            print(
+                f"    {name:9} {adds[:, part].mean():6.2f}, most in {largest[part]:2}; the answer changes without it in "
+                f"{changed[:, last - (1 << part)].sum():2}, and stays with it alone in {(~changed[:, 1 << part]).sum():2}",
+                flush=True,
+            )
+    print("Parts exchanged for those of the cell in another colour or shape: how often the answer becomes that one")
+    for task in TASKS:
+        turned: dict[str, list[bool]] = {}
+        for case in (case for case in cases if case.sample.task == task):
+            scene = other_scene(case)
+            if scene is None:
+                continue
+            found, answer = parts_kept(loaded, case, scene), scene.answer(case.sample.question)[0]
+            target, last = found.targets[0], len(found.targets[0].top1) - 1
+            texts = [target.top1_texts[int(token)].strip() for token in target.top1]
+            if texts[0] != answer:  # the model answers the repainted picture wrongly
+                continue
+            for exchanged in range(1, last + 1):
+                turned.setdefault(found.kept(exchanged), []).append(texts[last - exchanged] == answer)
+        n = len(next(iter(turned.values()), []))
+        counts = (f"{name} {sum(hits)}" for name, hits in sorted(turned.items(), key=lambda one: one[0].count("+")))
+        print(f"    {task}, n {n}: {'; '.join(counts)}", flush=True)
+
+
 def report_last(loaded: LoadedModel, counted: Sequence[Case], others: Sequence[Case]) -> None:
     """The distances and attention weights at the position that produces the answer."""
     last = [measure_all(loaded, cases)[0] for cases in (counted, others)]
@@ -586,6 +647,9 @@ def main() -> None:
         print(f"({time.perf_counter() - started:.0f} s)", flush=True)
     if "pixels" in args.parts:
         report_pixels(loaded, counted)
+        print(f"({time.perf_counter() - started:.0f} s)", flush=True)
+    if "deepstack" in args.parts:
+        report_deepstack(loaded, counted)
         print(f"({time.perf_counter() - started:.0f} s)", flush=True)
     if args.queries:
         for task in TASKS:

@@ -27,6 +27,7 @@ COMMANDS = (
     "knockout",
     "without",
     "pixels",
+    "deepstack",
     "study",
     "serve",
     "report",

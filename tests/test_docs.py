@@ -356,6 +356,7 @@ def written(tmp_path_factory):
         ["knockout", question, *image, *common],
         ["without", question, "star", *image, *common],
         ["pixels", question, *image, *common],
+        ["deepstack", question, *image, *common],
         ["study", str(folder / "data.jsonl"), *common],
     ):
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -365,7 +366,7 @@ def written(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["csv", "effect.csv", "flows.csv", "answer.csv", "patches.csv"])
+@pytest.mark.parametrize("name", ["csv", "effect.csv", "flows.csv", "answer.csv", "patches.csv", "deepstack.csv"])
 def test_the_columns_of_tables_are_those_that_are_documented(written, name):
     (head, *_) = (written / f"result.{name}").read_text(encoding="utf-8").splitlines()
     assert columns_below(f"NAME.{name}") == head.replace('"', "").split(",")
@@ -402,6 +403,8 @@ def test_the_keys_of_json_files_are_those_that_are_documented(written):
     assert set(flows) <= set(re.findall(r"`(\w+)`", section(text, "NAME.flows.csv")))
     patches = json.loads((written / "result.patches.meta.json").read_text(encoding="utf-8"))
     assert set(patches) <= set(re.findall(r"`(\w+)`", section(text, "NAME.patches.csv")))
+    deepstack = json.loads((written / "result.deepstack.meta.json").read_text(encoding="utf-8"))
+    assert set(deepstack) <= set(re.findall(r"`(\w+)`", section(text, "NAME.deepstack.csv")))
     (error,) = map(json.loads, (written / "data.errors.jsonl").read_text(encoding="utf-8").splitlines())
     assert set(error) <= set(re.findall(r"`(\w+)`", section(text, "NAME.errors.jsonl")))
 
@@ -421,6 +424,7 @@ def test_the_keys_that_json_on_stdout_has_are_those_that_are_documented(written)
         "knockout": ["knockout", "What color is the star?", "-i", picture, *common],
         "without": ["without", "What is 2+2?", "+", *common],
         "pixels": ["pixels", "What color is the star?", "-i", picture, *common],
+        "deepstack": ["deepstack", "What color is the star?", "-i", picture, "--no-answers", *common],
         "study": ["study", str(written / "data.jsonl"), *common],
         "top": ["top", result],
         "report": ["report", result, "--output", str(written / "page.html")],
