@@ -20,8 +20,9 @@ what hiding the region's tokens in the decoder does.
 
 examples:
   mask-impact pixels "What color is the star?" -i examples/shapes.png -m demo
-  mask-impact pixels "What color is the star?" -i examples/shapes.png --by tokens
-  mask-impact pixels "What color is the star?" -i examples/shapes.png --box 96,0,128,32
+  mask-impact pixels "What color is the star?" -i examples/shapes.png \\
+      --by tokens --fills border,blur
+  mask-impact pixels "What color is the star?" -i photo.jpg --box 96,0,128,32
 """
 
 
