@@ -464,8 +464,8 @@ def true_found(cases: Sequence[Case], every: Sequence[pixels.PatchEffects]) -> n
     return np.array([places == (case.first + case.truth,) for places, case in zip(found, cases, strict=True)])
 
 
-def report_pixels(loaded: LoadedModel, cases: Sequence[Case]) -> None:
-    """Each cell's pixels replaced, by each fill; and the search from coarse to fine."""
+def report_pixels(loaded: LoadedModel, cases: Sequence[Case], fills: Sequence[str]) -> None:
+    """Each cell's pixels replaced, by each of the fills; and the search from coarse to fine."""
     print(
         "\n== A cell's pixels replaced: the effect on the answer\n"
         "on top: replacing the true cell costs the right answer most. Then: how often the answer changes when the pixels of\n"
@@ -473,11 +473,11 @@ def report_pixels(loaded: LoadedModel, cases: Sequence[Case]) -> None:
         f"{'replaced by':13}{'question':10}{'n':>4}{'on top':>16}"
         + "".join(f"{kind:>16}" for kind in CellEffects.KINDS)
     )
-    every = [replaced(loaded, case, pixels.Question(fills=FILLS, by="tokens")) for case in cases]
+    every = [replaced(loaded, case, pixels.Question(fills=tuple(fills), by="tokens")) for case in cases]
     asked = np.array([case.sample.task for case in cases])
     true = np.stack([np.arange(len(case.figures)) == case.truth for case in cases])
     figures = np.stack([case.figures for case in cases])
-    for fill in FILLS:
+    for fill in fills:
         rows = [found.targets[0].rows(fill=fill) for found in every]
         cost = -np.stack([found.targets[0].logprob_change[row] for found, row in zip(every, rows, strict=True)])
         changed = np.stack([found.targets[0].differs[row] for found, row in zip(every, rows, strict=True)])
@@ -489,11 +489,11 @@ def report_pixels(loaded: LoadedModel, cases: Sequence[Case]) -> None:
             print(line + "".join(f"{percent(column, digits=1):>16}" for column in columns), flush=True)
     print(f"on top by the fill that does least: {percent(true_found(cases, every), digits=1)}")
     for beam in (1, 2):
-        found = [replaced(loaded, case, pixels.Question(beam=beam)) for case in cases]
+        found = [replaced(loaded, case, pixels.Question(fills=tuple(fills[:2]), beam=beam)) for case in cases]
         hits = true_found(cases, found)
         print(
             f"search, beam {beam}: the true cell in {hits.sum()} of {len(hits)}, {percent(hits, digits=1)}; "
-            f"{np.mean([one.forwards for one in found]):.1f} forward passes with both fills of what is found"
+            f"{np.mean([one.forwards for one in found]):.1f} forward passes with {' and '.join(fills[:2])} for what is found"
         )
 
 
@@ -626,6 +626,7 @@ def main() -> None:
         default=USUAL,
         help="distances, effects on the answer (default: both), pixels replaced, DeepStack's levels",
     )
+    parser.add_argument("--fills", nargs="+", choices=FILLS, default=FILLS, help="what replaces pixels (default: all)")
     parser.add_argument("--queries", action="store_true", help="also each position of the question and behind it")
     parser.add_argument("--query-pictures", type=int, default=60, help="how many of each for that, half of each task")
     args = parser.parse_args()
@@ -646,7 +647,7 @@ def main() -> None:
         report_effects(loaded, counted)
         print(f"({time.perf_counter() - started:.0f} s)", flush=True)
     if "pixels" in args.parts:
-        report_pixels(loaded, counted)
+        report_pixels(loaded, counted, args.fills)
         print(f"({time.perf_counter() - started:.0f} s)", flush=True)
     if "deepstack" in args.parts:
         report_deepstack(loaded, counted)

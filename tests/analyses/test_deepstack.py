@@ -324,6 +324,7 @@ def test_the_command_prints_what_each_part_adds(vl_checkpoint, tmp_path, monkeyp
     assert "features are those of an image: give --image FILE" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_level_0_carries_the_colour_in_the_demo_s_picture():
     """Known from exchanging levels: colours come by the first levels, and one level less changes nothing."""
     found = mask_impact.deepstack(

@@ -20,11 +20,20 @@ from mask_impact.analyses.picture_regions import Regions, quarters, search
 from mask_impact.commands.main import main
 from mask_impact.engine import features
 from mask_impact.engine.features import FeaturePass, Features
-from mask_impact.errors import DeviceError, ExactnessError, InputError, ModelError, UnsupportedArchitecture, UsageError
+from mask_impact.errors import (
+    DeviceError,
+    ExactnessError,
+    InputError,
+    ModelError,
+    OutputError,
+    UnsupportedArchitecture,
+    UsageError,
+)
 from mask_impact.models import loading
 from mask_impact.prompts.patches import PatchGrid
 from mask_impact.results.patch_files import PATCH_COLUMNS, save_patches
 from mask_impact.results.patches import HIDDEN, OTHERS, OWN, TOTAL
+from mask_impact.results.stored import read_stored
 from mask_impact.views.pixels import pixels_figure
 
 PROMPT = "the cat sat"
@@ -459,6 +468,13 @@ def test_the_files_have_all_that_was_measured(pixels, tmp_path):
     assert frame.columns.tolist() == list(PATCH_COLUMNS)
     assert found.save(tmp_path / "y")[-2].name == "y.pixels.png"
     assert "<img" in found._repr_html_()
+    lines = str(found).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.startswith(("  token [", "  box 5,3,18,13")) for line in lines) == 13
+    assert "    by all other image tokens alone" in "\n".join(lines)
+    for name in ("x.patches.csv", "x.patches.meta.json"):
+        with pytest.raises(OutputError, match="has what replacing pixels does, not a result of distances"):
+            read_stored(tmp_path / name)
 
 
 def test_a_run_s_picture_of_patches_and_these_files_do_not_take_each_other_s_names(
@@ -479,6 +495,7 @@ def test_a_run_s_picture_of_patches_and_these_files_do_not_take_each_other_s_nam
     assert "'x.patches' ends in .patches" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_names_the_true_cell_of_the_demo_s_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     argv = ["pixels", "What color is the star?", "-i", str(SHAPES), "-m", "demo", "--split"]
