@@ -464,8 +464,8 @@ def true_found(cases: Sequence[Case], every: Sequence[pixels.PatchEffects]) -> n
     return np.array([places == (case.first + case.truth,) for places, case in zip(found, cases, strict=True)])
 
 
-def report_pixels(loaded: LoadedModel, cases: Sequence[Case], fills: Sequence[str]) -> None:
-    """Each cell's pixels replaced, by each of the fills; and the search from coarse to fine."""
+def report_pixels(loaded: LoadedModel, cases: Sequence[Case], fills: Sequence[str], beams: Sequence[int]) -> None:
+    """Each cell's pixels replaced, by each of the fills; and the search from coarse to fine, with each of the beams."""
     print(
         "\n== A cell's pixels replaced: the effect on the answer\n"
         "on top: replacing the true cell costs the right answer most. Then: how often the answer changes when the pixels of\n"
@@ -488,7 +488,7 @@ def report_pixels(loaded: LoadedModel, cases: Sequence[Case], fills: Sequence[st
             line = f"{fill:13}{task:10}{len(part.cost):4}"
             print(line + "".join(f"{percent(column, digits=1):>16}" for column in columns), flush=True)
     print(f"on top by the fill that does least: {percent(true_found(cases, every), digits=1)}")
-    for beam in (1, 2):
+    for beam in beams:
         found = [replaced(loaded, case, pixels.Question(fills=tuple(fills[:2]), beam=beam)) for case in cases]
         hits = true_found(cases, found)
         print(
@@ -498,13 +498,14 @@ def report_pixels(loaded: LoadedModel, cases: Sequence[Case], fills: Sequence[st
 
 
 def other_scene(case: Case) -> pictures.Scene | None:
-    """The scene with what is asked for in the true cell in the next colour or shape of which the answer is one; None where there
-    is none."""
+    """The scene with what is asked for in the true cell in the next colour or shape that no figure has, so that the answer is
+    that one; None where there is none."""
     (cell,) = case.sample.cells
     task = case.sample.task
     words = list(pictures.COLORS if task == "color" else pictures.SHAPES)
     begin = words.index(case.sample.answer) + 1
-    for word in (*words[begin:], *words[: begin - 1]):
+    used = {getattr(figure, task) for figure in case.sample.scene.figures}
+    for word in (word for word in (*words[begin:], *words[: begin - 1]) if word not in used):
         scene = case.sample.scene.repainted(cell, **{task: word})
         if scene.answer(case.sample.question) == (word, (cell,)):
             return scene
@@ -627,6 +628,9 @@ def main() -> None:
         help="distances, effects on the answer (default: both), pixels replaced, DeepStack's levels",
     )
     parser.add_argument("--fills", nargs="+", choices=FILLS, default=FILLS, help="what replaces pixels (default: all)")
+    parser.add_argument(
+        "--beams", nargs="*", type=int, default=[1, 2], help="of searches (default: 1 2; none: no search)"
+    )
     parser.add_argument("--queries", action="store_true", help="also each position of the question and behind it")
     parser.add_argument("--query-pictures", type=int, default=60, help="how many of each for that, half of each task")
     args = parser.parse_args()
@@ -647,7 +651,7 @@ def main() -> None:
         report_effects(loaded, counted)
         print(f"({time.perf_counter() - started:.0f} s)", flush=True)
     if "pixels" in args.parts:
-        report_pixels(loaded, counted, args.fills)
+        report_pixels(loaded, counted, args.fills, args.beams)
         print(f"({time.perf_counter() - started:.0f} s)", flush=True)
     if "deepstack" in args.parts:
         report_deepstack(loaded, counted)
