@@ -2,6 +2,8 @@
 
     python benchmarks/bench_truth.py                   distances, and effects on the answer: some four minutes
     python benchmarks/bench_truth.py --parts effects   the effects alone: two or three
+    python benchmarks/bench_truth.py --parts pixels    pixels replaced, cell by cell and by a search: some four
+    python benchmarks/bench_truth.py --parts deepstack what each part of the true cell's features does: some four
     python benchmarks/bench_truth.py --queries         also distances at each position of the question: some ten
 
 The pictures are held-out demo pictures with a question each, whose answer stands in one cell of several that show a
@@ -33,8 +35,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mask_impact
+from mask_impact.analyses import deepstack, pixels
 from mask_impact.analyses.greedy import greedy_config
+from mask_impact.analyses.settings import RunSettings
 from mask_impact.demo import pictures
+from mask_impact.engine.choices import FILLS
 from mask_impact.engine.effects import StepEffects, measure_effects
 from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.plans import SequencePlan
@@ -45,7 +50,8 @@ from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.encoding import EncodedPrompt, encode
 from mask_impact.prompts.images import read_picture
 
-PARTS = ("distances", "effects")
+PARTS = ("distances", "effects", "pixels", "deepstack")
+USUAL = PARTS[:2]
 TASKS = ("color", "shape")
 FULL, ATTENTION = "Full L2", "Attention weight"
 BEST_HEAD, ATTENTION_BEST_HEAD = "Head L2, best head", "Attention, best head"
@@ -446,6 +452,112 @@ def report_effects(loaded: LoadedModel, cases: Sequence[Case]) -> None:
     print(f"Cells that are hidden, each in its turn: {cells}")
 
 
+def replaced(loaded: LoadedModel, case: Case, question: pixels.Question) -> pixels.PatchEffects:
+    """What replacing pixels does to the first token of the answer."""
+    picture = read_picture(case.sample.image)
+    return pixels.run(loaded, case.sample.question, question, RunSettings(), [picture])
+
+
+def true_found(cases: Sequence[Case], every: Sequence[pixels.PatchEffects]) -> np.ndarray:
+    """bool [n], whether what matters most is the true cell."""
+    found = [one.regions[one.targets[0].found].positions for one in every]
+    return np.array([places == (case.first + case.truth,) for places, case in zip(found, cases, strict=True)])
+
+
+def report_pixels(loaded: LoadedModel, cases: Sequence[Case], fills: Sequence[str], beams: Sequence[int]) -> None:
+    """Each cell's pixels replaced, by each of the fills; and the search from coarse to fine, with each of the beams."""
+    print(
+        "\n== A cell's pixels replaced: the effect on the answer\n"
+        "on top: replacing the true cell costs the right answer most. Then: how often the answer changes when the pixels of\n"
+        "the true cell, of a cell with another figure, of an empty cell are replaced\n"
+        f"{'replaced by':13}{'question':10}{'n':>4}{'on top':>16}"
+        + "".join(f"{kind:>16}" for kind in CellEffects.KINDS)
+    )
+    every = [replaced(loaded, case, pixels.Question(fills=tuple(fills), by="tokens")) for case in cases]
+    asked = np.array([case.sample.task for case in cases])
+    true = np.stack([np.arange(len(case.figures)) == case.truth for case in cases])
+    figures = np.stack([case.figures for case in cases])
+    for fill in fills:
+        rows = [found.targets[0].rows(fill=fill) for found in every]
+        cost = -np.stack([found.targets[0].logprob_change[row] for found, row in zip(every, rows, strict=True)])
+        changed = np.stack([found.targets[0].differs[row] for found, row in zip(every, rows, strict=True)])
+        effects = CellEffects(cost, changed, true, figures)
+        for task in (*TASKS, "both"):
+            part = effects[(asked == task) | (task == "both")]
+            columns = [part.hits, *map(part.changed, part.KINDS)]
+            line = f"{fill:13}{task:10}{len(part.cost):4}"
+            print(line + "".join(f"{percent(column, digits=1):>16}" for column in columns), flush=True)
+    print(f"on top by the fill that does least: {percent(true_found(cases, every), digits=1)}")
+    for beam in beams:
+        found = [replaced(loaded, case, pixels.Question(fills=tuple(fills[:2]), beam=beam)) for case in cases]
+        hits = true_found(cases, found)
+        print(
+            f"search, beam {beam}: the true cell in {hits.sum()} of {len(hits)}, {percent(hits, digits=1)}; "
+            f"{np.mean([one.forwards for one in found]):.1f} forward passes with {' and '.join(fills[:2])} for what is found"
+        )
+
+
+def other_scene(case: Case) -> pictures.Scene | None:
+    """The scene with what is asked for in the true cell in the next colour or shape that no figure has, so that the answer is
+    that one; None where there is none."""
+    (cell,) = case.sample.cells
+    task = case.sample.task
+    words = list(pictures.COLORS if task == "color" else pictures.SHAPES)
+    begin = words.index(case.sample.answer) + 1
+    used = {getattr(figure, task) for figure in case.sample.scene.figures}
+    for word in (word for word in (*words[begin:], *words[: begin - 1]) if word not in used):
+        scene = case.sample.scene.repainted(cell, **{task: word})
+        if scene.answer(case.sample.question) == (word, (cell,)):
+            return scene
+    return None
+
+
+def parts_kept(loaded: LoadedModel, case: Case, other: pictures.Scene | None = None) -> deepstack.DeepstackEffects:
+    """What each set of parts of the true cell's features does; other: a scene whose features stand in for the rest."""
+    picture = None if other is None else read_picture(other.image())
+    question = deepstack.Question(f"tokens {case.first + case.truth}", other=picture, answers=False)
+    images = [read_picture(case.sample.image)]
+    return deepstack.run(loaded, case.sample.question, question, RunSettings(), images)
+
+
+def report_deepstack(loaded: LoadedModel, cases: Sequence[Case]) -> None:
+    """What each part of the true cell's features adds, held against the cell blanked; and exchanged for a repainted cell's."""
+    print(
+        "\n== The true cell's features by parts. Baseline: the picture with the cell blanked. Shapley values in nats, mean"
+    )
+    for task in TASKS:
+        of_task = [case for case in cases if case.sample.task == task]
+        found = [parts_kept(loaded, case) for case in of_task]
+        names, targets = [part.name for part in found[0].parts], [one.targets[0] for one in found]
+        adds = np.stack([one.shapley for one in targets])
+        largest = np.bincount(adds.argmax(axis=1), minlength=len(names))
+        last, changed = len(targets[0].top1) - 1, np.stack([one.differs for one in targets])
+        print(f"{task}, n {len(of_task)}: of {adds.sum(axis=1).mean():.2f}")
+        for part, name in enumerate(names):
+            print(
+                f"    {name:9} {adds[:, part].mean():6.2f}, most in {largest[part]:2}; the answer changes without it in "
+                f"{changed[:, last - (1 << part)].sum():2}, and stays with it alone in {(~changed[:, 1 << part]).sum():2}",
+                flush=True,
+            )
+    print("Parts exchanged for those of the cell in another colour or shape: how often the answer becomes that one")
+    for task in TASKS:
+        turned: dict[str, list[bool]] = {}
+        for case in (case for case in cases if case.sample.task == task):
+            scene = other_scene(case)
+            if scene is None:
+                continue
+            found, answer = parts_kept(loaded, case, scene), scene.answer(case.sample.question)[0]
+            target, last = found.targets[0], len(found.targets[0].top1) - 1
+            texts = [target.top1_texts[int(token)].strip() for token in target.top1]
+            if texts[0] != answer:  # the model answers the repainted picture wrongly
+                continue
+            for exchanged in range(1, last + 1):
+                turned.setdefault(found.kept(exchanged), []).append(texts[last - exchanged] == answer)
+        n = len(next(iter(turned.values()), []))
+        counts = (f"{name} {sum(hits)}" for name, hits in sorted(turned.items(), key=lambda one: one[0].count("+")))
+        print(f"    {task}, n {n}: {'; '.join(counts)}", flush=True)
+
+
 def report_last(loaded: LoadedModel, counted: Sequence[Case], others: Sequence[Case]) -> None:
     """The distances and attention weights at the position that produces the answer."""
     last = [measure_all(loaded, cases)[0] for cases in (counted, others)]
@@ -512,8 +624,12 @@ def main() -> None:
         "--parts",
         nargs="+",
         choices=PARTS,
-        default=PARTS,
-        help="distances, effects on the answer (default: both)",
+        default=USUAL,
+        help="distances, effects on the answer (default: both), pixels replaced, DeepStack's levels",
+    )
+    parser.add_argument("--fills", nargs="+", choices=FILLS, default=FILLS, help="what replaces pixels (default: all)")
+    parser.add_argument(
+        "--beams", nargs="*", type=int, default=[1, 2], help="of searches (default: 1 2; none: no search)"
     )
     parser.add_argument("--queries", action="store_true", help="also each position of the question and behind it")
     parser.add_argument("--query-pictures", type=int, default=60, help="how many of each for that, half of each task")
@@ -534,6 +650,11 @@ def main() -> None:
     if "effects" in args.parts:
         report_effects(loaded, counted)
         print(f"({time.perf_counter() - started:.0f} s)", flush=True)
+    if "pixels" in args.parts:
+        report_pixels(loaded, counted, args.fills, args.beams)
+        print(f"({time.perf_counter() - started:.0f} s)", flush=True)
+    if "deepstack" in args.parts:
+        report_deepstack(loaded, counted)
         print(f"({time.perf_counter() - started:.0f} s)", flush=True)
     if args.queries:
         for task in TASKS:

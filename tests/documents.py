@@ -26,6 +26,8 @@ COMMANDS = (
     "run",
     "knockout",
     "without",
+    "pixels",
+    "deepstack",
     "study",
     "serve",
     "report",

@@ -344,7 +344,7 @@ def columns_below(heading):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A folder with the files of a run with effects, a knockout, answers without some tokens and a dataset."""
+    """A folder with the files of a run with effects, a knockout, answers without some tokens, pixels and a dataset."""
     folder = tmp_path_factory.mktemp("written")
     (folder / "data.jsonl").write_text('{"prompt": "What is 2+2?", "n": 1}\n{"prompt": ""}\n')
     image = ["-i", str(REPOSITORY / "examples" / "shapes.png")]
@@ -355,6 +355,8 @@ def written(tmp_path_factory):
         ["explain", question, *image, *common],
         ["knockout", question, *image, *common],
         ["without", question, "star", *image, *common],
+        ["pixels", question, *image, *common],
+        ["deepstack", question, *image, *common],
         ["study", str(folder / "data.jsonl"), *common],
     ):
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -364,7 +366,7 @@ def written(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["csv", "effect.csv", "flows.csv", "answer.csv"])
+@pytest.mark.parametrize("name", ["csv", "effect.csv", "flows.csv", "answer.csv", "patches.csv", "deepstack.csv"])
 def test_the_columns_of_tables_are_those_that_are_documented(written, name):
     (head, *_) = (written / f"result.{name}").read_text(encoding="utf-8").splitlines()
     assert columns_below(f"NAME.{name}") == head.replace('"', "").split(",")
@@ -399,6 +401,10 @@ def test_the_keys_of_json_files_are_those_that_are_documented(written):
     assert set(explained) <= set(re.findall(r"`(\w+)`", section(text, "NAME.answer.csv")))
     flows = json.loads((written / "result.flows.meta.json").read_text(encoding="utf-8"))
     assert set(flows) <= set(re.findall(r"`(\w+)`", section(text, "NAME.flows.csv")))
+    patches = json.loads((written / "result.patches.meta.json").read_text(encoding="utf-8"))
+    assert set(patches) <= set(re.findall(r"`(\w+)`", section(text, "NAME.patches.csv")))
+    deepstack = json.loads((written / "result.deepstack.meta.json").read_text(encoding="utf-8"))
+    assert set(deepstack) <= set(re.findall(r"`(\w+)`", section(text, "NAME.deepstack.csv")))
     (error,) = map(json.loads, (written / "data.errors.jsonl").read_text(encoding="utf-8").splitlines())
     assert set(error) <= set(re.findall(r"`(\w+)`", section(text, "NAME.errors.jsonl")))
 
@@ -417,6 +423,8 @@ def test_the_keys_that_json_on_stdout_has_are_those_that_are_documented(written)
         "evidence": ["evidence", "What is 2+2?", *common],
         "knockout": ["knockout", "What color is the star?", "-i", picture, *common],
         "without": ["without", "What is 2+2?", "+", *common],
+        "pixels": ["pixels", "What color is the star?", "-i", picture, *common],
+        "deepstack": ["deepstack", "What color is the star?", "-i", picture, "--no-answers", *common],
         "study": ["study", str(written / "data.jsonl"), *common],
         "top": ["top", result],
         "report": ["report", result, "--output", str(written / "page.html")],

@@ -28,6 +28,15 @@ class Observer:
     def forwards_done(self, forwards: float) -> None:
         """So many more forward passes are done."""
 
+    def changing(self, what: str, n_most: int) -> None:
+        """The model is run again with at most n_most changes of what it sees. what: they are, in a word or two."""
+
+    def changed(self, n: int) -> None:
+        """So many more of these runs are done."""
+
+    def all_changed(self) -> None:
+        """All of them are."""
+
     def explained(self) -> None:
         """All targets are."""
 

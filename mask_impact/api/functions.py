@@ -1,4 +1,6 @@
-"""The Python functions: analyze, analyze_many, knockout, without. Their keywords are made from the settings."""
+"""The Python functions: analyze, analyze_many, explain, knockout, without, pixels, deepstack.
+
+Their keywords are made from the settings."""
 
 import inspect
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -6,18 +8,20 @@ from itertools import islice
 from os import PathLike
 from typing import Any
 
+from mask_impact.analyses import deepstack as parts
 from mask_impact.analyses import explain as explanations
 from mask_impact.analyses import impact, settings
 from mask_impact.analyses import knockout as knockouts
+from mask_impact.analyses import pixels as replaced
 from mask_impact.analyses import without as answers
 from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.settings import ANSWER_TOKENS, SETTINGS, SettingError, UnknownSetting, make_settings
-from mask_impact.api.results import Explanation, Knockouts, Result, WhatIf
+from mask_impact.api.results import DeepstackEffects, Explanation, Knockouts, PatchEffects, Result, WhatIf
 from mask_impact.errors import MaskImpactError, UsageError, need
 from mask_impact.models import loading
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.group_files import WINDOW, FlowSet
-from mask_impact.prompts.images import Picture, read_pictures
+from mask_impact.prompts.images import Picture, read_picture, read_pictures
 from mask_impact.results.flows import Flow
 from mask_impact.studies.batching import PROMPTS_AHEAD, Outcome, Task, run_tasks
 
@@ -189,6 +193,88 @@ def without(
     return WhatIf(
         **vars(answers.run(_model(model), prompt, specs, chosen, layers, pictures, observer=_observer(observer)))
     )
+
+
+@_takes_settings("pixels", num_tokens=ANSWER_TOKENS)
+def pixels(
+    model: LoadedModel | str | PathLike,
+    prompt: str | Mapping[str, Any],
+    *,
+    images: Any = (),
+    boxes: Sequence[Any] = (),
+    mask: Any = None,
+    by: str | None = None,
+    beam: int = 1,
+    fills: str | Sequence[str] = replaced.DEFAULT_FILLS,
+    image_number: int | None = None,
+    split: bool = False,
+    observer: Observer | None = None,
+    **given: Any,
+) -> PatchEffects:
+    """Replace the pixels of regions of an image, one region after the other, and see what becomes of the answer.
+
+    model, prompt, images: as in `analyze`. boxes: a region (left, top, right, bottom) in pixels of the image, or a list of them.
+    mask: an image of the same size, white where the region is. by: `search` (coarse to fine, where no region is given), `tokens`
+    or `patches`. beam: how many rectangles each level of a search goes on from. fills: what replaces the pixels, some of
+    `border`, `mean`, `blur`, `grey`. image_number: in which image (None: all, or the only one). split: whether the effect of the
+    token that is found is split, as that of a region given is.
+    Errors: InputError for a region that is not in the image, UsageError, UnsupportedArchitecture, ExactnessError.
+    """
+    question = replaced.Question(
+        fills=(fills,) if isinstance(fills, str) else tuple(fills),
+        by=by,
+        beam=beam,
+        boxes=_boxes(boxes),
+        mask=None if mask is None else read_picture(mask),
+        image=image_number,
+        split=split,
+    )
+    chosen = make_settings("pixels", {"num_tokens": ANSWER_TOKENS} | given)
+    pictures = _pictures(images, chosen)
+    found = replaced.run(_model(model), prompt, question, chosen, pictures, observer=_observer(observer))
+    return PatchEffects(**vars(found))
+
+
+@_takes_settings("deepstack", num_tokens=ANSWER_TOKENS)
+def deepstack(
+    model: LoadedModel | str | PathLike,
+    prompt: str | Mapping[str, Any],
+    *,
+    images: Any = (),
+    region: str = parts.EVERYTHING,
+    baseline: str = "blank",
+    other: Any = None,
+    answers: bool = True,
+    observer: Observer | None = None,
+    **given: Any,
+) -> DeepstackEffects:
+    """Keep some parts of an image's features (main ones, DeepStack's levels), the rest a baseline's, and see what becomes of the
+    answer: every set of parts, exact Shapley values and interactions.
+
+    model, prompt, images: as in `analyze`. region: spec of image tokens (see `prompts.groups`). baseline: `blank` (the same
+    picture with the region blanked), `mean` (over the image's tokens) or `zero`. other: a picture that the baseline is instead.
+    answers: whether answers are generated with each part alone and without each.
+    Errors: InputError for a region that is not of an image, UsageError, UnsupportedArchitecture, ExactnessError.
+    """
+    need("`region`", region, str, "text")
+    question = parts.Question(region, baseline, None if other is None else read_picture(other), bool(answers))
+    chosen = make_settings("deepstack", {"num_tokens": ANSWER_TOKENS} | given)
+    pictures = _pictures(images, chosen)
+    found = parts.run(_model(model), prompt, question, chosen, pictures, observer=_observer(observer))
+    return DeepstackEffects(**vars(found))
+
+
+def _boxes(boxes: Any) -> tuple[replaced.Box, ...]:
+    """One box where several may stand."""
+    boxes = list(boxes) if isinstance(boxes, Iterable) else [boxes]
+    listed = [boxes] if len(boxes) == 4 and not any(isinstance(one, Iterable) for one in boxes) else boxes
+    try:
+        found = tuple(tuple(float(edge) for edge in one) for one in listed)
+    except (TypeError, ValueError):
+        found = ((),)
+    if any(len(one) != 4 for one in found):
+        raise UsageError(f"a box is (left, top, right, bottom) in pixels, not {listed[0]!r}")
+    return found
 
 
 def analyze_many(

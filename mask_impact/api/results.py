@@ -14,11 +14,15 @@ from mask_impact.errors import need
 from mask_impact.results import (
     answer_files,
     answers,
+    deepstack,
+    deepstack_files,
     explanation_files,
     explanation_tables,
     explanations,
     flow_files,
     flows,
+    patch_files,
+    patches,
     records,
     store,
     tables,
@@ -144,6 +148,50 @@ class Explanation(Showable, explanations.Explanation):
         from mask_impact.views.card_html import card_document
 
         return card_document(self)
+
+
+class PatchEffects(patches.PatchEffects):
+    """What replacing pixels does (see patches.PatchEffects for its fields); print() shows the regions."""
+
+    def to_frame(self):
+        """A pandas DataFrame with a row for each target, region, fill and route; its columns are those of the files."""
+        return patch_files.patch_table(self).to_pandas()
+
+    def save(self, path: str | PathLike, formats: str | Iterable[str] | None = None) -> tuple[Path, ...]:
+        """Write `path`.patches.*: the table in these formats, a meta file and the picture; returns their paths."""
+        from mask_impact.views.pixels import picture_of
+
+        return patch_files.save_patches(self, path, formats or patch_files.DEFAULT_FORMATS, picture=picture_of(self))
+
+    def __str__(self) -> str:
+        from mask_impact.views.pixels import render_patches
+
+        return render_patches(self)
+
+    def _repr_html_(self) -> str:
+        from mask_impact.views.pixels import pixels_png
+
+        return _in_notebook(pixels_png(self), "Regions of the image by what replacing them does", str(self))
+
+
+class DeepstackEffects(deepstack.DeepstackEffects):
+    """What each part of an image's features does (see deepstack.DeepstackEffects for its fields); print() shows it."""
+
+    def to_frame(self):
+        """A pandas DataFrame with a row for each target and set of parts; its columns are those of the files."""
+        return deepstack_files.deepstack_table(self).to_pandas()
+
+    def save(self, path: str | PathLike, formats: str | Iterable[str] | None = None) -> tuple[Path, ...]:
+        """Write `path`.deepstack.*: the table in these formats and a meta file; returns their paths."""
+        return deepstack_files.save_deepstack(self, path, formats or deepstack_files.DEFAULT_FORMATS)
+
+    def __str__(self) -> str:
+        from mask_impact.views.deepstack import render_deepstack
+
+        return render_deepstack(self)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape_html(str(self))}</pre>"
 
 
 class WhatIf(Showable, answers.WhatIf):

@@ -34,6 +34,8 @@ MASK_IMPACT = Caller(
         "explain": "What the answer used",
         "knockout": "Attention knockouts",
         "without": "Answers without some tokens",
+        "pixels": "What pixels do to the answer",
+        "deepstack": "What DeepStack's levels do to the answer",
     },
     output="result",
 )

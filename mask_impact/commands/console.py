@@ -36,7 +36,19 @@ from mask_impact.studies.signals import ended_by
 from mask_impact.views.text import page_width, visible
 
 # What messages call by its name in Python; other words in backticks are a prompt's or an answer's.
-FLAGS = f"`({'|'.join([*SETTINGS, 'by', 'grid', 'image', 'keep_sinks', 'prompt_name', 'variant'])})`"
+_OWN_FLAGS = (
+    "baseline",
+    "beam",
+    "by",
+    "fills",
+    "grid",
+    "image",
+    "image_number",
+    "keep_sinks",
+    "prompt_name",
+    "variant",
+)
+FLAGS = f"`({'|'.join([*SETTINGS, *_OWN_FLAGS])})`"
 
 
 class Help(argparse.HelpFormatter):

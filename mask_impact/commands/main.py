@@ -22,6 +22,8 @@ COMMANDS = {
         "run": "what the answer used, and where each layer reads",
         "knockout": "what cutting a flow does to the answer, such as image -> last",
         "without": "the answer again, with some tokens hidden",
+        "pixels": "what replacing pixels of an image does to the answer",
+        "deepstack": "which of an image's features the answer needs, in Qwen3-VL",
         "study": "many prompts: a YAML configuration or a dataset",
         "serve": "ask by clicks: a local page on one loaded model",
     },

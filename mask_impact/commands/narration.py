@@ -27,7 +27,7 @@ class Progress:
         self.on_begin: Callable[[int], None] = lambda n_tokens: None
         self._bar = self._effects = None
         self._n_layers = self._n_steps = self._step = self._n_effects = self._n_effects_done = 0
-        self._said_at = 0.0
+        self._said_at = self._started_at = 0.0
 
     def __enter__(self) -> "Progress":
         return self
@@ -110,6 +110,29 @@ class Progress:
     def forwards_done(self, forwards: float) -> None:
         if self._bar is not None:
             self._bar.update(min(forwards, self._bar.total - self._bar.n))
+
+    def changing(self, what: str, n_most: int) -> None:
+        self._close_bar()
+        self._n_effects, self._n_effects_done, self._said_at = n_most, 0, time.monotonic()
+        self._started_at = self._said_at
+        if not self.quiet and sys.stderr.isatty():
+            how = "{l_bar}{bar}| {n} of at most {total} runs [{elapsed}<{remaining}]"
+            self._bar = self._make_bar(desc=what, total=n_most, bar_format=how, leave=False)
+        else:
+            self._say_step(f"{what}: at most {n_most:,} runs ...")
+
+    def changed(self, n: int) -> None:
+        self._n_effects_done += n
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(n)
+        elif now - self._said_at >= SECONDS_BETWEEN_LINES:
+            self._said_at = now
+            left = (now - self._started_at) * (self._n_effects / self._n_effects_done - 1)
+            self._say_step(f"{self._n_effects_done:,} of at most {self._n_effects:,} runs, about {left:.0f} s left")
+
+    def all_changed(self) -> None:
+        self._close_bar()
 
     def explained(self) -> None:
         self._close_bar()

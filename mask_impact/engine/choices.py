@@ -8,3 +8,6 @@ ABLATIONS = ("mask", "zero-value", "mean-value")
 
 QUERIES = ("last", "all")
 MEASURES = ("log-odds", "log-prob")
+FILLS = ("border", "mean", "blur", "grey")  # what a region's pixels are replaced by
+REGIONS = ("search", "tokens", "patches")  # which regions of a picture are asked about
+BASELINES = ("blank", "mean", "zero")  # where features that are taken away are replaced from

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mask_impact.engine.effects import changes
+from mask_impact.engine.effects import Changes, changes, changes_of
 from mask_impact.engine.kept import Kept
 from mask_impact.engine.variants import Variants
 
@@ -71,13 +71,32 @@ def measure_targets(
     own at the targets' rows; the rest, and the errors, are those of effects.changes."""
     asked = [(one.row, one.token) for one in targets]
     others = [one.instead for one in targets]
-    found = changes(kept, variants, asked, logits, others, directly, on_share)
-    against = np.array([one is not None for one in others])[:, None]
+    return _together(changes(kept, variants, asked, logits, others, directly, on_share), targets, logits)
+
+
+def effects_of_logits(logits: torch.Tensor, changed: torch.Tensor, targets: Sequence[Target]) -> TargetEffects:
+    """The same of a model that was run again as a whole. logits: [T, vocabulary], with nothing changed; changed: [n, T,
+    vocabulary]."""
+    own, found = torch.log_softmax(logits.double(), dim=-1), Changes.none(logits, len(changed))
+    for number, one in enumerate(targets):
+        wide = torch.promote_types(changed.dtype, torch.float32)
+        differences = changed[:, number].to(wide) - logits[number].to(wide)
+        parts = changes_of(differences, logits[number], own[number], one.token)
+        for values, part in zip((found.logit, found.logprob, found.kl, found.top1), parts, strict=True):
+            values[number] = part.cpu().numpy()
+        if one.instead is not None:
+            found.other[number] = differences[:, one.instead].double().cpu().numpy()
+    return _together(found, targets, logits)
+
+
+def _together(found: Changes, targets: Sequence[Target], logits: torch.Tensor) -> TargetEffects:
+    """The effects on all targets, added."""
+    against = np.array([one.instead is not None for one in targets])[:, None]
     change = np.where(against, found.logit - found.other, found.logprob).sum(axis=0)
     likeliest = logits.argmax(dim=-1).cpu().numpy()
     differs = found.top1 != likeliest[:, None]
     first = np.where(differs.any(axis=0), differs.argmax(axis=0), -1)
-    top1 = found.top1[np.maximum(first, 0), np.arange(len(variants))]
+    top1 = found.top1[np.maximum(first, 0), np.arange(found.top1.shape[1])]
     own = torch.log_softmax(logits.double(), dim=-1)
     tokens = torch.tensor([one.token for one in targets], device=own.device)
     probability = float(own.gather(1, tokens.unsqueeze(1)).sum().exp())

@@ -24,13 +24,15 @@ MAX_NAME_BYTES = 200  # file systems allow 255; the rest is for suffixes and tem
 
 # What is stored of a prompt beside its distances, each with files of its own.
 KINDS = ("answer", "routes", "matrix", "estimates", "flows", "whatif")
+# What else has files of its own, and is no part of what is shown of a prompt.
+_TABLES = ("effect", *KINDS, "patches", "deepstack")
 _SUFFIX = re.compile(
-    rf"(?<=.)((\.(effect|{'|'.join(KINDS)}))?\.(csv|json|parquet|meta)|\.flows\.png)+\Z", re.DOTALL | re.IGNORECASE
+    rf"(?<=.)((\.({'|'.join(_TABLES)}))?\.(csv|json|parquet|meta)|\.(flows|pixels)\.png)+\Z", re.DOTALL | re.IGNORECASE
 )
 _OF_KIND = re.compile(
     rf"(?<=.)\.({'|'.join(KINDS)})(\.(csv|json|parquet|png|meta\.json))?\Z", re.DOTALL | re.IGNORECASE
 )
-_BEFORE_FORMATS = re.compile(rf"(?<=.)\.(effect|{'|'.join(KINDS)})\Z", re.DOTALL | re.IGNORECASE)
+_BEFORE_FORMATS = re.compile(rf"(?<=.)\.({'|'.join(_TABLES)})\Z", re.DOTALL | re.IGNORECASE)
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 
 written: list[Path] = []  # what this process has written, in order

@@ -30,7 +30,10 @@ RESULT = Kind("meta.json", ("", "effect"), pictures=("layers.png", "patches.png"
 ANSWER = Kind("answer.meta.json", ("answer", "routes", "matrix", "estimates"), pictures=("card.png",))
 FLOWS = Kind("flows.meta.json", ("flows",), others=("flows.png",))
 WHATIF = Kind("whatif.json")
-KINDS = (RESULT, ANSWER, FLOWS, WHATIF)
+# `patches.png` above is a picture of impacts; what pixels do is drawn in `pixels.png`.
+PATCHES = Kind("patches.meta.json", ("patches",), others=("pixels.png",))
+DEEPSTACK = Kind("deepstack.meta.json", ("deepstack",))
+KINDS = (RESULT, ANSWER, FLOWS, WHATIF, PATCHES, DEEPSTACK)
 PAGE = "html"  # of all that is stored under the name
 ALL = (*(suffix for kind in KINDS for suffix in (*kind.suffixes(), *kind.pictures)), PAGE)
 

@@ -10,9 +10,11 @@ import numpy as np
 from mask_impact.findings.agreement import step_effect
 from mask_impact.findings.ranking import token_importance
 from mask_impact.results.answers import Answer, WhatIf
+from mask_impact.results.deepstack import DeepstackEffects
 from mask_impact.results.explanations import Evidence, ExplainedTarget, Explanation, TokenSet
 from mask_impact.results.flows import FlowStep, Knockouts
 from mask_impact.results.meta import jsonable
+from mask_impact.results.patches import PatchEffects, PatchTarget
 from mask_impact.results.records import Result, StepRecord
 from mask_impact.results.table_files import clean_text
 from mask_impact.results.tokens import original_box_of
@@ -140,6 +142,79 @@ def _flow_entry(found: Knockouts, step: FlowStep, number: int) -> dict[str, Any]
         "logprob_change": float(step.logprob_change[number, layer]),
         "kl_divergence": float(step.kl_divergence[number, layer]),
         "becomes": step.top1_texts[int(step.top1[number, layer])],
+    }
+
+
+def patches_entry(found: PatchEffects, paths: Iterable[str | PathLike] = ()) -> dict[str, Any]:
+    """Of each target every region that was asked about, and the one that matters most."""
+    return {
+        "model": found.meta.get("model"),
+        "prompt": found.meta.get("prompt"),
+        "generated_text": found.generated_text,
+        "fills": list(found.fills),
+        "forwards": found.forwards,
+        "floor": found.floor,
+        "targets": [_patch_target(found, target) for target in found.targets],
+        "files": [fspath(path) for path in paths],
+    }
+
+
+def _patch_target(found: PatchEffects, target: PatchTarget) -> dict[str, Any]:
+    return {
+        "steps": list(target.steps),
+        "text": target.text,
+        "probability": float(target.probability),
+        "found": found.regions[target.found].name,
+        "regions": [
+            {
+                "level": found.regions[place].level,
+                "region": found.regions[place].name,
+                "image": found.regions[place].image,
+                "box": list(found.regions[place].box),
+                "fill": target.fill[number] or None,
+                "route": target.route[number],
+                "logprob_change": float(target.logprob_change[number]),
+                "kl_divergence": float(target.kl_divergence[number]),
+                "becomes": target.top1_texts[int(target.top1[number])],
+            }
+            for number, place in enumerate(target.place.tolist())
+        ],
+    }
+
+
+def deepstack_entry(found: DeepstackEffects, paths: Iterable[str | PathLike] = ()) -> dict[str, Any]:
+    """Of each target what each part adds and every set of parts; the answers."""
+    return {
+        "model": found.meta.get("model"),
+        "prompt": found.meta.get("prompt"),
+        "generated_text": found.generated_text,
+        "region": found.region,
+        "baseline": found.baseline,
+        "parts": [vars(part) for part in found.parts],
+        "norm_share": found.norm_share.tolist(),
+        "forwards": found.forwards,
+        "floor": found.floor,
+        "targets": [
+            {
+                "steps": list(target.steps),
+                "text": target.text,
+                "probability": float(target.probability),
+                "shapley": target.shapley.tolist(),
+                "interaction": target.interaction.tolist(),
+                "sets": [
+                    {
+                        "parts_kept": found.kept(number),
+                        "logprob_change": float(target.logprob_change[number]),
+                        "kl_divergence": float(target.kl_divergence[number]),
+                        "becomes": target.top1_texts[int(target.top1[number])],
+                    }
+                    for number in range(len(target.top1))
+                ],
+            }
+            for target in found.targets
+        ],
+        "answers": {found.kept(number): text for number, text in found.answers.items()},
+        "files": [fspath(path) for path in paths],
     }
 
 

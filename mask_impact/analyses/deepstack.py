@@ -1,0 +1,258 @@
+"""DeepStack: which of an image's features the answer needs: the main ones, or those that are added behind decoder layers.
+
+At the image tokens of a region, each set of parts is kept and the rest is a baseline's: the same picture with the region blanked,
+another picture, the mean over the image's tokens, or zero. The tower runs once for the picture and once for a baseline that is a
+picture; the decoder runs once for each set. From all sets follow exact Shapley values and interactions.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mask_impact.analyses.fills import filled
+from mask_impact.analyses.generation import produce
+from mask_impact.analyses.greedy import greedy_config
+from mask_impact.analyses.looking import Asked, Looking, check_images, check_rows, images_of
+from mask_impact.analyses.observer import Observer
+from mask_impact.analyses.prepared import Prepared, describe_run, prepare
+from mask_impact.analyses.settings import RunSettings
+from mask_impact.engine.choices import BASELINES
+from mask_impact.engine.features import GIVEN, Features
+from mask_impact.engine.ownership import owned
+from mask_impact.engine.targets import TargetEffects
+from mask_impact.errors import InputError, UnsupportedArchitecture, UsageError
+from mask_impact.findings.shapley import interactions, members, shapley
+from mask_impact.models.architectures import locate
+from mask_impact.models.loading import LoadedModel, Reader
+from mask_impact.prompts.encoding import layout_of
+from mask_impact.prompts.images import Picture
+from mask_impact.prompts.patches import PatchGrid, grids_of
+from mask_impact.results.deepstack import DeepstackEffects, DeepstackTarget, FeaturePart
+
+EVERYTHING = "image"  # the region where none is given
+FILL = "border"  # of a region that is blanked
+PICTURE = "picture"  # the baseline that is another picture
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked. region: spec of image tokens; baseline: one of BASELINES; other: a picture that the baseline is instead;
+    answers: whether answers are generated with each part alone and without each. UsageError."""
+
+    region: str = EVERYTHING
+    baseline: str = BASELINES[0]
+    other: Picture | None = None
+    answers: bool = True
+
+    def __post_init__(self) -> None:
+        if self.baseline not in BASELINES:
+            raise UsageError(
+                f"`baseline` must be {', '.join(BASELINES[:-1])} or {BASELINES[-1]}, not {self.baseline!r}"
+            )
+
+    @property
+    def kind(self) -> str:
+        """The baseline, as a result names it."""
+        return self.baseline if self.other is None else PICTURE
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where it is asked about. positions: of the region's image tokens; tokens: bool [M], the same among the prompt's image
+    tokens; images: their images; values: pixel_values of the other picture, where there is one."""
+
+    question: Question
+    parts: tuple[FeaturePart, ...]
+    positions: tuple[int, ...]
+    tokens: torch.Tensor
+    images: tuple[int, ...]
+    grids: tuple[PatchGrid, ...]
+    values: torch.Tensor | None
+
+
+def parts_of(reader: Reader) -> tuple[FeaturePart, ...]:
+    """The parts that a model's decoder gets, from its configuration. UnsupportedArchitecture for one without DeepStack."""
+    layers = getattr(getattr(reader.config, "vision_config", None), "deepstack_visual_indexes", None)
+    if not layers:
+        raise UnsupportedArchitecture(
+            f"'{reader.name}' ({reader.config.model_type}) has no DeepStack: nothing of an image is added behind decoder layers; "
+            f"Qwen3-VL has it"
+        )
+    levels = (FeaturePart(f"level {level}", layer, level) for level, layer in enumerate(sorted(layers)))
+    return (FeaturePart("main", None, None), *levels)
+
+
+def plan(reader: Reader, prepared: Prepared, question: Question) -> Plan:
+    """What is asked about, in this prompt; works without the model's weights. InputError, UsageError, UnsupportedArchitecture."""
+    parts = parts_of(reader)
+    check_images(reader, prepared)
+    encoded = prepared.encoded
+    positions = layout_of(reader, encoded).resolve(question.region)
+    of_images = encoded.tokens.image[list(positions)]
+    if (of_images < 0).any():
+        wrong = encoded.tokens.texts[positions[int(np.argmax(of_images < 0))]]
+        raise InputError(
+            f"'{question.region}' has tokens that are no part of an image, such as {wrong!r}; give cells of one"
+        )
+    images = tuple(dict.fromkeys(of_images.tolist()))
+    grids = grids_of(reader, encoded)
+    values = None
+    if question.other is not None:
+        if len(images) > 1:
+            raise UsageError(
+                f"another picture stands for one image, and the region '{question.region}' is in {len(images)}"
+            )
+        values = _values_of(reader, question.other, grids[images[0]])
+    every = np.flatnonzero(encoded.tokens.image >= 0)
+    return Plan(question, parts, positions, torch.from_numpy(np.isin(every, positions)), images, grids, values)
+
+
+def _values_of(reader: Reader, picture: Picture, grid: PatchGrid) -> torch.Tensor:
+    """pixel_values [P, d] of a picture, brought to the size of another by the model's own processor."""
+    if reader.processor is None:
+        raise InputError(
+            f"another picture needs the processor of model '{reader.name}', and it was given a tokenizer only"
+        )
+    image = (
+        picture.image.resize((grid.width, grid.height))
+        if picture.image.size != (grid.width, grid.height)
+        else picture.image
+    )
+    found = reader.processor.image_processor(images=[image], return_tensors="pt")
+    if found["image_grid_thw"][0].tolist() != [1, grid.rows, grid.columns]:
+        raise InputError(
+            f"the model's processor makes another size of '{picture.source}' than {grid.width} x {grid.height} pixels; give a "
+            "picture of the same size"
+        )
+    return found["pixel_values"]
+
+
+def run(
+    loaded: LoadedModel,
+    prompt: str | Mapping[str, Any],
+    question: Question,
+    settings: RunSettings,
+    pictures: Sequence[Picture] = (),
+    *,
+    observer: Observer | None = None,
+) -> DeepstackEffects:
+    """Keep each set of parts, the rest the baseline's; the images are already read. Errors as in `plan`, and ExactnessError."""
+    observer = observer or Observer()
+    prepared = prepare(loaded, prompt, settings, pictures)
+    asked = plan(loaded, prepared, question)
+    kept = torch.from_numpy(members(len(asked.parts)))
+    with owned(locate(loaded.model)), torch.no_grad():
+        observer.begin(prepared.encoded.n_tokens, len(locate(loaded.model).layers), settings.num_tokens)
+        looking = Looking(loaded, prepared, observer)
+        again = looking.again
+        rows = (len(kept) - 1) * again.decoder_rows()
+        check_rows(rows, again.forward_rows(), settings.max_cost, "shorten the prompt or shrink its images")
+        base = _baseline(looking, asked)
+        observer.changing("Keeping parts", len(kept) - 1)
+        # The last set has all parts: nothing is replaced.
+        effects = looking.effects(
+            len(kept) - 1, lambda which: looking.own.taking(base, asked.tokens, ~kept[:-1][which]), 0
+        )
+        observer.all_changed()
+        forwards = looking.forwards
+        answers = _answers(looking, asked, base) if question.answers else {}
+    meta = {"region": question.region, "baseline": question.kind, "target": settings.target}
+    meta |= {} if question.other is None else {"other": question.other.source}
+    return DeepstackEffects(
+        parts=asked.parts,
+        region=question.region,
+        positions=asked.positions,
+        baseline=question.kind,
+        targets=tuple(_target(looking, *pair) for pair in zip(looking.asked, effects, strict=True)),
+        norm_share=_norm_share(looking.own, asked.tokens),
+        answers=answers,
+        tokens=looking.tokens,
+        images=prepared.encoded.images,
+        n_prompt=looking.n_prompt,
+        generated_text=looking.generated_text,
+        floor=looking.floor,
+        forwards=forwards,
+        meta=describe_run(loaded, prepared) | images_of(prepared) | meta,
+    )
+
+
+def _baseline(looking: Looking, asked: Plan) -> Features:
+    """The features that stand in for a part that is not kept, n = 1; only those of the region are used."""
+    own, again, kind = looking.own, looking.again, asked.question.kind
+    if kind == "zero":
+        return Features(tuple(torch.zeros_like(part) for part in own.parts))
+    if kind == "mean":
+        parts = [part.clone() for part in own.parts]
+        for part in parts:
+            for image in asked.images:
+                where = again.image_tokens(image)
+                part[:, where] = part[:, where].mean(dim=1, keepdim=True)
+        return Features(tuple(parts))
+    base = own
+    for image in asked.images:
+        values = asked.values if kind == PICTURE else _blanked(looking, asked, image)
+        base = again.seen(base, image, values.to(again.pixel_values(image)).unsqueeze(0))
+        looking.rows += again.tower_rows(image)
+    return base
+
+
+def _blanked(looking: Looking, asked: Plan, image: int) -> torch.Tensor:
+    """pixel_values [P, d] of an image with the region's cells blanked."""
+    grid, values = asked.grids[image], looking.again.pixel_values(image)
+    cells = asked.tokens[looking.again.image_tokens(image)].view(grid.tokens)
+    mask = cells.repeat_interleave(grid.token, dim=0).repeat_interleave(grid.token, dim=1)
+    fill = filled(grid.picture(values.cpu()), mask, FILL)
+    return grid.changed(values, mask[None].to(values.device), fill[None])[0]
+
+
+def _norm_share(own: Features, tokens: torch.Tensor) -> np.ndarray:
+    """float64 [n]"""
+    norms = [float(part[0, tokens.to(part.device)].double().norm(dim=-1).mean()) for part in own.parts]
+    return np.array(norms) / max(sum(norms), 1e-30)
+
+
+def _target(looking: Looking, asked: Asked, effects: TargetEffects) -> DeepstackTarget:
+    """With the set that has all parts behind those that were run."""
+    change = np.append(effects.logprob_change, np.float32(0))
+    likeliest = int(looking.logits[asked.steps[0]].argmax())
+    top1 = np.append(effects.top1, likeliest)
+    return DeepstackTarget(
+        steps=asked.steps,
+        text=asked.text,
+        probability=effects.probability,
+        logprob_change=change,
+        kl_divergence=np.append(effects.kl_divergence, np.float32(0)),
+        top1=top1,
+        top1_texts=looking.texts_of(top1.tolist()),
+        differs=np.append(effects.differs >= 0, False),
+        shapley=shapley(change.astype(np.float64)),
+        interaction=interactions(change.astype(np.float64)),
+    )
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------------
+
+
+def alone_and_without(n: int) -> list[int]:
+    """The sets with each part alone, and with all but one, by number."""
+    return [*dict.fromkeys([1 << part for part in range(n)] + [2**n - 1 - (1 << part) for part in range(n)])]
+
+
+def _answers(looking: Looking, asked: Plan, base: Features) -> dict[int, str]:
+    """What the model's own generate() says with some sets kept, by their numbers."""
+    sets = [0, *alone_and_without(len(asked.parts))]
+    kept = torch.from_numpy(members(len(asked.parts)))
+    inputs = {name: value for name, value in looking.prepared.encoded.inputs.items() if name != "pixel_values"}
+    config = greedy_config(looking.loaded.model, looking.prepared.settings.num_tokens)
+    looking.observer.answers_begin(len(sets))
+    found = {}
+    for number in sets:
+        features = looking.own.taking(base, asked.tokens, ~kept[number : number + 1])
+        given = inputs | {GIVEN: {"image": features.as_outputs()}}
+        (ids,) = produce(looking.loaded.model, given, config)
+        found[number] = looking.loaded.tokenizer.decode(ids, skip_special_tokens=True)
+        looking.observer.answer_done()
+    return found

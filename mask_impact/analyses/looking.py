@@ -1,0 +1,176 @@
+"""One answer about images, and the model run again with other features of these images: what that does to the answer.
+
+The answer is the model's own. The prompt and what was produced then run as one sequence in the way that all variants do
+(`engine.features`), which has to give the answer's own logits; against this run the variants are held. What is changed, and
+why, say `pixels` and `deepstack`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mask_impact.analyses.explain import extended
+from mask_impact.analyses.generation import SMALLER, on_input_device
+from mask_impact.analyses.observer import Observer
+from mask_impact.analyses.prepared import Prepared
+from mask_impact.analyses.targets import resolve
+from mask_impact.analyses.without import generate
+from mask_impact.engine.effects import TOLERANCE
+from mask_impact.engine.features import FeaturePass, Features, in_batches
+from mask_impact.engine.ownership import refuse_hooks
+from mask_impact.engine.targets import Target, TargetEffects, effects_of_logits
+from mask_impact.errors import (
+    DeviceError,
+    ExactnessError,
+    InputError,
+    UnsupportedArchitecture,
+    UsageError,
+    is_out_of_memory,
+)
+from mask_impact.models.architectures import locate
+from mask_impact.models.loading import LoadedModel, Reader
+from mask_impact.prompts.encoding import token_texts
+from mask_impact.results.tokens import TokenTable
+
+FAMILIES = ("qwen3_vl", "qwen3_vl_moe")
+
+
+def check_images(reader: Reader, prepared: Prepared) -> None:
+    """Refuses, by the configuration and the prompt alone, a model whose eye is not known and a prompt without an image."""
+    model_type = reader.config.model_type
+    if model_type not in FAMILIES:
+        raise UnsupportedArchitecture(
+            f"the features of images are changed in models of {' and '.join(FAMILIES)} only, and '{reader.name}' is {model_type}"
+        )
+    if not prepared.encoded.images:
+        raise InputError("the prompt has no image; give one")
+    if "mm_token_type_ids" not in prepared.encoded.inputs:
+        raise InputError("ready model inputs with images need mm_token_type_ids, as the model's processor gives them")
+
+
+def check_rows(rows: int, forward: int, max_cost: int, hint: str) -> None:
+    """UsageError where more rows would go through layers than are allowed. forward: those of one forward pass of the prompt."""
+    if rows > max_cost:
+        raise UsageError(
+            f"this takes {rows:,} rows through layers, as many as {rows / forward:,.0f} forward passes of this prompt, and "
+            f"{max_cost:,} are allowed: {hint}, or allow it with `max_cost` {rows}"
+        )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A target. steps: its produced tokens; targets: the same with their rows; text: together."""
+
+    steps: tuple[int, ...]
+    targets: tuple[Target, ...]
+    text: str
+
+
+class Looking:
+    """An answer, ready to be held against others. produced: its ids; again: the sequence that runs again; own: the features that
+    the model had; asked: the targets; floor: by how much, in nats, log-probabilities of this run differ from the answer's own;
+    rows: through layers, so far."""
+
+    def __init__(self, loaded: LoadedModel, prepared: Prepared, observer: Observer) -> None:
+        self.loaded, self.prepared, self.observer = loaded, prepared, observer
+        refuse_hooks(locate(loaded.model))
+        logits: list[torch.Tensor] = []
+        inputs, settings = prepared.encoded.inputs, prepared.settings
+        self.produced = generate(loaded, inputs, (), (), settings.num_tokens, lambda one: logits.append(one[0]))
+        self.texts, kinds = token_texts(loaded.tokenizer, self.produced)
+        self.tokens: TokenTable = prepared.encoded.tokens.extended(self.produced, self.texts, kinds)
+        self.inputs = extended(on_input_device(loaded.model, inputs), self.produced[:-1])
+        self.again = FeaturePass(loaded.model, self.inputs, len(self.produced))
+        self.own = self.again.own()
+        self.logits = self.again.logits(self.own)[0]
+        self.rows = self.again.forward_rows()
+        self.floor = self._checked(torch.stack(logits))
+        self.asked = tuple(self._asked(steps) for steps in self._resolved(kinds))
+
+    @property
+    def n_prompt(self) -> int:
+        """Positions of the prompt."""
+        return self.prepared.encoded.n_tokens
+
+    @property
+    def generated_text(self) -> str:
+        """The answer, without special tokens."""
+        return self.loaded.tokenizer.decode(self.produced, skip_special_tokens=True)
+
+    @property
+    def forwards(self) -> float:
+        """What was run so far, beside the answer itself, in forward passes of the sequence."""
+        return self.rows / self.again.forward_rows()
+
+    def effects(
+        self, n: int, features_of: Callable[[slice], Features], tower: int, asked: Sequence[Asked] | None = None
+    ) -> list[TargetEffects]:
+        """What n variants do to each target. features_of: of some of them; tower: rows through the tower's layers that each
+        takes."""
+        asked = self.asked if asked is None else asked
+        found: list[list[TargetEffects]] = [[] for _ in asked]
+
+        def run(which: slice) -> None:
+            changed, rows = self.again.logits(features_of(which)), [list(one.steps) for one in asked]
+            parts = [
+                effects_of_logits(self.logits[steps], changed[:, steps], one.targets)
+                for steps, one in zip(rows, asked, strict=True)
+            ]
+            for of_target, part in zip(found, parts, strict=True):
+                of_target.append(part)
+            self.observer.changed(which.stop - which.start)
+
+        in_batches(n, max(self.again.n_positions, *self.again.n_patches), run, self._smaller)
+        self.rows += n * (tower + self.again.decoder_rows())
+        return [_joined(parts) for parts in found]
+
+    def texts_of(self, ids: Sequence[int]) -> dict[int, str]:
+        """By id."""
+        ids = [*dict.fromkeys(int(one) for one in ids)]
+        return dict(zip(ids, token_texts(self.loaded.tokenizer, ids)[0], strict=True))
+
+    def _resolved(self, kinds: Sequence[str]) -> list[tuple[int, ...]]:
+        tokenizer, spec = self.loaded.tokenizer, self.prepared.settings.target
+        return resolve(spec, self.produced, self.texts, kinds, tokenizer.decode)
+
+    def _asked(self, steps: tuple[int, ...]) -> Asked:
+        targets = tuple(Target(self.n_prompt + step - 1, self.produced[step]) for step in steps)
+        return Asked(steps, targets, self.loaded.tokenizer.decode([self.produced[step] for step in steps]))
+
+    def _checked(self, own: torch.Tensor) -> float:
+        """The floor; ExactnessError where this run is not the model's. own: [T, vocabulary], of the answer."""
+        own, found = own.double(), self.logits.double()
+        error = float(((found - own).square().mean(-1).sqrt() / own.std(dim=-1).clamp_min(1e-12)).max())
+        tolerance = TOLERANCE[self.logits.dtype]
+        if not error <= tolerance:
+            raise ExactnessError(
+                f"the model run with its own features differs from its answer by {error:.1e} of its logits' spread "
+                f"({tolerance:.0e} allowed): no effects are given"
+            )
+        ids = torch.tensor(self.produced, device=own.device).unsqueeze(1)
+        scores = (torch.log_softmax(one, dim=-1).gather(1, ids) for one in (own, found))
+        first, second = scores
+        return float((first - second).abs().max())
+
+    def _smaller(self, error: RuntimeError, size: int) -> int:
+        if not is_out_of_memory(error):
+            raise error
+        if size <= 1:
+            raise DeviceError(f"out of memory with a single changed image: {SMALLER}") from error
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return size // 2
+
+
+def _joined(parts: Sequence[TargetEffects]) -> TargetEffects:
+    names = ("logprob_change", "kl_divergence", "top1", "differs")
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return TargetEffects(**joined, probability=parts[0].probability)
+
+
+def images_of(prepared: Prepared) -> Mapping[str, Any]:
+    """What a meta file's `run` says of the prompt's images."""
+    return {"images": [image.source for image in prepared.encoded.images]}

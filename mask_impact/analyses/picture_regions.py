@@ -1,0 +1,181 @@
+"""Regions of an image's pixels: image tokens, patches, boxes, masks, blocks of tokens, and the search from coarse to fine.
+
+A region has pixels of the resized picture, which the vision tower sees. Knows grids and pixels; nothing of what becomes of the
+answer without a region: the search asks.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mask_impact.errors import InputError
+from mask_impact.prompts.encoding import EncodedPrompt
+from mask_impact.prompts.images import Picture
+from mask_impact.prompts.patches import PatchGrid
+from mask_impact.results.patches import PictureRegion
+from mask_impact.results.tokens import ImageRecord
+
+Edges = tuple[int, int, int, int]  # left, top, right, bottom, in pixels of the resized picture, or in tokens
+HALF = 128  # of the brightness of a mask's pixel
+
+
+@dataclass(frozen=True)
+class Place:
+    """A region with its pixels. mask: bool [H, W]; tokens: bool [tokens of its image], those that have a pixel of it."""
+
+    region: PictureRegion
+    mask: torch.Tensor
+    tokens: torch.Tensor
+
+
+class Regions:
+    """Makes the regions of one image. number: of the image; several: whether the prompt has more of them."""
+
+    def __init__(self, encoded: EncodedPrompt, number: int, grid: PatchGrid) -> None:
+        self.number, self.grid = number, grid
+        self.record: ImageRecord = encoded.images[number]
+        self.several = len(encoded.images) > 1
+        self._positions = np.flatnonzero(encoded.tokens.image == number)
+
+    def token(self, row: int, column: int) -> Place:
+        """An image token, which is a block of one."""
+        return self.block((column, row, column + 1, row + 1))
+
+    def block(self, tokens: Edges) -> Place:
+        """A rectangle of image tokens."""
+        left, top, right, bottom = tokens
+        if (right - left, bottom - top) == (1, 1):
+            level, name = "token", f"[{top}, {left}]"
+        else:
+            level, name = "block", f"[{_span(top, bottom)}, {_span(left, right)}]"
+        return self._rectangle(level, name, (top, left), tuple(self.grid.token * edge for edge in tokens))
+
+    def patch(self, row: int, column: int) -> Place:
+        """A patch, by its place in the grid of patches."""
+        size = self.grid.patch
+        edges = (column * size, row * size, (column + 1) * size, (row + 1) * size)
+        return self._rectangle("patch", f"patch [{row}, {column}]", (row, column), edges)
+
+    def patches_of(self, tokens: Edges) -> list[Place]:
+        """The patches of a rectangle of tokens, in reading order."""
+        left, top, right, bottom = (self.grid.merge * edge for edge in tokens)
+        return [self.patch(row, column) for row in range(top, bottom) for column in range(left, right)]
+
+    def all_tokens(self) -> list[Place]:
+        """Every image token."""
+        rows, columns = self.grid.tokens
+        return [self.token(row, column) for row in range(rows) for column in range(columns)]
+
+    def all_patches(self) -> list[Place]:
+        """Every patch, in reading order."""
+        return self.patches_of((0, 0, *self.grid.tokens[::-1]))
+
+    def box(self, edges: tuple[float, float, float, float]) -> Place:
+        """A rectangle in pixels of the original image: those pixels of the resized one whose middle is in it. InputError."""
+        left, top, right, bottom = edges
+        wide, high = self.record.size
+        name = f"box {','.join(f'{edge:g}' for edge in edges)}"
+        if not (0 <= left < right <= wide and 0 <= top < bottom <= high):
+            raise InputError(
+                f"{name} is no region of image {self.number}, which has {wide} x {high} pixels: give left,top,right,bottom "
+                f"with left < right and top < bottom within it"
+            )
+        x = (torch.arange(self.grid.width) + 0.5) * wide / self.grid.width
+        y = (torch.arange(self.grid.height) + 0.5) * high / self.grid.height
+        mask = ((top <= y) & (y < bottom))[:, None] & ((left <= x) & (x < right))[None]
+        if not mask.any():
+            raise InputError(
+                f"{name} has no pixel of image {self.number} as the model sees it, {self.grid.width} x {self.grid.height}; give "
+                "a larger one"
+            )
+        return self._place("region", name, (-1, -1), mask, edges)
+
+    def masked(self, picture: Picture) -> Place:
+        """The pixels at which a picture of the image's size is light. InputError."""
+        if picture.size != self.record.size:
+            (wide, high), own = picture.size, self.record.size
+            raise InputError(
+                f"the mask '{picture.source}' has {wide} x {high} pixels and image {self.number} "
+                f"{own[0]} x {own[1]}; give one of the same size, white where the region is"
+            )
+        small = picture.image.convert("L").resize((self.grid.width, self.grid.height), 0)  # the nearest pixel
+        mask = torch.from_numpy(np.asarray(small) >= HALF)
+        if not mask.any():
+            raise InputError(f"the mask '{picture.source}' is black all over; make it white where the region is")
+        return self._place("region", "mask", (-1, -1), mask, None)
+
+    def _rectangle(self, level: str, name: str, at: tuple[int, int], edges: Edges) -> Place:
+        left, top, right, bottom = edges
+        mask = torch.zeros(self.grid.height, self.grid.width, dtype=torch.bool)
+        mask[top:bottom, left:right] = True
+        return self._place(level, name, at, mask, None)
+
+    def _place(
+        self,
+        level: str,
+        name: str,
+        at: tuple[int, int],
+        mask: torch.Tensor,
+        box: tuple[float, float, float, float] | None,
+    ) -> Place:
+        rows, columns = self.grid.tokens
+        size = self.grid.token
+        tokens = mask.reshape(rows, size, columns, size).any(dim=3).any(dim=1).flatten()
+        (top, bottom), (left, right) = (_reach(mask.any(dim=axis)) for axis in (1, 0))
+        if box is None:
+            wide, high = self.record.size
+            x, y = wide / self.grid.width, high / self.grid.height
+            box = (left * x, top * y, right * x, bottom * y)
+        shown = f"image {self.number} {name}" if self.several else name
+        positions = tuple(self._positions[tokens.numpy()].tolist())
+        region = PictureRegion(level, shown, self.number, *at, tuple(box), (right - left, bottom - top), positions)
+        return Place(region, mask, tokens)
+
+
+def _span(first: int, end: int) -> str:
+    return f"{first}" if end - first == 1 else f"{first}-{end - 1}"
+
+
+def _reach(flags: torch.Tensor) -> tuple[int, int]:
+    """The first of those that are set, and behind the last."""
+    where = flags.nonzero().flatten()
+    return int(where[0]), int(where[-1]) + 1
+
+
+# --- coarse to fine ---------------------------------------------------------------------------------------------------------
+
+Cut = tuple[int, Edges]  # which of the images, and a rectangle of its tokens
+
+
+def quarters(tokens: Edges) -> Iterator[Edges]:
+    """The rectangle, cut in the middle of both sides, as far as they have more than one token."""
+    left, top, right, bottom = tokens
+    for up, down in _halves(top, bottom):
+        for begin, end in _halves(left, right):
+            yield begin, up, end, down
+
+
+def _halves(first: int, end: int) -> list[tuple[int, int]]:
+    middle = (first + end + 1) // 2
+    return [(first, middle), (middle, end)] if end - first > 1 else [(first, end)]
+
+
+def _is_token(tokens: Edges) -> bool:
+    return (tokens[2] - tokens[0], tokens[3] - tokens[1]) == (1, 1)
+
+
+def search(whole: Sequence[Edges], beam: int, ask: Callable[[list[Cut]], list[float]]) -> list[Cut]:
+    """The tokens that are found to matter most, the strongest first, `beam` at most. whole: of each image all of its tokens.
+
+    ask: what becomes of the answer without each of the rectangles, the lowest for the strongest. Each level asks about the
+    quarters of the `beam` rectangles that were the strongest so far; a token stays as it is.
+    """
+    cuts = [(number, part) for number, tokens in enumerate(whole) for part in quarters(tokens)]
+    kept: list[tuple[float, Cut]] = []
+    while cuts:
+        done = [(change, cut) for change, cut in kept if _is_token(cut[1])]
+        kept = sorted([*done, *zip(ask(cuts), cuts, strict=True)], key=lambda one: one[0])[:beam]
+        cuts = [(number, part) for _, (number, tokens) in kept if not _is_token(tokens) for part in quarters(tokens)]
+    return [cut for _, cut in kept]

@@ -1,0 +1,343 @@
+"""Pixels: what replacing a region of an image does to the answer, in total, and by which way it comes about.
+
+Of each region the pixels are replaced (`fills`), the vision tower sees the new picture, and the model runs with the features that
+it gives. That is the total effect. It is split in three: only the region's own image tokens take the new features (main and
+DeepStack's), only all other tokens do (what the tower has carried from the region to them), or the pixels stay and the
+region's tokens are hidden as keys in the decoder (`hiding`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from mask_impact.analyses.fills import filled
+from mask_impact.analyses.hiding import Hiding
+from mask_impact.analyses.looking import Looking, check_images, check_rows, images_of
+from mask_impact.analyses.observer import Observer
+from mask_impact.analyses.picture_regions import Cut, Place, Regions, search
+from mask_impact.analyses.prepared import Prepared, describe_run, prepare
+from mask_impact.analyses.settings import RunSettings
+from mask_impact.engine.choices import FILLS, REGIONS
+from mask_impact.engine.features import Features
+from mask_impact.engine.kept import keep
+from mask_impact.engine.ownership import owned
+from mask_impact.engine.targets import TargetEffects
+from mask_impact.errors import InputError, UsageError
+from mask_impact.models.architectures import locate
+from mask_impact.models.loading import LoadedModel, Reader
+from mask_impact.prompts.images import Picture
+from mask_impact.prompts.patches import grids_of
+from mask_impact.results.patches import HIDDEN, OTHERS, OWN, TOTAL, PatchEffects, PatchTarget
+
+DEFAULT_FILLS = FILLS[:2]
+MOST_BEAM = 64
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Question:
+    """Which regions are asked about. fills: what replaces their pixels, in this order; by: one of REGIONS (None: `search` where
+    no region is given); beam: how many rectangles each level of a search goes on from; boxes: left, top, right, bottom in pixels
+    of the original image; mask: a picture that is white where the region is; image: number of the image (None: all, or the only
+    one); split: whether the strongest token's effect is split, as that of given regions is. UsageError."""
+
+    fills: tuple[str, ...] = DEFAULT_FILLS
+    by: str | None = None
+    beam: int = 1
+    boxes: tuple[Box, ...] = ()
+    mask: Picture | None = None
+    image: int | None = None
+    split: bool = False
+
+    def __post_init__(self) -> None:
+        wrong = [fill for fill in self.fills if fill not in FILLS]
+        if wrong or not self.fills or len({*self.fills}) < len(self.fills):
+            said = f", not {wrong[0]!r}" if wrong else ", each once"
+            raise UsageError(f"`fills` must be some of {', '.join(FILLS)}{said}")
+        if self.by is not None and self.by not in REGIONS:
+            raise UsageError(f"`by` must be {', '.join(REGIONS[:-1])} or {REGIONS[-1]}, not {self.by!r}")
+        if type(self.beam) is not int or not 1 <= self.beam <= MOST_BEAM:
+            raise UsageError(f"`beam` must be a whole number from 1 to {MOST_BEAM}, not {self.beam!r}")
+
+    @property
+    def how(self) -> str | None:
+        """The regions that are not given; None where there are given ones alone."""
+        return self.by or (None if self.boxes or self.mask is not None else REGIONS[0])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The images that are asked about, and the regions that are given."""
+
+    question: Question
+    images: tuple[Regions, ...]
+    given: tuple[Place, ...]
+
+    def most_runs(self) -> int:
+        """How often the model is run again at most, for one target."""
+        n_fills, how = len(self.question.fills), self.question.how
+        runs = len(self.given) * (n_fills + 2)
+        if how == "tokens":
+            runs += n_fills * sum(one.record.n_tokens for one in self.images)
+        elif how == "patches":
+            runs += n_fills * sum(one.grid.rows * one.grid.columns for one in self.images)
+        else:
+            asked: list[int] = []
+            tokens = search(_wholes(self.images), self.question.beam, lambda cuts: _largest_first(cuts, asked))
+            n_patches = self.images[0].grid.merge ** 2
+            runs += 0 if how is None else sum(asked) + len(tokens) * n_patches + 2 * (n_fills - 1)
+        return runs + 2 * self.question.split
+
+
+def _wholes(images: Sequence[Regions]) -> list[tuple[int, int, int, int]]:
+    return [(0, 0, *one.grid.tokens[::-1]) for one in images]
+
+
+def _largest_first(cuts: Sequence[Cut], asked: list[int]) -> list[float]:
+    """A search that goes into what is largest asks about most."""
+    asked.append(len(cuts))
+    return [-float((right - left) * (bottom - top)) for _, (left, top, right, bottom) in cuts]
+
+
+def plan(reader: Reader, prepared: Prepared, question: Question) -> Plan:
+    """What is asked about, in this prompt; works without the model's weights. InputError, UsageError, UnsupportedArchitecture."""
+    check_images(reader, prepared)
+    images = tuple(
+        Regions(prepared.encoded, number, grid) for number, grid in enumerate(grids_of(reader, prepared.encoded))
+    )
+    if question.image is not None:
+        if not 0 <= question.image < len(images):
+            raise UsageError(f"`image_number` {question.image} is not there: the prompt has {_count(len(images))}")
+        images = (images[question.image],)
+    given: list[Place] = []
+    if question.boxes or question.mask is not None:
+        if len(images) > 1:
+            raise UsageError(f"the prompt has {len(images)} images: say with `image_number` in which one the region is")
+        given += [images[0].box(box) for box in question.boxes]
+        given += [] if question.mask is None else [images[0].masked(question.mask)]
+    if any(place.mask.all() for place in given):
+        raise InputError("the region is the whole image: nothing around it would be left; give a smaller one")
+    return Plan(question, images, tuple(given))
+
+
+def _count(n: int) -> str:
+    return "one image, which is 0" if n == 1 else f"{n} images, 0 to {n - 1}"
+
+
+def run(
+    loaded: LoadedModel,
+    prompt: str | Mapping[str, Any],
+    question: Question,
+    settings: RunSettings,
+    pictures: Sequence[Picture] = (),
+    *,
+    observer: Observer | None = None,
+) -> PatchEffects:
+    """Replace the pixels of the regions, one after the other; the images are already read. Errors as in `plan`, and
+    ExactnessError."""
+    observer = observer or Observer()
+    prepared = prepare(loaded, prompt, settings, pictures)
+    asked = plan(loaded, prepared, question)
+    with owned(locate(loaded.model)), torch.no_grad():
+        observer.begin(prepared.encoded.n_tokens, len(locate(loaded.model).layers), settings.num_tokens)
+        looking = Looking(loaded, prepared, observer)
+        n_targets = len(looking.asked) if asked.question.how == "search" else 1
+        runs, again = asked.most_runs() * n_targets, looking.again
+        each = max(map(again.tower_rows, range(len(again.grids)))) + again.decoder_rows()
+        check_rows(runs * each, again.forward_rows(), settings.max_cost, "ask about fewer regions, or search (`by`)")
+        observer.changing("Replacing pixels", runs)
+        measured = _Measured(looking, asked)
+        found = measured.all_regions()
+        observer.all_changed()
+        return measured.result(found)
+
+
+@dataclass
+class _Measured:
+    """What is known so far, of all targets. known: by region, fill and route of each target (change, KL, top1, differs)."""
+
+    looking: Looking
+    plan: Plan
+    places: list[Place] = field(default_factory=list)
+    known: dict[tuple[int, str, str], list[tuple[float, float, int, bool]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        again = self.looking.again
+        self._numbers: dict[tuple[int, str], int] = {}
+        self._pictures = {
+            one.number: one.grid.picture(again.pixel_values(one.number).cpu()) for one in self.plan.images
+        }
+        self._grids = {one.number: one.grid for one in self.plan.images}
+
+    def all_regions(self) -> list[int]:
+        """Asks about all regions; returns of each target the one that matters most."""
+        question, fills = self.plan.question, self.plan.question.fills
+        for fill in fills:
+            self.measure(self.plan.given, fill)
+        for place in self.plan.given:
+            self.split(place)
+        n_targets, how = len(self.looking.asked), question.how
+        if how is None:
+            return [self._strongest(self.plan.given, target) for target in range(n_targets)]
+        if how == "search":
+            return [self._searched(target) for target in range(n_targets)]
+        every = [
+            place for one in self.plan.images for place in (one.all_tokens() if how == "tokens" else one.all_patches())
+        ]
+        for fill in fills:
+            self.measure(every, fill)
+        found = [self._strongest(every, target) for target in range(n_targets)]
+        if question.split:
+            for number in dict.fromkeys(found):
+                self.split(self.places[number])
+        return found
+
+    def _searched(self, target: int) -> int:
+        """The token that the search finds; its patches and the other fills are asked about, too."""
+        first, *others = self.plan.question.fills
+
+        def changes(places: Sequence[Place]) -> list[float]:
+            self.measure(places, first)
+            return [self._change(place, first, target) for place in places]
+
+        def ask(cuts: list[Cut]) -> list[float]:
+            return changes([self.plan.images[number].block(tokens) for number, tokens in cuts])
+
+        cuts = search(_wholes(self.plan.images), self.plan.question.beam, ask)
+        tokens = [self.plan.images[number].block(edges) for number, edges in cuts]
+        patches = [one for number, edges in cuts for one in self.plan.images[number].patches_of(edges)]
+        best = patches[int(np.argmin(changes(patches)))]
+        for fill in others:
+            self.measure([tokens[0], best], fill)
+        if self.plan.question.split:
+            self.split(tokens[0])
+        return self._number(tokens[0])
+
+    # --- asking -------------------------------------------------------------------------------------------------------------
+
+    def measure(self, places: Sequence[Place], fill: str) -> None:
+        """The total effect of each of the regions that is not known yet."""
+        new = [one for one in places if (self._number(one), fill, TOTAL) not in self.known]
+        for image in dict.fromkeys(place.region.image for place in new):
+            of_image = [place for place in new if place.region.image == image]
+
+            def features(which: slice, image: int = image, of_image: list[Place] = of_image) -> Features:
+                return self._seen(image, of_image[which], fill)
+
+            tower = self.looking.again.tower_rows(image)
+            self._note(of_image, fill, TOTAL, self.looking.effects(len(of_image), features, tower))
+
+    def split(self, place: Place) -> None:
+        """What of a region's effect goes by its own tokens, by all others, and is lost where it is hidden in the decoder."""
+        if (self._number(place), "", HIDDEN) in self.known:
+            return
+        looking, fill, image = self.looking, self.plan.question.fills[0], place.region.image
+        own, seen = looking.own, self._seen(image, [place], fill)
+        looking.rows += looking.again.tower_rows(image)
+        tokens = torch.zeros(own.parts[0].shape[1], dtype=torch.bool)
+        tokens[looking.again.image_tokens(image)] = place.tokens
+        for route, where in ((OWN, tokens), (OTHERS, ~tokens)):
+            taken = own.taking(seen, where)
+            self._note([place], fill, route, looking.effects(1, lambda which, taken=taken: taken[which], 0))
+        self._note([place], "", HIDDEN, self._hidden(place))
+
+    def _seen(self, image: int, places: Sequence[Place], fill: str) -> Features:
+        """What the tower gives where the pixels of one region are replaced, a variant for each."""
+        again, grid, picture = self.looking.again, self._grids[image], self._pictures[image]
+        fills = torch.stack([filled(picture, place.mask, fill) for place in places])
+        values = again.pixel_values(image)
+        masks = torch.stack([place.mask for place in places]).to(values.device)
+        return again.seen(self.looking.own, image, grid.changed(values, masks, fills))
+
+    def _hidden(self, place: Place) -> list[TargetEffects]:
+        """The region's tokens hidden from all queries in all decoder layers, of each target."""
+        looking = self.looking
+        kept = keep(looking.loaded.model, looking.inputs, len(looking.produced))
+        found = []
+        for one in looking.asked:
+            hiding = Hiding(kept.until(looking.n_prompt + one.steps[-1]), one.targets, Observer())
+            found.append(hiding.measure([place.region.positions]))
+            looking.rows += round(hiding.forwards * hiding.n_positions * hiding.n_layers)
+        looking.rows += looking.again.forward_rows()
+        return found
+
+    def _note(self, places: Sequence[Place], fill: str, route: str, effects: Sequence[TargetEffects]) -> None:
+        for place, one in enumerate(places):
+            self.known[self._number(one), fill, route] = [
+                (
+                    float(of_target.logprob_change[place]),
+                    float(of_target.kl_divergence[place]),
+                    int(of_target.top1[place]),
+                    bool(of_target.differs[place] >= 0),
+                )
+                for of_target in effects
+            ]
+
+    def _number(self, place: Place) -> int:
+        """Of the region among those that were asked about."""
+        key = place.region.image, place.region.name
+        if key not in self._numbers:
+            self._numbers[key] = len(self.places)
+            self.places.append(place)
+        return self._numbers[key]
+
+    def _change(self, place: Place, fill: str, target: int) -> float:
+        return self.known[self._number(place), fill, TOTAL][target][0]
+
+    def _strongest(self, places: Sequence[Place], target: int) -> int:
+        """By the fill that does less: what both show."""
+        fills = self.plan.question.fills
+
+        def weaker(place: Place) -> float:
+            return max(self._change(place, fill, target) for fill in fills)
+
+        return self._number(min(places, key=weaker))
+
+    # --- the record ---------------------------------------------------------------------------------------------------------
+
+    def result(self, found: Sequence[int]) -> PatchEffects:
+        """All that was measured; found: of each target the region that matters most."""
+        looking, question, encoded = self.looking, self.plan.question, self.looking.prepared.encoded
+        return PatchEffects(
+            regions=tuple(place.region for place in self.places),
+            targets=tuple(self._target(number, place) for number, place in enumerate(found)),
+            fills=question.fills,
+            tokens=looking.tokens,
+            images=encoded.images,
+            n_prompt=looking.n_prompt,
+            generated_text=looking.generated_text,
+            floor=looking.floor,
+            forwards=looking.forwards,
+            meta=describe_run(looking.loaded, looking.prepared)
+            | images_of(looking.prepared)
+            | {
+                "by": question.how,
+                "beam": question.beam,
+                "fills": list(question.fills),
+                "target": looking.prepared.settings.target,
+            },
+        )
+
+    def _target(self, number: int, found: int) -> PatchTarget:
+        asked = self.looking.asked[number]
+        keys = sorted(self.known, key=lambda key: (key[0], [*self.plan.question.fills, ""].index(key[1])))
+        change, kl, top1, differs = zip(*(self.known[key][number] for key in keys), strict=True)
+        steps = list(asked.steps)
+        own = torch.log_softmax(self.looking.logits[steps].double(), dim=-1).cpu()
+        return PatchTarget(
+            steps=asked.steps,
+            text=asked.text,
+            probability=float(own[range(len(steps)), [one.token for one in asked.targets]].sum().exp()),
+            place=np.array([key[0] for key in keys], dtype=np.int64),
+            fill=tuple(key[1] for key in keys),
+            route=tuple(key[2] for key in keys),
+            logprob_change=np.array(change, dtype=np.float32),
+            kl_divergence=np.array(kl, dtype=np.float32),
+            top1=np.array(top1, dtype=np.int64),
+            top1_texts=self.looking.texts_of(top1),
+            differs=np.array(differs, dtype=bool),
+            found=found,
+        )

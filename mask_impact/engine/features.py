@@ -1,0 +1,196 @@
+"""What the vision tower gives the decoder, and the decoder with other such features in their place.
+
+Of each image token there are `parts`: the main features, which stand where the token's embedding would, and DeepStack's levels,
+each of which is added behind a decoder layer. The model runs as it is; what stands before the first image token does so once.
+Shapes: n variants, M image tokens, N positions, T logits. Knows Qwen3-VL's interface; nothing of what was changed, and why.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import DynamicCache
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+from mask_impact.errors import ModelError
+
+ROWS_AT_ONCE = 4096  # through a layer, of all variants of a batch
+GIVEN = "mm_encoder_outputs"  # by which the model takes features
+
+
+@dataclass(frozen=True)
+class Features:
+    """parts: main features, then DeepStack's levels in order, each [n, M, hidden]."""
+
+    parts: tuple[torch.Tensor, ...]
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def __getitem__(self, which: Any) -> "Features":
+        """Some of the variants."""
+        return Features(tuple(part[which] for part in self.parts))
+
+    def taking(self, others: "Features", tokens: torch.Tensor, parts: torch.Tensor | None = None) -> "Features":
+        """With the others' features at some tokens. tokens: bool [M] or [n, M]; parts: bool [n, number of parts], of which parts
+        (None: of all)."""
+        tokens = tokens if tokens.dim() == 2 else tokens.unsqueeze(0)
+        taken = []
+        for place, (own, other) in enumerate(zip(self.parts, others.parts, strict=True)):
+            where = tokens if parts is None else tokens & parts[:, place : place + 1]
+            taken.append(torch.where(where.unsqueeze(-1).to(own.device), other, own))
+        return Features(tuple(taken))
+
+    @classmethod
+    def joined(cls, several: Sequence["Features"]) -> "Features":
+        """The variants of several, one behind the other."""
+        return cls(tuple(torch.cat(parts) for parts in zip(*(one.parts for one in several), strict=True)))
+
+    def as_outputs(self) -> BaseModelOutputWithDeepstackFeatures:
+        """As the model takes them."""
+        main, *levels = (tuple(part) for part in self.parts)
+        return BaseModelOutputWithDeepstackFeatures(pooler_output=main, deepstack_features=list(levels))
+
+
+class FeaturePass:
+    """A sequence with images that runs again and again with other features. inputs: of the model, one sequence; n_logits: T, of
+    the last positions that are asked about. ModelError where the model does not take features."""
+
+    def __init__(self, model: nn.Module, inputs: Mapping[str, Any], n_logits: int) -> None:
+        if GIVEN not in inspect.signature(model.forward).parameters:
+            raise ModelError(
+                f"{type(model).__name__} does not take features of images ({GIVEN}): install transformers 5.23 or later"
+            )
+        self.model, self.inputs, self.n_logits = model, inputs, n_logits
+        self.grids = inputs["image_grid_thw"]
+        merged = model.config.vision_config.spatial_merge_size**2
+        self.n_patches = self.grids.prod(-1).tolist()
+        self.n_image_tokens = [n // merged for n in self.n_patches]
+        is_image = inputs["input_ids"][0] == model.config.image_token_id
+        self.first = int(is_image.int().argmax())
+        self.n_positions = len(is_image)
+        self._positions, _ = model.model.get_rope_index(
+            inputs["input_ids"],
+            mm_token_type_ids=inputs["mm_token_type_ids"],
+            image_grid_thw=self.grids,
+            attention_mask=inputs["attention_mask"],
+        )
+        self._prefix: DynamicCache | None = None
+
+    # --- cost, in rows through decoder layers ------------------------------------------------------------------------------
+
+    def forward_rows(self) -> int:
+        """Of the whole sequence, all its images through the tower included."""
+        return sum(map(self.tower_rows, range(len(self.grids)))) + self.n_positions * self._n_layers
+
+    def tower_rows(self, image: int) -> int:
+        """Of one image through the tower, whose layers are smaller: as many rows of the decoder as have its multiplications."""
+        vision, text = self.model.config.vision_config, self.model.config.get_text_config()
+        return round(self.n_patches[image] * vision.depth * _tower_layer(vision) / _decoder_layer(text))
+
+    def decoder_rows(self) -> int:
+        """Of one variant through the decoder, from the first image token on."""
+        return (self.n_positions - self.first) * self._n_layers
+
+    @property
+    def _n_layers(self) -> int:
+        return self.model.config.get_text_config().num_hidden_layers
+
+    # --- the tower ----------------------------------------------------------------------------------------------------------
+
+    def pixel_values(self, image: int) -> torch.Tensor:
+        """[P, d], of one image."""
+        return self.inputs["pixel_values"].split(self.n_patches)[image]
+
+    def image_tokens(self, image: int) -> slice:
+        """Which of the M image tokens are those of an image."""
+        begin = sum(self.n_image_tokens[:image])
+        return slice(begin, begin + self.n_image_tokens[image])
+
+    @torch.no_grad()
+    def own(self) -> Features:
+        """The model's own features of all images, n = 1."""
+        found = self._tower(self.inputs["pixel_values"], self.grids)
+        return Features(tuple(torch.cat(part).unsqueeze(0) for part in found))
+
+    @torch.no_grad()
+    def seen(self, own: Features, image: int, values: torch.Tensor) -> Features:
+        """Those of n variants of one image, pixel_values [n, P, d]; own: the other images'."""
+        found = self._tower(values.flatten(0, 1), self.grids[image : image + 1].repeat(len(values), 1))
+        where = self.image_tokens(image)
+        parts = []
+        for part, new in zip(own.parts, found, strict=True):
+            parts.append(part.repeat(len(values), 1, 1))
+            parts[-1][:, where] = torch.stack(new)
+        return Features(tuple(parts))
+
+    def _tower(self, values: torch.Tensor, grids: torch.Tensor) -> list[Sequence[torch.Tensor]]:
+        """Of each part the features of each image."""
+        output = self.model.model.get_image_features(values, grids, return_dict=True)
+        return [output.pooler_output, *output.deepstack_features]
+
+    # --- the decoder --------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def logits(self, features: Features) -> torch.Tensor:
+        """[n, T, vocabulary], with the variants' features in the place of the model's own."""
+        n, first = len(features), self.first
+        cache = None
+        if first:
+            cache = deepcopy(self._prefix_cache())
+            cache.batch_repeat_interleave(n)
+        output = self.model(
+            input_ids=self.inputs["input_ids"][:, first:].expand(n, -1),
+            attention_mask=self.inputs["attention_mask"].expand(n, -1),
+            position_ids=self._positions[:, :, first:].expand(-1, n, -1),
+            past_key_values=cache,
+            use_cache=cache is not None,
+            logits_to_keep=self.n_logits,
+            **{GIVEN: {"image": features.as_outputs()}},
+        )
+        return output.logits
+
+    def _prefix_cache(self) -> DynamicCache:
+        """Of what stands before the first image token, run once."""
+        if self._prefix is None:
+            first = self.first
+            output = self.model(
+                input_ids=self.inputs["input_ids"][:, :first],
+                attention_mask=self.inputs["attention_mask"][:, :first],
+                position_ids=self._positions[:, :, :first],
+                past_key_values=DynamicCache(config=self.model.config.get_text_config()),
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            self._prefix = output.past_key_values
+        return self._prefix
+
+
+def _tower_layer(vision: Any) -> int:
+    """Weights that a patch meets in a layer of the tower."""
+    return vision.hidden_size * (4 * vision.hidden_size + 2 * vision.intermediate_size)
+
+
+def _decoder_layer(text: Any) -> int:
+    """Weights that a token meets in a layer of the decoder."""
+    heads = 2 * text.num_attention_heads + 2 * text.num_key_value_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    experts = getattr(text, "num_experts_per_tok", 0) or 0
+    inner = experts * text.moe_intermediate_size if experts else text.intermediate_size
+    return text.hidden_size * (heads * head_dim + 3 * inner)
+
+
+def in_batches(n: int, rows: int, run: Callable[[slice], None], smaller: Callable[[RuntimeError, int], int]) -> None:
+    """Runs n variants, of `rows` rows each, in batches; smaller: asked for the next size when one was too large."""
+    size, begin = max(1, ROWS_AT_ONCE // max(1, rows)), 0
+    while begin < n:
+        try:
+            run(slice(begin, min(begin + size, n)))
+        except RuntimeError as error:
+            size = smaller(error, size)
+            continue
+        begin += size

@@ -1,0 +1,113 @@
+"""`NAME.patches.*`: what replacing pixels does to an answer, as a table, a picture and a meta file. Draws nothing."""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from mask_impact.results.files import without_suffix
+from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes
+from mask_impact.results.names import PATCHES
+from mask_impact.results.patches import PatchEffects, PatchTarget
+from mask_impact.results.siblings import asked, write_kinds
+from mask_impact.results.table_files import beside, checksum, clean_text, parse_formats, write_table
+from mask_impact.results.token_meta import image_entry, token_entries
+
+DEFAULT_FORMATS = ("csv", "json")
+PATCH_COLUMNS = (
+    "step", "target", "image", "row", "column", "size_px", "level", "region", "fill", "route", "logprob_change",
+    "kl_divergence", "top1_token", "top1_changed",
+)  # fmt: skip
+
+
+def patch_table(found: PatchEffects):
+    """A pyarrow.Table with PATCH_COLUMNS: a row for each target, region, fill and route."""
+    import pyarrow as pa
+
+    return pa.concat_tables([_of_target(found, target) for target in found.targets]).unify_dictionaries()
+
+
+def _of_target(found: PatchEffects, target: PatchTarget):
+    import pyarrow as pa
+
+    regions, n = [found.regions[place] for place in target.place], len(target.place)
+
+    def texts(values: Iterable[str | None]):
+        return pa.array([None if one is None else clean_text(one) for one in values], pa.string()).dictionary_encode()
+
+    def counts(values: Iterable[int]):
+        return pa.array([None if one < 0 else one for one in values], pa.int32())
+
+    columns = (
+        np.full(n, target.steps[0], dtype=np.int32),
+        texts([target.text] * n),
+        counts(one.image for one in regions),
+        counts(one.row for one in regions),
+        counts(one.column for one in regions),
+        texts("x".join(map(str, one.size)) for one in regions),
+        texts(one.level for one in regions),
+        texts(one.name for one in regions),
+        texts(fill or None for fill in target.fill),
+        texts(target.route),
+        target.logprob_change + np.float32(0),  # -0.0 becomes 0.0
+        target.kl_divergence + np.float32(0),
+        texts(target.top1_texts[int(token)] for token in target.top1),
+        pa.array(target.differs),
+    )
+    return pa.table(dict(zip(PATCH_COLUMNS, columns, strict=True)))
+
+
+def save_patches(
+    found: PatchEffects,
+    path: str | os.PathLike,
+    formats: str | Iterable[str] = DEFAULT_FORMATS,
+    command: str = "",
+    picture: Callable[[BinaryIO], Any] | None = None,
+    on_removed: Callable[[Iterable[Path]], Any] = tuple,
+) -> tuple[Path, ...]:
+    """Writes `path`.patches.csv, .json and/or .parquet and `path`.patches.meta.json, all or none; returns the paths.
+
+    picture: writes `path`.pixels.png. on_removed: is told what was removed, see `write_kinds`. Errors as in `store.save`.
+    """
+    path = Path(path)
+    stem, table, formats = path.parent / without_suffix(path.name), patch_table(found), parse_formats(formats)
+    text = meta_bytes(_meta(found, formats, command))
+    writers: dict[str, Callable[[BinaryIO], Any]] = {
+        f"patches.{form}": lambda file, form=form: write_table(table, form, file) for form in formats
+    }
+    if picture is not None:
+        writers["pixels.png"] = picture
+    writers[PATCHES.main] = lambda file: file.write(text)
+    question = asked(found.meta, [image.source for image in found.images])
+    on_removed(write_kinds(stem, [PATCHES], writers, question))
+    return tuple(beside(stem, suffix) for suffix in writers)
+
+
+def _meta(found: PatchEffects, formats: tuple[str, ...], command: str) -> dict[str, Any]:
+    numbers = (getattr(one, name) for one in found.targets for name in ("logprob_change", "kl_divergence"))
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run": found.meta | {"command": command},
+        "generated_text": found.generated_text,
+        "n_prompt": found.n_prompt,
+        "formats": list(formats),
+        "crc32": checksum(*numbers),
+        "fills": list(found.fills),
+        "floor": found.floor,
+        "forwards": found.forwards,
+        "regions": [line(vars(one) | {"box": [round(edge, 2) for edge in one.box]}) for one in found.regions],
+        "targets": [
+            {
+                "steps": list(one.steps),
+                "text": one.text,
+                "probability": one.probability,
+                "found": one.found,
+                "top1_texts": line({str(token): clean_text(text) for token, text in one.top1_texts.items()}),
+            }
+            for one in found.targets
+        ],
+        "images": [image_entry(image) for image in found.images],
+        "tokens": [line(entry) for entry in token_entries(found.tokens, found.images)],
+    }
