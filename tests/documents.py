@@ -27,6 +27,7 @@ COMMANDS = (
     "knockout",
     "without",
     "study",
+    "study_report",
     "serve",
     "report",
     "figure",

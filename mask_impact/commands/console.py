@@ -36,7 +36,7 @@ from mask_impact.studies.signals import ended_by
 from mask_impact.views.text import page_width, visible
 
 # What messages call by its name in Python; other words in backticks are a prompt's or an answer's.
-FLAGS = f"`({'|'.join([*SETTINGS, 'by', 'grid', 'image', 'keep_sinks', 'prompt_name', 'variant'])})`"
+FLAGS = f"`({'|'.join([*SETTINGS, 'by', 'expected', 'grid', 'image', 'keep_sinks', 'prompt_name', 'variant'])})`"
 
 
 class Help(argparse.HelpFormatter):
