@@ -68,7 +68,8 @@ class Unit:
 class Gathering:
     """Forms the numbers of a prompt. Units come first, then distances, then effects; each may come in pieces or not at all.
 
-    how: settings that effects depend on, in words; by_layer: whether effects are of single layers, and not of all at once.
+    how: settings that effects depend on, in words; by_layer: whether effects are of single layers, and not of all at once;
+    reduced: whether of each token and layer there is the strongest head only.
     """
 
     name: str
@@ -77,11 +78,12 @@ class Gathering:
     how: str = ""
     by_layer: bool = True
     place: str = ""
+    reduced: bool = False
     units: list[Unit] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._l2, self._cosine, self._heads = {}, {}, np.zeros((0, 0))
-        self._strong_only = False
+        self._n_rows = np.zeros(3, dtype=np.int64)
         self._images: set[int] = set()
         self._content: set[int] = set()
         self._sizes, self._all_measured, self._has_effects = np.zeros((3, 0)), True, False
@@ -113,12 +115,9 @@ class Gathering:
                 sums = self._cosine.setdefault(one, np.zeros((2, 0)))
                 self._cosine[one] = _added(sums, layer[here], cosine[here], [read[here], np.ones(here.sum(), bool)])
         here = content & (variant >= 0)
+        self._n_rows += [int((variant == FULL).sum()), int((variant == ATTN).sum()), int((variant >= 0).sum())]
         if here.any():
             self._heads = _added_at(self._heads, layer[here], variant[here], l2[here])
-
-    def only_strongest_heads(self) -> None:
-        """Of each token and layer there is the strongest head only."""
-        self._strong_only = True
 
     def effects(
         self, layer: np.ndarray, position: np.ndarray, n_tokens: np.ndarray, change: np.ndarray, below_floor: np.ndarray,
@@ -232,9 +231,14 @@ class Gathering:
         totals = self._heads.sum(axis=1, keepdims=True)
         if not totals.any():
             return {}
-        of = "local impact of each token's strongest head" if self._strong_only else "local impact in its layer"
+        of = "local impact of each token's strongest head" if self._strong_only() else "local impact in its layer"
         shares = np.divide(self._heads, totals, out=np.zeros_like(self._heads), where=totals > 0)
         return {Kind(HEADS, of, len(shares)): _single(shares)}
+
+    def _strong_only(self) -> bool:
+        """Whether of each token and layer there is one head: as many rows as of another variant, where nothing says it."""
+        others = self._n_rows[:2][self._n_rows[:2] > 0]
+        return self.reduced or (self._heads.shape[1] > 1 and len(others) > 0 and int(others[0]) == int(self._n_rows[2]))
 
 
 def _reasons(units: Sequence[Unit]) -> tuple[str, frozenset[int]]:

@@ -128,7 +128,10 @@ class _Part:
         """The tables of the jobs that did not fail, in their order, by KINDS; all or nothing. Distances come last: by their file
         the part is known again."""
         metadata = {"mask_impact_digest": part_digest, "mask_impact_failures": json.dumps(failures)}
-        metadata[RUN] = json.dumps({"model": model} | {name: getattr(self.jobs[0].settings, name) for name in HOW})
+        metadata[RUN] = json.dumps(
+            {"model": model, "reduce": self.reduce}
+            | {name: getattr(self.jobs[0].settings, name) for name in HOW if self.jobs}
+        )
         writers, empty = {}, []
         for kind, of_kind in reversed(tables.items()):
             path = part_of(self.path, kind)

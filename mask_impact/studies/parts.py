@@ -6,7 +6,7 @@ from pathlib import Path
 from mask_impact.results.files import check_files, check_folder
 
 KINDS = ("", "effect", "answer", "routes", "matrix")  # the first: distances
-RUN = "mask_impact_run"  # in the metadata of each file, as JSON: the model, and of its settings
+RUN = "mask_impact_run"  # in the metadata of each file, as JSON: model, reduce, and these settings
 HOW = ("ablation", "window", "queries", "groups")
 
 

@@ -97,10 +97,11 @@ class _Part:
     def __init__(self, path: Path, study: StudyFiles) -> None:
         self.path, self.study = path, study
         self.gatherings: dict[str, Gathering] = {}
-        self.how, self.by_layer = UNKNOWN_WINDOW, True
+        self.order: dict[str, None] = {}
+        self.how, self.by_layer, self.reduced = UNKNOWN_WINDOW, True, False
 
     def prompts(self) -> Iterator[PromptNumbers]:
-        """What is read first decides what is taken for the evidence in what is read then."""
+        """In the order of their distances. What is read first decides what is taken for the evidence in what is read then."""
         self._settings()
         for kind, add in (
             ("answer", self._answer), ("", self._distances), ("effect", self._effects), ("routes", self._routes),
@@ -110,8 +111,8 @@ class _Part:
                 for batch in self._batches(path, kind):
                     for gathering, rows in self._by_prompt(batch):
                         add(gathering, rows)
-        for gathering in self.gatherings.values():
-            yield gathering.numbers()
+        for name in dict.fromkeys((*self.order, *self.gatherings)):
+            yield self.gatherings[name].numbers()
 
     def _settings(self) -> None:
         import pyarrow as pa
@@ -125,6 +126,7 @@ class _Part:
             raise OutputError(f"{self.path} cannot be read: {one_line(error)}") from error
         run = run if isinstance(run, dict) else {}
         self.how, self.by_layer = how_text({name: run.get(name) for name in HOW}), run.get("window") != "all"
+        self.reduced = run.get("reduce") == "summary"
 
     def _batches(self, path: Path, kind: str) -> Iterator[Any]:
         import pyarrow as pa
@@ -153,7 +155,7 @@ class _Part:
             if name not in self.gatherings:
                 self.gatherings[name] = Gathering(
                     name, rows.first("generated_text") or "", _carried(rows.first("carried")), self.how, self.by_layer,
-                    str(self.path),
+                    str(self.path), self.reduced,
                 )  # fmt: skip
             yield self.gatherings[name], rows
 
@@ -167,6 +169,7 @@ class _Part:
             gathering.units.append(Unit(names[row], at, change, really, bool(content[row]), bool(needed[row])))
 
     def _distances(self, gathering: Gathering, rows: "_Rows") -> None:
+        self.order[gathering.name] = None
         variant = rows.coded("variant", _variant)
         is_image = rows.coded("token_masked", lambda text: text == IMAGE_PAD).astype(bool)
         content = ~rows.coded("token_masked", lambda text: text.startswith("<|") and text.endswith("|>")).astype(bool)
@@ -177,10 +180,6 @@ class _Part:
             rows.whole("layer"), rows.whole("token_position"), variant, is_image, content, rows.floats("l2_distance"),
             rows.floats("cosine_distance"),
         )  # fmt: skip
-        known = (variant >= 0) & (rows.whole("generation_step") == 0) & (rows.whole("layer") == 0)
-        positions, n_heads = np.unique(rows.whole("token_position")[known], return_counts=True)
-        if len(positions) > 1 and n_heads[:-1].max() == 1:
-            gathering.only_strongest_heads()
 
     def _effects(self, gathering: Gathering, rows: "_Rows") -> None:
         estimate = rows.floats("estimate") if "estimate" in rows else None
