@@ -418,6 +418,7 @@ def test_the_keys_that_json_on_stdout_has_are_those_that_are_documented(written)
         "knockout": ["knockout", "What color is the star?", "-i", picture, *common],
         "without": ["without", "What is 2+2?", "+", *common],
         "study": ["study", str(written / "data.jsonl"), *common],
+        "study report": ["study", "report", str(written / "data")],
         "top": ["top", result],
         "report": ["report", result, "--output", str(written / "page.html")],
         "compare": ["compare", result, str(written / "as_json"), "--no-page"],

@@ -95,10 +95,10 @@ class Against:
 
 @dataclass(frozen=True)
 class Odd:
-    """A prompt far from the others. quantity: in what; value: its own; median: of all; distance: in robust deviations."""
+    """A prompt far from the others. kind: in what; value: its own; median: of all; distance: in robust deviations."""
 
     prompt: PromptNumbers
-    quantity: str
+    kind: Kind
     value: float
     median: float
     distance: float
@@ -384,5 +384,5 @@ def _strangest(prompts: Sequence[PromptNumbers]) -> list[Odd]:
         for (name, one), value in zip(by_name.items(), there.tolist(), strict=True):
             distance = abs(value - median) / spread
             if distance > STRANGE and (name not in found or distance > found[name].distance):
-                found[name] = Odd(one, kind.quantity, value, median, distance)
+                found[name] = Odd(one, kind, value, median, distance)
     return sorted(found.values(), key=lambda odd: -odd.distance)[:N_NAMED]

@@ -161,7 +161,7 @@ def as_json(found: OverPrompts) -> dict[str, Any]:
         "strongest": [_named(one) | {"largest_effect": value} for one, value in found.strongest],
         "strangest": [
             _named(odd.prompt)
-            | {"quantity": odd.quantity, "value": odd.value, "median": odd.median, "distance": odd.distance}
+            | {"quantity": odd.kind.quantity, "value": odd.value, "median": odd.median, "distance": odd.distance}
             for odd in found.strangest
         ],
         "notes": list(found.notes),

@@ -33,8 +33,8 @@ SAID = {
 TITLES = {
     CORRECT: "correct answers",
     IMAGE_SHARE: "image, of image and text",
-    READING: "where that is read",
-    DEPTH: "depth at which that is read, from 0 to 1",
+    READING: "where {} is read",
+    DEPTH: "depth where {} is read",
     LARGEST: "largest effect of one word or cell",
 }
 
@@ -59,6 +59,7 @@ def _head(found: OverPrompts) -> Iterator[str]:
         letter = f"Study {'AB'[study]}" if len(found.sources) > 1 else "Study"
         yield f"{letter}: {escape(source)}, {len(whole_of(found, study)):,} prompts"
     yield "Means over prompts; in parentheses the 95 % interval and the number of prompts."
+    yield "Depth goes from 0, before the first layer, to 1, behind the last one."
     yield from _evidence(found)
     if found.expected:
         yield f"Correct: the answer is that of column {quoted(found.expected)}, {MATCHES[found.question.match]}."
@@ -94,7 +95,8 @@ def _order(one: Averaged) -> tuple[int, str, int]:
 
 def title(kind: Kind) -> str:
     """What a number is, in words."""
-    return TITLES.get(kind.quantity) or kind.quantity.replace(FLOW, "flow ", 1)
+    what = "the evidence" if kind.measure.endswith("of the evidence") else "any token"
+    return TITLES[kind.quantity].format(what) if kind.quantity in TITLES else kind.quantity
 
 
 def by(kind: Kind) -> str:
@@ -260,5 +262,5 @@ def _place(place: str) -> Iterator[str]:
 
 def odd_text(odd: Odd) -> str:
     """In what it is odd."""
-    kind = Kind(odd.quantity, "", 0)
-    return f"{title(kind)} {value(kind, odd.value)}, where half of the prompts have less than {value(kind, odd.median)}"
+    own, median = value(odd.kind, odd.value), value(odd.kind, odd.median)
+    return f"{title(odd.kind)} is {own}, where half of the prompts have less than {median}"

@@ -179,14 +179,16 @@ def test_a_dataset_is_studied_and_reported(report, tmp_path, text_checkpoint, ca
         for n in range(12)
     ]
     write_dataset(tmp_path / "data.jsonl", rows)
-    argv = ["study", "data.jsonl", "-m", str(text_checkpoint), "--raw", "-q", "--effect", "--answer", "--budget", "8"]
+    argv = ["study", "data.jsonl", "-m", str(text_checkpoint), "--raw", "-q", "--effect", "--answer", "--budget", "2"]
     assert main([*argv, "--routes", "auto", "--reduce", "none"]) == 0
     code, out, err = report("output/data", "--by", "kind")
     assert (code, err) == (0, "")
     said = " ".join(out.split())
     assert "Measured effect of the evidence, window 1, last query, 3 layers" in said
     assert "correct answers: 0.0 % (0.0 to 26.5 %, n 12)" in said
-    assert "flow question -> last" in said or "flow prompt -> last" in said or "flow" in said
+    flows = table("output/data.report/report.flows.csv")
+    assert {(row["measure"], row["how"]) for row in flows} == {("estimated", ""), ("measured", "all layers")}
+    assert all(f"flow {row['flow']}" in said for row in flows)
     assert [row["kind"] for row in table("output/data.report/report.prompts.csv")] == ["c", "m"] * 6
     assert main([*argv, "--resume"]) == 0  # the folder of the report is in nobody's way
 

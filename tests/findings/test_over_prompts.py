@@ -160,8 +160,8 @@ def test_the_strongest_and_the_strangest_prompts_are_named():
     assert (found.strongest[0][0].name, found.strongest[0][1]) == ("strong", 8.0)
     named = {odd.prompt.name: odd for odd in found.strangest}
     assert {*named} == {"odd", "strong"}
-    assert (named["odd"].quantity, named["odd"].value) == (DEPTH, pytest.approx(0.9))
-    assert named["strong"].quantity == LARGEST
+    assert (named["odd"].kind.quantity, named["odd"].value) == (DEPTH, pytest.approx(0.9))
+    assert named["strong"].kind.quantity == LARGEST
 
 
 # --- correct answers --------------------------------------------------------------------------------------------------------
