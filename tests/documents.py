@@ -29,6 +29,7 @@ COMMANDS = (
     "pixels",
     "deepstack",
     "study",
+    "study_report",
     "serve",
     "report",
     "figure",

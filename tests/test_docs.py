@@ -426,6 +426,7 @@ def test_the_keys_that_json_on_stdout_has_are_those_that_are_documented(written)
         "pixels": ["pixels", "What color is the star?", "-i", picture, *common],
         "deepstack": ["deepstack", "What color is the star?", "-i", picture, "--no-answers", *common],
         "study": ["study", str(written / "data.jsonl"), *common],
+        "study report": ["study", "report", str(written / "data")],
         "top": ["top", result],
         "report": ["report", result, "--output", str(written / "page.html")],
         "compare": ["compare", result, str(written / "as_json"), "--no-page"],

@@ -276,6 +276,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "help mask_impact_analysis.py": lambda: help_of(scripts.main_text, "--help"),
     "help mask-impact": lambda: help_of(main.main),
     **{f"help mask-impact {name}": lambda name=name: help_of(main.main, name, "--help") for name in main.NAMES},
+    "help mask-impact study report": lambda: help_of(main.main, "study", "report", "--help"),
     "settings": settings_tables,
     "families": families_table,
     "architecture list": architecture_list,

@@ -40,6 +40,7 @@ _OWN_FLAGS = (
     "baseline",
     "beam",
     "by",
+    "expected",
     "fills",
     "grid",
     "image",

@@ -24,7 +24,7 @@ COMMANDS = {
         "without": "the answer again, with some tokens hidden",
         "pixels": "what replacing pixels of an image does to the answer",
         "deepstack": "which of an image's features the answer needs, in Qwen3-VL",
-        "study": "many prompts: a YAML configuration or a dataset",
+        "study": "many prompts: a YAML file or a dataset; study report sums them up",
         "serve": "ask by clicks: a local page on one loaded model",
     },
     "look at results": {
@@ -41,6 +41,8 @@ COMMANDS = {
 }
 SUMMARIES = {name: summary for commands in COMMANDS.values() for name, summary in commands.items()}
 NAMES = list(SUMMARIES)
+# A first word that makes another command of one, and its module: what is no name of a file that the command itself takes.
+WITHIN = {"study": {"report": "study_report"}}
 
 
 def overview() -> str:
@@ -79,7 +81,8 @@ def _bare_parser() -> Parser:
 
 def _describe(name: str, parser: Parser) -> Parser:
     """Gives a command's parser what its module says."""
-    module = importlib.import_module(f"mask_impact.commands.{name}")
+    first, _, within = name.partition(" ")
+    module = importlib.import_module(f"mask_impact.commands.{WITHIN[first][within] if within else name}")
     parser.prog, parser.description = f"{PROGRAM} {name}", module.__doc__.partition("\n")[0]
     parser.epilog = module.EPILOG
     module.add_arguments(parser)
@@ -90,8 +93,11 @@ def _describe(name: str, parser: Parser) -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    words = [*argv[1:2], "--help"] if argv[:1] == ["help"] else argv
-    program = f"{PROGRAM} {words[0]}" if words[:1] and words[0] in SUMMARIES else PROGRAM
+    words = [*argv[1:3], "--help"] if argv[:1] == ["help"] else argv
+    if len(words) > 1 and words[1] in WITHIN.get(words[0], ()):
+        words = [" ".join(words[:2]), *words[2:]]
+    known = [*SUMMARIES, *(f"{name} {word}" for name, several in WITHIN.items() for word in several)]
+    program = f"{PROGRAM} {words[0]}" if words[:1] and words[0] in known else PROGRAM
 
     def run() -> int:
         if not words or words[0] in ("-h", "--help"):
@@ -100,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name, *rest = words
         if name.startswith("-"):
             _bare_parser().parse_args([name])  # which prints the version, or refuses the flag
-        if name not in SUMMARIES:
+        if name not in known:
             raise UsageError(f"unknown command {name!r}{did_you_mean(name, SUMMARIES)}; {PROGRAM} alone lists them")
         args = _describe(name, Parser()).parse_mixed(rest)
         return args.run(args, MASK_IMPACT, command_line(PROGRAM, argv))

@@ -9,7 +9,9 @@ import numpy as np
 
 from mask_impact.results.records import Result
 from mask_impact.results.table_files import clean_text, flat
+from mask_impact.results.tokens import TOKEN_KINDS
 
+KIND, CONTENT = "kind", "content"  # further columns of a dataset's distances
 COLUMNS = ("generation_step", "layer", "token_masked", "token_position", "variant", "l2_distance", "cosine_distance")
 
 
@@ -59,8 +61,18 @@ def distances_table(result: Result, reduce: str):
 
 
 def to_dataset_table(result: Result, name: str, carried: str, reduce: str):
-    """The distances of one prompt of a dataset, as its parts have them."""
-    return with_prompt(distances_table(result, reduce), name, result.generated_text, carried)
+    """The distances of one prompt of a dataset, as its parts have them: with each token's kind, and whether it is of content,
+    neither special nor an attention sink."""
+    import pyarrow as pa
+
+    table = distances_table(result, reduce).unify_dictionaries()
+    positions = table["token_position"].to_numpy()
+    codes = np.array([TOKEN_KINDS.index(kind) for kind in result.tokens.kinds], dtype=np.int32)
+    content = codes != TOKEN_KINDS.index("special")
+    content[list(result.sinks)] = False
+    kinds = pa.DictionaryArray.from_arrays(codes[positions], pa.array(TOKEN_KINDS, pa.string()))
+    table = table.append_column(KIND, kinds).append_column(CONTENT, pa.array(content[positions]))
+    return with_prompt(table, name, result.generated_text, carried)
 
 
 def with_prompt(table, name: str, generated_text: str, carried: str):

@@ -136,7 +136,8 @@ class _Prompts:
             if not follows:
                 inherited = key in ("image_path", "groups") and key not in entry.model_fields_set
                 text.report(("defaults", key) if inherited else (*at, key), problem)
-        return None if text.problems else Job(entry.name, prompt, images, run_settings(values), {})
+        carried = (entry.labels or {}) | ({} if entry.expected is None else {"expected": entry.expected})
+        return None if text.problems else Job(entry.name, prompt, images, run_settings(values), carried)
 
 
 def _located_model(folder: Path, path: str | None) -> str | None:

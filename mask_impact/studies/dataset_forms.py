@@ -2,7 +2,7 @@
 images as Hugging Face's datasets hold them. Knows no files.
 
 A conversation becomes ChatML, which every model's template then says in its own way. A last turn of the assistant is the answer
-that the data give: it is left out, for the model to answer itself.
+that the data give: it is left out, for the model to answer itself, and kept as what was expected.
 """
 
 import base64
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mask_impact.errors import InputError, described, shown
+from mask_impact.findings.correctness import COLUMNS as EXPECTED
 from mask_impact.prompts.marks import IMAGE_MARK
 
 PROMPTS = ("prompt", "messages", "conversations")  # what a row must have one of
@@ -28,7 +29,9 @@ def standard(row: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"prompt is missing; the row has {shown(there)}, and needs {' or '.join(PROMPTS)}")
     found: list[Any] = []
     if key not in (None, "prompt"):
-        plain["prompt"] = _chatml(key, row[key], found)
+        plain["prompt"], answer = _chatml(key, row[key], found)
+        if answer and not plain.keys() & {*EXPECTED}:
+            plain[EXPECTED[0]] = answer
     elif "messages" in row or "conversations" in row:  # a column like any other, beside a prompt
         plain |= {other: row[other] for other in PROMPTS[1:] if other in row}
     given = next((one for one in (row.get("image"), several, found or None) if one is not None), None)
@@ -39,8 +42,9 @@ def standard(row: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _chatml(key: str, turns: Any, images: list[Any]) -> str:
-    """The conversation without its answer; what its parts hold of images is added to the list."""
+def _chatml(key: str, turns: Any, images: list[Any]) -> tuple[str, str]:
+    """The conversation without its answer, and that, empty where there is none; what its parts hold of images is added to the
+    list."""
     who, what = ("from", "value") if key == "conversations" else ("role", "content")
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
         raise InputError(f"{key} must be a list of turns, each with {who} and {what}, not {described(turns)}")
@@ -52,9 +56,9 @@ def _chatml(key: str, turns: Any, images: list[Any]) -> str:
                 f"turn {number} of {key} has {who} {described(turn.get(who))}; {', '.join(_ROLES)} are accepted"
             )
         said.append((role, _content(turn.get(what), f"turn {number} of {key}", images)))
-    if said[-1][0] == "assistant" and len(said) > 1:
-        said.pop()
-    return "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in said) + "<|im_start|>assistant\n"
+    _, answer = said.pop() if said[-1][0] == "assistant" and len(said) > 1 else ("", "")
+    turns = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in said)
+    return f"{turns}<|im_start|>assistant\n", answer.strip()
 
 
 def _content(content: Any, where: str, images: list[Any]) -> str:

@@ -21,7 +21,7 @@ from mask_impact.results.tables import to_dataset_table, with_prompt
 from mask_impact.studies.batching import run_tasks
 from mask_impact.studies.digest import digest
 from mask_impact.studies.jobs import Job, Problem
-from mask_impact.studies.parts import KINDS, part_of, parts_in
+from mask_impact.studies.parts import HOW, KINDS, RUN, part_of, parts_in
 from mask_impact.studies.progress import MAX_TOGETHER, ErrorLog, StudyObserver, Tally, run_blocks, task_of
 from mask_impact.studies.sharing import Team
 
@@ -123,10 +123,16 @@ class _Part:
             return None
         return failures if all(error == InputError.__name__ for _, error in names) else None
 
-    def write(self, tables: Mapping[str, Sequence[Any]], part_digest: str, failures: Sequence[dict[str, Any]]) -> None:
+    def write(
+        self, tables: Mapping[str, Sequence[Any]], part_digest: str, failures: Sequence[dict[str, Any]], model: str
+    ) -> None:
         """The tables of the jobs that did not fail, in their order, by KINDS; all or nothing. Distances come last: by their file
         the part is known again."""
         metadata = {"mask_impact_digest": part_digest, "mask_impact_failures": json.dumps(failures)}
+        metadata[RUN] = json.dumps(
+            {"model": model, "reduce": self.reduce}
+            | {name: getattr(self.jobs[0].settings, name) for name in HOW if self.jobs}
+        )
         writers, empty = {}, []
         for kind, of_kind in reversed(tables.items()):
             path = part_of(self.path, kind)
@@ -161,7 +167,7 @@ def _run_part(
     done = [tables[job.name] for job in part.jobs if job.name in tables]
     while old:
         old.pop().unlink(missing_ok=True)
-    part.write({kind: [one[kind] for one in done if kind in one] for kind in KINDS}, part_digest, failures)
+    part.write({kind: [one[kind] for one in done if kind in one] for kind in KINDS}, part_digest, failures, loaded.name)
     return tally
 
 

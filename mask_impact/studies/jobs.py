@@ -20,7 +20,8 @@ NO_FLAGS: Mapping[str, Any] = MappingProxyType({})
 @dataclass(frozen=True)
 class Job:
     """One prompt, ready to run. name: unique in its file, its result is {name}_results. prompt: the text itself. images:
-    absolute paths, or URLs as given. carried: a dataset's columns that are not ours, as they were read."""
+    absolute paths, or URLs as given. carried: a dataset's columns that are not ours, as they were read; of a configuration
+    the labels and the expected answer."""
 
     name: str
     prompt: str

@@ -39,6 +39,27 @@ def _in_file(place: str) -> list[Setting]:
     return [one for one in SETTINGS.values() if one.file == place and one.name != "model"]
 
 
+def _expected(value: Any) -> Any:
+    """A text, or a list of texts; ValueError."""
+    texts = [value] if isinstance(value, str) else value
+    if value is not None and not (
+        isinstance(texts, list) and texts and all(isinstance(one, str) and one for one in texts)
+    ):
+        raise ValueError("neither a text nor a list of texts")
+    return value
+
+
+def _labels(value: Any) -> Any:
+    """A mapping from names to single values; ValueError."""
+    if value is not None and not (
+        isinstance(value, dict)
+        and all(isinstance(name, str) and name for name in value)
+        and all(isinstance(one, str | int | float) for one in value.values())
+    ):
+        raise ValueError("not a mapping from names to single values")
+    return value
+
+
 _Text = Annotated[str, Field(min_length=1)]
 _Paths = Annotated[list[_Text] | None, BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 _Image = Annotated[_Paths, BeforeValidator(lambda value: None if value == "" else value)]
@@ -57,7 +78,14 @@ FileLevel = create_model(
 DefaultsLevel = create_model(
     "DefaultsLevel", __base__=_Sizes, enabled=(bool, True), image_path=(_Paths, None), **_fields(_in_file("prompt"))
 )
-PromptLevel = create_model("PromptLevel", __base__=DefaultsLevel, name=(str, ...), prompt=(str, ...))
+PromptLevel = create_model(
+    "PromptLevel",
+    __base__=DefaultsLevel,
+    name=(str, ...),
+    prompt=(str, ...),
+    expected=(Annotated[Any, PlainValidator(_expected)], None),
+    labels=(Annotated[Any, PlainValidator(_labels)], None),
+)
 RowLevel = create_model(
     "RowLevel",
     __base__=_Lenient,
@@ -77,6 +105,8 @@ _ACCEPTED = {
     "defaults": "a mapping of what prompts have in common, such as num_tokens",
     "prompts": "a list, not empty, of mappings with name and prompt",
     "enabled": "true or false",
+    "expected": "text: the expected answer, or a list of texts of which one suffices, or null",
+    "labels": "a mapping from names to texts, numbers, or true or false, or null",
     "image": "a path, a list of paths, or null",
     "image_path": "a path, a list of paths, or null",
 }

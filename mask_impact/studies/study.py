@@ -5,6 +5,8 @@ it ended. Prompts run in groups that follow from the list of jobs alone, so that
 others were there already.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +75,13 @@ def run_study(
     return tally
 
 
+def _digest(loaded: LoadedModel, job: Job) -> str:
+    """Of what the numbers depend on, and of what is kept beside them."""
+    if not job.carried:
+        return digest(loaded, job)
+    return hashlib.sha256(json.dumps([digest(loaded, job), job.carried], sort_keys=True).encode()).hexdigest()
+
+
 class _Results:
     """Where the results of a study's jobs are: which are there, and writing the others."""
 
@@ -87,7 +96,7 @@ class _Results:
     ) -> None:
         self._formats, self._beside, self._command = formats, beside, command
         self._paths = {job.name: check_output(folder, result_name(job), ()) for job in jobs}
-        self._digests = {job.name: digest(loaded, job) for job in jobs}
+        self._digests = {job.name: _digest(loaded, job) for job in jobs}
 
     def has(self, job: Job) -> bool:
         """Whether the result of exactly this job is there, complete."""

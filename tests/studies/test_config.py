@@ -108,6 +108,22 @@ prompts:
     )
 
 
+def test_what_is_expected_and_labels_are_carried_along(load):
+    found = load(
+        """
+prompts:
+  - {name: a, prompt: x, expected: [yes, "no"], labels: {category: sum, level: 2}}
+  - {name: b, prompt: x, expected: "4"}
+  - {name: c, prompt: x, expected: null, labels: null}
+""".replace("[yes", '["yes"')
+    )
+    assert [job.carried for job in found.jobs] == [
+        {"category": "sum", "level": 2, "expected": ["yes", "no"]},
+        {"expected": "4"},
+        {},
+    ]
+
+
 def test_what_is_not_said_is_as_on_the_command_line(load):
     found = load(LAST)
     assert found == BatchConfig(None, None, "auto", "auto", None, Path("output"), found.jobs, 0)
@@ -340,6 +356,8 @@ WRONG_VALUES = {
     "formats": (["[csv, xml]", "[]", "5", "csv;json", "{csv: json}"], "formats must be some of csv, json, parquet, not "),
     "output_dir": (["5", '""', "[a]"], "output_dir must be text: a folder, not "),
     "model": (["5", "[demo]", "true"], "model must be a hub id or path, or a mapping with path, revision, device, dtype"),
+    "expected": (["5", "[]", "[a, 5]", '""', "{a: b}"], "expected must be text: the expected answer, or a list of texts"),
+    "labels": (["5", "[a]", "text", "{a: [b]}", "{a: null}"], "labels must be a mapping from names to texts, numbers, or true"),
     "defaults": (["5", "[a]", "text", "false"], "defaults must be a mapping of what prompts have in common"),
     "prompts": (["5", "[]", "null", "{name: a, prompt: x}", "text"], "prompts must be a list, not empty, of mappings"),
 }  # fmt: skip

@@ -46,7 +46,9 @@ def test_messages_are_the_conversation_without_its_answer(tmp_path, png):
     )
     assert with_answer.prompt == without.prompt == SYSTEM + QUESTION
     assert with_answer.images == (str(tmp_path / "a.png"),)
-    assert with_answer.carried == {"id": 7}
+    assert (with_answer.carried, without.carried) == ({"id": 7, "expected": "a cat"}, {})
+    (own,) = jobs_of(tmp_path, {"messages": [user, answer], "answer": "cat"})
+    assert own.carried == {"answer": "cat"}  # the row says itself what is expected
     url = {"type": "image_url", "image_url": {"url": "a.png"}}
     (job,) = jobs_of(tmp_path, {"messages": [{"role": "user", "content": [parts[0], url, parts[2]]}]})
     assert (job.prompt, job.images) == (QUESTION, with_answer.images)

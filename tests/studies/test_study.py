@@ -490,7 +490,7 @@ def test_a_dataset_becomes_a_parquet_dataset(reduce, on_dataset, loaded, tmp_pat
     assert "20 prompts: 20 written" in out
     assert sorted(parts()) == ["part-000000.parquet", "part-000001.parquet"]
     frame = pd.read_parquet("output/data")
-    assert list(frame.columns) == ["prompt_name", *store.COLUMNS, "generated_text", "carried"]
+    assert list(frame.columns) == ["prompt_name", *store.COLUMNS, "kind", "content", "generated_text", "carried"]
     assert frame.prompt_name.unique().tolist() == [row["name"] for row in rows]
     for number in (0, 3, 19):
         alone = analyze(loaded, prompts[number], num_tokens=2)

@@ -1,0 +1,350 @@
+"""A study read again, prompt by prompt: from the parts of a dataset, or from a folder of single results.
+
+Knows where the files lie and what their columns are; says nothing about the numbers. Parts are read in batches of rows, of which
+nothing is kept but the few numbers of each prompt, so that memory does not grow with the rows.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mask_impact.errors import OutputError
+from mask_impact.findings.prompt_numbers import ATTN, FULL, Gathering, PromptNumbers, Unit
+from mask_impact.results.explanations import Explanation
+from mask_impact.results.files import is_regular
+from mask_impact.results.flows import Knockouts
+from mask_impact.results.inputs import TABLE, open_file
+from mask_impact.results.records import Result
+from mask_impact.results.stored import Stored, read_stored, stem_of
+from mask_impact.results.table_files import beside, one_line
+from mask_impact.results.tables import COLUMNS, CONTENT, KIND
+from mask_impact.results.tokens import IMAGE_PAD
+from mask_impact.studies.parts import HOW, KINDS, RUN, part_of
+
+BATCH = 2**16  # rows
+PAGES = ("html", "card.png", "meta.json", "answer.meta.json", "flows.meta.json")  # of a result: what one looks at first
+UNKNOWN_WINDOW = "window not stored"
+
+
+@dataclass
+class StudyFiles:
+    """Where a study lies. parts: of a dataset; stems: of single results; notes: what was left out, and why; n_batches, n_rows:
+    what was read so far."""
+
+    source: str
+    parts: tuple[Path, ...] = ()
+    stems: tuple[Path, ...] = ()
+    notes: list[str] = field(default_factory=list)
+    n_batches: int = 0
+    n_rows: int = 0
+
+    def prompts(self) -> Iterator[PromptNumbers]:
+        """The numbers of each prompt, in the files' order. A single result that can't be read is left out, which a note says;
+        OutputError for a part that can't."""
+        for part in self.parts:
+            yield from _Part(part, self).prompts()
+        for stem in self.stems:
+            try:
+                (stored,) = read_stored(stem).values()
+            except OutputError as error:
+                self.notes.append(f"Left out: {error}")
+                continue
+            yield _of_stored(stem, stored)
+
+
+def find_study(path: Path) -> StudyFiles:
+    """What a folder has. OutputError where it has neither parts of a dataset nor stored results."""
+    path = Path(path)
+    for kind in KINDS[1:]:
+        if path.name.endswith(f".{kind}") and path.with_suffix("").is_dir():
+            path = path.with_suffix("")
+    if not path.is_dir():
+        what = "is no folder" if path.exists() else "does not exist"
+        raise OutputError(f"{path} {what}; give the folder that a study wrote")
+    parts = tuple(sorted(path.glob("part-*.parquet")))
+    if parts:
+        return StudyFiles(str(path), parts=parts)
+    stems = dict.fromkeys(stem_of(file) for file in sorted(path.glob("*.meta.json")) if is_regular(file))
+    if not stems:
+        inside = [one.name for one in sorted(path.iterdir()) if one.is_dir() and [*one.glob("part-*.parquet")]]
+        inside = [name for name in inside if not name.endswith(tuple(f".{kind}" for kind in KINDS[1:]))]
+        hint = f"; {path / inside[0]} has parts" if inside else "; a study writes them there"
+        raise OutputError(f"{path} has neither part-*.parquet nor results (NAME.meta.json){hint}")
+    return StudyFiles(str(path), stems=tuple(stems))
+
+
+def how_text(run: Mapping[str, Any]) -> str:
+    """The settings that effects depend on, in words. run: those of HOW."""
+    if run.get("window") is None:
+        return UNKNOWN_WINDOW
+    window = "all layers" if run["window"] == "all" else f"window {run['window']}"
+    parts = [window, f"{run.get('queries') or 'last'} {'query' if run.get('queries') != 'all' else 'queries'}"]
+    parts += [f"{name} {run[name]}" for name in ("ablation", "groups") if run.get(name) not in (None, "mask", "tokens")]
+    return ", ".join(parts)
+
+
+# --- the parts of a dataset -------------------------------------------------------------------------------------------------
+
+
+class _Part:
+    """A part, with those of the other kinds of tables that belong to it."""
+
+    def __init__(self, path: Path, study: StudyFiles) -> None:
+        self.path, self.study = path, study
+        self.gatherings: dict[str, Gathering] = {}
+        self.order: dict[str, None] = {}
+        self.how, self.by_layer, self.reduced = UNKNOWN_WINDOW, True, False
+
+    def prompts(self) -> Iterator[PromptNumbers]:
+        """In the order of their distances. What is read first decides what is taken for the evidence in what is read then."""
+        self._settings()
+        for kind, add in (
+            ("answer", self._answer), ("", self._distances), ("effect", self._effects), ("routes", self._routes),
+        ):  # fmt: skip
+            path = part_of(self.path, kind)
+            if is_regular(path):
+                for batch in self._batches(path, kind):
+                    for gathering, rows in self._by_prompt(batch):
+                        add(gathering, rows)
+        for name in dict.fromkeys((*self.order, *self.gatherings)):
+            yield self.gatherings[name].numbers()
+
+    def _settings(self) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with open_file(self.path, TABLE) as file:
+                stored = (pq.read_schema(file).metadata or {}).get(RUN.encode(), b"{}")
+            run = json.loads(stored)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise OutputError(f"{self.path} cannot be read: {one_line(error)}") from error
+        run = run if isinstance(run, dict) else {}
+        self.how, self.by_layer = how_text({name: run.get(name) for name in HOW}), run.get("window") != "all"
+        self.reduced = run.get("reduce") == "summary"
+
+    def _batches(self, path: Path, kind: str) -> Iterator[Any]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        needed, wanted = _COLUMNS[kind]
+        try:
+            with open_file(path, TABLE) as file, pq.ParquetFile(file, pre_buffer=False, buffer_size=BATCH) as table:
+                names = table.schema_arrow.names
+                if missing := [name for name in needed if name not in names]:
+                    raise OutputError(f"{path} has no column {missing[0]}; a study writes {', '.join(needed)}")
+                columns = [name for name in (*needed, *wanted) if name in names]
+                for batch in table.iter_batches(batch_size=BATCH, columns=columns):
+                    self.study.n_batches += 1
+                    self.study.n_rows += len(batch)
+                    yield batch
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+            raise OutputError(f"{path} cannot be read: {one_line(error)}") from error
+
+    def _by_prompt(self, batch: Any) -> Iterator[tuple[Gathering, "_Rows"]]:
+        codes, names = _codes(batch["prompt_name"])
+        for code in np.unique(codes):
+            places = np.flatnonzero(codes == code)
+            rows = _Rows(batch, places)
+            name = names[code]
+            if name not in self.gatherings:
+                self.gatherings[name] = Gathering(
+                    name, rows.first("generated_text") or "", _carried(rows.first("carried")), self.how, self.by_layer,
+                    str(self.path), self.reduced,
+                )  # fmt: skip
+            yield self.gatherings[name], rows
+
+    def _answer(self, gathering: Gathering, rows: "_Rows") -> None:
+        changes, measured = rows.floats("contribution"), rows.floats("logprob_change")
+        content, needed, names = rows.flags("content"), rows.flags("necessary"), rows.texts("token")
+        for row, positions in enumerate(rows.texts("positions")):
+            really = bool(np.isfinite(measured[row]))
+            change = float(measured[row] if really else np.nan_to_num(changes[row]))
+            at = tuple(int(one) for one in positions.split())
+            gathering.units.append(Unit(names[row], at, change, really, bool(content[row]), bool(needed[row])))
+
+    def _distances(self, gathering: Gathering, rows: "_Rows") -> None:
+        self.order[gathering.name] = None
+        variant = rows.coded("variant", _variant)
+        is_image = rows.coded("token_masked", lambda text: text == IMAGE_PAD).astype(bool)
+        content = ~rows.coded("token_masked", lambda text: text.startswith("<|") and text.endswith("|>")).astype(bool)
+        content |= is_image
+        if KIND in rows:  # which an earlier version did not write
+            is_image, content = rows.coded(KIND, lambda text: text == "image").astype(bool), rows.flags(CONTENT)
+        gathering.distances(
+            rows.whole("layer"), rows.whole("token_position"), variant, is_image, content, rows.floats("l2_distance"),
+            rows.floats("cosine_distance"),
+        )  # fmt: skip
+
+    def _effects(self, gathering: Gathering, rows: "_Rows") -> None:
+        estimate = rows.floats("estimate") if "estimate" in rows else None
+        gathering.effects(
+            rows.whole("layer"), rows.whole("token_position"), rows.whole("n_tokens"), rows.floats("logprob_change"),
+            rows.flags("below_floor"), estimate, rows.texts("token_masked"),
+        )  # fmt: skip
+
+    def _routes(self, gathering: Gathering, rows: "_Rows") -> None:
+        """A flow is read whole before the next one, but a batch may end within it: its parts are added."""
+        layer, head, values = rows.whole("layer"), rows.whole("head"), rows.floats("contribution")
+        flows, whole, step = np.array(rows.texts("flow"), dtype=object), rows.floats("whole_change"), rows.whole("step")
+        for name in dict.fromkeys(flows.tolist()):
+            for one in np.unique(step[flows == name]):
+                here = (flows == name) & (step == one)
+                estimate = np.zeros((int(layer.max()) + 1, int(head.max()) + 1))
+                np.add.at(estimate, (layer[here], head[here]), np.nan_to_num(values[here]))
+                begins = (layer[here] == 0) & (head[here] == 0)
+                gathering.route(name, estimate, float(whole[here][begins][0]) if begins.any() else None)
+
+
+_TEXTS = ("generated_text", "carried")
+# Of each kind of table: the columns that it must have, and those that are read where they are there.
+_COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "": (("prompt_name", *COLUMNS), (KIND, CONTENT, *_TEXTS)),
+    "answer": (
+        ("prompt_name", "token", "positions", "contribution", "logprob_change", "content", "necessary"), _TEXTS,
+    ),
+    "effect": (
+        ("prompt_name", "layer", "token_masked", "token_position", "n_tokens", "logprob_change", "below_floor"),
+        ("estimate", *_TEXTS),
+    ),
+    "routes": (("prompt_name", "step", "flow", "layer", "head", "contribution", "whole_change"), _TEXTS),
+}  # fmt: skip
+
+
+class _Rows:
+    """Some rows of a batch, column by column."""
+
+    def __init__(self, batch: Any, places: np.ndarray) -> None:
+        whole = places[-1] - places[0] + 1 == len(places)
+        self._batch = batch.slice(int(places[0]), len(places)) if whole else batch.take(places)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._batch.schema.names
+
+    def first(self, name: str) -> str | None:
+        return self._batch[name][0].as_py() if name in self else None
+
+    def whole(self, name: str) -> np.ndarray:
+        column = self._batch[name]
+        if column.null_count:
+            raise ValueError(f"column {name} is empty in {column.null_count} rows")
+        return column.to_numpy(zero_copy_only=False).astype(np.int64)
+
+    def floats(self, name: str) -> np.ndarray:
+        """float64, NaN where there is nothing."""
+        return self._batch[name].to_numpy(zero_copy_only=False).astype(np.float64)
+
+    def flags(self, name: str) -> np.ndarray:
+        """bool, False where there is nothing."""
+        return self._batch[name].fill_null(False).to_numpy(zero_copy_only=False).astype(bool)
+
+    def texts(self, name: str) -> list[str]:
+        codes, texts = _codes(self._batch[name])
+        return [texts[code] for code in codes.tolist()]
+
+    def coded(self, name: str, value: Any) -> np.ndarray:
+        """int64, what a function says of each text."""
+        codes, texts = _codes(self._batch[name])
+        return np.array([int(value(text)) for text in texts], dtype=np.int64)[codes]
+
+
+def _codes(column: Any) -> tuple[np.ndarray, list[str]]:
+    """Texts as int64 [R], codes into a list of texts."""
+    import pyarrow as pa
+
+    coded = column if pa.types.is_dictionary(column.type) else column.cast(pa.string()).dictionary_encode()
+    texts = ["" if text is None else str(text) for text in coded.dictionary.to_pylist()]
+    return coded.indices.fill_null(len(texts)).to_numpy(zero_copy_only=False).astype(np.int64), [*texts, ""]
+
+
+def _variant(name: str) -> int:
+    if name == "Full":
+        return FULL
+    number = name.removeprefix("Head_")
+    return int(number) if number != name and number.isdecimal() else ATTN if name == "Attn" else ATTN - 2
+
+
+def _carried(text: str | None) -> dict[str, Any]:
+    with suppress(ValueError):
+        found = json.loads(text or "{}")
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+# --- single results -----------------------------------------------------------------------------------------------------------
+
+
+def _of_stored(stem: Path, stored: Stored) -> PromptNumbers:
+    """The numbers of all that lies under a name."""
+    meta = stored.meta
+    effect = meta.get("effect") if isinstance(meta.get("effect"), dict) else {}
+    name = meta.get("job") if isinstance(meta.get("job"), str) else stem.name.removesuffix("_results")
+    place = next((beside(stem, suffix) for suffix in PAGES if is_regular(beside(stem, suffix))), stem)
+    labels = meta.get("carried") if isinstance(meta.get("carried"), dict) else {}
+    gathering = Gathering(
+        name,
+        str(getattr(stored.parts[0], "generated_text", "")),
+        labels,
+        how_text({"ablation": meta.get("ablation")} | effect),
+        effect.get("window") != "all",
+        str(place),
+    )
+    if stored.answer is not None:
+        gathering.units += _units(stored.answer)
+        for target in stored.answer.targets:
+            for route in target.routes:
+                gathering.route(route.name, route.contribution, route.whole_change)
+    if stored.result is not None:
+        _add_result(gathering, stored.result)
+    if stored.flows is not None:
+        _add_flows(gathering, stored.flows)
+    return gathering.numbers()
+
+
+def _units(found: Explanation) -> Iterator[Unit]:
+    for target in found.targets:
+        needed = {
+            place for one in target.evidence if one.necessary is not None for place in one.necessary.places
+        }  # fmt: skip
+        for place, name in enumerate(target.names):
+            yield Unit(
+                name, tuple(target.positions[place]), target.change(place), bool(target.measured[place]),
+                bool(target.content[place]), place in needed,
+            )  # fmt: skip
+
+
+def _add_result(gathering: Gathering, result: Result) -> None:
+    variants = np.array([_variant(name) for name in result.variants])
+    kinds = np.array(result.tokens.kinds)
+    content = (kinds != "special") & ~np.isin(np.arange(len(kinds)), result.sinks)
+    for step in result.steps:
+        layer, place, variant = (one.reshape(-1) for one in np.indices(step.l2.shape))
+        at = step.positions[place]
+        gathering.distances(
+            layer, at, variants[variant], kinds[at] == "image", content[at], step.l2.reshape(-1), step.cosine.reshape(-1),
+        )  # fmt: skip
+    for step in result.steps:
+        if (effect := step.effect) is None:
+            continue
+        groups = effect.groups or [(result.tokens.texts[at], (at,)) for at in step.positions.tolist()]
+        layer, group = (one.reshape(-1) for one in np.indices(effect.top1.shape))
+        first, sizes = (np.array([rule(at) for _, at in groups]) for rule in (lambda at: at[0], len))
+        change = np.where(effect.measured, effect.logprob_change, np.nan).reshape(-1).astype(np.float64)
+        estimate = None if effect.estimated is None else effect.estimated.change.reshape(-1).astype(np.float64)
+        names = [groups[one][0] for one in group.tolist()]
+        gathering.effects(
+            layer, first[group], sizes[group], change, effect.below_floor.reshape(-1), estimate, names
+        )  # fmt: skip
+
+
+def _add_flows(gathering: Gathering, found: Knockouts) -> None:
+    how = how_text({"window": found.meta.get("window"), "ablation": found.meta.get("ablation"), "queries": "all"})
+    for number, one in enumerate(found.flows):
+        change = np.sum([step.logprob_change[number] for step in found.steps], axis=0, dtype=np.float64)
+        heads = "" if one.flow.heads is None else f" (heads {', '.join(map(str, one.flow.heads))})"
+        gathering.knockout(one.flow.name + heads, change, how.partition(",")[0])
