@@ -71,9 +71,10 @@ def test_a_folder_is_loaded_and_measured_as_its_model_with_the_adapter_merged(ch
     assert largest_error(result, oracle.measure(without, prompt_of(result), STEPS)) > 1e-2
 
 
+@pytest.mark.parametrize("more", [{}, {"use_dora": True}], ids=["lora", "dora"])
 @pytest.mark.parametrize("name", ["qwen3", "gemma3_text"])
-def test_maps_effects_and_answer_are_those_of_the_merged_model(name):
-    model, other = (with_lora(tiny_model(name, vocab_size=320)) for _ in range(2))
+def test_maps_effects_and_answer_are_those_of_the_merged_model(name, more):
+    model, other = (with_lora(tiny_model(name, vocab_size=320), **more) for _ in range(2))
     found, expected = (
         mask_impact.analyze(loading.wrap(one, make_tokenizer()), "the cat sat on", num_tokens=STEPS, effect=True)
         for one in (model, other.merge_and_unload())
