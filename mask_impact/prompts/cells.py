@@ -216,8 +216,8 @@ def _squares(given: Given) -> list[Grid]:
         return [replace(one, picture=number, region=region) for number, region in enumerate(regions)]
     if given.setting("min_patches") is None:
         raise InputError(
-            f"the model's processor made {n_tensors} squares of {len(given.sizes)} image{'s' * (len(given.sizes) > 1)}, and where "
-            f"they lie in their picture is not known (pan and scan, for example): switch that off in its settings"
+            f"the model's processor made {n_tensors} squares of {len(given.sizes)} image{'s' * (len(given.sizes) > 1)}, and "
+            f"where they lie in their picture is not known (pan and scan, for example): switch that off in its settings"
         )
     return [
         replace(one, picture=number, part=part, region=region)

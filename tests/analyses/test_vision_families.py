@@ -428,7 +428,7 @@ def test_crops_of_pan_and_scan_are_one_line(loaded, monkeypatch):
     panned = one.processor.images_kwargs | {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 8}
     monkeypatch.setattr(one.processor, "images_kwargs", panned)
     with pytest.raises(
-        InputError, match=r"^the model's processor made 4 squares of 1 image, and where they lie .* pan and scan"
+        InputError, match=r"^the model's processor made 4 squares of 1 image, and where they lie .*\(pan and scan"
     ):
         encode(one, PROMPT, read_pictures([picture((90, 30))]))
 
