@@ -398,6 +398,14 @@ def test_other_counts_of_tokens_and_cells_are_one_line(loaded):
         assert "\n" not in str(caught.value)
 
 
+def test_images_of_no_pixels_are_one_line(loaded):
+    for name in ("gemma3", "idefics3", "mistral3", "qwen2_5_vl"):
+        inputs = encode(loaded(name), PROMPT, read_pictures([picture()])).inputs
+        sizes = {key: value[:0] for key, value in inputs.items() if key in ("image_sizes", "image_grid_thw")}
+        with pytest.raises(InputError, match="image"):
+            mask_impact.analyze(loaded(name), inputs | sizes | {"pixel_values": inputs["pixel_values"][:0]})
+
+
 def test_the_model_s_own_image_token_in_a_prompt_is_one_line(loaded):
     with pytest.raises(InputError, match=r"^the prompt has the model's own token <IMG_CONTEXT>; write <image> where"):
         mask_impact.analyze(loaded("internvl"), "What is <IMG_CONTEXT>?", images=[picture()])
