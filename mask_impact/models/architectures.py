@@ -189,7 +189,7 @@ def check_supported(model_type: str) -> None:
     if model_type not in (_TEXT_MODELS - _WITH_OTHER_INPUT) | _VISION_LANGUAGE | LAYOUTS.keys():
         raise UnsupportedArchitecture(
             f"architecture '{model_type}' is not supported: it is no model of text, or of images and text, of transformers "
-            f"{transformers.__version__}"
+            f"{transformers.__version__}; use one that is, such as {supported()}"
         )
 
 

@@ -105,13 +105,13 @@ def find_grids(
     """
     given = Given(reader, inputs, _runs(ids, texts, reader.config.image_token_id), sizes)
     grids = [replace(grid, region=None) if grid.region == _WHOLE else grid for grid in _rule(given)(given)]
-    n_pictures = 1 + max(grid.picture for grid in grids)
+    n_pictures = 1 + max((grid.picture for grid in grids), default=-1)
     if sizes is not None and n_pictures != len(sizes):
         raise InputError(
             f"{len(sizes)} images became {n_pictures} in the model's processor, which needs to be another one"
         )
     n_cells = sum(grid.n_tokens for grid in grids)
-    if n_cells != given.n_tokens:
+    if n_cells != given.n_tokens or 0 in [grid.n_tokens for grid in grids]:
         raise InputError(
             f"the images have {n_cells} cells but the prompt has {given.n_tokens} image tokens; "
             f"prepare text and images together with the model's processor, without truncation"
@@ -202,7 +202,7 @@ def _rows_of_patches(given: Given) -> list[Grid]:
 def _squares(given: Given) -> list[Grid]:
     """Each of the tensors [n, channels, height, width] is a picture, or with InternVL and Aya a tile; as many tokens for each."""
     n_tensors, _, height, width = given.pixels.shape
-    n_each, rest = divmod(given.n_tokens, n_tensors)
+    n_each, rest = divmod(given.n_tokens, max(n_tensors, 1))
     side = math.isqrt(n_each)
     before = n_each - side**2  # a token of the whole picture (CLIP's class token), where the model keeps it
     if rest or side == 0 or before not in (0, 1):
@@ -216,8 +216,8 @@ def _squares(given: Given) -> list[Grid]:
         return [replace(one, picture=number, region=region) for number, region in enumerate(regions)]
     if given.setting("min_patches") is None:
         raise InputError(
-            f"{len(given.sizes)} images became {n_tensors} in the model's processor, and where they lie in their picture is not "
-            f"known (pan and scan, for example): switch that off in its settings"
+            f"the model's processor made {n_tensors} squares of {len(given.sizes)} image{'s' * (len(given.sizes) > 1)}, and "
+            f"where they lie in their picture is not known (pan and scan, for example): switch that off in its settings"
         )
     return [
         replace(one, picture=number, part=part, region=region)

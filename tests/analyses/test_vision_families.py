@@ -4,12 +4,13 @@ its cells are where its pixels were, its numbers those of really hiding."""
 import copy
 import dataclasses
 import inspect
+import json
 
 import family_oracle
 import numpy as np
 import pytest
 import torch
-from family_models import NotHere
+from family_models import NotHere, family_config
 from marks import slow_but
 from PIL import Image
 from tokenizers import processors
@@ -195,10 +196,61 @@ def test_a_broken_order_of_cells_is_told(loaded, monkeypatch):
 def test_what_is_more_than_fits_is_interpolated_and_stays_in_its_place(tmp_path):
     """LLaVA-OneVision: 4 x 6 cells in detail, of which `anyres_max_1` allows about four."""
     family_checkpoint(tmp_path, "llava_onevision", config={"vision_aspect_ratio": "anyres_max_2"})
-    settings = tmp_path / "processor_config.json"
-    settings.write_text(settings.read_text().replace("{", '{"vision_aspect_ratio": "anyres_max_2", ', 1))
+    changed_settings(tmp_path, "processor_config.json", vision_aspect_ratio="anyres_max_2")
     encoded = check_cells(loading.load(str(tmp_path)), [picture()], at=(0.0, 0.6, 0.99))
     assert [image.grid for image in encoded.images] == [(2, 2), (2, 3)]
+
+
+def changed_settings(folder, file, **settings):
+    """Write other settings into a checkpoint's file."""
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+@pytest.mark.slow
+def test_a_class_token_that_llava_keeps_is_no_cell(tmp_path):
+    family_checkpoint(tmp_path, "llava", config={"vision_feature_select_strategy": "full"})
+    changed_settings(tmp_path, "processor_config.json", vision_feature_select_strategy="full")
+    encoded = check_cells(loading.load(str(tmp_path)), [picture()], at=(0.3,))
+    first = encoded.tokens.kinds.index("image")
+    assert encoded.tokens.ids[first - 1] == encoded.tokens.ids[first]
+    assert encoded.tokens.kinds[first - 1] == "special"
+    assert encoded.images[0].grid == (4, 4)
+
+
+def test_a_picture_that_llava_makes_square_has_cells_in_the_border(tmp_path):
+    """All of it is seen, and the cells above and below it lie beyond its edges."""
+    family_checkpoint(tmp_path, "llava")
+    changed_settings(tmp_path, "preprocessor_config.json", image_processor_type="LlavaImageProcessor", do_pad=True)
+    encoded = check_cells(loading.load(str(tmp_path)), [picture((64, 32))], at=(0.3, 0.5))
+    assert encoded.images[0].region == (0, -16, 64, 48)
+
+
+@pytest.mark.slow
+def test_a_llava_with_the_tower_of_pixtral_has_rows(tmp_path):
+    """A published checkpoint of Pixtral is one."""
+    tower = family_config("mistral3").vision_config
+    tower.image_size = 48
+    family_checkpoint(
+        tmp_path,
+        "llava",
+        config={"vision_config": tower, "vision_feature_layer": -1, "vision_feature_select_strategy": "full"},
+    )
+    breaks = {"image_token": "<image>", "image_break_token": "<|im_start|>", "image_end_token": "<|im_end|>"}
+    of_pixtral = {"processor_class": "PixtralProcessor", "patch_size": 4} | breaks
+    (tmp_path / "processor_config.json").write_text(json.dumps(of_pixtral))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(FAMILIES["mistral3"]["images"]))
+    encoded = check_cells(loading.load(str(tmp_path)), [picture()], at=(0.0, 0.6))
+    assert encoded.images[0].grid == (8, 12)
+
+
+def test_cells_are_known_before_the_weights_are_read(loaded):
+    one = loaded("internvl")
+    reader = loading.Reader(one.tokenizer, one.processor, one.kind, one.name, one.config)
+    first, second = (encode(of, PROMPT, read_pictures([picture()])) for of in (reader, one))
+    assert first.images == second.images
+    assert first.tokens.kinds == second.tokens.kinds
+    assert first.inputs.keys() == second.inputs.keys()
 
 
 def test_what_stands_between_cells_is_special(loaded):
@@ -346,6 +398,14 @@ def test_other_counts_of_tokens_and_cells_are_one_line(loaded):
         assert "\n" not in str(caught.value)
 
 
+def test_images_of_no_pixels_are_one_line(loaded):
+    for name in ("gemma3", "idefics3", "mistral3", "qwen2_5_vl"):
+        inputs = encode(loaded(name), PROMPT, read_pictures([picture()])).inputs
+        sizes = {key: value[:0] for key, value in inputs.items() if key in ("image_sizes", "image_grid_thw")}
+        with pytest.raises(InputError, match="image"):
+            mask_impact.analyze(loaded(name), inputs | sizes | {"pixel_values": inputs["pixel_values"][:0]})
+
+
 def test_the_model_s_own_image_token_in_a_prompt_is_one_line(loaded):
     with pytest.raises(InputError, match=r"^the prompt has the model's own token <IMG_CONTEXT>; write <image> where"):
         mask_impact.analyze(loaded("internvl"), "What is <IMG_CONTEXT>?", images=[picture()])
@@ -368,6 +428,17 @@ def test_a_picture_that_is_made_smaller_has_the_tiles_of_the_smaller_one(loaded)
     assert small.images[0].in_original(small.images[0].box(1, 1)) == (24, 24, 48, 48)
     boxes = [original_box_of(large.tokens, large.images, [place]) for place in np.flatnonzero(large.tokens.image == 3)]
     assert (boxes[0], boxes[-1]) == ((24, 24, 36, 36), (36, 36, 48, 48))
+
+
+def test_crops_of_pan_and_scan_are_one_line(loaded, monkeypatch):
+    """Where they lie is not among what Gemma 3's processor says."""
+    one = loaded("gemma3")
+    panned = one.processor.images_kwargs | {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 8}
+    monkeypatch.setattr(one.processor, "images_kwargs", panned)
+    with pytest.raises(
+        InputError, match=r"^the model's processor made 4 squares of 1 image, and where they lie .*\(pan and scan"
+    ):
+        encode(one, PROMPT, read_pictures([picture((90, 30))]))
 
 
 def test_a_family_whose_cells_are_not_known_takes_text_alone(loaded, monkeypatch):
