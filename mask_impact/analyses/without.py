@@ -116,7 +116,7 @@ def _with_attention(
     config, others = loaded.config.get_text_config(), attending.other_numbers
     said = without_attention(config, others)
     if not (left := tuple(layer for layer in asked if layer in attending.numbers)):
-        raise UsageError(f"{said}; `layers` may be {ranges(sorted(attending.numbers))}")
+        raise UsageError(f"{said}; layers that have one: {ranges(sorted(attending.numbers))}")
     through = reading_others(config, others)
     plural = "s" * (len(through) > 1)
     more = [f"What a hidden token says can still get through layer{plural} {ranges(through)}"] if through else []

@@ -76,7 +76,7 @@ def make_result(table, source: str, grids: Sequence[Grid] | None = None) -> Resu
         distances = (_filled(shape, cell, values[rows]) for values in (l2, cosine))
         steps.append(_step(index, known[n_prompt + index], positions, n_prompt + index, *distances))
     tokens, images, notices = _tokens_and_images(known, grids, source)
-    notices += _number_notices(l2, cosine, first_step, source)
+    notices += _number_notices(l2, cosine, layer, first_step, source)
     sinks = _sinks(steps[0], variants)
     if sinks:
         notices.append(
@@ -124,7 +124,12 @@ def _step(
     )
 
 
-def _number_notices(l2: np.ndarray, cosine: np.ndarray, first_step: int, source: str) -> Iterator[str]:
+def _number_notices(
+    l2: np.ndarray, cosine: np.ndarray, layer: np.ndarray, first_step: int, source: str
+) -> Iterator[str]:
+    n_with_rows, last = len(np.unique(layer)), int(layer.max())
+    if n_with_rows <= last:
+        yield f"{n_with_rows} of layers 0 to {last} have rows; if the model has others behind these, depths are off"
     n_bad = int((~np.isfinite(l2)).sum() + (~np.isfinite(cosine)).sum())
     if n_bad == l2.size + cosine.size:
         raise OutputError(f"{source} has no distance that is a number")

@@ -221,6 +221,6 @@ class Result:
 
     def __repr__(self) -> str:
         return (
-            f"Result({self.generated_text!r}: {len(self.steps)} steps x {self.n_layers} layers x "
+            f"Result({self.generated_text!r}: {len(self.steps)} steps x {len(self.layers)} layers x "
             f"{self.n_prompt}+ tokens x {len(self.variants)} variants = {self.n_rows:,} rows)"
         )

@@ -308,7 +308,7 @@ def test_where_hidden_tokens_still_get_through_is_said(nemotron):
 
 
 def test_layers_that_all_have_no_attention_are_one_error(nemotron):
-    said = r"^Layers 0, 2, 4 have no softmax attention \(.*\): nothing can be hidden there; `layers` may be 1, 3$"
+    said = r"^Layers 0, 2, 4 have no softmax attention \(.*\): nothing can be hidden there; layers that have one: 1, 3$"
     with pytest.raises(UsageError, match=said):
         mask_impact.without(nemotron, family_inputs(nemotron.model), "tokens 3", layers=[0, 2])
 

@@ -12,7 +12,8 @@ from tiny_models import ARCHITECTURES, tiny_image_inputs, tiny_inputs, tiny_mode
 from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.plans import Masked, SequencePlan
 from mask_impact.engine.riding.engine import RidingEngine
-from mask_impact.errors import UsageError
+from mask_impact.engine.riding.layers import find_layers
+from mask_impact.errors import UnsupportedArchitecture, UsageError
 
 N_PROMPT = 9  # longer than the tiny models' sliding window
 N_TOKENS = 3  # a prompt and two decode steps
@@ -302,3 +303,26 @@ def test_hidden_states_that_are_asked_for_are_plain_tensors():
     with torch.no_grad(), RidingEngine(model):
         found = model(**tiny_inputs(model, N_PROMPT), output_hidden_states=True).hidden_states
     assert [type(states) for states in found] == [torch.Tensor] * 4
+
+
+class TwoLists(torch.nn.Module):
+    """A decoder with layers in two lists."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = None
+        self.lower, self.upper = (torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(2)) for _ in range(2))
+
+
+def test_layers_have_the_numbers_of_their_calls_or_of_their_list():
+    """Of two lists, of which some layers have no attention, nobody could say which layer a number means."""
+    layers = find_layers(TwoLists())
+    lower, upper = layers.layers[:2], layers.layers[2:]
+    every = layers.with_attention([*upper, *lower])
+    assert (every.numbers, every.n_layers, every.others) == ((0, 1, 2, 3), 4, ())
+    some = layers.with_attention([lower[1]])
+    assert (some.numbers, some.n_layers, some.others, some.other_numbers) == ((1,), 2, ("lower.0",), (0,))
+    with pytest.raises(
+        UnsupportedArchitecture, match=r"^layers with a softmax attention and others lie in several lists"
+    ):
+        layers.with_attention([lower[1], upper[1]])

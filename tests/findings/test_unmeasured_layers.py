@@ -18,6 +18,7 @@ from mask_impact.findings.comparison import Settings, compare_results
 from mask_impact.findings.impact import step_impact
 from mask_impact.findings.ranking import token_importance, vision_impact
 from mask_impact.findings.verdict import verdicts
+from mask_impact.results.foreign import read_results
 from mask_impact.results.store import load_result, save
 from mask_impact.results.tables import distances_table, to_table
 from mask_impact.views.comparison_json import as_json
@@ -119,6 +120,18 @@ def test_a_picture_leaves_a_layer_without_a_number_empty(hybrid):
 def test_what_is_stored_is_read_back(form, hybrid, tmp_path):
     save(hybrid, tmp_path / "one", formats=form)
     assert_same(load_result(tmp_path / "one"), hybrid)
+
+
+def test_of_a_table_alone_it_is_said_that_layers_may_be_missing(whole, hybrid, tmp_path):
+    for name, one in (("whole", whole), ("hybrid", hybrid)):
+        save(one, tmp_path / name, formats="csv")
+        (tmp_path / f"{name}.meta.json").unlink()
+    (found,) = read_results(tmp_path / "hybrid.csv").values()
+    assert (found.layers, found.n_layers) == (MEASURED, 5)
+    said = "2 of layers 0 to 4 have rows; if the model has others behind these, depths are off"
+    assert said in found.meta["notices"]
+    (found,) = read_results(tmp_path / "whole.csv").values()
+    assert not any("have rows" in notice for notice in found.meta["notices"])
 
 
 def changed(path, **changes):
