@@ -5,7 +5,7 @@ nothing is kept but the few numbers of each prompt, so that memory does not grow
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +22,13 @@ from mask_impact.results.inputs import TABLE, open_file
 from mask_impact.results.records import Result
 from mask_impact.results.stored import Stored, read_stored, stem_of
 from mask_impact.results.table_files import beside, one_line
+from mask_impact.results.table_reading import MOST_LAYERS
 from mask_impact.results.tables import COLUMNS, CONTENT, KIND
 from mask_impact.results.tokens import IMAGE_PAD
 from mask_impact.studies.parts import HOW, KINDS, RUN, part_of
 
 BATCH = 2**16  # rows
+MOST_POSITIONS = 2**31
 PAGES = ("html", "card.png", "meta.json", "answer.meta.json", "flows.meta.json")  # of a result: what one looks at first
 UNKNOWN_WINDOW = "window not stored"
 
@@ -108,11 +110,19 @@ class _Part:
         ):  # fmt: skip
             path = part_of(self.path, kind)
             if is_regular(path):
-                for batch in self._batches(path, kind):
-                    for gathering, rows in self._by_prompt(batch):
-                        add(gathering, rows)
+                self._add_all(path, kind, add)
         for name in dict.fromkeys((*self.order, *self.gatherings)):
             yield self.gatherings[name].numbers()
+
+    def _add_all(self, path: Path, kind: str, add: Callable[[Gathering, "_Rows"], None]) -> None:
+        import pyarrow as pa
+
+        try:
+            for batch in self._batches(path, kind):
+                for gathering, rows in self._by_prompt(batch):
+                    add(gathering, rows)
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+            raise OutputError(f"{path} cannot be read: {one_line(error)}") from error
 
     def _settings(self) -> None:
         import pyarrow as pa
@@ -129,22 +139,18 @@ class _Part:
         self.reduced = run.get("reduce") == "summary"
 
     def _batches(self, path: Path, kind: str) -> Iterator[Any]:
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         needed, wanted = _COLUMNS[kind]
-        try:
-            with open_file(path, TABLE) as file, pq.ParquetFile(file, pre_buffer=False, buffer_size=BATCH) as table:
-                names = table.schema_arrow.names
-                if missing := [name for name in needed if name not in names]:
-                    raise OutputError(f"{path} has no column {missing[0]}; a study writes {', '.join(needed)}")
-                columns = [name for name in (*needed, *wanted) if name in names]
-                for batch in table.iter_batches(batch_size=BATCH, columns=columns):
-                    self.study.n_batches += 1
-                    self.study.n_rows += len(batch)
-                    yield batch
-        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-            raise OutputError(f"{path} cannot be read: {one_line(error)}") from error
+        with open_file(path, TABLE) as file, pq.ParquetFile(file, pre_buffer=False, buffer_size=BATCH) as table:
+            names = table.schema_arrow.names
+            if missing := [name for name in needed if name not in names]:
+                raise OutputError(f"{path} has no column {missing[0]}; a study writes {', '.join(needed)}")
+            columns = [name for name in (*needed, *wanted) if name in names]
+            for batch in table.iter_batches(batch_size=BATCH, columns=columns):
+                self.study.n_batches += 1
+                self.study.n_rows += len(batch)
+                yield batch
 
     def _by_prompt(self, batch: Any) -> Iterator[tuple[Gathering, "_Rows"]]:
         codes, names = _codes(batch["prompt_name"])
@@ -230,10 +236,15 @@ class _Rows:
         return self._batch[name][0].as_py() if name in self else None
 
     def whole(self, name: str) -> np.ndarray:
+        """int64; ValueError for what can't be the number of a layer, head, position or step."""
         column = self._batch[name]
         if column.null_count:
             raise ValueError(f"column {name} is empty in {column.null_count} rows")
-        return column.to_numpy(zero_copy_only=False).astype(np.int64)
+        found = column.to_numpy(zero_copy_only=False).astype(np.int64)
+        most = MOST_LAYERS if name in ("layer", "head") else MOST_POSITIONS
+        if found.min(initial=0) < 0 or found.max(initial=0) >= most:
+            raise ValueError(f"column {name} has a number that is not from 0 to {most - 1:,}")
+        return found
 
     def floats(self, name: str) -> np.ndarray:
         """float64, NaN where there is nothing."""
@@ -266,7 +277,8 @@ def _variant(name: str) -> int:
     if name == "Full":
         return FULL
     number = name.removeprefix("Head_")
-    return int(number) if number != name and number.isdecimal() else ATTN if name == "Attn" else ATTN - 2
+    is_head = number != name and number.isascii() and number.isdecimal() and len(number) <= len(str(MOST_LAYERS))
+    return int(number) if is_head else ATTN if name == "Attn" else ATTN - 2
 
 
 def _carried(text: str | None) -> dict[str, Any]:

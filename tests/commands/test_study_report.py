@@ -240,6 +240,16 @@ def test_wrong_usage_is_told_in_one_line_and_nothing_is_written(report, tmp_path
     assert [path.name for path in Path("full").iterdir()] == ["report.heads.csv"]
 
 
+def test_every_example_of_the_help_is_understood(report, monkeypatch):
+    _, out, _ = report("--help")
+    monkeypatch.setattr("mask_impact.commands.study_report.run", lambda args, caller, command: 0)
+    examples = out.partition("examples:\n")[2].splitlines()
+    assert len(examples) == 2
+    for example in examples:
+        assert example.split()[:3] == ["mask-impact", "study", "report"]
+        assert report(*example.split()[3:]) == (0, "", "")
+
+
 def test_report_is_a_word_of_study_and_a_file_keeps_its_own(report, capsys):
     """A study's file has a suffix, so that none is called `report`."""
     assert main(["study", "report.yaml"]) == 1

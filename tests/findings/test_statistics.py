@@ -17,6 +17,7 @@ def draws(name, n, columns, seed=0):
         "normal": lambda: (rng.normal(3, 2, size=(n, columns)), 3.0),
         "uniform": lambda: (rng.random((n, columns)), 0.5),
         "skewed": lambda: (rng.gamma(4.0, size=(n, columns)), 4.0),
+        "exponential": lambda: (rng.exponential(size=(n, columns)), 1.0),
     }[name]()
 
 

@@ -318,6 +318,11 @@ def test_a_part_that_cannot_be_read_is_named(tmp_path):
     pq.write_table(table.drop_columns(["variant"]), part)
     with pytest.raises(OutputError, match=r"part-000000.parquet has no column variant"):
         [*find_study(tmp_path / "study").prompts()]
+    for column, values in (("layer", [10**6]), ("layer", [-1]), ("token_position", [None]), ("l2_distance", ["far"])):
+        wrong = pa.chunked_array([pa.array(values * len(table))])
+        pq.write_table(table.set_column(table.schema.get_field_index(column), column, wrong), part)
+        with pytest.raises(OutputError, match=r"part-000000.parquet cannot be read: "):
+            [*find_study(tmp_path / "study").prompts()]
     part.write_bytes(b"PAR1 but nothing else")
     with pytest.raises(OutputError, match=r"part-000000.parquet cannot be read"):
         [*find_study(tmp_path / "study").prompts()]
