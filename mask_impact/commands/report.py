@@ -18,8 +18,8 @@ from mask_impact.views.summary_json import to_text
 EPILOG = """\
 examples:
   mask-impact report output/vl_masking_results
-  mask-impact report output                            all results of a folder, with a table of them
-  mask-impact report output/questions                  all prompts of a dataset, with a table of them
+  mask-impact report output             all results of a folder, with a table
+  mask-impact report output/questions   all prompts of a dataset, with a table
   mask-impact report measured_elsewhere.parquet --grid 16x16 --output page.html
 """
 
