@@ -100,6 +100,7 @@ def _with_answer(
     except (ExactnessError, ModelError) as error:
         if is_located(loaded.config.model_type):
             raise
+        observer.explained()
         notices = [*result.meta["notices"], f"What the answer used is left out: {error}"]
         return replace(result, meta=result.meta | {"notices": notices})
 

@@ -324,7 +324,8 @@ def _prove_by_differences(kept: Kept, index: int) -> None:
 def _check_same(kept: Kept, index: int, pack: "_Pack", found: torch.Tensor, wanted: torch.Tensor) -> None:
     """ExactnessError where a sequence's last row is another one than is wanted."""
     rows = found[0, pack.packed.ends[1:].to(found.device) - 1]
-    error = float((rows - wanted.to(rows)).norm(dim=-1).max() / wanted.norm().clamp_min(1e-30))
+    wanted = wanted.to(rows)
+    error = float((rows - wanted).norm(dim=-1).max() / wanted.norm().clamp_min(1e-30))
     tolerance = SELF_CHECK_TOLERANCE[kept.states[index].entered.dtype]
     if not error <= tolerance:
         raise ExactnessError(

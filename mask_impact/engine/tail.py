@@ -120,5 +120,6 @@ def _last(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> bool:
-    error = torch.linalg.vector_norm(found - wanted.to(found.device))
+    wanted = wanted.to(found.device)
+    error = torch.linalg.vector_norm(found - wanted)
     return bool(error <= tolerance * torch.linalg.vector_norm(wanted))

@@ -8,13 +8,15 @@ import family_oracle
 import numpy as np
 import pytest
 import torch
-from family_models import NotHere, family_inputs, family_model
+from family_models import NotHere, build, family_inputs, family_model
 from marks import slow_but
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
 from mask_impact.engine import backward, effects, masked_attention
 from mask_impact.engine.backward import estimate_last, estimates
 from mask_impact.engine.effects import measure_effects
 from mask_impact.engine.kept import keep, keeper_of, keeping
+from mask_impact.engine.packing import OfNothing
 from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.engine.riding.layers import find_layers
 from mask_impact.engine.tail import Tail
@@ -30,6 +32,7 @@ FAMILIES = (
     "minicpm3",
 )  # fmt: skip
 USUAL = ("gpt2", "gemma2", "gpt_oss", "deepseek_v3", "cohere", "mixtral", "granite")
+FEW = ("gpt2", "gemma2", "gpt_oss", "deepseek_v3")
 N = 9
 EVERY = slice(None)
 
@@ -96,7 +99,7 @@ def at_each_step(engine, model, inputs, n_steps, measure):
 
 
 @pytest.mark.parametrize("queries", ["last", "all"])
-@pytest.mark.parametrize("name", slow_but(USUAL, FAMILIES))
+@pytest.mark.parametrize("name", slow_but(FEW, FAMILIES))
 def test_effects_of_decode_steps_with_a_cache_are_those_of_the_whole_model(name, queries):
     """float32, beside the local maps; the last of three steps, behind a window that has dropped keys."""
     model, inputs = tiny_family(name, torch.float32)
@@ -117,7 +120,7 @@ def test_effects_of_decode_steps_with_a_cache_are_those_of_the_whole_model(name,
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", slow_but(USUAL, FAMILIES))
+@pytest.mark.parametrize("name", slow_but(FEW, FAMILIES))
 def test_a_pass_of_generate_is_as_good_as_one_of_the_whole_sequence(name):
     """Kept while tokens were produced one by one; cut short, it is the pass of fewer of them."""
     model, inputs = tiny_family(name, torch.float32)
@@ -395,3 +398,67 @@ def test_a_decoder_that_can_t_run_again_is_one_line(name, said):
         model(**inputs, use_cache=False)
     assert kept == [None]
     assert len(engine.steps) == 1
+
+
+def test_experts_beside_the_attention_take_whole_states():
+    """In a parallel block no difference of the attention goes through them: that they choose shows when a layer runs again."""
+    if "cohere2_moe" not in CONFIG_MAPPING:
+        pytest.skip("this transformers has no cohere2_moe")
+    tiny = {"vocab_size": 160, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "head_dim": 16}
+    tiny |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2}
+    config = CONFIG_MAPPING["cohere2_moe"](
+        **tiny, sliding_window=5, pad_token_id=None, bos_token_id=None, eos_token_id=None
+    )
+    model = build(config, MODEL_FOR_CAUSAL_LM_MAPPING, dtype=torch.float64)
+    model.set_attn_implementation("eager")
+    inputs = family_inputs(model)
+    with family_oracle.in_float64():
+        kept = keep(model, inputs)
+        assert not any(kept.decoder.opaque(index) for index in range(3))
+        found, token = replayed(kept, "all", "all")
+    assert any(kept.decoder.opaque(index) for index in range(3))
+    expected = brute_force(model, inputs, (), token, EVERY, "all", 3)
+    np.testing.assert_allclose(found, expected, rtol=3e-7, atol=1e-9)
+
+
+def test_a_query_that_looks_ahead_is_refused():
+    """What is changed at its end would change the whole sequence."""
+    model, inputs = tiny_family("gpt2", torch.float32)
+    inputs["attention_mask"] = torch.zeros(1, 1, N, N)
+    with pytest.raises(
+        UnsupportedArchitecture, match=r"^a query of h\.0 sees what stands behind it \(GPT2LMHeadModel\): no "
+    ):
+        keep(model, inputs)
+
+
+def test_what_a_layer_writes_into_changes_no_pair():
+    """OLMo clips what a linear map gives, in place."""
+    x, weight = torch.randn(3, 4), torch.randn(5, 4)
+    with OfNothing() as maps:
+        torch.nn.functional.linear(x, weight).clamp_(-0.1, 0.1)
+        x.add_(1)
+        torch.nn.functional.linear(x, weight)
+    (first, made), (second, _) = maps.pairs
+    torch.testing.assert_close(made, first @ weight.T)
+    torch.testing.assert_close(second, first + 1)
+
+
+@pytest.mark.parametrize("broken", ["turned", "hidden"])
+def test_what_stands_behind_the_last_layer_and_is_no_module_is_refused(broken, monkeypatch):
+    """Only factors may stand between modules, and between the head and the logits."""
+    model, inputs = tiny_family("gpt2", torch.float32)
+    if broken == "turned":
+        own = type(model).forward
+
+        def forward(self, *args, **kwargs):
+            output = own(self, *args, **kwargs)
+            output.logits = output.logits.flip(-1)
+            return output
+
+        monkeypatch.setattr(type(model), "forward", forward)
+    else:
+        monkeypatch.setattr(type(model.lm_head), "__call__", lambda self, x: torch.nn.functional.linear(x, self.weight))
+    with pytest.raises(
+        UnsupportedArchitecture, match=r"^what GPT2LMHeadModel makes of its last layer's output can't be told"
+    ):
+        keep(model, inputs)
