@@ -158,6 +158,12 @@ def pictures_html(cards: Mapping[int, Card]) -> tuple[str, dict[int, str]]:
     }
 
 
+def images_html(found: Explanation) -> dict[str, str]:
+    """The images of the prompt by the ids of their elements, each as it stands in a document; those that were kept."""
+    pictures = CardView(Card(found)).pictures if found.targets else []
+    return {one.key: rendered("card_images.html", {"pictures": [one]}) for one in pictures if one.source}
+
+
 def cards_html(found: Explanation) -> tuple[str, list[str]]:
     """(the images, which stand once in the document, the cards of the targets, the first MOST_TARGETS), for a page that has
     `card.css`."""

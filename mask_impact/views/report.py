@@ -25,7 +25,7 @@ from mask_impact.results.foreign_tables import Grid
 from mask_impact.results.records import Result
 from mask_impact.results.stored import AllStored, Stored, read_stored, stem_of, without_distances
 from mask_impact.views.blocks import EXACT, encode
-from mask_impact.views.card_html import cards_html
+from mask_impact.views.card_html import cards_html, images_html
 from mask_impact.views.matrix_html import matrix_html
 from mask_impact.views.overview import overview_row
 from mask_impact.views.page import clean, render_page, rendered
@@ -63,16 +63,17 @@ class Prompt:
         self.entry = prompt_entry(name, stored, distances)
         self.parts = _card(stored)
         self.row = overview_row(name, stored)
+        self.images = {} if stored.answer is None else images_html(stored.answer)
 
     @cached_property
     def packed(self) -> str:
         """The parts as base64 of gzip, which the script unpacks when the prompt is opened."""
-        html = rendered("report_packed.html", {"one": self.parts, "number": self.number})
+        html = rendered("report_packed.html", {"one": self.parts | {"images": ""}, "number": self.number})
         return base64.b64encode(gzip.compress(html.encode(), 6, mtime=0)).decode()
 
     @property
     def size(self) -> int:
-        """About how many bytes of a page it takes."""
+        """About how many bytes of a page it takes, without its images."""
         return len(self.packed) + len(json.dumps(self.entry)) + len(json.dumps(self.row)) + AROUND
 
 
@@ -153,7 +154,7 @@ def _lean_prompts(named: Mapping[str, One], max_megabytes: float) -> dict[str, P
     one has."""
     lean = named.lean if isinstance(named, AllStored) else lambda name: without_distances(Stored.of(named[name]))
     found: dict[str, Prompt] = {}
-    room = 0.0
+    room, images = 0.0, set()
     for number, name in enumerate(islice(named, MOST_CARDS)):
         one = Prompt(number, name, lean(name), distances=False)
         if not found and one.stored.result is not None:
@@ -161,9 +162,10 @@ def _lean_prompts(named: Mapping[str, One], max_megabytes: float) -> dict[str, P
         if not found:
             room = max_megabytes * 1e6 - len(_render(_page_of({name: one}, named) | NO_BLOCKS)) - SPARE
         else:
-            room -= one.size
+            room -= one.size + sum(len(html) + AROUND for key, html in one.images.items() if key not in images)
         if room < 0 and found:
             break
+        images |= one.images.keys()
         found[name] = one
     return found
 
@@ -196,6 +198,7 @@ def _page_of(prompts: Mapping[str, Prompt], source: Any) -> dict[str, Any]:
         "prompts": [one.entry for one in every],
         "first": every[0].parts,
         "packed": [(f"c-{one.number}", one.packed) for one in every[1:]],
+        "images": {key: html for one in every[1:] for key, html in one.images.items() if key not in every[0].images},
         "overview": [one.row for one in every] if len(every) > 1 else [],
     }
 

@@ -77,6 +77,17 @@ def test_each_prompt_has_a_row_and_the_card_that_a_single_page_has():
         assert article in build_report(found[f"p{number}"]).html.decode()
 
 
+def test_an_image_of_many_prompts_stands_once_in_the_page():
+    made = make_result(grids=((2, 2),))
+    page = build_report({f"p{number}": explained(made, {5: -1.0 - number}) for number in range(4)}).html.decode()
+    assert page.count('href="data:image/jpeg;base64,') == 1
+    other = make_result(["", " b"], grids=((2, 2),))
+    mixed = {"text": explained(make_result(), {1: -1.0})} | {f"p{n}": explained(other, {1: -1.0 - n}) for n in range(3)}
+    page = Page(build_report(mixed).html)
+    (block,) = [text for _, attributes, text in page.all("script") if attributes.get("id", "").startswith("i-mi-")]
+    assert block.count("data:image/jpeg;base64,") == 1
+
+
 def test_many_prompts_have_no_distances_and_the_page_says_how_to_see_them(monkeypatch):
     monkeypatch.setattr(report, "MAX_PROMPTS", 2)
     built = build_report(answers(5))

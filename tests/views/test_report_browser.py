@@ -467,6 +467,29 @@ def test_keys_are_layer_step_metric_scale(tab, files):
     assert tab["live"].text_content() == "Layer 1, produced token 1, Local impact, L2, Full, linear scale"
 
 
+WATCH = """() => {
+  window.seen = {};
+  const root = document.documentElement;
+  new MutationObserver(() => { window.seen[root.dataset.drawn] = document.getElementById("heat").data[0].customdata[0][1]; })
+    .observe(root, { attributeFilter: ["data-drawn"] });
+}"""
+
+
+@pytest.mark.parametrize("is_in_sight", [True, False])
+def test_what_is_in_sight_is_drawn_first_and_the_rest_as_well(files, open_page, is_in_sight):
+    result, _, page = files
+    tab = open_page(page)
+    tab.page.set_viewport_size({"width": 1280, "height": 300})
+    tab["heat" if is_in_sight else "main"].evaluate("(part) => part.scrollIntoView()")
+    before = tab.matrix()[0, 1]
+    tab.page.evaluate(WATCH)
+    tab.press("m")
+    seen, after = tab.page.evaluate("window.seen"), tab.matrix()[0, 1]
+    assert after == pytest.approx(result.steps[0].cosine[0, 1, 0])
+    assert before != after
+    assert (seen["seen"], seen["true"]) == (after if is_in_sight else before, after)
+
+
 def test_keys_leave_fields_and_shortcuts_of_the_browser_alone(tab):
     tab["variant"].focus()
     tab.press("m", "s")

@@ -24,6 +24,10 @@ function makeChip(position, _, chosen) {
 
 function drawChips() {
   replaceContent($("chips"), chosenTokens().map(makeChip));
+}
+
+// May be a thousand.
+function drawChoice() {
   if (changed("add-token", state.prompt, state.step)) {
     const makeOption = (position) => element("option", { value: position, textContent: tokenTitle(position) });
     const first = element("option", { value: "", textContent: "a token …" });
@@ -32,4 +36,4 @@ function drawChips() {
   $("add-token").value = "";
 }
 
-section("distances", ["distances"], { draw: drawChips });
+section("distances", ["distances"], { draw: drawChips, chart: drawChoice, into: "add-token" });

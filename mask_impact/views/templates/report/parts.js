@@ -6,10 +6,22 @@ import { $, element } from "../shared/elements.js";
 import { takePreviews } from "./file.js";
 import { prompt, state } from "./state.js";
 
+// Jinja2 has escaped every text in it, and the page's policy runs nothing of it.
+const parsed = (html) => element("template", { innerHTML: html }).content;
+
+// Images stand once in the page, whichever prompts have them.
+function bringImages(content) {
+  for (const use of content.querySelectorAll("use")) {
+    const kept = $(`i-${use.getAttribute("href").slice(1)}`);
+    if (!kept) continue;
+    $("cards").append(parsed(kept.textContent));
+    kept.remove();
+  }
+}
+
 async function unpack({ textContent }) {
-  // Jinja2 has escaped every text in it, and the page's policy runs nothing of it.
-  const { content } = element("template", { innerHTML: new TextDecoder().decode(await unzipped(textContent)) });
-  for (const image of content.querySelectorAll(".mi-images image")) if ($(image.id)) image.remove(); // another prompt's
+  const content = parsed(new TextDecoder().decode(await unzipped(textContent)));
+  bringImages(content);
   for (const part of content.querySelectorAll("[data-for]")) $(part.dataset.for).append(...part.children);
 }
 
