@@ -316,9 +316,9 @@ def test_the_command_line_measures_what_really_hiding_gives(checkpoint, loaded, 
                 np.testing.assert_allclose(found[layer, :, place], values, rtol=2e-3, atol=1e-4 * values.max())
 
 
-@pytest.mark.parametrize("name", slow_but(("gemma3",), FAMILIES))
+@pytest.mark.parametrize("name", slow_but(("gemma3",), [name for name in FAMILIES if name != "qwen3_5"]))
 def test_an_answer_without_some_cells_is_that_with_their_keys_masked_as_padding(loaded, name):
-    """At every step, with the positions that they have."""
+    """At every step, with the positions that they have. Padding would be taken out of Qwen 3.5's linear attention, too."""
     one = loaded(name)
     encoded = encode(one, PROMPT, read_pictures([picture()]))
     cells = [place for place, kind in enumerate(encoded.tokens.kinds) if kind == "image"][1:4]
