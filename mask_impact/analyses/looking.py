@@ -82,7 +82,11 @@ class Looking:
         self.produced = generate(loaded, inputs, (), (), settings.num_tokens, lambda one: logits.append(one[0]))
         self.texts, kinds = token_texts(loaded.tokenizer, self.produced)
         self.tokens: TokenTable = prepared.encoded.tokens.extended(self.produced, self.texts, kinds)
-        self.inputs = extended(on_input_device(loaded.model, inputs), self.produced[:-1])
+        moved = on_input_device(loaded.model, inputs)
+        moved["pixel_values"] = inputs["pixel_values"].to(
+            moved["pixel_values"].device
+        )  # of which means are formed, unrounded
+        self.inputs = extended(moved, self.produced[:-1])
         self.again = FeaturePass(loaded.model, self.inputs, len(self.produced))
         self.own = self.again.own()
         self.logits = self.again.logits(self.own)[0]

@@ -23,7 +23,7 @@ EPILOG = """\
 FILE is a YAML configuration (each prompt gets files of its own, {name}_results), or a dataset: a
 .jsonl, .csv or .parquet file with a column prompt (results go to NAME/part-*.parquet; with --answer and
 --effect also to NAME.answer, NAME.card and NAME.effect). `mask-impact report output/NAME` shows them,
-`mask-impact study report output/NAME` says what holds over their prompts.
+`mask-impact study report DIR` says what holds over the prompts of one.
 
 examples:
   mask-impact study prompts_config_vl.yaml --resume
