@@ -155,8 +155,8 @@ class ByDifferences(LinearMaps):
         self._given = _Given()
 
     def mapped(self, apply, states, weight, bias):
-        """What hides nothing, as it was mapped, and behind it the map of the difference. What is the same as then, such as weights
-        that a layer multiplies with each other, is mapped to the same."""
+        """What hides nothing, as it was mapped, and behind it the map of the difference. What is the same as then, such as
+        weights that a layer multiplies with each other, is mapped to the same."""
         given, made = next(self._pairs)
         own = self._own.to(states.device)
         if states.shape[:-1].numel() == len(given) and torch.equal(states.flatten(0, -2), given):
