@@ -258,11 +258,11 @@ LONG = "Anna has the green hat and Boris has the red coat. Who has the coat? The
 @pytest.mark.parametrize(
     "how",
     [
-        {"num_tokens": 2},
+        pytest.param({"num_tokens": 2}, marks=pytest.mark.slow),
         {"window": 3, "groups": "words"},
         pytest.param({"window": 2, "queries": "all"}, marks=pytest.mark.slow),
         {"window": "all", "queries": "all", "groups": "words"},
-        {"variants": ("heads",)},
+        pytest.param({"variants": ("heads",)}, marks=pytest.mark.slow),
     ],
 )
 def test_what_only_the_strongest_are_measured_for_is_what_all_are(how):

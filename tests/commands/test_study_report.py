@@ -173,6 +173,7 @@ def test_texts_of_a_study_act_neither_on_a_terminal_nor_on_a_page(report, tmp_pa
 # --- from a model to the report ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_dataset_is_studied_and_reported(report, tmp_path, text_checkpoint, capsys):
     rows = [
         {"name": f"r{n}", "prompt": f"the {'cat' if n % 2 else 'mat'} sat {n}", "kind": "cm"[n % 2], "expected": "no"}

@@ -5,6 +5,7 @@ import oracle
 import pytest
 import torch
 from checkpoints import make_tokenizer
+from marks import slow_but
 from tiny_models import ARCHITECTURES, is_vision_language, tiny_image_inputs, tiny_inputs, tiny_model
 
 from mask_impact.analyses import impact_result
@@ -105,7 +106,7 @@ def test_padding_that_is_seen_would_be_rejected(monkeypatch):
         oracle.assert_l2_close([step.l2 for step in run_together(loaded, prompts)[1].steps], expected)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 10])
+@pytest.mark.parametrize("batch_size", slow_but((3,), [1, 3, 10]))
 def test_chunks_of_a_batch_change_nothing(batch_size):
     loaded = wrapped("qwen3_vl")
     for one, other in zip(

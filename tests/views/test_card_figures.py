@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 import pytest
 from explained import explained
+from marks import slow_but
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.text import Text
@@ -497,7 +498,7 @@ def test_a_comparison_fits(width):
 # --- maps and patches to publish --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("width", [3.0, pytest.param(5.5, marks=pytest.mark.slow), 6.9])
+@pytest.mark.parametrize("width", slow_but((3.0,), [3.0, 5.5, 6.9]))
 @pytest.mark.parametrize("draw", [layers_figure, patches_figure])
 def test_maps_and_patches_are_as_wide_as_asked_and_have_a_caption(draw, width):
     for result in (
