@@ -20,7 +20,7 @@ from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.prepared import Prepared, describe_run, prepare
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.engine.choices import BASELINES
-from mask_impact.engine.features import GIVEN, Features
+from mask_impact.engine.features import Features
 from mask_impact.engine.ownership import owned
 from mask_impact.engine.targets import TargetEffects
 from mask_impact.errors import InputError, UnsupportedArchitecture, UsageError
@@ -251,8 +251,8 @@ def _answers(looking: Looking, asked: Plan, base: Features) -> dict[int, str]:
     found = {}
     for number in sets:
         features = looking.own.taking(base, asked.tokens, ~kept[number : number + 1])
-        given = inputs | {GIVEN: {"image": features.as_outputs()}}
-        (ids,) = produce(looking.loaded.model, given, config)
+        with looking.again.given(features) as given:
+            (ids,) = produce(looking.loaded.model, inputs | given, config)
         found[number] = looking.loaded.tokenizer.decode(ids, skip_special_tokens=True)
         looking.observer.answer_done()
     return found

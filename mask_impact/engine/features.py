@@ -6,7 +6,8 @@ Shapes: n variants, M image tokens, N positions, T logits. Knows Qwen3-VL's inte
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,6 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
-
-from mask_impact.errors import ModelError
 
 ROWS_AT_ONCE = 4096  # through a layer, of all variants of a batch
 GIVEN = "mm_encoder_outputs"  # by which the model takes features
@@ -50,26 +49,23 @@ class Features:
         """The variants of several, one behind the other."""
         return cls(tuple(torch.cat(parts) for parts in zip(*(one.parts for one in several), strict=True)))
 
-    def as_outputs(self) -> BaseModelOutputWithDeepstackFeatures:
-        """As the model takes them."""
-        main, *levels = (tuple(part) for part in self.parts)
-        return BaseModelOutputWithDeepstackFeatures(pooler_output=main, deepstack_features=list(levels))
+    def as_outputs(self, joined: bool = False) -> BaseModelOutputWithDeepstackFeatures:
+        """As the model takes them, or, with DeepStack's of all images in one, as its tower gives them in older versions."""
+        main, *levels = self.parts
+        taken = [level.flatten(0, 1) if joined else tuple(level) for level in levels]
+        return BaseModelOutputWithDeepstackFeatures(pooler_output=tuple(main), deepstack_features=taken)
 
 
 class FeaturePass:
     """A sequence with images that runs again and again with other features. inputs: of the model, one sequence; n_logits: T, of
-    the last positions that are asked about. ModelError where the model does not take features."""
+    the last positions that are asked about."""
 
     def __init__(self, model: nn.Module, inputs: Mapping[str, Any], n_logits: int) -> None:
-        if GIVEN not in inspect.signature(model.forward).parameters:
-            raise ModelError(
-                f"{type(model).__name__} does not take features of images ({GIVEN}): install transformers 5.23 or later"
-            )
         self.model, self.inputs, self.n_logits = model, inputs, n_logits
         self.grids = inputs["image_grid_thw"]
-        merged = model.config.vision_config.spatial_merge_size**2
+        self._merged = model.config.vision_config.spatial_merge_size**2
         self.n_patches = self.grids.prod(-1).tolist()
-        self.n_image_tokens = [n // merged for n in self.n_patches]
+        self.n_image_tokens = [n // self._merged for n in self.n_patches]
         is_image = inputs["input_ids"][0] == model.config.image_token_id
         self.first = int(is_image.int().argmax())
         self.n_positions = len(is_image)
@@ -131,7 +127,10 @@ class FeaturePass:
     def _tower(self, values: torch.Tensor, grids: torch.Tensor) -> list[Sequence[torch.Tensor]]:
         """Of each part the features of each image."""
         output = self.model.model.get_image_features(values, grids, return_dict=True)
-        return [output.pooler_output, *output.deepstack_features]
+        of_images = (grids.prod(-1) // self._merged).tolist()
+        # In transformers before 5.23 DeepStack's are those of all images in one.
+        levels = [one.split(of_images) if isinstance(one, torch.Tensor) else one for one in output.deepstack_features]
+        return [output.pooler_output, *levels]
 
     # --- the decoder --------------------------------------------------------------------------------------------------------
 
@@ -143,16 +142,31 @@ class FeaturePass:
         if first:
             cache = deepcopy(self._prefix_cache())
             cache.batch_repeat_interleave(n)
-        output = self.model(
-            input_ids=self.inputs["input_ids"][:, first:].expand(n, -1),
-            attention_mask=self.inputs["attention_mask"].expand(n, -1),
-            position_ids=self._positions[:, :, first:].expand(-1, n, -1),
-            past_key_values=cache,
-            use_cache=cache is not None,
-            logits_to_keep=self.n_logits,
-            **{GIVEN: {"image": features.as_outputs()}},
-        )
+        with self.given(features) as given:
+            output = self.model(
+                input_ids=self.inputs["input_ids"][:, first:].expand(n, -1),
+                attention_mask=self.inputs["attention_mask"].expand(n, -1),
+                position_ids=self._positions[:, :, first:].expand(-1, n, -1),
+                past_key_values=cache,
+                use_cache=cache is not None,
+                logits_to_keep=self.n_logits,
+                **given,
+            )
         return output.logits
+
+    @contextmanager
+    def given(self, features: Features) -> Iterator[dict[str, Any]]:
+        """The arguments by which the model takes the features. It asks its tower where it has no argument for them (transformers
+        before 5.23); while the block is open, these are what it is told then."""
+        if GIVEN in inspect.signature(self.model.forward).parameters:
+            yield {GIVEN: {"image": features.as_outputs()}}
+            return
+        inner = self.model.model
+        inner.get_image_features = lambda *args, **kwargs: features.as_outputs(joined=True)
+        try:
+            yield {"pixel_values": self.inputs["pixel_values"], "image_grid_thw": self.grids}
+        finally:
+            del inner.get_image_features
 
     def _prefix_cache(self) -> DynamicCache:
         """Of what stands before the first image token, run once."""

@@ -177,11 +177,11 @@ def test_a_mixture_of_experts_with_ready_inputs():
 # --- broken versions --------------------------------------------------------------------------------------------------------
 
 
-def turned(outputs, features, own_too):
+def turned(outputs, features, own_too, **how):
     """DeepStack's levels added behind each other's layers; own_too: of the model's own run as well."""
     if len(features) > 1 or own_too:
         features = Features((features.parts[0], *features.parts[2:], features.parts[1]))
-    return outputs(features)
+    return outputs(features, **how)
 
 
 @pytest.mark.parametrize("own_too", [False, True])
@@ -190,7 +190,7 @@ def test_a_level_that_is_added_behind_the_wrong_decoder_layer_is_told_from_the_m
 ):
     """By the run itself where its own features are, too; else by the oracle."""
     outputs = Features.as_outputs
-    monkeypatch.setattr(Features, "as_outputs", lambda self: turned(outputs, self, own_too))
+    monkeypatch.setattr(Features, "as_outputs", lambda self, **how: turned(outputs, self, own_too, **how))
     with pytest.raises(ExactnessError if own_too else AssertionError):
         Plain(loaded, deepstack()).assert_agrees()
 

@@ -18,7 +18,6 @@ import mask_impact
 from mask_impact.analyses import fills
 from mask_impact.analyses.picture_regions import Regions, quarters, search
 from mask_impact.commands.main import main
-from mask_impact.engine import features
 from mask_impact.engine.features import FeaturePass, Features
 from mask_impact.errors import (
     DeviceError,
@@ -217,11 +216,13 @@ def beside(place):
     return dataclasses.replace(place, mask=place.mask.roll(CELL, dims=1))
 
 
-def levels_turned(feature):
+AS_OUTPUTS = Features.as_outputs
+
+
+def levels_turned(feature, **how):
     """DeepStack's levels each added behind the next one's layer."""
-    main, *levels = (tuple(part) for part in feature.parts)
-    output = features.BaseModelOutputWithDeepstackFeatures
-    return output(pooler_output=main, deepstack_features=[*levels[1:], levels[0]])
+    main, *levels = feature.parts
+    return AS_OUTPUTS(Features((main, *levels[1:], levels[0])), **how)
 
 
 def test_patches_in_row_order_are_told_from_the_model(loaded, pixels, monkeypatch):
