@@ -257,7 +257,7 @@ def test_own_and_other_tokens_are_not_taken_for_each_other(loaded, pixels, monke
 
 def test_results_do_not_depend_on_how_many_run_at_once(pixels, monkeypatch):
     whole = pixels(by="tokens").targets[0]
-    monkeypatch.setattr(features, "ROWS_AT_ONCE", 1)
+    monkeypatch.setattr("mask_impact.engine.features.ROWS_AT_ONCE", 1)
     np.testing.assert_allclose(pixels(by="tokens").targets[0].logprob_change, whole.logprob_change, atol=1e-5)
 
 

@@ -57,10 +57,10 @@ def checkpoint(tmp_path_factory):
 
     def of(name):
         if name not in folders:
-            folders[name] = tmp_path_factory.mktemp("models") / name
-            folders[name].mkdir()
+            folder = tmp_path_factory.mktemp("models") / name
+            folder.mkdir()
             try:
-                family_checkpoint(folders[name], name)
+                folders[name] = family_checkpoint(folder, name)
             except NotHere as reason:
                 pytest.skip(str(reason))
         return folders[name]
@@ -440,6 +440,8 @@ def test_a_picture_that_is_made_smaller_has_the_tiles_of_the_smaller_one(loaded)
 def test_crops_of_pan_and_scan_are_one_line(loaded, monkeypatch):
     """Where they lie is not among what Gemma 3's processor says."""
     one = loaded("gemma3")
+    if not hasattr(one.processor, "images_kwargs"):
+        pytest.skip("the settings of older processors stand elsewhere")
     panned = one.processor.images_kwargs | {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 8}
     monkeypatch.setattr(one.processor, "images_kwargs", panned)
     with pytest.raises(
