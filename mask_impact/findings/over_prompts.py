@@ -30,6 +30,7 @@ from mask_impact.findings.statistics import (
 TOP_HEADS = 5  # of a prompt: those that are said to carry it
 MOST_GROUPS = 50
 N_NAMED = 5  # prompts that are named as strongest, and as strangest
+FEWEST_OTHERS = 10  # prompts, before one of them is said to be unlike the others
 STRANGE = 3.5  # robust standard deviations from the median (Iglewicz and Hoaglin 1993)
 EVERY = "all prompts"
 
@@ -375,7 +376,7 @@ def _strangest(prompts: Sequence[PromptNumbers]) -> list[Odd]:
             continue
         by_name = {one.name: one for one in prompts if one.name in values}
         there = np.array([values[name][0] for name in by_name])
-        if np.isfinite(there).sum() < FEWEST:
+        if np.isfinite(there).sum() < FEWEST_OTHERS:
             continue
         median = float(np.nanmedian(there))
         spread = 1.4826 * float(np.nanmedian(np.abs(there - median)))
