@@ -1,10 +1,12 @@
-"""Tiny checkpoints for whoever loads one, one thread, since the models are too small for more, no rehearsals, and one browser."""
+"""Tiny checkpoints for whoever loads one, one thread, since the models are too small for more, float32 where no dtype is asked
+for, no rehearsals, and one browser."""
 
 import browser
 import pytest
 import torch
 from checkpoints import save_checkpoint
 
+from mask_impact.models import devices, loading
 from mask_impact.prompts import encoding, limits
 
 
@@ -15,6 +17,22 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def in_float32():
+    """The demo is bfloat16, in which processors that have none compute several times as long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            loading, "resolve_dtype", lambda dtype: devices.resolve_dtype("float32" if dtype == "auto" else dtype)
+        )
+        yield
+
+
+@pytest.fixture
+def own_dtype(monkeypatch):
+    """Models have the dtype of their checkpoint where none is asked for, as they have outside of tests."""
+    monkeypatch.setattr(loading, "resolve_dtype", devices.resolve_dtype)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -248,6 +248,7 @@ NOT_RUN = [
         lambda words: is_ours(words) and options(words).get("--device", "").startswith("cuda"),
         check_parser,
     ),
+    ("takes an adapter, which test_adapters.py does", lambda words: "my-lora-folder" in words, check_parser),
     ("downloads a model", lambda words: model_of(words).startswith("Qwen/"), check_parser),
     ("takes a real model, which test_loading.py does", lambda words: model_of(words) == "smollm2", check_parser),
 ]

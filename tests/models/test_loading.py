@@ -298,7 +298,7 @@ def test_dtype_is_as_asked_for(text_checkpoint):
         assert loading.load(str(text_checkpoint), dtype=dtype).model.dtype == getattr(torch, dtype)
 
 
-def test_dtype_auto_is_the_checkpoint_s_own(tmp_path):
+def test_dtype_auto_is_the_checkpoint_s_own(tmp_path, own_dtype):
     tiny_model("qwen3", dtype=torch.bfloat16, vocab_size=320).save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
     assert loading.load(str(tmp_path)).model.dtype == torch.bfloat16
