@@ -321,6 +321,7 @@ def test_a_file_of_groups_is_taken_and_one_that_hides_everything_refused(tiny, t
         run(tiny, groups=str(path))
 
 
+@pytest.mark.slow
 def test_the_template_can_be_left_out(demo):
     whole = mask_impact.explain(demo, "What color is the star?", images=PICTURE, budget=8)
     content = mask_impact.explain(demo, "What color is the star?", images=PICTURE, budget=8, content_only=True)
@@ -447,6 +448,7 @@ def test_the_cell_that_the_answer_needs_comes_first_and_decides_it(demo):
     assert target.forwards + evidence.forwards <= 12
 
 
+@pytest.mark.slow
 def test_a_larger_budget_looks_for_evidence_among_words_too(demo):
     found = mask_impact.explain(demo, "What color is the star?", images=PICTURE, budget=60)
     assert [one.kind for one in found.evidence] == ["image", "text"]

@@ -261,7 +261,7 @@ LONG = "Anna has the green hat and Boris has the red coat. Who has the coat? The
         pytest.param({"num_tokens": 2}, marks=pytest.mark.slow),
         {"window": 3, "groups": "words"},
         pytest.param({"window": 2, "queries": "all"}, marks=pytest.mark.slow),
-        {"window": "all", "queries": "all", "groups": "words"},
+        pytest.param({"window": "all", "queries": "all", "groups": "words"}, marks=pytest.mark.slow),
         pytest.param({"variants": ("heads",)}, marks=pytest.mark.slow),
     ],
 )
@@ -338,6 +338,7 @@ def test_the_strongest_are_estimated_for_hiding_alone():
         analyze("demo", "What is 2+2?", effect=True, top=3, ablation="zero-value")
 
 
+@pytest.mark.slow
 def test_few_cost_little():
     """What is refused for all may be measured for some."""
     with pytest.raises(UsageError, match="rows through layers"):

@@ -297,6 +297,7 @@ def test_heads_that_are_cut_read_their_own_position_alone(deep):
     assert found.logprob_change != pytest.approx(fewer, rel=2e-3, abs=2e-5)
 
 
+@pytest.mark.slow
 def test_heads_drawn_at_random_are_others_than_the_strongest(deep):
     found, variants, *_ = heads_cut(deep)
     assert len(variants) == 9

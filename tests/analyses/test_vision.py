@@ -173,6 +173,7 @@ def test_a_decoder_that_treats_images_otherwise_is_rejected(breakage, monkeypatc
 # --- one run after the other ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_does_not_depend_on_the_images_of_the_one_before():
     """The model keeps rope deltas between prefill and decoding; those of another prompt would shift every position."""
     grids = (((1, 4, 6),), ((1, 8, 2), (1, 2, 2)))

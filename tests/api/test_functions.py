@@ -97,6 +97,7 @@ def test_a_single_image_is_a_list_of_one(demo):
     assert_same(of_many, expected)
 
 
+@pytest.mark.slow
 def test_a_single_image_is_taken_by_the_others_too(demo):
     one, other = (mask_impact.knockout(demo, QUESTION, "image -> last", images=i) for i in (PICTURE, [PICTURE]))
     assert_same(one, other)

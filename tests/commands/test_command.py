@@ -363,7 +363,7 @@ KEYS = {  # some of what the JSON of a command says
 }
 
 
-@pytest.mark.parametrize("how", [["--json"], ["--json", "-q"]], ids=" ".join)
+@pytest.mark.parametrize("how", [["--json"], pytest.param(["--json", "-q"], marks=pytest.mark.slow)], ids=" ".join)
 def test_json_is_all_that_is_on_stdout(how, run, calls):
     """Of every command, and with --quiet nothing at all on stderr."""
     for name, argv in calls.items():
@@ -384,6 +384,7 @@ def test_quiet_prints_nothing_but_errors_and_the_table_of_top(run, calls):
         assert err == ("1 of 2 failed, see output/data.errors.jsonl\n" if name == "study of a dataset" else "")
 
 
+@pytest.mark.slow
 def test_verbose_says_what_the_model_is_and_where_the_time_went(run, calls):
     for name in ("run", "explain", "knockout", "without", "study", "study of a dataset", "verify"):
         plain, verbose = run(*calls[name]), run(*calls[name], "-v")
@@ -398,6 +399,7 @@ def test_verbose_says_what_the_model_is_and_where_the_time_went(run, calls):
             assert "measured and written in " in verbose.err
 
 
+@pytest.mark.slow
 def test_the_files_that_are_named_are_there(run, calls):
     for name in ("run", "run with an image", "explain", "knockout", "without"):
         named = json.loads(run(*calls[name], "--json").out)["files"]

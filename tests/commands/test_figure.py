@@ -104,6 +104,7 @@ def test_each_kind_goes_beside_its_result_as_a_pdf_or_where_it_is_sent(kind, sou
     assert shown in texts_in("new/mine.SVG")
 
 
+@pytest.mark.slow
 def test_widths_are_names_or_inches(figure):
     for width, inches in (("column", 3.35), ("text", 5.5), ("page", 6.9), ("4.25", 4.25)):
         assert figure("card", "explained", "-o", "a.png", "--width", width).code == 0

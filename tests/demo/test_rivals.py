@@ -69,6 +69,7 @@ def test_rollout_and_routes_share_out_no_more_than_there_is(loaded, case):
         assert 0 < scores.sum() <= 1 + 1e-5
 
 
+@pytest.mark.slow
 def test_every_method_scores_every_cell_and_leaves_the_model_as_it_was(loaded, case, monkeypatch):
     monkeypatch.setattr(rivals, "POINTS", 2)
     before = loaded.model.config._attn_implementation, [one.requires_grad for one in loaded.model.parameters()]

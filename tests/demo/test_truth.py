@@ -384,6 +384,7 @@ def test_wilson_interval():
 # -- other positions than the last ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_cut_prompt_gives_the_numbers_of_that_position_of_the_whole_prompt(exact, samples):
     """Held against the oracle, which sees the whole prompt's layer inputs and hides one token at a time."""
     case = truth.prepare(exact, samples[0][0])
@@ -396,6 +397,7 @@ def test_a_cut_prompt_gives_the_numbers_of_that_position_of_the_whole_prompt(exa
         oracle.assert_cosine_close([step.cosine[-1:]], [cosine[None]])
 
 
+@pytest.mark.slow
 def test_the_baseline_is_the_model_s_own_attention_at_that_position(exact, samples):
     """By the engine on the cut prompt, and as the model gives it out for the whole: mean over heads."""
     case = truth.prepare(exact, samples[0][-1])

@@ -326,7 +326,7 @@ def one_correlation(x, y, kinds=None, n=999, seed=0):
     return correlations(np.array([x], float), np.array([y], float), kinds, n, rng(seed))[0]
 
 
-@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("ties", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_with_few_tokens_all_arrangements_are_gone_through(ties):
     """p is scipy's, which goes through them as well."""
     for seed in range(5):

@@ -569,6 +569,7 @@ def test_a_map_of_estimates_fits(width):
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_file_is_the_same_each_time_whatever_the_matplotlibrc_says(tmp_path):
     found = made(words(5), [(2, 3)])
     settings = {

@@ -326,6 +326,7 @@ def test_spreading_leaves_alone_what_has_room_and_moves_the_others_as_little_as_
     np.testing.assert_allclose(spread(np.array([0.0, 0.0, 9.9]), 1, 10), [0.5, 1.5, 9.5])
 
 
+@pytest.mark.slow
 def test_every_one_of_thousands_of_columns_has_a_pixel_and_the_picture_its_limit():
     widths = np.diff(heat_map(layers_figure(make_result(words(5000), groups=("full",)))).get_coordinates()[0, :, 0])
     assert widths.min() * plots.DPI > 0.999
@@ -527,6 +528,7 @@ def test_any_shape_of_image_fits(grid):
     assert ("not to scale" in " ".join(texts_of(figure))) == (max(grid) / min(grid) > 10)
 
 
+@pytest.mark.slow
 def test_beyond_eight_images_the_first_eight_are_shown_and_a_line_says_so():
     result = make_result(grids=[(6, 2)] * 9, n_layers=3)
     figure = patches_figure(result)
