@@ -87,6 +87,7 @@ def test_a_flow_to_the_wrong_query_is_told_from_the_model(loaded, monkeypatch):
         assert_agrees(loaded, mask_impact.knockout(loaded, PROMPT, FLOWS[1:], window=2, raw=True))
 
 
+@pytest.mark.slow
 def test_an_image_s_flows_are_the_default_ones(tmp_path, monkeypatch, capsys):
     """And the demo reads the picture where the question stands, not at the end."""
     monkeypatch.chdir(tmp_path)

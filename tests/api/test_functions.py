@@ -85,6 +85,7 @@ def test_a_name_of_no_model_is_said_after_what_is_wrong_without_one(tmp_path):
 # --- images, flows and layers, one where several may stand ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_single_image_is_a_list_of_one(demo):
     """The characters of a path are no pictures, nor are the rows of an array."""
     image = Image.open(PICTURE).convert("RGB")

@@ -376,6 +376,7 @@ def test_json_is_all_that_is_on_stdout(how, run, calls):
         assert "-q" not in how or err == "" or name == "study of a dataset"
 
 
+@pytest.mark.slow
 def test_quiet_prints_nothing_but_errors_and_the_table_of_top(run, calls):
     for name, argv in calls.items():
         code, out, err = run(*argv, "-q")

@@ -137,7 +137,9 @@ def test_float64_models_agree_within_1e_9(name):
 
 
 @pytest.mark.parametrize("name", ["qwen3", "mistral", "gemma3_text", "qwen3_vl_moe"])
-@pytest.mark.parametrize("max_rows", [1, 2, 4, 1000])
+@pytest.mark.parametrize(
+    "max_rows", [1, pytest.param(2, marks=pytest.mark.slow), 4, pytest.param(1000, marks=pytest.mark.slow)]
+)
 def test_results_do_not_depend_on_the_chunk_size(name, max_rows):
     """Chunks that ride in the model's forward and chunks that follow it are carried by the same code."""
     model = tiny_model(name)

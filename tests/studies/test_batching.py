@@ -80,7 +80,7 @@ def test_a_batch_gives_what_its_prompts_give_alone(name):
         assert_same(result, run_together(loaded, [prompt])[0], rtol=1e-4 if name == "qwen3_vl_moe" else 2e-5)
 
 
-@pytest.mark.parametrize("name", ["qwen3_vl", "gemma3_text", "mistral"])
+@pytest.mark.parametrize("name", slow_but(("gemma3_text",), ["qwen3_vl", "gemma3_text", "mistral"]))
 def test_every_value_of_a_batch_agrees_with_the_oracle(name):
     """Against the model's own layer in float64, of each prompt alone and without padding."""
     loaded = wrapped(name)

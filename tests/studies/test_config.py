@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import yaml
+from marks import slow_but
 from pyarrow import parquet
 
 from mask_impact.analyses.settings import RunSettings, of_class
@@ -680,7 +681,7 @@ BOMBS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("bomb", BOMBS)
+@pytest.mark.parametrize("bomb", slow_but(BOMBS.keys() - {"wide"}, BOMBS))
 def test_bombs_are_refused_before_they_go_off(folder, bomb, monkeypatch):
     monkeypatch.delattr(yaml_file._Loader, "value_of")  # nothing is written out
     text, problem = BOMBS[bomb]

@@ -56,7 +56,7 @@ def command(text_checkpoint, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("main", "config", "names"), [
-    (main_vl, "prompts_config_vl.yaml", ["two_plus_two", "capital", "conversation", "star"]),
+    pytest.param(main_vl, "prompts_config_vl.yaml", ["two_plus_two", "capital", "conversation", "star"], marks=pytest.mark.slow),
     (main_text, "prompts_config.yaml", None),
 ], ids=["vl", "text"])  # fmt: skip
 def test_the_shipped_configurations_run_as_they_are(main, config, names, tmp_path, capsys):

@@ -708,6 +708,7 @@ def test_a_picture_that_fails_leaves_everything_as_it_was(tmp_path, monkeypatch,
     assert kept == ({"run.layers.png": b"before"} if existing else {})
 
 
+@pytest.mark.slow
 def test_the_same_result_gives_the_same_bytes_and_a_matplotlibrc_changes_no_layout(tmp_path, capfd, caplog):
     result = make_result(words(70), grids=[(2, 3)], n_layers=6, n_steps=2)
     settings = {
