@@ -75,7 +75,8 @@ export const chartHeight = (least) => Math.min(Math.max(11 * prompt().n_layers, 
 
 // The layout of a chart that has layers from left to right.
 export function layoutOverLayers(height, more) {
-  return baseLayout(height, { ...more, xaxis: { ...axisOfLayers(), title: layerTitle(6), automargin: false, ...more.xaxis } });
+  const xaxis = { ...axisOfLayers(), title: layerTitle(6), automargin: false, ...more.xaxis };
+  return baseLayout(height, { ...more, xaxis });
 }
 
 const hasValue = (value) => value !== null;

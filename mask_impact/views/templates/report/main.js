@@ -1,5 +1,5 @@
-// The page of a result. Here it is opened, and drawn whenever the state changes: first what is quick, then the charts that
-// are in sight, then the others, one at a time between what the reader does.
+// The page of a result. Here it is opened, and drawn whenever the state changes: first what is quick, then the charts
+// that are in sight, then the others, one at a time between what the reader does.
 
 import { showInAddress } from "../shared/address.js";
 import { readPlotly } from "../shared/charts.js";

@@ -20,7 +20,8 @@ function drawOverview() {
   });
 }
 
-const AT_ONCE = 400; // rows that are shown, of those that are found: a table of thousands takes a browser long to lay out
+// Rows that are shown, of those that are found: a table of thousands takes a browser long to lay out.
+const AT_ONCE = 400;
 let most = AT_ONCE;
 let found = []; // rows
 let texts = null; // of all rows, in lower case
@@ -30,7 +31,8 @@ const counted = (number) => number.toLocaleString("en");
 function showFound() {
   const shown = new Set(found.slice(0, most));
   for (const row of rows()) row.hidden = !shown.has(row);
-  const of = found.length < prompts.length ? `${counted(found.length)} of ${counted(prompts.length)}` : counted(found.length);
+  const all = found.length === prompts.length;
+  const of = all ? counted(found.length) : `${counted(found.length)} of ${counted(prompts.length)}`;
   $("overview-count").textContent = `${of} prompts${found.length > most ? `, the first ${counted(most)} below` : ""}`;
   $("overview-more").hidden = found.length <= most;
 }

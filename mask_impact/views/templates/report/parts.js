@@ -1,5 +1,5 @@
-// What stands in the page as it is: cards, routes and the like. Those of the first prompt are there from the start, those
-// of another one are packed until it is opened.
+// What stands in the page as it is: cards, routes and the like. Those of the first prompt are there from the start,
+// those of another one are packed until it is opened.
 
 import { unzipped } from "../shared/blocks.js";
 import { $, element } from "../shared/elements.js";

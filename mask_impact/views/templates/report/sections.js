@@ -6,7 +6,7 @@ import { prompt } from "./state.js";
 
 const sections = [];
 
-// id: of the element; needs: tables; draw: what is quick; chart: what is drawn behind it, into the element `into`; when:
+// id: of the element; needs: tables; draw: what is quick; chart: what is drawn behind it, in the element `into`; when:
 // whether it is shown now.
 export function section(id, needs, { draw = null, chart = null, into = id, when = () => true }) {
   sections.push({ id, needs, draw, chart, into, when });

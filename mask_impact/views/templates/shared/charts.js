@@ -23,7 +23,8 @@ const TICKS_AS_THEY_ARE = { ticklabeloverflow: "allow", tickangle: 0 };
 
 export function baseLayout(height, more) {
   const [ink, card, grid] = ["--ink", "--card", "--grid"].map(cssColour);
-  const axis = { color: ink, gridcolor: grid, zeroline: false, fixedrange: false, automargin: true, ...TICKS_AS_THEY_ARE };
+  const shown = { color: ink, gridcolor: grid, zeroline: false, fixedrange: false, automargin: true };
+  const axis = { ...shown, ...TICKS_AS_THEY_ARE };
   const font = { family: getComputedStyle(document.body).fontFamily, size: 12, color: ink };
   const layout = {
     height, font, paper_bgcolor: card, plot_bgcolor: card, margin: { l: 56, r: 12, t: 14, b: 46 },
@@ -35,9 +36,10 @@ export function baseLayout(height, more) {
 }
 
 // The colour bar of a heat map; more: its ticks.
-export const colourBar = (more) => (
-  { thickness: 10, outlinewidth: 0, len: 1, lenmode: "fraction", y: 0.5, tickfont: { size: 11 }, ...TICKS_AS_THEY_ARE, ...more }
-);
+export const colourBar = (more) => {
+  const shape = { thickness: 10, outlinewidth: 0, len: 1, lenmode: "fraction", y: 0.5, tickfont: { size: 11 } };
+  return { ...shape, ...TICKS_AS_THEY_ARE, ...more };
+};
 
 // An axis of so many layers, with ticks at whole ones.
 export function layerAxis(nLayers) {
