@@ -4,16 +4,16 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from mask_impact.results.deepstack import DeepstackEffects, DeepstackTarget
 from mask_impact.results.files import without_suffix
-from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes
+from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes, texts_by_id
 from mask_impact.results.names import DEEPSTACK
 from mask_impact.results.siblings import asked, write_kinds
-from mask_impact.results.table_files import beside, checksum, clean_text, parse_formats, write_table
+from mask_impact.results.table_files import beside, checksum, parse_formats, table_writers, texts_column
 from mask_impact.results.token_meta import image_entry, token_entries
 
 DEFAULT_FORMATS = ("csv", "json")
@@ -36,22 +36,19 @@ def _of_target(found: DeepstackEffects, target: DeepstackTarget):
 
     n = len(target.top1)
 
-    def texts(values: Iterable[str]):
-        return pa.array([clean_text(one) for one in values], pa.string()).dictionary_encode()
-
     def of_parts(values: np.ndarray):
         placed = {1 << part: float(value) for part, value in enumerate(values)}
         return pa.array([placed.get(number) for number in range(n)], pa.float32())
 
     columns = (
         np.full(n, target.steps[0], dtype=np.int32),
-        texts([target.text] * n),
-        texts([found.region] * n),
-        texts([found.baseline] * n),
-        texts(map(found.kept, range(n))),
+        texts_column([target.text] * n),
+        texts_column([found.region] * n),
+        texts_column([found.baseline] * n),
+        texts_column(map(found.kept, range(n))),
         target.logprob_change + np.float32(0),  # -0.0 becomes 0.0
         target.kl_divergence + np.float32(0),
-        texts(target.top1_texts[int(token)] for token in target.top1),
+        texts_column(target.top1_texts[int(token)] for token in target.top1),
         pa.array(target.differs),
         of_parts(target.shapley),
         of_parts(found.norm_share),
@@ -73,9 +70,7 @@ def save_deepstack(
     path = Path(path)
     stem, table, formats = path.parent / without_suffix(path.name), deepstack_table(found), parse_formats(formats)
     text = meta_bytes(_meta(found, formats, command))
-    writers: dict[str, Callable[[BinaryIO], Any]] = {
-        f"deepstack.{form}": lambda file, form=form: write_table(table, form, file) for form in formats
-    }
+    writers = table_writers({"deepstack": table}, formats)
     writers[DEEPSTACK.main] = lambda file: file.write(text)
     question = asked(found.meta, [image.source for image in found.images])
     on_removed(write_kinds(stem, [DEEPSTACK], writers, question))
@@ -105,7 +100,7 @@ def _meta(found: DeepstackEffects, formats: tuple[str, ...], command: str) -> di
                 "probability": one.probability,
                 "shapley": line(one.shapley.tolist()),
                 "interaction": line(one.interaction.tolist()),
-                "top1_texts": line({str(token): clean_text(text) for token, text in one.top1_texts.items()}),
+                "top1_texts": texts_by_id(one.top1_texts),
             }
             for one in found.targets
         ],

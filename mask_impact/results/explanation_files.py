@@ -32,7 +32,7 @@ from mask_impact.results.explanations import (
     TokenSet,
 )
 from mask_impact.results.files import without_suffix
-from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes, read_meta
+from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes, read_meta, texts_by_id
 from mask_impact.results.names import ANSWER
 from mask_impact.results.siblings import asked, write_kinds
 from mask_impact.results.table_files import (
@@ -41,7 +41,7 @@ from mask_impact.results.table_files import (
     clean_text,
     find_table,
     parse_formats,
-    write_table,
+    table_writers,
 )
 from mask_impact.results.table_reading import MOST_LAYERS, read_numbers
 from mask_impact.results.token_meta import image_entry, image_from, token_entries, tokens_from
@@ -88,12 +88,7 @@ def explanation_writers(
         tables["estimates"] = estimates_table(found)
     formats = tuple(formats)
     meta = meta_bytes(answer_meta(found, formats, command) | {"estimates_crc32": _estimates_checksum(estimates)})
-    writers: dict[str, Callable[[BinaryIO], Any]] = {
-        f"{name}.{form}": lambda file, table=table, form=form: write_table(table, form, file)
-        for name, table in tables.items()
-        for form in formats
-    }
-    return writers | {ANSWER.main: lambda file: file.write(meta)}
+    return table_writers(tables, formats) | {ANSWER.main: lambda file: file.write(meta)}
 
 
 def answer_checksum(found: Explanation) -> int:
@@ -137,7 +132,7 @@ def _target_entry(target: ExplainedTarget) -> dict[str, Any]:
         "forwards": target.forwards,
         "agreement": asdict(target.agreement),
         "reliable": target.reliable,
-        "top1_texts": line({str(token): clean_text(text) for token, text in target.top1_texts.items()}),
+        "top1_texts": texts_by_id(target.top1_texts),
         "names": line([clean_text(name) for name in target.names]),
         **{name: line(getattr(target, name)) for name in LISTS},
         "evidence": [asdict(one) for one in target.evidence],

@@ -10,16 +10,16 @@ import numpy as np
 from mask_impact.errors import OutputError
 from mask_impact.results.files import without_suffix
 from mask_impact.results.flows import Flow, FlowPositions, FlowStep, Knockouts
-from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes, read_meta
+from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes, read_meta, texts_by_id
 from mask_impact.results.names import FLOWS
 from mask_impact.results.siblings import asked, write_kinds
 from mask_impact.results.table_files import (
     beside,
     checksum,
-    clean_text,
     find_table,
     parse_formats,
-    write_table,
+    table_writers,
+    texts_column,
 )
 from mask_impact.results.table_reading import MOST_LAYERS, read_numbers
 from mask_impact.results.token_meta import token_entries, tokens_from
@@ -45,16 +45,13 @@ def _of_step(found: Knockouts, step: FlowStep):
     n_flows, n_layers = step.top1.shape
     top1 = step.top1.reshape(-1)
 
-    def texts(values: Iterable[str]):
-        return pa.array([clean_text(value) for value in values], pa.string()).dictionary_encode()
-
     def of_flows(values: Iterable[str]):
-        return texts(value for value in values for _ in range(n_layers))
+        return texts_column(value for value in values for _ in range(n_layers))
 
     relative = step.relative_change.reshape(-1)
     columns = (
         np.full(top1.size, step.step, dtype=np.int32),
-        texts([step.token_text] * top1.size),
+        texts_column([step.token_text] * top1.size),
         of_flows(one.flow.name for one in found.flows),
         of_flows(one.flow.source for one in found.flows),
         of_flows(one.flow.target for one in found.flows),
@@ -67,7 +64,7 @@ def _of_step(found: Knockouts, step: FlowStep):
         pa.array(np.abs(step.logprob_change.reshape(-1)) <= step.floor[1]),
         pa.array(step.top1_changed.reshape(-1)),
         top1,
-        texts(step.top1_texts[int(token)] for token in top1),
+        texts_column(step.top1_texts[int(token)] for token in top1),
     )
     return pa.table(dict(zip(FLOW_COLUMNS, columns, strict=True)))
 
@@ -104,7 +101,7 @@ def save_flows(
         "steps": [
             {"step": step.step, "token_id": step.token_id, "token": step.token_text, "probability": step.probability}
             | {"floor": step.floor, "likeliest": step.likeliest}
-            | {"top1_texts": line({str(token): clean_text(text) for token, text in step.top1_texts.items()})}
+            | {"top1_texts": texts_by_id(step.top1_texts)}
             for step in found.steps
         ],
         "formats": list(formats),
@@ -113,9 +110,7 @@ def save_flows(
         "tokens": [line(entry) for entry in token_entries(found.tokens)],
     }
     text = meta_bytes(meta)
-    writers: dict[str, Callable[[BinaryIO], Any]] = {
-        f"flows.{form}": lambda file, form=form: write_table(table, form, file) for form in formats
-    }
+    writers = table_writers({"flows": table}, formats)
     if picture is not None:
         writers["flows.png"] = picture
     writers[FLOWS.main] = lambda file: file.write(text)

@@ -3,6 +3,7 @@
 Knows files; not what is in a result. orjson and pydantic are imported only where they are used.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,11 @@ def line(value: Any) -> Any:
     import orjson
 
     return orjson.Fragment(orjson.dumps(value, default=as_list, option=_options()))
+
+
+def texts_by_id(texts: Mapping[int, str]) -> Any:
+    """Texts of tokens by id, as a line of JSON."""
+    return line({str(token): clean_text(text) for token, text in texts.items()})
 
 
 def meta_bytes(content: dict[str, Any]) -> bytes:

@@ -8,11 +8,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mask_impact.results.files import without_suffix
-from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes
+from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes, texts_by_id
 from mask_impact.results.names import PATCHES
 from mask_impact.results.patches import PatchEffects, PatchTarget
 from mask_impact.results.siblings import asked, write_kinds
-from mask_impact.results.table_files import beside, checksum, clean_text, parse_formats, write_table
+from mask_impact.results.table_files import beside, checksum, parse_formats, table_writers, texts_column
 from mask_impact.results.token_meta import image_entry, token_entries
 
 DEFAULT_FORMATS = ("csv", "json")
@@ -34,26 +34,23 @@ def _of_target(found: PatchEffects, target: PatchTarget):
 
     regions, n = [found.regions[place] for place in target.place], len(target.place)
 
-    def texts(values: Iterable[str | None]):
-        return pa.array([None if one is None else clean_text(one) for one in values], pa.string()).dictionary_encode()
-
     def counts(values: Iterable[int]):
         return pa.array([None if one < 0 else one for one in values], pa.int32())
 
     columns = (
         np.full(n, target.steps[0], dtype=np.int32),
-        texts([target.text] * n),
+        texts_column([target.text] * n),
         counts(one.image for one in regions),
         counts(one.row for one in regions),
         counts(one.column for one in regions),
-        texts("x".join(map(str, one.size)) for one in regions),
-        texts(one.level for one in regions),
-        texts(one.name for one in regions),
-        texts(fill or None for fill in target.fill),
-        texts(target.route),
+        texts_column("x".join(map(str, one.size)) for one in regions),
+        texts_column(one.level for one in regions),
+        texts_column(one.name for one in regions),
+        texts_column(fill or None for fill in target.fill),
+        texts_column(target.route),
         target.logprob_change + np.float32(0),  # -0.0 becomes 0.0
         target.kl_divergence + np.float32(0),
-        texts(target.top1_texts[int(token)] for token in target.top1),
+        texts_column(target.top1_texts[int(token)] for token in target.top1),
         pa.array(target.differs),
     )
     return pa.table(dict(zip(PATCH_COLUMNS, columns, strict=True)))
@@ -74,9 +71,7 @@ def save_patches(
     path = Path(path)
     stem, table, formats = path.parent / without_suffix(path.name), patch_table(found), parse_formats(formats)
     text = meta_bytes(_meta(found, formats, command))
-    writers: dict[str, Callable[[BinaryIO], Any]] = {
-        f"patches.{form}": lambda file, form=form: write_table(table, form, file) for form in formats
-    }
+    writers = table_writers({"patches": table}, formats)
     if picture is not None:
         writers["pixels.png"] = picture
     writers[PATCHES.main] = lambda file: file.write(text)
@@ -104,7 +99,7 @@ def _meta(found: PatchEffects, formats: tuple[str, ...], command: str) -> dict[s
                 "text": one.text,
                 "probability": one.probability,
                 "found": one.found,
-                "top1_texts": line({str(token): clean_text(text) for token, text in one.top1_texts.items()}),
+                "top1_texts": texts_by_id(one.top1_texts),
             }
             for one in found.targets
         ],

@@ -10,17 +10,15 @@ import numpy as np
 
 from mask_impact.results.tokens import ImageRecord, TokenTable, check_shape
 
-LEVELS = ("region", "block", "token", "patch")
 TOTAL, OWN, OTHERS, HIDDEN = "total", "own tokens", "other tokens", "keys hidden"
-ROUTES = (TOTAL, OWN, OTHERS, HIDDEN)
 
 
 @dataclass(frozen=True)
 class PictureRegion:
-    """Pixels of one image. level: one of LEVELS; name: as it is called; row, column: of a token in the grid of tokens or of a
-    patch in the grid of patches, of a block those of its first token, -1 of other regions; box: (left, top, right, bottom)
-    around it, in pixels of the original image; size: (width, height) of that box in pixels of the resized one; positions: of its
-    image tokens in the prompt, all that have a pixel of it."""
+    """Pixels of one image. level: `region`, `block`, `token` or `patch`; name: as it is called; row, column: of a token in the
+    grid of tokens or of a patch in the grid of patches, of a block those of its first token, -1 of other regions; box: (left,
+    top, right, bottom) around it, in pixels of the original image; size: (width, height) of that box in pixels of the resized
+    one; positions: of its image tokens in the prompt, all that have a pixel of it."""
 
     level: str
     name: str
@@ -37,10 +35,10 @@ class PatchTarget:
     """What was measured of one target: produced tokens, by their steps.
 
     probability: of all of them in a row, with nothing replaced. place: int64 [n], which of the regions; fill: n names, "" where
-    keys are hidden; route: n of ROUTES; logprob_change (nats; negative: less likely), kl_divergence (nats): float32 [n]; top1:
-    int64 [n], the most probable token then at the first of the target's tokens where that is another one; top1_texts: by id;
-    differs: bool [n], whether there is one. found: the region that was found to matter most, or the strongest that was asked
-    about; changes are added over the target's tokens.
+    keys are hidden; route: n of TOTAL, OWN, OTHERS, HIDDEN; logprob_change (nats; negative: less likely), kl_divergence (nats):
+    float32 [n]; top1: int64 [n], the most probable token then at the first of the target's tokens where that is another one;
+    top1_texts: by id; differs: bool [n], whether there is one. found: the region that was found to matter most, or the strongest
+    that was asked about; changes are added over the target's tokens.
     """
 
     steps: tuple[int, ...]

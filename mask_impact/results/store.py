@@ -29,7 +29,7 @@ from mask_impact.results.table_files import (
     clean_text,
     find_table,
     parse_formats,
-    write_table,
+    table_writers,
 )  # fmt: skip
 from mask_impact.results.table_reading import read_numbers
 from mask_impact.results.tables import COLUMNS
@@ -76,7 +76,7 @@ def save(result: Result, path: str | os.PathLike, formats: str | Iterable[str] |
     }
     if result.has_effects:
         effects = effect_table(result, [clean_text(text) for text in result.tokens.texts])
-        writers |= {f"effect.{form}": lambda file, form=form: write_table(effects, form, file) for form in formats}
+        writers |= table_writers({"effect": effects}, formats)
     own, kinds = [*formats, "meta.json", *(suffix for suffix in writers if suffix not in formats)], [RESULT]
     if result.answer is not None:
         writers |= explanation_writers(result.answer, formats, str(result.meta.get("command", "")), by_layer=True)

@@ -4,9 +4,9 @@ Knows file formats; not what a table means. pyarrow and orjson are imported only
 """
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -31,6 +31,13 @@ def clean_text(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def texts_column(values: Iterable[str | None]):
+    """Texts as a pyarrow.Array that holds each of them once."""
+    import pyarrow as pa
+
+    return pa.array([None if one is None else clean_text(one) for one in values], pa.string()).dictionary_encode()
+
+
 def beside(stem: Path, suffix: str) -> Path:
     """The file of a result called stem."""
     return stem.with_name(f"{stem.name}.{suffix}")  # not with_suffix: a name may contain dots
@@ -48,6 +55,15 @@ def one_line(error: BaseException) -> str:
     """What went wrong, short enough for a message."""
     told = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
     return " ".join(told.split())[:200]
+
+
+def table_writers(tables: Mapping[str, Any], formats: Iterable[str]) -> dict[str, Callable[[BinaryIO], Any]]:
+    """What writes each of the tables in each of the formats, by suffix. tables: by what stands before the format in it."""
+    return {
+        f"{name}.{form}": lambda file, table=table, form=form: write_table(table, form, file)
+        for name, table in tables.items()
+        for form in formats
+    }
 
 
 def write_table(table, form: str, file: BinaryIO) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from mask_impact.results.records import Result
-from mask_impact.results.table_files import clean_text, flat
+from mask_impact.results.table_files import clean_text, flat, texts_column
 from mask_impact.results.tokens import TOKEN_KINDS
 
 KIND, CONTENT = "kind", "content"  # further columns of a dataset's distances
@@ -91,7 +91,7 @@ def _summary_table(result: Result):
     import pyarrow as pa
 
     first_head = sum(name in result.variants for name in ("Full", "Attn"))
-    texts = pa.array([clean_text(text) for text in result.tokens.texts], pa.string()).dictionary_encode()
+    texts = texts_column(result.tokens.texts)
     tables, layers = [], np.array(result.layers, dtype=np.int32)
     for step in result.steps:
         l2, cosine = step.of_layers(result.layers)
