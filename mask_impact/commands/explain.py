@@ -47,9 +47,8 @@ def explained(args: argparse.Namespace, caller: Caller, command: str, **defaults
 
     def check(reader) -> None:
         from mask_impact.analyses import explain
-        from mask_impact.analyses.prepared import prepare
 
-        explain.check(reader, prepare(reader, request.prompt, request.settings, request.pictures))
+        explain.check(reader, request.prepared(reader))
 
     with single.opened(request, check) as loaded:
         from mask_impact.analyses import explain

@@ -52,9 +52,8 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
 
     def check(reader) -> None:
         from mask_impact.analyses.knockout import plan
-        from mask_impact.analyses.prepared import prepare
 
-        plan(reader, prepare(reader, request.prompt, request.settings, request.pictures), flows, window)
+        plan(reader, request.prepared(reader), flows, window)
 
     with single.opened(request, check) as loaded:
         from mask_impact.analyses import knockout

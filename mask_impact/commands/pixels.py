@@ -77,9 +77,8 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
 
     def check(reader) -> None:
         from mask_impact.analyses.pixels import plan
-        from mask_impact.analyses.prepared import prepare
 
-        plan(reader, prepare(reader, request.prompt, request.settings, request.pictures), question)
+        plan(reader, request.prepared(reader), question)
 
     with single.opened(request, check) as loaded:
         from mask_impact.analyses import pixels

@@ -54,10 +54,9 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
 
     def check(reader) -> None:
         from mask_impact.analyses import explain
-        from mask_impact.analyses.prepared import prepare
         from mask_impact.analyses.units import effect_groups
 
-        prepared = prepare(reader, request.prompt, request.settings, request.pictures)
+        prepared = request.prepared(reader)
         effect_groups(reader, prepared)
         if request.settings.answer:
             explain.check(reader, prepared)

@@ -47,6 +47,12 @@ class Request:
     show: Callable[[str], None]
     as_json: bool
 
+    def prepared(self, reader: Any) -> Any:
+        """The prompt as the model's tokenizer or processor makes it; refuses what doesn't fit, see analyses.prepared."""
+        from mask_impact.analyses.prepared import prepare
+
+        return prepare(reader, self.prompt, self.settings, self.pictures)
+
     def note_removed(self, paths: Iterable[Path]) -> None:
         """Names what lay there of an earlier run, was removed and not written again."""
         for remark in removal(paths):

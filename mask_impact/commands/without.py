@@ -44,10 +44,9 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     request = single.prepare(args, caller, command, lambda settings: [WHATIF], "without", num_tokens=ANSWER_TOKENS)
 
     def check(reader) -> None:
-        from mask_impact.analyses.prepared import prepare
         from mask_impact.analyses.without import checked_layers, hidden_by
 
-        prepared = prepare(reader, request.prompt, request.settings, request.pictures)
+        prepared = request.prepared(reader)
         checked_layers(reader, layers)
         hidden_by(reader, prepared, specs)
 
