@@ -142,6 +142,17 @@ def shown(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:60] + "...")
 
 
+def ranges(numbers: Iterable[int], between: str = ",") -> str:
+    """Whole numbers in ascending order, runs of them from first to last: 0-5,7."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return between.join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
+
+
 def need(what: str, value: Any, types: type | tuple[type, ...], accepted: str) -> None:
     """UsageError where an argument of a Python function is of another type. True and False are no numbers. accepted: in words."""
     if not isinstance(value, types) or (isinstance(value, bool) and types is int):

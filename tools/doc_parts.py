@@ -11,6 +11,7 @@ import os
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import mask_impact
@@ -25,6 +26,7 @@ ROOMS = (
     "errors", "demo", "results", "findings", "models", "prompts", "engine", "analyses", "studies", "views", "api", "app",
     "commands",
 )  # fmt: skip
+PROPERTIES = (property, cached_property)
 MOST = 100  # characters of a line about a module
 
 
@@ -195,7 +197,7 @@ def _entry(name: str, thing: object) -> str:
             for method in dir(thing)
             if not method.startswith("_")
             and (found := inspect.getattr_static(thing, method)) is not None
-            and (inspect.isfunction(found) or isinstance(found, property))
+            and (inspect.isfunction(found) or isinstance(found, PROPERTIES))
             and inspect.getdoc(found)
         ]
         methods = "".join(f"\n- {_member(method, found)}" for method, found in own)
@@ -213,7 +215,7 @@ def _class_doc(thing: type) -> str:
 
 def _member(name: str, found: object) -> str:
     doc = " ".join(inspect.getdoc(found).split())
-    if isinstance(found, property):
+    if isinstance(found, PROPERTIES):
         return f"`{name}`: {_escaped(doc)}"
     signature = inspect.signature(found)
     own = [one.replace(annotation=one.empty) for one in signature.parameters.values()][1:]

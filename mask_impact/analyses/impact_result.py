@@ -20,7 +20,7 @@ from mask_impact.models.layer_kinds import without_attention
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.encoding import token_texts
 from mask_impact.prompts.groups import Group
-from mask_impact.results.records import Candidate, EffectRecord, Estimated, Result, StepRecord, variant_names
+from mask_impact.results.records import Candidate, EffectRecord, Estimated, Result, StepRecord, placed, variant_names
 from mask_impact.results.sinks import find_sinks
 
 
@@ -108,11 +108,7 @@ def _make_step(
 
     def by_layer(values: torch.Tensor) -> np.ndarray:
         """[L, ...], NaN in layers without an attention."""
-        if attending is None:
-            return values.numpy()
-        placed = values.new_full((attending.n_layers, *values.shape[1:]), float("nan"))
-        placed[list(attending.numbers)] = values
-        return placed.numpy()
+        return values.numpy() if attending is None else placed(values.numpy(), attending.numbers, attending.n_layers)
 
     return StepRecord(
         step=index,

@@ -17,13 +17,14 @@ from mask_impact.analyses.greedy import greedy_config
 from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.prepared import Prepared, describe_run, prepare
 from mask_impact.analyses.settings import RunSettings
+from mask_impact.engine.masked_attention import softmax_beside
 from mask_impact.engine.measurement import SELF_CHECK_TOLERANCE
 from mask_impact.engine.ownership import owned
 from mask_impact.engine.riding.layers import Layer, Layers, decoder_of, no_attention
 from mask_impact.engine.taps import attention_options, each_visible_key, n_held, scaling_of, tapped, windowed_kernel
-from mask_impact.errors import DeviceError, ExactnessError, InputError, UsageError, is_out_of_memory
+from mask_impact.errors import DeviceError, ExactnessError, InputError, UsageError, is_out_of_memory, ranges
 from mask_impact.models.architectures import Decoder
-from mask_impact.models.layer_kinds import ranges, reading_others, without_attention
+from mask_impact.models.layer_kinds import BETWEEN, reading_others, without_attention
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.encoding import layout_of, token_texts
 from mask_impact.results.answers import Answer, WhatIf
@@ -116,10 +117,12 @@ def _with_attention(
     config, others = loaded.config.get_text_config(), attending.other_numbers
     said = without_attention(config, others)
     if not (left := tuple(layer for layer in asked if layer in attending.numbers)):
-        raise UsageError(f"{said}; layers that have one: {ranges(sorted(attending.numbers))}")
+        raise UsageError(f"{said}; layers that have one: {ranges(sorted(attending.numbers), BETWEEN)}")
     through = reading_others(config, others)
     plural = "s" * (len(through) > 1)
-    more = [f"What a hidden token says can still get through layer{plural} {ranges(through)}"] if through else []
+    more = (
+        [f"What a hidden token says can still get through layer{plural} {ranges(through, BETWEEN)}"] if through else []
+    )
     return left, [said, *more]
 
 
@@ -228,11 +231,7 @@ def _seen(
         if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap
         logits = logits.masked_fill(~visible, -torch.inf)
-        if sinks is not None:
-            logits = torch.cat(
-                [logits, sinks.float().view(1, key.shape[1], -1, 1, 1).expand(*logits.shape[:-1], 1)], dim=-1
-            )
-        weights = torch.softmax(logits, dim=-1)[..., : key.shape[2]]
+        weights = softmax_beside(logits, sinks)
         output = (weights.to(value.dtype) @ value.unsqueeze(2)).flatten(1, 2)
     blind = ~visible.any(dim=-1)
     return output.masked_fill(blind[:, None], 0.0).transpose(1, 2).contiguous()

@@ -15,14 +15,13 @@ from mask_impact.analyses import settings
 from mask_impact.analyses.observer import Observer
 from mask_impact.api import functions
 from mask_impact.api.results import Result, WhatIf, load_result
-from mask_impact.errors import InputError, MaskImpactError, OutputError, shown
+from mask_impact.errors import InputError, MaskImpactError, OutputError, ranges, shown
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.content import content_positions
 from mask_impact.prompts.groups import Group, Layout
 from mask_impact.prompts.images import read_picture
 from mask_impact.results.explanation_files import load_explanation
 from mask_impact.results.explanations import Explanation
-from mask_impact.views.text import ranges
 
 STOPPED = "stopped: nothing was changed"
 POLL_S = 0.1  # between two looks whether work that waits for the model is to be stopped

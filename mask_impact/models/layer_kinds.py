@@ -1,9 +1,11 @@
 """What kinds of layers a decoder has, in words, as far as its configuration says it."""
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
+from mask_impact.errors import ranges
+
+BETWEEN = ", "  # runs of layers
 ALONE = {"moe": "mixture of experts", "mlp": "MLP"}  # in which no position reads another
 NAMES = {"conv": "convolution", "mamba": "state space", **ALONE}
 
@@ -15,10 +17,10 @@ def without_attention(config: Any, layers: Sequence[int]) -> str:
     for layer in layers:
         kinds.setdefault(_kind(config, layer), []).append(layer)
     several = len(kinds) > 1
-    told = [f"{ranges(of_kind)}: {kind or 'not said'}" if several else kind for kind, of_kind in kinds.items()]
+    told = [f"{ranges(of_kind, BETWEEN)}: {kind or 'not said'}" if several else kind for kind, of_kind in kinds.items()]
     instead = f" ({'; '.join(told)})" if any(kinds) else ""
     which, have = ("Layers", "have") if len(layers) > 1 else ("Layer", "has")
-    return f"{which} {ranges(layers)} {have} no softmax attention{instead}: nothing can be hidden there"
+    return f"{which} {ranges(layers, BETWEEN)} {have} no softmax attention{instead}: nothing can be hidden there"
 
 
 def known_without_attention(config: Any) -> list[int]:
@@ -29,14 +31,6 @@ def known_without_attention(config: Any) -> list[int]:
 def reading_others(config: Any, layers: Sequence[int]) -> list[int]:
     """Those of layers without a softmax attention in which a position may still read what others say."""
     return [layer for layer in layers if _kind(config, layer) not in ALONE.values()]
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers, runs of them from first to last: `0-2, 4`."""
-    runs = [
-        [number for _, number in run] for _, run in groupby(enumerate(numbers), lambda placed: placed[1] - placed[0])
-    ]
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def keeps_states(config: Any) -> bool:

@@ -6,6 +6,7 @@ variants in the order of `Result.variants` (`Full`, `Attn`, `Head_0` ..), T step
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -153,13 +154,23 @@ class StepRecord:
             return self.l2, self.cosine
         return self.l2[list(layers)], self.cosine[list(layers)]
 
-    @property
+    @cached_property
     def has_numbers(self) -> np.ndarray:
         """bool [L], the layers of which there is a distance or a norm."""
         found = np.isfinite(self.baseline_norm).any(axis=1)
         if not found.all():  # results of other tools have no norms
             found[~found] = np.isfinite(self.l2[~found]).any(axis=(1, 2))
+        found.flags.writeable = False
         return found
+
+
+def placed(values: np.ndarray, layers: Sequence[int] | None, n_layers: int) -> np.ndarray:
+    """[L, ...], NaN in layers that are not among these (None: all are). values: of each of the layers, in their order."""
+    if layers is None:
+        return values
+    found = np.full((n_layers, *values.shape[1:]), np.nan, dtype=values.dtype)
+    found[list(layers)] = values
+    return found
 
 
 @dataclass(frozen=True)

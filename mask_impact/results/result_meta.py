@@ -1,6 +1,5 @@
 """A result's meta file: everything of a Result but its distances, there and back. Knows records; reads no tables."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 from mask_impact.results.effect_tables import rest_checksum
 from mask_impact.results.explanation_files import answer_checksum
 from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes
-from mask_impact.results.records import Candidate, EffectRecord, Estimated, Result, StepRecord
+from mask_impact.results.records import Candidate, EffectRecord, Estimated, Result, StepRecord, placed
 from mask_impact.results.table_files import checksum, clean_text
 from mask_impact.results.token_meta import image_entry, image_from, token_entries, tokens_from
 
@@ -83,15 +82,6 @@ def _largest(values: np.ndarray) -> float | None:
     return float(finite.max()) if finite.size else None
 
 
-def _placed(values: np.ndarray, layers: Sequence[int] | None, n_layers: int) -> np.ndarray:
-    """[L, ...], NaN in those that are not among the layers (None: all are)."""
-    if layers is None:
-        return values
-    placed = np.full((n_layers, *values.shape[1:]), np.nan, dtype=values.dtype)
-    placed[list(layers)] = values
-    return placed
-
-
 def result_from(meta: dict[str, Any], l2: np.ndarray, cosine: np.ndarray) -> Result:
     """The Result that a meta file describes; l2, cosine: its distances, [rows], as the table has them."""
     n_layers, layers, n_variants = meta["n_layers"], meta.get("layers"), len(meta["variants"])
@@ -109,8 +99,8 @@ def result_from(meta: dict[str, Any], l2: np.ndarray, cosine: np.ndarray) -> Res
                 token_text=stored["token_text"],
                 candidates=tuple(Candidate(**candidate) for candidate in stored["candidates"]),
                 positions=positions,
-                l2=_placed(l2[rows].reshape(shape), layers, n_layers),
-                cosine=_placed(cosine[rows].reshape(shape), layers, n_layers),
+                l2=placed(l2[rows].reshape(shape), layers, n_layers),
+                cosine=placed(cosine[rows].reshape(shape), layers, n_layers),
                 attention=np.array(stored["attention"], dtype=l2.dtype),
                 baseline_norm=np.array(stored["baseline_norm"], dtype=l2.dtype),
                 self_check=np.array(stored["self_check"], dtype=np.float64),

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from os import PathLike
 
+from mask_impact.errors import ranges
 from mask_impact.results.answers import Answer, WhatIf
-from mask_impact.views.text import cut, escape, model_lines, padded, percent, quoted, ranges, saved_lines, wrapped
+from mask_impact.views.text import cut, escape, model_lines, padded, percent, quoted, saved_lines, wrapped
 
 TOKEN, SPEC, TEXT = 18, 20, 28  # columns
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from mask_impact.errors import ranges
 from mask_impact.findings.agreement import FEWEST_TOKENS, where_hidden
 from mask_impact.findings.chance import Correlation
 from mask_impact.findings.comparison import SCALES, Comparison, Pair, Side
@@ -21,7 +22,6 @@ from mask_impact.views.text import (
     padded,
     percent,
     quoted,
-    ranges,
     token_label,
     wrapped,
 )

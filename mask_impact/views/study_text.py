@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from mask_impact.errors import ranges
 from mask_impact.findings.over_prompts import EVERY, TOP_HEADS, Against, Averaged, HeadsFound, Odd, OverPrompts
 from mask_impact.findings.prompt_numbers import (
     ALL,
@@ -20,7 +21,7 @@ from mask_impact.findings.prompt_numbers import (
 )
 from mask_impact.findings.statistics import FEWEST
 from mask_impact.views.study_tables import whole_of
-from mask_impact.views.text import escape, fitted, percent, quoted, ranges
+from mask_impact.views.text import escape, fitted, percent, quoted
 
 ENOUGH = 0.05  # p, corrected, up to which a difference is said to be one
 N_HEADS = 5

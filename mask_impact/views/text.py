@@ -110,17 +110,6 @@ def percent(share: float) -> str:
     return "<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
 
 
-def ranges(numbers: Iterable[int]) -> str:
-    """Whole numbers in ascending order, runs of them from first to last: 0-5,7."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][1] == number - 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
-
-
 def layers_counted(result: Result) -> str:
     """How many layers a result has numbers of: `36 layers`, or `12 of 48 layers`."""
     n, n_layers = len(result.layers), result.n_layers

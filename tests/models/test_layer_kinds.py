@@ -5,10 +5,11 @@ from types import SimpleNamespace
 import pytest
 from transformers import CONFIG_MAPPING
 
+from mask_impact.errors import ranges
 from mask_impact.models.layer_kinds import (
+    BETWEEN,
     keeps_states,
     known_without_attention,
-    ranges,
     reading_others,
     without_attention,
 )
@@ -63,5 +64,5 @@ def test_which_layers_have_none_is_known_from_the_configuration():
 
 
 def test_runs_of_numbers_are_written_from_first_to_last():
-    assert ranges([0, 1, 2, 4, 6, 7]) == "0-2, 4, 6-7"
-    assert ranges([]) == ""
+    assert ranges([0, 1, 2, 4, 6, 7], BETWEEN) == "0-2, 4, 6-7"
+    assert ranges([], BETWEEN) == ""
