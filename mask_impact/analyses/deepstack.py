@@ -222,7 +222,7 @@ def _target(looking: Looking, asked: Asked, effects: TargetEffects) -> Deepstack
     return DeepstackTarget(
         steps=asked.steps,
         text=asked.text,
-        probability=effects.probability,
+        probability=asked.probability,
         logprob_change=change,
         kl_divergence=np.append(effects.kl_divergence, np.float32(0)),
         top1=top1,

@@ -18,7 +18,7 @@ from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.prepared import Prepared
 from mask_impact.analyses.targets import resolve
 from mask_impact.analyses.without import generate
-from mask_impact.engine.effects import TOLERANCE
+from mask_impact.engine.effects import TOLERANCE, apart
 from mask_impact.engine.features import FeaturePass, Features, in_batches
 from mask_impact.engine.ownership import refuse_hooks
 from mask_impact.engine.targets import Target, TargetEffects, effects_of_logits
@@ -62,11 +62,12 @@ def check_rows(rows: int, forward: int, max_cost: int, hint: str) -> None:
 
 @dataclass(frozen=True)
 class Asked:
-    """A target. steps: its produced tokens; targets: the same with their rows; text: together."""
+    """A target. steps: its produced tokens; targets: the same with their rows; text: together; probability: of all in a row."""
 
     steps: tuple[int, ...]
     targets: tuple[Target, ...]
     text: str
+    probability: float
 
 
 class Looking:
@@ -109,22 +110,16 @@ class Looking:
         """What was run so far, beside the answer itself, in forward passes of the sequence."""
         return self.rows / self.again.forward_rows()
 
-    def effects(
-        self, n: int, features_of: Callable[[slice], Features], tower: int, asked: Sequence[Asked] | None = None
-    ) -> list[TargetEffects]:
+    def effects(self, n: int, features_of: Callable[[slice], Features], tower: int) -> list[TargetEffects]:
         """What n variants do to each target. features_of: of some of them; tower: rows through the tower's layers that each
         takes."""
-        asked = self.asked if asked is None else asked
-        found: list[list[TargetEffects]] = [[] for _ in asked]
+        found: list[list[TargetEffects]] = [[] for _ in self.asked]
 
         def run(which: slice) -> None:
-            changed, rows = self.again.logits(features_of(which)), [list(one.steps) for one in asked]
-            parts = [
-                effects_of_logits(self.logits[steps], changed[:, steps], one.targets)
-                for steps, one in zip(rows, asked, strict=True)
-            ]
-            for of_target, part in zip(found, parts, strict=True):
-                of_target.append(part)
+            changed = self.again.logits(features_of(which))
+            for of_target, one in zip(found, self.asked, strict=True):
+                steps = list(one.steps)
+                of_target.append(effects_of_logits(self.logits[steps], changed[:, steps], one.targets))
             self.observer.changed(which.stop - which.start)
 
         in_batches(n, max(self.again.n_positions, *self.again.n_patches), run, self._smaller)
@@ -142,21 +137,21 @@ class Looking:
 
     def _asked(self, steps: tuple[int, ...]) -> Asked:
         targets = tuple(Target(self.n_prompt + step - 1, self.produced[step]) for step in steps)
-        return Asked(steps, targets, self.loaded.tokenizer.decode([self.produced[step] for step in steps]))
+        ids = [self.produced[step] for step in steps]
+        scores = torch.log_softmax(self.logits[list(steps)].double(), dim=-1).cpu()
+        probability = float(scores[range(len(ids)), ids].sum().exp())
+        return Asked(steps, targets, self.loaded.tokenizer.decode(ids), probability)
 
     def _checked(self, own: torch.Tensor) -> float:
         """The floor; ExactnessError where this run is not the model's. own: [T, vocabulary], of the answer."""
-        own, found = own.double(), self.logits.double()
-        error = float(((found - own).square().mean(-1).sqrt() / own.std(dim=-1).clamp_min(1e-12)).max())
-        tolerance = TOLERANCE[self.logits.dtype]
+        error, tolerance = apart(self.logits, own), TOLERANCE[self.logits.dtype]
         if not error <= tolerance:
             raise ExactnessError(
                 f"the model run with its own features differs from its answer by {error:.1e} of its logits' spread "
                 f"({tolerance:.0e} allowed): no effects are given"
             )
         ids = torch.tensor(self.produced, device=own.device).unsqueeze(1)
-        scores = (torch.log_softmax(one, dim=-1).gather(1, ids) for one in (own, found))
-        first, second = scores
+        first, second = (torch.log_softmax(one.double(), dim=-1).gather(1, ids) for one in (own, self.logits))
         return float((first - second).abs().max())
 
     def _smaller(self, error: RuntimeError, size: int) -> int:

@@ -325,12 +325,10 @@ class _Measured:
         asked = self.looking.asked[number]
         keys = sorted(self.known, key=lambda key: (key[0], [*self.plan.question.fills, ""].index(key[1])))
         change, kl, top1, differs = zip(*(self.known[key][number] for key in keys), strict=True)
-        steps = list(asked.steps)
-        own = torch.log_softmax(self.looking.logits[steps].double(), dim=-1).cpu()
         return PatchTarget(
             steps=asked.steps,
             text=asked.text,
-            probability=float(own[range(len(steps)), [one.token for one in asked.targets]].sum().exp()),
+            probability=asked.probability,
             place=np.array([key[0] for key in keys], dtype=np.int64),
             fill=tuple(key[1] for key in keys),
             route=tuple(key[2] for key in keys),

@@ -256,11 +256,16 @@ def changes_of(
     )
 
 
+def apart(found: torch.Tensor, logits: torch.Tensor) -> float:
+    """How far logits are from the model's own, both [..., vocabulary]: root mean square relative to their spread, the largest."""
+    logits = logits.double()
+    errors = (found.to(logits) - logits).square().mean(-1).sqrt() / logits.std(dim=-1).clamp_min(1e-12)
+    return float(errors.max())
+
+
 def check_replayed(kept: Kept, replayed: torch.Tensor, logits: torch.Tensor) -> None:
     """ExactnessError where the replayed logits are not the model's own, both [..., vocabulary]."""
-    logits = logits.double()
-    errors = (replayed.to(logits) - logits).square().mean(-1).sqrt() / logits.std(dim=-1).clamp_min(1e-12)
-    error, tolerance = float(errors.max()), TOLERANCE[kept.states[0].entered.dtype]
+    error, tolerance = apart(replayed, logits), TOLERANCE[kept.states[0].entered.dtype]
     if not error <= tolerance:
         raise ExactnessError(
             f"the replayed model differs from the model by {error:.1e} of its logits' spread ({tolerance:.0e} allowed): no "
