@@ -265,6 +265,21 @@ def float32_becomes(dtype):
 # Comparing a measurement with the oracle.
 
 
+def prompt_of(result):
+    """What the model was given for a stored result's prompt."""
+    ids = torch.tensor([result.tokens.ids[: result.n_prompt].tolist()])
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def largest_error(result, expected):
+    """Of a result's L2 distances, relative to those of an `OracleResult`; values below a millionth of their step's largest
+    count as that much."""
+    return max(
+        float((np.abs(step.l2 - wanted) / np.maximum(wanted, 1e-6 * wanted.max())).max())
+        for step, wanted in zip(result.steps, expected.l2, strict=True)
+    )
+
+
 def assert_l2_close(actual, expected, *, visible=None, rtol=1e-4, small=1e-6, floor=1e-9):
     """Hold L2 distances against the oracle's, value by value.
 

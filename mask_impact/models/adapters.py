@@ -4,7 +4,7 @@ The model is measured with the adapter in its layers, not merged: its numbers ar
 """
 
 import importlib.util
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,14 @@ class Adapter:
     @property
     def tokenizer(self) -> Source:
         """Where the tokenizer is: beside the adapter, or else with its model."""
-        own = any(file_of(self.source, name) for name in _TOKENIZERS)
-        return replace(self.source, gguf_file=None) if own else self.base
+        return self.source if any(file_of(self.source, name) for name in _TOKENIZERS) else self.base
 
 
 def find_adapter(source: Source, name: str, kind: str) -> Adapter | None:
     """The adapter that a source holds; None for a model of its own. ModelError where it can't be measured, or its model can't be
     had. kind: see sources.locate_source."""
+    if source.gguf_file is not None:  # a model of its own, whatever else lies in its folder
+        return None
     file = find_adapter_config_file(source.path, revision=source.revision, local_files_only=source.local_only)
     if file is None:
         return None

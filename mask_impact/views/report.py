@@ -185,9 +185,11 @@ def _without_distances(prompts: Mapping[str, Prompt], n: int, source: Any, max_m
 
 def _notices(shown: Mapping[str, Stored]) -> list[str]:
     """What a reader should know of the results; what many prompts have in common is said once."""
-    said = [(name, note) for name, one in shown.items() for note in notices_of(one)]
-    of = {note: [name for name, other in said if other == note] for _, note in said}
-    return [note if len(of[note]) == len(shown) else f"{', '.join(of[note][:3])}: {note}" for note in of]
+    of: dict[str, list[str]] = {}
+    for name, one in shown.items():
+        for note in notices_of(one):
+            of.setdefault(note, []).append(name)
+    return [note if len(names) == len(shown) else f"{', '.join(names[:3])}: {note}" for note, names in of.items()]
 
 
 def _page_of(prompts: Mapping[str, Prompt], source: Any) -> dict[str, Any]:

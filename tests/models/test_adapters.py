@@ -47,18 +47,6 @@ def mine(adapter, tmp_path):
     return shutil.copytree(adapter, tmp_path / "mine")
 
 
-def largest_error(result, expected):
-    return max(
-        float((np.abs(step.l2 - wanted) / np.maximum(wanted, 1e-6 * wanted.max())).max())
-        for step, wanted in zip(result.steps, expected.l2, strict=True)
-    )
-
-
-def prompt_of(result):
-    ids = torch.tensor([result.tokens.ids[: result.n_prompt].tolist()])
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
 def test_a_folder_is_loaded_and_measured_as_its_model_with_the_adapter_merged(checkpoint, adapter):
     loaded = loading.load(str(adapter))
     assert loaded.name == str(adapter)
@@ -66,9 +54,9 @@ def test_a_folder_is_loaded_and_measured_as_its_model_with_the_adapter_merged(ch
     result = mask_impact.analyze(loaded, "the cat sat", num_tokens=STEPS, answer=False)
     assert loaded.note in result.meta["notices"]
     merged = peft.PeftModel.from_pretrained(loading.load(str(checkpoint)).model, adapter).merge_and_unload()
-    assert largest_error(result, oracle.measure(merged, prompt_of(result), STEPS)) < 1e-4
+    assert oracle.largest_error(result, oracle.measure(merged, oracle.prompt_of(result), STEPS)) < 1e-4
     without = loading.load(str(checkpoint)).model
-    assert largest_error(result, oracle.measure(without, prompt_of(result), STEPS)) > 1e-2
+    assert oracle.largest_error(result, oracle.measure(without, oracle.prompt_of(result), STEPS)) > 1e-2
 
 
 @pytest.mark.parametrize("more", [{}, {"use_dora": True}], ids=["lora", "dora"])

@@ -599,6 +599,7 @@ def test_the_folder_of_an_adapter_says_what_it_needs(copy, text_checkpoint, with
         (folder / "adapter_config.json").write_text(content)
         with pytest.raises(ModelError, match=said):
             loading.load(str(folder))
+        assert adapters.find_adapter(sources.Source(str(folder), "model.gguf", True), "model.gguf", "text") is None
 
 
 def test_what_is_no_model_or_no_tokenizer_is_not_wrapped():

@@ -57,23 +57,15 @@ def quantised(checkpoint, kind):
     )
 
 
-def largest_error(result, expected):
-    return max(
-        float((np.abs(step.l2 - wanted) / np.maximum(wanted, 1e-6 * wanted.max())).max())
-        for step, wanted in zip(result.steps, expected.l2, strict=True)
-    )
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_local_impact_is_that_of_the_same_weights_written_out(checkpoint, kind):
     model = quantised(checkpoint, kind)
     plain = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     result = mask_impact.analyze(loading.wrap(model, make_tokenizer()), "the cat sat", num_tokens=STEPS, answer=False)
-    inputs = {"input_ids": torch.tensor([result.tokens.ids[: result.n_prompt].tolist()])}
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    assert largest_error(result, oracle.measure(in_full(model, plain), inputs, STEPS)) < 1e-4
+    inputs = oracle.prompt_of(result)
+    assert oracle.largest_error(result, oracle.measure(in_full(model, plain), inputs, STEPS)) < 1e-4
     assert (
-        largest_error(result, oracle.measure(plain, inputs, STEPS)) > 1e-3
+        oracle.largest_error(result, oracle.measure(plain, inputs, STEPS)) > 1e-3
     )  # the weights that it was made of are others
 
 
@@ -134,8 +126,7 @@ def test_the_oracle_sees_a_weight_that_is_off(checkpoint):
     model = quantised(checkpoint, "torchao int8")
     plain = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     result = mask_impact.analyze(loading.wrap(model, make_tokenizer()), "the cat sat", answer=False)
-    inputs = {"input_ids": torch.tensor([result.tokens.ids[: result.n_prompt].tolist()])}
+    inputs = oracle.prompt_of(result)
     dense = in_full(model, plain)
     dense.model.layers[0].mlp.up_proj.weight.data[3] *= 1.1
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    assert largest_error(result, oracle.measure(dense, inputs, 1)) > 1e-3
+    assert oracle.largest_error(result, oracle.measure(dense, inputs, 1)) > 1e-3
