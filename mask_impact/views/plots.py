@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -95,13 +95,21 @@ def _glyph(char: str) -> str:
     return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"
 
 
+@lru_cache(maxsize=1 << 14)
 def inches(text: str, size: float) -> float:
     """The width of a text of a size in points, in the font that the pictures have."""
-    from matplotlib.backends.backend_agg import RendererAgg
     from matplotlib.font_manager import FontProperties
 
     font = FontProperties(family=fonts()[0], weight="normal", size=size)
-    return RendererAgg(1, 1, DPI).get_text_width_height_descent(text, font, ismath=False)[0] / DPI
+    return _renderer().get_text_width_height_descent(text, font, ismath=False)[0] / DPI
+
+
+@cache
+def _renderer():
+    """What measures texts."""
+    from matplotlib.backends.backend_agg import RendererAgg
+
+    return RendererAgg(1, 1, DPI)
 
 
 def fitted(before: str, data: str, after: str, size: float, room: float) -> str:

@@ -211,7 +211,7 @@ def test_the_line_works_and_leaves_its_files(line, expected, works):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpoints", ["demo"], indirect=True)
-@pytest.mark.parametrize(("line", "expected"), LINES[::8], ids=[line for line, _ in LINES[::8]])
+@pytest.mark.parametrize(("line", "expected"), LINES[::16], ids=[line for line, _ in LINES[::16]])
 def test_the_line_works_with_the_demo(line, expected, works):
     assert works(line, expected)
 

@@ -773,8 +773,17 @@ def test_ctrl_c_in_a_run_is_exit_code_130_one_line_and_no_files(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("module", ["mask_impact.errors", "numpy", "torch._C", "transformers", "safetensors"])
+@pytest.mark.parametrize(
+    ("module", "number"),
+    [
+        ("mask_impact.errors", signal.SIGINT),
+        ("numpy", signal.SIGTERM),
+        ("torch._C", signal.SIGINT),
+        ("torch._C", signal.SIGTERM),
+        ("transformers", signal.SIGTERM),
+        ("safetensors", signal.SIGINT),
+    ],
+)
 def test_a_signal_while_modules_are_read_is_one_line_too(module, number, tmp_path):
     command = [
         sys.executable,

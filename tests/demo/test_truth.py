@@ -21,9 +21,9 @@ from mask_impact.demo import pictures
 from mask_impact.findings.ranking import token_importance
 
 SEED = 2024
-N_COUNTED, N_OTHERS, N_BLINDED = 60, 16, 3  # the last for each task
-N_AT_THE_END = int(os.environ.get("PICTURES", "60"))  # PICTURES=200 python -m pytest -m slow tests/demo/test_truth.py
-N_HIDDEN, N_CURVES = 12, 2  # pictures with cells hidden, half of each task; and with curves
+N_COUNTED, N_OTHERS, N_BLINDED = 40, 16, 3  # the last for each task
+N_AT_THE_END = int(os.environ.get("PICTURES", "40"))  # PICTURES=200 python -m pytest -m slow tests/demo/test_truth.py
+N_HIDDEN, N_CURVES = 8, 4  # pictures with cells hidden, half of each task; and with curves
 POOLED = "both tasks"
 LOCAL = [name for name, rival in truth.RIVALS.items() if rival == truth.ATTENTION]  # measures with no head to choose
 
@@ -306,7 +306,7 @@ def test_samples_are_held_out_and_those_to_choose_on_are_others(samples):
     counted, others = samples
     assert all(sample.held_out for sample in counted + others)
     assert not {s.scene for s in counted} & {s.scene for s in others}
-    assert [[s.task for s in side].count(task) for side in samples for task in truth.TASKS] == [30, 30, 8, 8]
+    assert [[s.task for s in side].count(task) for side in samples for task in truth.TASKS] == [20, 20, 8, 8]
     assert not {s.scene for s in counted} & {s.scene for s in truth.draw_samples(20, SEED, exclude=counted)}
     assert all(len(s.cells) == 1 and len(s.scene.figures) > 1 for s in counted + others)
 

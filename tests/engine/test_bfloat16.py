@@ -80,14 +80,17 @@ def exact_behind_attention(layer, scaling, attention, x):
     return torch.stack([(full[1:] - full[0]).norm(dim=-1), (attn[1:] - attn[0]).norm(dim=-1)], dim=-1).numpy()
 
 
-def measure_bf16(name, kind, prompt, engine_class=MaskingEngine):
-    """The model in bf16, its inputs, the engine's L2 and the exact ones, both [L, S, 2] (Full, Attn)."""
-    loaded = mask_impact.load(name, kind=kind, device="cpu", dtype="bfloat16")
-    model, inputs = loaded.model, encode(loaded, prompt, raw=name == "smollm2").inputs
+def measure(model, inputs, engine_class):
+    """What an engine finds, L2 [L, S, 2] (Full, Attn)."""
     with torch.no_grad(), engine_class(model, groups=("full", "attn")) as engine:
         model(**inputs)
+    return engine.steps[0].l2.numpy()
+
+
+def exact(model, inputs):
+    """The exact L2 [L, S, 2] (Full, Attn) of what the model's attention works on."""
     _, traces = oracle.generate_and_trace(model, inputs, 1)
-    expected = [
+    found = [
         exact_behind_attention(
             oracle.layer_copy(layer), layer.self_attn.scaling, attention, trace.inputs[:, -1].double()
         )
@@ -95,7 +98,7 @@ def measure_bf16(name, kind, prompt, engine_class=MaskingEngine):
             oracle.decoder_layers(model), record_attention(model, inputs), traces, strict=True
         )
     ]
-    return model, inputs, engine.steps[0].l2.numpy(), np.stack(expected)
+    return np.stack(found)
 
 
 def assert_as_good_as_float32(actual, expected):
@@ -111,23 +114,31 @@ def assert_as_good_as_float32(actual, expected):
     assert np.median(np.concatenate(everything)) <= 1e-3
 
 
-@pytest.mark.parametrize("engine_class", [MaskingEngine, RidingEngine])
 @pytest.mark.parametrize("kind", ["text", "vl"])
-def test_the_demo_models_in_bf16(kind, engine_class):
+def test_the_demo_models_in_bf16(kind):
     story = (
         "Mia has the red ball. Tom has the blue cup. Eva has the green box. Noah has the black hat. Who has the box?"
     )
-    _, _, actual, expected = measure_bf16("demo", kind, story, engine_class)
-    assert_as_good_as_float32(actual, expected)
+    loaded = mask_impact.load("demo", kind=kind, device="cpu", dtype="bfloat16")
+    inputs = encode(loaded, story).inputs
+    expected = exact(loaded.model, inputs)
+    for engine_class in (MaskingEngine, RidingEngine):
+        assert_as_good_as_float32(measure(loaded.model, inputs, engine_class), expected)
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    """In bf16; to be given back as it was."""
+    return mask_impact.load("smollm2", kind="text", device="cpu", dtype="bfloat16")
 
 
 @pytest.mark.slow
 @needs_smollm2
-def test_a_real_language_model_in_bf16_and_the_usual_way_that_is_not():
-    _, _, riding, exact = measure_bf16("smollm2", "text", TEXT, RidingEngine)
-    assert_as_good_as_float32(riding, exact)
-    model, inputs, actual, expected = measure_bf16("smollm2", "text", TEXT)
-    assert_as_good_as_float32(actual, expected)
+def test_a_real_language_model_in_bf16_and_the_usual_way_that_is_not(smollm2):
+    model, inputs = smollm2.model, encode(smollm2, TEXT, raw=True).inputs
+    expected = exact(model, inputs)
+    for engine_class in (MaskingEngine, RidingEngine):
+        assert_as_good_as_float32(measure(model, inputs, engine_class), expected)
     usual = np.stack([subtract_two_results(model, inputs, layer) for layer in (10, 20)])[..., None]
     wanted = expected[[10, 20], :, :1]
     assert np.median([relative_errors(a, b) for a, b in zip(usual, wanted, strict=True)]) > 0.02
@@ -152,18 +163,17 @@ def subtract_two_results(model, inputs, index):
 
 @pytest.mark.slow
 @needs_smollm2
-def test_effects_of_a_real_language_model_in_bf16_are_those_of_the_same_weights_in_float32():
+def test_effects_of_a_real_language_model_in_bf16_are_those_of_the_same_weights_in_float32(smollm2):
     """Rank correlation of what is above the noise floor. (Whole bf16 states in the same place reach 0.6.)"""
     prompt = "The capital of France is"
-    loaded = mask_impact.load("smollm2", kind="text", device="cpu", dtype="bfloat16")
     measured = []
-    for dtype in (torch.bfloat16, torch.float32):  # the weights that bfloat16 has
-        loaded.model.to(dtype)
+    for dtype in (torch.float32, torch.bfloat16):  # of the weights that bfloat16 has
+        smollm2.model.to(dtype)
         measured.append([
-            mask_impact.analyze(loaded, prompt, raw=True, variants=("attn",), effect=True, queries=queries).steps[0].effect
+            mask_impact.analyze(smollm2, prompt, raw=True, variants=("attn",), effect=True, queries=queries).steps[0].effect
             for queries in ("last", "all")
         ])  # fmt: skip
-    for found, wanted in zip(*measured, strict=True):
+    for wanted, found in zip(*measured, strict=True):
         above = ~found.below_floor
         assert above.mean() > 0.5
         for name in ("logprob_change", "kl_divergence"):
