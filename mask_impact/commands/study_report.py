@@ -14,12 +14,13 @@ from mask_impact.findings.correctness import COLUMNS, MATCHES
 from mask_impact.findings.over_prompts import Question, over_prompts
 from mask_impact.results.files import check_files, write_files
 from mask_impact.studies.reading import find_study
+from mask_impact.views.report import build_report
 from mask_impact.views.study_page import build_study_page
 from mask_impact.views.study_tables import TABLES, as_csv, as_json
 from mask_impact.views.study_text import render
 from mask_impact.views.summary_json import to_text
 
-PAGE = "report.html"
+PAGE, CARDS = "report.html", "cards.html"
 
 EPILOG = """\
 DIR is the folder that `mask-impact study` wrote: NAME with part-*.parquet of a dataset, or the folder of the results of a
@@ -59,7 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", metavar="N", type=count, default=0, help="of resamples and permutations (default: %(default)s)"
     )
     parser.add_argument(
-        "--output-dir", metavar="DIR", help="where report.html and the tables report.*.csv go (default: DIR.report)"
+        "--output-dir",
+        metavar="DIR",
+        help="where report.html, the tables report.*.csv and the cards of the prompts that are named (cards.html) go (default: "
+        "DIR.report)",
     )
     add_talk(Groups(parser))
 
@@ -73,7 +77,7 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     if len({Path(one.source).resolve() for one in studies}) < len(studies):
         raise UsageError(f"--against {args.against} is the same study")
     folder = Path(args.output_dir) if args.output_dir else _beside(Path(studies[0].source))
-    paths = {name: folder / f"report.{name}.csv" for name in TABLES} | {"page": folder / PAGE}
+    paths = {name: folder / f"report.{name}.csv" for name in TABLES} | {"page": folder / PAGE, "cards": folder / CARDS}
     check_files(paths.values())
     prompts = {one.source: [*one.prompts()] for one in studies}
     for source, found in prompts.items():
@@ -81,7 +85,12 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
             raise OutputError(f"{source} has no prompt that can be read")
     over = over_prompts(prompts, Question(by, args.expected, args.match, args.seed))
     tables = {paths[name]: as_csv(over, name) for name in TABLES}
-    tables[paths["page"]] = build_study_page(over, folder)
+    cards = studies[0].cards(over.named)
+    if cards:
+        tables[paths["cards"]] = build_report(cards).html
+    tables[paths["page"]] = build_study_page(
+        over, folder, {name: f"{CARDS}#prompt={at}" for at, name in enumerate(cards)}
+    )
     write_files({path: lambda file, content=content: file.write(content) for path, content in tables.items()})
     notes = [*(text for one in studies for text in one.notes), *over.notes]
     if args.json:
@@ -89,9 +98,12 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     elif not args.quiet:
         show(render(over))
     if not args.quiet:
+        beside = f", and the named prompts' cards ({CARDS})," if cards else ""
         for told in notes:
             note(told)
-        (remark if args.json else say)(f"Report: {paths['page']}, and {len(TABLES)} tables report.*.csv beside it")
+        (remark if args.json else say)(
+            f"Report: {paths['page']}, and {len(TABLES)} tables report.*.csv{beside} beside it"
+        )
     return 0
 
 

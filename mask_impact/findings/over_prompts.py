@@ -123,6 +123,12 @@ class OverPrompts:
     strangest: tuple[Odd, ...]
     notes: tuple[str, ...]
 
+    @property
+    def named(self) -> tuple[PromptNumbers, ...]:
+        """The prompts of the first study that are named, each once."""
+        some = (*(one for one, _ in self.strongest), *(odd.prompt for odd in self.strangest))
+        return tuple({one.name: one for one in some}.values())
+
 
 def over_prompts(studies: Mapping[str, Sequence[PromptNumbers]], question: Question) -> OverPrompts:
     """What one study says, or two that are held against each other. UsageError for a column that no prompt has."""

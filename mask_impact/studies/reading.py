@@ -5,7 +5,7 @@ nothing is kept but the few numbers of each prompt, so that memory does not grow
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 
 from mask_impact.errors import OutputError
 from mask_impact.findings.prompt_numbers import ATTN, FULL, Gathering, PromptNumbers, Unit
+from mask_impact.results.dataset_answers import DatasetAnswers
 from mask_impact.results.explanations import Explanation
 from mask_impact.results.files import is_regular
 from mask_impact.results.flows import Knockouts
@@ -57,6 +58,15 @@ class StudyFiles:
                 self.notes.append(f"Left out: {error}")
                 continue
             yield _of_stored(stem, stored)
+
+    def cards(self, prompts: Iterable[PromptNumbers]) -> dict[str, Stored]:
+        """By name what the answers of these prompts used, without distances; nothing of those of which that was not kept."""
+        if self.parts:
+            answers = DatasetAnswers(Path(self.source))
+            return {one.name: Stored(answer=answers[one.name]) for one in prompts if one.name in answers}
+        stems = {str(place): stem for stem in self.stems for place in (stem, *(beside(stem, kind) for kind in PAGES))}
+        found = {one.name: read_stored(stems[one.place]).lean(stems[one.place].name) for one in prompts}
+        return {name: stored for name, stored in found.items() if stored.answer is not None}
 
 
 def find_study(path: Path) -> StudyFiles:

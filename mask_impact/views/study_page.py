@@ -4,7 +4,7 @@ Knows what was found; not where it comes from. All lengths are those of the SVG'
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 
 import mask_impact
 from mask_impact.findings.over_prompts import Averaged, OverPrompts
-from mask_impact.findings.prompt_numbers import IMAGE_SHARE, READING, Kind
+from mask_impact.findings.prompt_numbers import IMAGE_SHARE, READING, Kind, PromptNumbers
 from mask_impact.views.page import rendered, shown
 from mask_impact.views.study_text import by, odd_text, render, title, value
 from mask_impact.views.text import escape
@@ -47,8 +47,13 @@ class Figure:
     left_out: int
 
 
-def build_study_page(found: OverPrompts, folder: Path) -> bytes:
-    """The page, UTF-8. folder: where it will lie, for links to the prompts' own files."""
+def build_study_page(found: OverPrompts, folder: Path, cards: Mapping[str, str]) -> bytes:
+    """The page, UTF-8. folder: where it will lie, for links to the prompts' own files; cards: where they lie, by prompt."""
+
+    def named(one: PromptNumbers) -> tuple[str, str]:
+        """(href, text); no href where there is no card."""
+        return cards.get(one.name, ""), shown(one.name)
+
     kinds = dict.fromkeys(one.kind for one in found.curves)
     ordered = sorted(kinds, key=lambda kind: ((IMAGE_SHARE, READING, kind.quantity).index(kind.quantity), kind))
     values = {
@@ -57,11 +62,11 @@ def build_study_page(found: OverPrompts, folder: Path) -> bytes:
         "summary": render(found),
         "figures": [_figure(found, kind) for kind in ordered],
         "strongest": [
-            (shown(one.name), shown(one.strongest), f"{-nats:.2f} nats", shown(one.answer.strip()), _link(one.place, folder))
+            (named(one), shown(one.strongest), f"{-nats:.2f} nats", shown(one.answer.strip()), _link(one.place, folder))
             for one, nats in found.strongest
         ],
         "strangest": [
-            (shown(odd.prompt.name), odd_text(odd), shown(odd.prompt.answer.strip()), _link(odd.prompt.place, folder))
+            (named(odd.prompt), odd_text(odd), shown(odd.prompt.answer.strip()), _link(odd.prompt.place, folder))
             for odd in found.strangest
         ],
         "size": (WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM),

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from pages import Page
 from studying import write_dataset
 from synthetic import make_result
 
@@ -191,7 +192,27 @@ def test_a_dataset_is_studied_and_reported(report, tmp_path, text_checkpoint, ca
     assert {(row["measure"], row["how"]) for row in flows} == {("estimated", ""), ("measured", "all layers")}
     assert all(f"flow {row['flow']}" in said for row in flows)
     assert [row["kind"] for row in table("output/data.report/report.prompts.csv")] == ["c", "m"] * 6
+    links = links_to_cards(tmp_path / "output" / "data.report")
+    assert links
+    assert set(links) <= {row["name"] for row in rows}
+    assert all(f"sat {name[1:]}" in question for name, question in links.items())
     assert main([*argv, "--resume"]) == 0  # the folder of the report is in nobody's way
+
+
+def links_to_cards(folder):
+    """By prompt that the page names the question of the card that its link leads to."""
+    prompts = Page((folder / "cards.html").read_bytes()).data["prompts"]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    links = re.findall(r'<a href="cards\.html#prompt=(\d+)">([^<]+)</a>', page)
+    assert {int(at) for at, _ in links} == set(range(len(prompts)))
+    return {name: prompts[int(at)]["title"] for at, name in links}
+
+
+def test_without_what_answers_used_there_are_no_cards(report, tmp_path):
+    planted(tmp_path / "study")
+    assert report("study")[0] == 0
+    assert "cards.html" not in (tmp_path / "study.report" / "report.html").read_text(encoding="utf-8")
+    assert not (tmp_path / "study.report" / "cards.html").exists()
 
 
 def test_a_configuration_is_studied_and_reported(report, tmp_path, text_checkpoint):
@@ -199,13 +220,14 @@ def test_a_configuration_is_studied_and_reported(report, tmp_path, text_checkpoi
         {"name": f"r{n}", "prompt": f"the cat sat {n}", "labels": {"half": n % 2}, "expected": "no"} for n in range(6)
     ]
     Path("study.yaml").write_text(yaml.safe_dump({"prompts": prompts, "output_dir": "out"}))
-    argv = ["study", "study.yaml", "-m", str(text_checkpoint), "--raw", "-q", "--report"]
+    argv = ["study", "study.yaml", "-m", str(text_checkpoint), "--raw", "-q", "--report", "--answer", "--budget", "2"]
     assert main(argv) == 0
     code, out, _ = report("out", "--by", "half")
     assert code == 0
     assert "half=0 minus half=1" in out
     places = [row["place"] for row in table("out.report/report.prompts.csv")]
     assert places == [str(Path("out", f"r{n}_results.html")) for n in range(6)]
+    assert all(f"sat {name[1:]}" in question for name, question in links_to_cards(tmp_path / "out.report").items())
     before = Path("out/r0_results.meta.json").stat().st_mtime_ns
     assert main([*argv, "--resume"]) == 0
     assert Path("out/r0_results.meta.json").stat().st_mtime_ns == before

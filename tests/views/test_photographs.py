@@ -65,7 +65,12 @@ ODD = {
 }
 
 
-CASES = [(kind, "both") for kind in ODD] + [("one-pixel", "text"), ("large", "text"), ("wide", "vision"), ("grey", "vision")]
+CASES = [(kind, "both") for kind in ODD] + [
+    ("one-pixel", "text"),
+    ("large", "text"),
+    ("wide", "vision"),
+    ("grey", "vision"),
+]
 
 
 @pytest.mark.slow
