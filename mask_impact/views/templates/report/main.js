@@ -24,6 +24,7 @@ import "./folds.js";
 import "./heads.js";
 import "./heat.js";
 import "./images.js";
+import "./looked.js";
 import "./overview.js";
 import { openParts } from "./parts.js";
 import { isPlaying } from "./play.js";
