@@ -1,4 +1,5 @@
-"""`NAME.deepstack.*`: what each part of an image's features does to an answer, as a table and a meta file. Prints nothing."""
+"""`NAME.deepstack.*`: what each part of an image's features does to an answer, as a table and a meta file, there and
+back. Prints nothing."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -8,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from mask_impact.results.deepstack import DeepstackEffects, DeepstackTarget
+from mask_impact.results.deepstack import DeepstackEffects, DeepstackTarget, FeaturePart
 from mask_impact.results.files import without_suffix
-from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes, texts_by_id
+from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes, read_meta, texts_by_id
 from mask_impact.results.names import DEEPSTACK
 from mask_impact.results.siblings import asked, write_kinds
 from mask_impact.results.table_files import beside, checksum, parse_formats, table_writers, texts_column
-from mask_impact.results.token_meta import image_entry, token_entries
+from mask_impact.results.table_reading import read_measured
+from mask_impact.results.token_meta import image_entry, image_from, token_entries, tokens_from
 
 DEFAULT_FORMATS = ("csv", "json")
 DEEPSTACK_COLUMNS = (
@@ -78,14 +80,13 @@ def save_deepstack(
 
 
 def _meta(found: DeepstackEffects, formats: tuple[str, ...], command: str) -> dict[str, Any]:
-    numbers = (getattr(one, name) for one in found.targets for name in ("logprob_change", "kl_divergence"))
     return {
         "schema_version": SCHEMA_VERSION,
         "run": found.meta | {"command": command},
         "generated_text": found.generated_text,
         "n_prompt": found.n_prompt,
         "formats": list(formats),
-        "crc32": checksum(*numbers),
+        "crc32": deepstack_checksum(found),
         "region": found.region,
         "positions": line(list(found.positions)),
         "baseline": found.baseline,
@@ -101,10 +102,61 @@ def _meta(found: DeepstackEffects, formats: tuple[str, ...], command: str) -> di
                 "shapley": line(one.shapley.tolist()),
                 "interaction": line(one.interaction.tolist()),
                 "top1_texts": texts_by_id(one.top1_texts),
+                "top1": line(one.top1.tolist()),
+                "differs": line(one.differs.tolist()),
             }
             for one in found.targets
         ],
-        "answers": [{"parts_kept": found.kept(number), "text": text} for number, text in found.answers.items()],
+        "answers": [
+            {"set": number, "parts_kept": found.kept(number), "text": text} for number, text in found.answers.items()
+        ],
         "images": [image_entry(image) for image in found.images],
         "tokens": [line(entry) for entry in token_entries(found.tokens, found.images)],
     }
+
+
+def deepstack_checksum(found: DeepstackEffects) -> int:
+    """Tells whether the table belongs to the meta file."""
+    return checksum(*(getattr(one, name) for one in found.targets for name in ("logprob_change", "kl_divergence")))
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------------
+
+
+def load_deepstack(path: str | os.PathLike) -> DeepstackEffects:
+    """What a run of `deepstack` called `path` found, as it was saved. OutputError where the files are not there or do not fit."""
+    path = Path(path)
+    stem = path.parent / without_suffix(path.name)
+    meta = read_meta(beside(stem, DEEPSTACK.main), "deepstack")
+    changes = read_measured(stem, "deepstack", meta, [len(one["top1"]) for one in meta["targets"]])
+    return DeepstackEffects(
+        parts=tuple(FeaturePart(**entry) for entry in meta["parts"]),
+        region=meta["region"],
+        positions=tuple(meta["positions"]),
+        baseline=meta["baseline"],
+        targets=tuple(_target_from(entry, *numbers) for entry, numbers in zip(meta["targets"], changes, strict=True)),
+        norm_share=np.array(meta["norm_share"], dtype=np.float64),
+        answers={one["set"]: one["text"] for one in meta["answers"]},
+        tokens=tokens_from(meta["tokens"]),
+        images=tuple(map(image_from, meta["images"])),
+        n_prompt=meta["n_prompt"],
+        generated_text=meta["generated_text"],
+        floor=meta["floor"],
+        forwards=meta["forwards"],
+        meta=meta["run"],
+    )
+
+
+def _target_from(entry: dict[str, Any], change: np.ndarray, kl: np.ndarray) -> DeepstackTarget:
+    return DeepstackTarget(
+        steps=tuple(entry["steps"]),
+        text=entry["text"],
+        probability=entry["probability"],
+        logprob_change=change,
+        kl_divergence=kl,
+        top1=np.array(entry["top1"], dtype=np.int64),
+        top1_texts={int(token): text for token, text in entry["top1_texts"].items()},
+        differs=np.array(entry["differs"], dtype=bool),
+        shapley=np.array(entry["shapley"], dtype=np.float64),
+        interaction=np.array(entry["interaction"], dtype=np.float64),
+    )

@@ -1,4 +1,5 @@
-"""`NAME.patches.*`: what replacing pixels does to an answer, as a table, a picture and a meta file. Draws nothing."""
+"""`NAME.patches.*`: what replacing pixels does to an answer, as a table, a picture and a meta file, there and back. Draws
+nothing."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -8,12 +9,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mask_impact.results.files import without_suffix
-from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes, texts_by_id
+from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes, read_meta, texts_by_id
 from mask_impact.results.names import PATCHES
-from mask_impact.results.patches import PatchEffects, PatchTarget
+from mask_impact.results.patches import PatchEffects, PatchTarget, PictureRegion
 from mask_impact.results.siblings import asked, write_kinds
 from mask_impact.results.table_files import beside, checksum, parse_formats, table_writers, texts_column
-from mask_impact.results.token_meta import image_entry, token_entries
+from mask_impact.results.table_reading import read_measured
+from mask_impact.results.token_meta import image_entry, image_from, token_entries, tokens_from
 
 DEFAULT_FORMATS = ("csv", "json")
 PATCH_COLUMNS = (
@@ -81,14 +83,13 @@ def save_patches(
 
 
 def _meta(found: PatchEffects, formats: tuple[str, ...], command: str) -> dict[str, Any]:
-    numbers = (getattr(one, name) for one in found.targets for name in ("logprob_change", "kl_divergence"))
     return {
         "schema_version": SCHEMA_VERSION,
         "run": found.meta | {"command": command},
         "generated_text": found.generated_text,
         "n_prompt": found.n_prompt,
         "formats": list(formats),
-        "crc32": checksum(*numbers),
+        "crc32": patches_checksum(found),
         "fills": list(found.fills),
         "floor": found.floor,
         "forwards": found.forwards,
@@ -99,6 +100,9 @@ def _meta(found: PatchEffects, formats: tuple[str, ...], command: str) -> dict[s
                 "text": one.text,
                 "probability": one.probability,
                 "found": one.found,
+                **{name: line(list(getattr(one, name))) for name in ("place", "fill", "route")},
+                "top1": line(one.top1.tolist()),
+                "differs": line(one.differs.tolist()),
                 "top1_texts": texts_by_id(one.top1_texts),
             }
             for one in found.targets
@@ -106,3 +110,52 @@ def _meta(found: PatchEffects, formats: tuple[str, ...], command: str) -> dict[s
         "images": [image_entry(image) for image in found.images],
         "tokens": [line(entry) for entry in token_entries(found.tokens, found.images)],
     }
+
+
+def patches_checksum(found: PatchEffects) -> int:
+    """Tells whether the table belongs to the meta file."""
+    return checksum(*(getattr(one, name) for one in found.targets for name in ("logprob_change", "kl_divergence")))
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------------
+
+
+def load_patches(path: str | os.PathLike) -> PatchEffects:
+    """What a run of `pixels` called `path` found, as it was saved. OutputError where the files are not there or do not fit."""
+    path = Path(path)
+    stem = path.parent / without_suffix(path.name)
+    meta = read_meta(beside(stem, PATCHES.main), "patches")
+    changes = read_measured(stem, "patches", meta, [len(one["place"]) for one in meta["targets"]])
+    return PatchEffects(
+        regions=tuple(map(_region_from, meta["regions"])),
+        targets=tuple(_target_from(entry, *numbers) for entry, numbers in zip(meta["targets"], changes, strict=True)),
+        fills=tuple(meta["fills"]),
+        tokens=tokens_from(meta["tokens"]),
+        images=tuple(map(image_from, meta["images"])),
+        n_prompt=meta["n_prompt"],
+        generated_text=meta["generated_text"],
+        floor=meta["floor"],
+        forwards=meta["forwards"],
+        meta=meta["run"],
+    )
+
+
+def _region_from(entry: dict[str, Any]) -> PictureRegion:
+    return PictureRegion(**entry | {name: tuple(entry[name]) for name in ("box", "size", "positions")})
+
+
+def _target_from(entry: dict[str, Any], change: np.ndarray, kl: np.ndarray) -> PatchTarget:
+    return PatchTarget(
+        steps=tuple(entry["steps"]),
+        text=entry["text"],
+        probability=entry["probability"],
+        place=np.array(entry["place"], dtype=np.int64),
+        fill=tuple(entry["fill"]),
+        route=tuple(entry["route"]),
+        logprob_change=change,
+        kl_divergence=kl,
+        top1=np.array(entry["top1"], dtype=np.int64),
+        top1_texts={int(token): text for token, text in entry["top1_texts"].items()},
+        differs=np.array(entry["differs"], dtype=bool),
+        found=entry["found"],
+    )

@@ -30,6 +30,7 @@ from mask_impact.results.schema_parts import (
     check_length,
     check_tokens,
 )
+from mask_impact.results.schema_vision import DeepstackMeta, PatchesMeta
 
 # --- NAME.meta.json -----------------------------------------------------------------------------------------------------------
 
@@ -390,4 +391,6 @@ SCHEMAS: dict[str, type[Part]] = {
     "answer": AnswerMeta,
     "flows": FlowsMeta,
     "whatif": WhatIfMeta,
+    "patches": PatchesMeta,
+    "deepstack": DeepstackMeta,
 }

@@ -1,4 +1,5 @@
-"""All that is stored under one name: distances, what the answer used, cut flows, answers without something.
+"""All that is stored under one name: distances, what the answer used, cut flows, answers without something, what pixels and
+parts of an image's features do.
 
 Each kind has files of its own; what belongs to another prompt or model than the first of them is left out, and said.
 """
@@ -13,6 +14,8 @@ from mask_impact.errors import OutputError, UsageError
 from mask_impact.results.answer_files import load_whatif
 from mask_impact.results.answers import WhatIf
 from mask_impact.results.dataset_answers import DatasetAnswers
+from mask_impact.results.deepstack import DeepstackEffects
+from mask_impact.results.deepstack_files import load_deepstack
 from mask_impact.results.explanation_files import load_explanation
 from mask_impact.results.explanations import Explanation
 from mask_impact.results.files import name_and_kind, settle
@@ -20,6 +23,8 @@ from mask_impact.results.flow_files import load_flows
 from mask_impact.results.flows import Knockouts
 from mask_impact.results.foreign import Results, read_results
 from mask_impact.results.foreign_tables import Grid
+from mask_impact.results.patch_files import load_patches
+from mask_impact.results.patches import PatchEffects
 from mask_impact.results.records import Result
 from mask_impact.results.siblings import asked
 from mask_impact.results.table_files import beside
@@ -29,6 +34,8 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "answer": ("answer.meta.json", load_explanation),
     "flows": ("flows.meta.json", load_flows),
     "whatif": ("whatif.json", load_whatif),
+    "patches": ("patches.meta.json", load_patches),
+    "deepstack": ("deepstack.meta.json", load_deepstack),
 }
 
 
@@ -41,23 +48,28 @@ class Stored:
     answer: Explanation | None = None
     flows: Knockouts | None = None
     whatif: WhatIf | None = None
+    patches: PatchEffects | None = None
+    deepstack: DeepstackEffects | None = None
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, one: "Result | Explanation | Knockouts | WhatIf | Stored") -> "Stored":
+    def of(
+        cls, one: "Result | Explanation | Knockouts | WhatIf | PatchEffects | DeepstackEffects | Stored"
+    ) -> "Stored":
         """One of them by itself."""
         if isinstance(one, Result):
             return cls(result=one, answer=one.answer)
-        if isinstance(one, Explanation):
-            return cls(answer=one)
-        if isinstance(one, Knockouts):
-            return cls(flows=one)
-        return cls(whatif=one) if isinstance(one, WhatIf) else one
+        kinds = {"answer": Explanation, "flows": Knockouts, "whatif": WhatIf, "patches": PatchEffects}
+        for kind, record in (kinds | {"deepstack": DeepstackEffects}).items():
+            if isinstance(one, record):
+                return cls(**{kind: one})
+        return one
 
     @property
     def parts(self) -> list[Any]:
         """Those that there are."""
-        return [one for one in (self.result, self.answer, self.flows, self.whatif) if one is not None]
+        every = (self.result, self.answer, self.flows, self.whatif, self.patches, self.deepstack)
+        return [one for one in every if one is not None]
 
     @property
     def meta(self) -> Mapping[str, Any]:

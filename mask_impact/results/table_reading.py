@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 
 from mask_impact.errors import OutputError
 from mask_impact.results.inputs import TABLE, open_file
-from mask_impact.results.table_files import one_line
+from mask_impact.results.table_files import beside, checksum, find_table, one_line
 
 LONGEST_HEADER = 2**16  # characters of a CSV file's first line
 MOST_COLUMNS = 4096
@@ -47,6 +47,25 @@ def read_numbers(
         return {name: np.array(_typed(name, table[name], dtype).to_numpy()) for name, dtype in wanted.items()}
     except (OSError, ValueError, KeyError, TypeError, RecursionError, pa.ArrowException) as error:
         raise OutputError(f"{path} cannot be read: {one_line(error)}") from error
+
+
+def read_measured(stem: Path, kind: str, meta: Mapping[str, Any], sizes: Sequence[int]) -> list[tuple[np.ndarray, ...]]:
+    """Of each target logprob_change and kl_divergence, float32 of so many rows, out of the table of a kind that the meta file
+    belongs to. OutputError, also where its checksum is another."""
+    table, where = find_table(stem, meta["formats"], f"{kind}."), beside(stem, f"{kind}.meta.json")
+    if table is None:
+        raise OutputError(
+            f"{where} is there, but its table is not: expected {stem.name}.{kind}.csv or the like beside it, as formats says"
+        )
+    types = dict.fromkeys(("logprob_change", "kl_divergence"), np.float32)
+    columns = read_numbers(*table, types, sum(sizes), f"targets of {where.name}").values()
+    ends = np.cumsum(sizes)[:-1]
+    found = list(zip(*(np.split(column, ends) for column in columns), strict=True))
+    if checksum(*(column for target in found for column in target)) != meta["crc32"]:
+        raise OutputError(f"{table[0]} does not hold the numbers of the run in {where}: its crc32 is another")
+    if not all(np.isfinite(column).all() for target in found for column in target):
+        raise OutputError(f"{table[0]} lacks a number")
+    return found
 
 
 def _typed(name: str, column, dtype: np.dtype):

@@ -4,7 +4,7 @@ Every text of a prompt, a token or a file goes through Jinja2's escaping. What c
 """
 
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, log
 from zlib import crc32
@@ -123,8 +123,7 @@ class CardView:
         cells = [one for one in self.card.cells if one.image == number]
         evidence = {(one.row, one.column): one.box for one in cells if one.evidence}
         drawn = [one for one in cells if one.evidence or self.strength(one) >= FAINT]
-        source = f"data:image/jpeg;base64,{b64encode(image.preview).decode()}" if image.preview else ""
-        key = picture_key(image, number)
+        source, key = image_source(image), picture_key(image, number)
         blur = round(min(image.size[0] / image.grid[1], image.size[1] / image.grid[0]) / 2, 2)
         outline = tuple(_outline(evidence))
         return Picture(number, key, image.size, source, tuple(drawn), outline, blur)
@@ -143,6 +142,11 @@ def _outline(cells: dict[tuple[int, int], Box]) -> Iterator[Edge]:
             yield right, top, right, bottom
 
 
+def image_source(image: ImageRecord) -> str:
+    """A data URI of an image, empty without a preview."""
+    return f"data:image/jpeg;base64,{b64encode(image.preview).decode()}" if image.preview else ""
+
+
 def picture_key(image: ImageRecord, number: int) -> str:
     """The id of an image's element in a document."""
     return f"mi-{crc32(image.preview):08x}-{number}"
@@ -158,10 +162,13 @@ def pictures_html(cards: Mapping[int, Card]) -> tuple[str, dict[int, str]]:
     }
 
 
-def images_html(found: Explanation) -> dict[str, str]:
-    """The images of the prompt by the ids of their elements, each as it stands in a document; those that were kept."""
-    pictures = CardView(Card(found)).pictures if found.targets else []
-    return {one.key: rendered("card_images.html", {"pictures": [one]}) for one in pictures if one.source}
+def images_html(images: Sequence[ImageRecord]) -> dict[str, str]:
+    """The images of a prompt by the ids of their elements, each as it stands in a document; those that were kept."""
+    found = {picture_key(one, number): one for number, one in enumerate(images) if one.preview}
+    return {
+        key: rendered("card_images.html", {"pictures": [{"key": key, "source": image_source(one), "size": one.size}]})
+        for key, one in found.items()
+    }
 
 
 def cards_html(found: Explanation) -> tuple[str, list[str]]:

@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Iterator
 from os import PathLike
 
-import numpy as np
-
+from mask_impact.findings.looked import strongest_pair, strongest_part
 from mask_impact.results.deepstack import DeepstackEffects, DeepstackTarget
 from mask_impact.views.text import escape, fitted, model_lines, padded, percent, quoted, saved_lines, wrapped
 
@@ -36,7 +35,7 @@ def render_deepstack(found: DeepstackEffects, paths: Iterable[str | PathLike] = 
 
 def _of_target(found: DeepstackEffects, target: DeepstackTarget, verbose: bool) -> Iterator[str]:
     nothing, everything = float(target.logprob_change[0]), len(target.top1) - 1
-    strongest = int(np.argmax(target.shapley))
+    strongest = strongest_part(target)
     share = percent(target.probability)
     yield f"{quoted(target.text, 24)} ({share}): with no part kept {nothing + 0.0:.3g} nats{_then(target, 0)}."
     yield f"{found.parts[strongest].name.capitalize()} adds most."
@@ -52,8 +51,8 @@ def _of_target(found: DeepstackEffects, target: DeepstackTarget, verbose: bool) 
         yield f"  {padded(_named(part), PART)} {cells}  {percent(float(found.norm_share[place]))}"
     yield "  (nats; adds: Shapley value; without, alone: the change without it, with it"
     yield "  alone; norm: its share of the features' norms)"
-    if len(found.parts) > 1:
-        yield from _pair(found, target)
+    if pair := strongest_pair(target):
+        yield _pair(found, *pair)
     if verbose:
         yield ""
         yield "  Parts kept, and the change in nats:"
@@ -72,13 +71,10 @@ def _named(part) -> str:
     return f"{part.name} (layer {part.vision_layer} to decoder {part.decoder_layer})"
 
 
-def _pair(found: DeepstackEffects, target: DeepstackTarget) -> Iterator[str]:
+def _pair(found: DeepstackEffects, one: int, other: int, value: float) -> str:
     """The two parts whose interaction is largest."""
-    sizes = np.abs(np.triu(target.interaction, 1))
-    one, other = np.unravel_index(int(sizes.argmax()), sizes.shape)
-    value = float(target.interaction[one, other])
     what = "need each other" if value > 0 else "stand in for each other"
-    yield f"Most of all, {found.parts[one].name} and {found.parts[other].name} {what} (interaction {value + 0.0:.3g} nats)."
+    return f"Most of all, {found.parts[one].name} and {found.parts[other].name} {what} (interaction {value + 0.0:.3g} nats)."
 
 
 def _answers(found: DeepstackEffects) -> Iterator[str]:

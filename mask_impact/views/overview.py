@@ -6,6 +6,8 @@ Knows cards; draws nothing.
 from mask_impact.results.explanations import ExplainedTarget
 from mask_impact.results.stored import Stored
 from mask_impact.views.card import Card, question_of
+from mask_impact.views.deepstack_html import parts_said
+from mask_impact.views.patches_html import regions_said
 from mask_impact.views.text import percent
 
 LONGEST = 160  # characters of a cell
@@ -16,7 +18,8 @@ def overview_row(name: str, stored: Stored) -> dict[str, str]:
     """name, question, answer, chance, used, how: texts, unescaped."""
     row = {"name": name, "question": str(stored.meta.get("prompt") or ""), "answer": _said(stored), "chance": ""}
     if stored.answer is None or not stored.answer.targets:
-        return _short(row | {"used": NOT_KEPT, "how": ""})
+        used, how = _looked(stored)
+        return _short(row | {"used": used, "how": how})
     card = Card(stored.answer)
     return _short(
         row
@@ -33,13 +36,25 @@ def _how(target: ExplainedTarget) -> str:
     return "measured, the rest not reliable" if target.reliable is False else "measured"
 
 
+def _looked(stored: Stored) -> tuple[str, str]:
+    """The same of a prompt of which no answer was explained: the region or the part of features that matters most."""
+    if stored.patches is not None:
+        return regions_said(stored.patches, stored.patches.targets[0]), "measured"
+    if stored.deepstack is not None:
+        return parts_said(stored.deepstack, stored.deepstack.targets[0]), "measured"
+    return NOT_KEPT, ""
+
+
 def _said(stored: Stored) -> str:
     for one in (stored.answer, stored.result):
         if one is not None:
             return one.generated_text
     if stored.flows is not None:
         return "".join(step.token_text for step in stored.flows.steps)
-    return "" if stored.whatif is None else "".join(stored.whatif.answer.token_texts)
+    if stored.whatif is not None:
+        return "".join(stored.whatif.answer.token_texts)
+    looked = stored.patches or stored.deepstack
+    return "" if looked is None else looked.generated_text
 
 
 def _short(row: dict[str, str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from mask_impact.findings.looked import weakest_change
 from mask_impact.results.patches import HIDDEN, OTHERS, OWN, TOTAL, PatchEffects, PatchTarget
 from mask_impact.results.tokens import ImageRecord
 from mask_impact.views.plots import (
@@ -78,7 +79,7 @@ def _of_target(found: PatchEffects, target: PatchTarget, verbose: bool) -> Itera
     yield f"{quoted(target.text, 24)} ({percent(target.probability)}): {said}"
     yield ""
     yield f"  {padded('pixels replaced', NAME)}  " + "  ".join(f"{fill:>9}" for fill in found.fills) + "  becomes"
-    order = sorted({*target.place.tolist()}, key=lambda place: _change(found, target, place))
+    order = sorted({*target.place.tolist()}, key=lambda place: weakest_change(target, place))
     for place in order if verbose else order[:MOST_ROWS]:
         yield _row(found, target, place)
     if len(order) > MOST_ROWS and not verbose:
@@ -90,11 +91,6 @@ def _of_target(found: PatchEffects, target: PatchTarget, verbose: bool) -> Itera
 
 def _called(one) -> str:
     return f"{one.level} {escape(one.name)}" if one.level in ("token", "block") else escape(one.name)
-
-
-def _change(found: PatchEffects, target: PatchTarget, place: int) -> float:
-    """Of the fill that does least, which both show."""
-    return max(float(target.logprob_change[row]) for row in target.rows(place, route=TOTAL))
 
 
 def _row(found: PatchEffects, target: PatchTarget, place: int) -> str:
@@ -146,7 +142,7 @@ def pixels_figure(found: PatchEffects, target: int = 0):
     head = fitted('Pixels and the answer "', asked.text, f'" ({percent(asked.probability)})', TITLE, width - 2 * MARGIN)
     about = with_model(found.meta.get("model"), f"replaced by {' or '.join(found.fills)}", width - 2 * MARGIN)
     page = Page(width, HEAD + sum(ROOM + tall for _, tall in sizes) + 0.45, (head, about))
-    largest = max((abs(_change(found, asked, place)) for place in {*asked.place.tolist()}), default=0.0) or 1.0
+    largest = max((abs(weakest_change(asked, place)) for place in {*asked.place.tolist()}), default=0.0) or 1.0
     y = HEAD
     for number, (image, (wide, tall)) in enumerate(zip(images, sizes, strict=True)):
         page.text(
@@ -190,7 +186,7 @@ def _colour(axes, found: PatchEffects, target: PatchTarget, number: int, largest
     lines = []
     for place in sorted(asked, key=lambda place: (-_area(found.regions[place].box), place)):
         left, top, right, bottom = found.regions[place].box
-        change = _change(found, target, place)
+        change = weakest_change(target, place)
         if patches_alone or found.regions[place].level != "patch":
             y, x = (slice(round(a * n / size), round(b * n / size)) for a, b, n, size in
                     ((top, bottom, rows, high), (left, right, columns, wide)))  # fmt: skip

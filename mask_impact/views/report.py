@@ -18,22 +18,26 @@ from typing import Any
 
 from mask_impact.errors import UsageError
 from mask_impact.results.answers import WhatIf
+from mask_impact.results.deepstack import DeepstackEffects
 from mask_impact.results.explanations import Explanation
 from mask_impact.results.files import write_files
 from mask_impact.results.flows import Knockouts
 from mask_impact.results.foreign_tables import Grid
+from mask_impact.results.patches import PatchEffects
 from mask_impact.results.records import Result
 from mask_impact.results.stored import AllStored, Stored, read_stored, stem_of, without_distances
 from mask_impact.views.blocks import EXACT, encode
 from mask_impact.views.card_html import cards_html, images_html
+from mask_impact.views.deepstack_html import deepstack_html
 from mask_impact.views.matrix_html import matrix_html
 from mask_impact.views.overview import overview_row
 from mask_impact.views.page import clean, render_page, rendered
+from mask_impact.views.patches_html import patches_html
 from mask_impact.views.report_blocks import effect_values, estimate_values, fitting_blocks, norm_values
 from mask_impact.views.report_data import notices_of, prompt_entry
 from mask_impact.views.routes_html import knockouts_html, routes_html
 
-One = Result | Explanation | Knockouts | WhatIf | Stored  # of one prompt
+One = Result | Explanation | Knockouts | WhatIf | PatchEffects | DeepstackEffects | Stored  # of one prompt
 MAX_MEGABYTES = 15.0
 MAX_PROMPTS = 64  # in one page
 SPARE = 500  # bytes that are left for the remark that heads are rounded
@@ -63,7 +67,7 @@ class Prompt:
         self.entry = prompt_entry(name, stored, distances)
         self.parts = _card(stored)
         self.row = overview_row(name, stored)
-        self.images = {} if stored.answer is None else images_html(stored.answer)
+        self.images = _images(stored)
 
     @cached_property
     def packed(self) -> str:
@@ -215,17 +219,27 @@ def _source_name(shown: Mapping[str, Any], source: Any) -> str:
     return clean(next(iter(shown), "result"))
 
 
+def _images(one: Stored) -> dict[str, str]:
+    """The images of a prompt by the ids of their elements, each once."""
+    found: dict[str, str] = {}
+    for part in (one.answer, one.patches):
+        found |= {} if part is None else images_html(part.images)
+    return found
+
+
 def _card(one: Stored) -> dict[str, Any]:
-    """What stands in the page as it is: images, of each target its card and routes, of each step its cut flows, and the
-    answers without something."""
-    images, targets = ("", []) if one.answer is None else cards_html(one.answer)
+    """What stands in the page as it is: images, of each target its card, routes, regions and parts of features, of each step its
+    cut flows, and the answers without something."""
+    targets = [] if one.answer is None else cards_html(one.answer)[1]
     return {
-        "images": images,
+        "images": "".join(_images(one).values()),
         "targets": targets,
         "routes": [] if one.answer is None else routes_html(one.answer)[: len(targets)],
         "matrix": "" if one.answer is None else matrix_html(one.answer),
         "knockouts": [] if one.flows is None else knockouts_html(one.flows),
         "whatif": "" if one.whatif is None else rendered("whatif.html", {"found": one.whatif}),
+        "patches": [] if one.patches is None else patches_html(one.patches),
+        "deepstack": [] if one.deepstack is None else deepstack_html(one.deepstack),
     }
 
 

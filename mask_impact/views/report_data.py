@@ -17,6 +17,7 @@ from mask_impact.results.stored import Stored
 from mask_impact.results.tokens import ImageRecord
 from mask_impact.views.card import question_of
 from mask_impact.views.card_html import MOST_TARGETS, picture_key
+from mask_impact.views.looked_data import looked_entry
 from mask_impact.views.page import clean, image_entry
 from mask_impact.views.summary import N_CANDIDATES
 from mask_impact.views.text import layers_counted
@@ -35,6 +36,7 @@ def prompt_entry(name: str, stored: Stored, distances: bool = True) -> dict[str,
         "words": _words(stored),
         "notices": [clean(notice) for notice in notices_of(stored)],
         "about": [[label, clean(value)] for label, value in _about(stored)],
+        "looked": looked_entry(stored),
     }
     if distances and stored.result is not None:
         return entry | _result_entry(stored.result)
@@ -66,7 +68,10 @@ def _produced(stored: Stored) -> Sequence[str]:
         return stored.answer.tokens.texts[stored.answer.n_prompt :]
     if stored.flows is not None:
         return [step.token_text for step in stored.flows.steps]
-    return [] if stored.whatif is None else stored.whatif.answer.token_texts
+    if stored.whatif is not None:
+        return stored.whatif.answer.token_texts
+    looked = stored.patches or stored.deepstack
+    return [] if looked is None else looked.tokens.texts[looked.n_prompt :]
 
 
 def _result_entry(result: Result) -> dict[str, Any]:
@@ -105,8 +110,9 @@ def tables_of(stored: Stored) -> Iterator[str]:
             yield "matrix"
     if stored.flows is not None:
         yield "flows"
-    if stored.whatif is not None:
-        yield "whatif"
+    for kind in ("whatif", "patches", "deepstack"):
+        if getattr(stored, kind) is not None:
+            yield kind
 
 
 def title_of(name: str, stored: Stored) -> str:

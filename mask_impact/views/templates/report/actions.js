@@ -13,6 +13,7 @@ import { connectControls } from "./controls.js";
 import { connectOverview } from "./overview.js";
 import { makeReportExports } from "./exports.js";
 import { drawImages } from "./images.js";
+import { connectLooked } from "./looked.js";
 import { togglePlay } from "./play.js";
 import { connectCut } from "./routes.js";
 import { has } from "./sections.js";
@@ -57,6 +58,7 @@ function connectWindow() {
 export function connect() {
   connectCard();
   connectCut();
+  connectLooked();
   connectOverview();
   connectControls();
   $("play").addEventListener("click", togglePlay);

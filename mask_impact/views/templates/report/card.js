@@ -1,8 +1,9 @@
-// The evidence card, which stands in the page as it is: which prompt's and which target's is shown, and what belongs
-// together under the pointer.
+// The evidence card, which stands in the page as it is: which prompt's and which target's is shown, and what of it is
+// chosen.
 
 import { $ } from "../shared/elements.js";
 import { changed } from "./drawn.js";
+import { connectLight } from "./light.js";
 import { has, section } from "./sections.js";
 import { prompt, set, state } from "./state.js";
 
@@ -15,12 +16,6 @@ const shownCard = () => cardsOf(state.prompt)[state.target];
 function targetWith(step) {
   const found = cardsOf(state.prompt).findIndex((card) => stepsOf(card).includes(step));
   return found < 0 ? state.target : found;
-}
-
-function lightUp(place) {
-  for (const one of $("card").querySelectorAll(".mi-lit")) one.classList.remove("mi-lit");
-  if (place === undefined) return;
-  for (const one of $("card").querySelectorAll(`[data-place="${place}"]`)) one.classList.add("mi-lit");
 }
 
 // Produced tokens are buttons where they have cards or steps of their own.
@@ -89,9 +84,7 @@ export function connectCard() {
       choosePlace(event);
     }
   });
-  const placeOf = (event) => event.target.closest("[data-place]")?.dataset.place;
-  for (const kind of ["mouseover", "focusin"]) card.addEventListener(kind, (event) => lightUp(placeOf(event)));
-  for (const kind of ["mouseleave", "focusout"]) card.addEventListener(kind, () => lightUp(undefined));
+  connectLight(card);
 }
 
 section("card", ["answer"], { draw: drawCard });

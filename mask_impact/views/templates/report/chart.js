@@ -2,11 +2,12 @@
 // and its levels.
 
 import { baseLayout, colourBar, CONFIG, layerAxis } from "../shared/charts.js";
-import { cssColour } from "../shared/colours.js";
+import { colourScale, cssColour } from "../shared/colours.js";
 import { $ } from "../shared/elements.js";
 import { shortText } from "../shared/numbers.js";
 import { extent, makeScale, TICKS } from "../shared/scales.js";
 import { hideTip, showTip } from "../shared/tip.js";
+import { BY_PAGE, drawBar } from "./bar.js";
 import { changed } from "./drawn.js";
 import { METRIC_NAMES } from "./file.js";
 import { prompt, state } from "./state.js";
@@ -25,6 +26,7 @@ export async function drawChart(id, data, layout, tip, click) {
   handlers.set(chart, { tip, click });
   chart.style.height = `${layout.height}px`; // plotly takes the element's when the window changes
   await Plotly.react(chart, data, layout, CONFIG);
+  if (data[0]?.colorbar) drawBar(chart, data[0], layout.margin);
   if (!isNew) return false;
   const showOwnTip = (point, { clientX, clientY }) => showTip(handlers.get(chart).tip(point), clientX, clientY);
   chart.on("plotly_hover", ({ points, event }) => showOwnTip(points[0], event));
@@ -82,7 +84,7 @@ export function layoutOverLayers(height, more) {
 const hasValue = (value) => value !== null;
 
 // Levels of a matrix [layer][column] of distances (null: none) under the scale, each layer's own or one for all; and
-// the colour bar.
+// the colour bar: as a part of a heat map's trace.
 export function matrixLevels(matrix) {
   const perLayer = state.colours === "layer";
   const whole = makeScale(state.scale, ...extent(matrix.flat().filter(hasValue)));
@@ -91,5 +93,6 @@ export function matrixLevels(matrix) {
   const ticks = { tickvals: TICKS, ticktext: TICKS.map((level) => shortText(whole.value(level))) };
   const title = { text: perLayer ? "of each layer" : METRIC_NAMES[state.metric], side: "right", font: { size: 11 } };
   const levels = matrix.map((row, layer) => row.map((value) => (value === null ? null : scales[layer].level(value))));
-  return { levels, colorbar: colourBar({ ...(perLayer ? ends : ticks), title }) };
+  const colorbar = colourBar({ ...(perLayer ? ends : ticks), title });
+  return { z: levels, zmin: 0, zmax: 1, colorscale: colourScale(), colorbar, ...BY_PAGE };
 }

@@ -26,7 +26,7 @@ function drawChips() {
   replaceContent($("chips"), chosenTokens().map(makeChip));
 }
 
-// May be a thousand.
+// May be a thousand, which nobody sees before the list is opened.
 function drawChoice() {
   if (changed("add-token", state.prompt, state.step)) {
     const makeOption = (position) => element("option", { value: position, textContent: tokenTitle(position) });
@@ -36,4 +36,4 @@ function drawChoice() {
   $("add-token").value = "";
 }
 
-section("distances", ["distances"], { draw: drawChips, chart: drawChoice, into: "add-token" });
+section("distances", ["distances"], { draw: drawChips, chart: drawChoice, into: null });

@@ -4,6 +4,7 @@
 import { baseLayout } from "../shared/charts.js";
 import { cssColour } from "../shared/colours.js";
 import { $ } from "../shared/elements.js";
+import { fitBar } from "./bar.js";
 import { axisOfLayers, bandShapes, chartHeight, drawChart, isDrawn, layerTitle } from "./chart.js";
 import { chosenColour, chosenTokens, toggleToken } from "./chosen.js";
 import { changed } from "./drawn.js";
@@ -28,11 +29,13 @@ const marksOfLayers = (id) => (isOneRow(id) ? [] : bandShapes());
 
 // Draws a chart where it was drawn for something else, else its marks where these have changed.
 export async function drawOrMark(id, what, draw, shapes = () => []) {
-  if (changed(id, ...what)) await draw();
-  else if (changed(`${id}-marks`, what, layersShown(), chosenTokens())) {
-    await Plotly.update(id, markers(id), { shapes: [...marksOfLayers(id), ...shapes()] }, [1]);
-  }
-  changed(`${id}-marks`, what, layersShown(), chosenTokens());
+  const isOther = changed(id, ...what);
+  const areOtherTokens = changed(`${id}-tokens`, what, chosenTokens());
+  const areOtherLayers = changed(`${id}-layers`, what, layersShown());
+  const marks = () => ({ shapes: [...marksOfLayers(id), ...shapes()] });
+  if (isOther) await draw();
+  else if (areOtherTokens) await Plotly.update(id, markers(id), marks(), [1]);
+  else if (areOtherLayers) await Plotly.relayout(id, marks()); // far quicker than an update
 }
 
 // `tip(column, layer)` is the text for a cell, `shapes` lie over the cells.
@@ -106,6 +109,7 @@ function ticksOf(id, [from, to]) {
 async function labelColumns(id) {
   const { bottom, tickvals, ticktext } = ticksOf(id, $(id).layout.xaxis.range ?? [0, laidOut[id].edges.at(-1)]);
   await Plotly.relayout(id, { "margin.b": bottom, "xaxis.tickvals": tickvals, "xaxis.ticktext": ticktext });
+  fitBar($(id), bottom);
 }
 
 function onRelayout(id, what) {

@@ -5,11 +5,12 @@ import { whenSaving } from "../shared/saving.js";
 import { visible } from "../shared/texts.js";
 import { EFFECT_FILES } from "./effect_rows.js";
 import { headsAreRounded, prompts, sourceName } from "./file.js";
+import { LOOKED_FILES } from "./looked.js";
 import { OVERVIEW_FILE } from "./overview.js";
 import { DISTANCE_FILES } from "./rows.js";
 import { prompt, rounded, set, state } from "./state.js";
 
-const NEVER_ROUNDED = ["effect", "estimates", "agreement", "apart"];
+const NEVER_ROUNDED = ["effect", "estimates", "agreement", "apart", "patches", "deepstack"];
 const MOST_CAPTION = 200; // characters
 
 function isRounded(card) {
@@ -19,7 +20,7 @@ function isRounded(card) {
 function fileName(card) {
   if (card === "overview") return safeName(`${sourceName}-${card}`);
   const name = prompts.length > 1 ? prompt().name : "";
-  const parts = [sourceName, name, `step${state.step}`, card, isRounded(card) ? "rounded" : ""];
+  const parts = [sourceName, name, LOOKED_FILES[card] ? "" : `step${state.step}`, card, isRounded(card) ? "rounded" : ""];
   return safeName(parts.filter(Boolean).join("-"));
 }
 
@@ -31,5 +32,5 @@ function captionText() {
 
 export function makeReportExports() {
   whenSaving(() => state.theme, (theme) => set({ theme }));
-  makeExports(fileName, { ...DISTANCE_FILES, ...EFFECT_FILES, ...OVERVIEW_FILE }, captionText);
+  makeExports(fileName, { ...DISTANCE_FILES, ...EFFECT_FILES, ...LOOKED_FILES, ...OVERVIEW_FILE }, captionText);
 }

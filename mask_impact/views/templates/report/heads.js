@@ -1,7 +1,7 @@
 // The heat map of layers by heads, for the token that has the focus.
 
 import { baseLayout } from "../shared/charts.js";
-import { colourScale, cssColour } from "../shared/colours.js";
+import { cssColour } from "../shared/colours.js";
 import { $ } from "../shared/elements.js";
 import { plotlyText, visible } from "../shared/texts.js";
 import { theme } from "../shared/theme.js";
@@ -40,13 +40,12 @@ function headsLayout(heads) {
 
 async function drawHeadCells(heads, position) {
   const matrix = await headMatrix();
-  const { levels, colorbar } = matrixLevels(matrix);
   const rounding = headsAreRounded ? ", rounded" : "";
   const metric = METRIC_NAMES[state.metric];
   $("heads-hint").textContent = `${metric} distance of each head when ${tokenTitle(position)} is hidden${rounding}`;
   const cells = {
-    type: "heatmap", x: heads.map((_, nth) => nth), y: everyLayer(), z: levels, customdata: matrix, zmin: 0, zmax: 1,
-    colorscale: colourScale(), colorbar, xgap: 1, ygap: 1, hoverinfo: "none", hoverongaps: true,
+    type: "heatmap", x: heads.map((_, nth) => nth), y: everyLayer(), ...matrixLevels(matrix), customdata: matrix,
+    hoverinfo: "none", hoverongaps: true,
   };
   const tip = ({ pointNumber: [layer, nth] }) => {
     const distance = distanceText(matrix[layer][nth] ?? NaN, headsAreRounded);

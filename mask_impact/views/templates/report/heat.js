@@ -1,6 +1,5 @@
 // The heat map of distances, layers by tokens, and the buttons that fold its images.
 
-import { colourScale } from "../shared/colours.js";
 import { $ } from "../shared/elements.js";
 import { SCALE_NAMES } from "../shared/scales.js";
 import { theme } from "../shared/theme.js";
@@ -19,9 +18,7 @@ async function drawHeatCells() {
   const columns = makeColumns();
   layOut("heat", columns, leftOutLabel);
   const matrix = everyLayer().map((layer) => columns.map((column) => columnValue(view.values, column, layer)));
-  const { levels, colorbar } = matrixLevels(matrix);
-  const heat = { z: levels, customdata: matrix, zmin: 0, zmax: 1, colorscale: colourScale(), colorbar };
-  await drawByColumns("heat", heat, columnTip);
+  await drawByColumns("heat", { ...matrixLevels(matrix), customdata: matrix }, columnTip);
   describe("heat", `Heat map of ${view.nLayers} layers by ${columns.length} tokens`);
   writeHintOfHeat();
 }

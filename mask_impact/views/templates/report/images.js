@@ -68,14 +68,17 @@ function moveCursor(number, move, canvas) {
 
 // ---- what is drawn over them ----
 
-export function drawImages() {
+function makeImages() {
   const { images } = prompt();
   $("images-card").hidden = !images.length;
+  if (!changed("images", state.prompt)) return;
+  $("images").replaceChildren(...images.map(makeFigure));
+  images.forEach((_, image) => { cursors[image] = [0, 0]; });
+}
+
+export function drawImages() {
+  const { images } = prompt();
   if (!images.length) return;
-  if (changed("images", state.prompt)) {
-    $("images").replaceChildren(...images.map(makeFigure));
-    images.forEach((_, image) => { cursors[image] = [0, 0]; });
-  }
   images.forEach(({ source, grid: [rows, columns] }, number) => {
     const figure = $("images").children[number];
     drawOverlay(figure.querySelector("canvas"), number);
@@ -148,4 +151,4 @@ function drawGrid(context, [rows, columns], wide, high) {
   context.stroke();
 }
 
-section("distances", ["distances"], { draw: drawImages });
+section("distances", ["distances"], { draw: makeImages, chart: drawImages, into: "images" });

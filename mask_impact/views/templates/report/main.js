@@ -24,6 +24,7 @@ import "./folds.js";
 import "./heads.js";
 import "./heat.js";
 import "./images.js";
+import "./looked.js";
 import "./overview.js";
 import { openParts } from "./parts.js";
 import { isPlaying } from "./play.js";
@@ -31,7 +32,7 @@ import "./profile.js";
 import { shown } from "./quantity.js";
 import "./routes.js";
 import "./scatter.js";
-import { drawSections, has, shownCharts, takeNearest } from "./sections.js";
+import { drawSections, has, shownCharts, takeInSight, takeNearest } from "./sections.js";
 import "./split.js";
 import { prompt, set, state, stateInAddress, takeFromAddress, whenSet } from "./state.js";
 import "./strongest.js";
@@ -92,17 +93,21 @@ function sayDrawn(much) {
 // True where the state has not changed meanwhile.
 async function drawCharts(isWanted) {
   const left = shownCharts();
-  lastPause = performance.now();
-  for (let chart; (chart = takeNearest(left, 0));) {
-    await readPlotly();
-    if (!isWanted()) return false;
-    await chart();
+  for (let some; (some = takeInSight(left)).length;) { // what is drawn may move others into sight
+    for (const chart of some) {
+      await readPlotly();
+      if (!isWanted()) return false;
+      await chart();
+    }
   }
   if (!isWanted()) return false;
   sayDrawn("seen");
   firstMark("seen");
+  await nextFrame();
+  lastPause = performance.now();
+  if (!isWanted()) return false;
   showInAddress(stateInAddress());
-  for (let chart; (chart = takeNearest(left, Infinity));) {
+  for (let chart; (chart = takeNearest(left));) {
     await pause();
     await readPlotly();
     if (!isWanted()) return false;

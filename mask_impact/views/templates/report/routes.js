@@ -8,7 +8,7 @@ import { section } from "./sections.js";
 import { prompt, set, state } from "./state.js";
 
 // Of cut flows those of the produced token, of answers without something all.
-function drawOwn(id, belongs) {
+export function drawOwn(id, belongs) {
   for (const one of $(id).children) one.hidden = Number(one.dataset.prompt) !== state.prompt || !belongs(one.dataset);
 }
 

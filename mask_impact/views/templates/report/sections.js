@@ -6,8 +6,8 @@ import { prompt } from "./state.js";
 
 const sections = [];
 
-// id: of the element; needs: tables; draw: what is quick; chart: what is drawn behind it, in the element `into`; when:
-// whether it is shown now.
+// id: of the element; needs: tables; draw: what is quick; chart: what is drawn behind it, in the element `into` (null:
+// where nobody sees it); when: whether it is shown now.
 export function section(id, needs, { draw = null, chart = null, into = id, when = () => true }) {
   sections.push({ id, needs, draw, chart, into, when });
 }
@@ -23,17 +23,24 @@ export function drawSections() {
 
 // How many pixels it is outside the window; what has no place is furthest.
 function distanceOf({ into }) {
+  if (into === null) return Infinity;
   const { top, bottom, height } = $(into).getBoundingClientRect();
   return height ? Math.max(top - innerHeight, -bottom, 0) : Infinity;
 }
 
 export const shownCharts = () => new Set(shownNow().filter(({ chart }) => chart));
 
-// Takes the chart that is nearest to the window out of some, undefined where none is so near.
-export function takeNearest(charts, mostPixels) {
+// Takes the charts that are in the window out of some.
+export function takeInSight(charts) {
+  const found = [...charts].filter((one) => distanceOf(one) === 0);
+  for (const one of found) charts.delete(one);
+  return found.map(({ chart }) => chart);
+}
+
+// Takes the chart that is nearest to the window out of some, undefined where there is none.
+export function takeNearest(charts) {
   const away = new Map([...charts].map((one) => [one, distanceOf(one)]));
-  const near = [...charts].filter((one) => away.get(one) <= mostPixels);
-  const [nearest] = near.sort((one, other) => away.get(one) - away.get(other) || 0);
+  const [nearest] = [...charts].sort((one, other) => away.get(one) - away.get(other) || 0);
   charts.delete(nearest);
   return nearest?.chart;
 }

@@ -5,6 +5,7 @@ import { colourBar } from "../shared/charts.js";
 import { colourScale, stops } from "../shared/colours.js";
 import { element } from "../shared/elements.js";
 import { extent, makeScale, TICKS } from "../shared/scales.js";
+import { BY_PAGE } from "./bar.js";
 import { gradientBar } from "./legend.js";
 import { natsText } from "./nats.js";
 import { isSigned } from "./quantity.js";
@@ -28,7 +29,7 @@ export function signedHeat(matrix, isEmpty) {
     ? { zmin: -1, zmax: 1, colorscale: signedColours() }
     : { zmin: 0, zmax: 1, colorscale: colourScale() };
   const levels = matrix.map((row) => row.map(levelOf));
-  return { heat: { z: levels, customdata: matrix, colorbar, ...colours }, scale };
+  return { heat: { z: levels, customdata: matrix, colorbar, ...BY_PAGE, ...colours }, scale };
 }
 
 const signOf = (colours, text) => element("span", {}, gradientBar(colours), text);

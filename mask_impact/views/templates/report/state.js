@@ -11,7 +11,7 @@ const MOST_TOKENS = 8; // in the profile
 const empty = () => ({
   prompt: 0, target: 0, step: 0, layer: 0, range: "all", from: 0, to: Infinity, metric: "l2", variant: "",
   scale: "sqrt", colours: "layer", kept: [], tokens: [], focus: -1, unfolded: [], opacity: 70, unit: "share",
-  measure: "logprob", shown: "", theme: "auto",
+  measure: "logprob", shown: "", theme: "auto", looked: 0, fill: "", route: "",
 });
 
 export let state = empty();
@@ -29,7 +29,10 @@ function normalise(wanted) {
   next.theme = oneOf(next.theme, ["auto", "light", "dark"], start.theme);
   next.target = clamp(next.target, 0, Math.max(file.targets.length - 1, 0));
   next.step = clamp(next.step, 0, Math.max(file.steps.length - 1, 0));
-  if (!file.tables.includes("distances")) return { ...start, ...picked(next, ["prompt", "target", "step", "theme"]) };
+  const mostLooked = Math.max(1, ...Object.values(file.looked).map(({ targets }) => targets.length));
+  next.looked = clamp(next.looked, 0, mostLooked - 1);
+  const beside = ["prompt", "target", "step", "theme", "looked", "fill", "route"];
+  if (!file.tables.includes("distances")) return { ...start, ...picked(next, beside) };
   const lastLayer = file.n_layers - 1;
   next.layer = nearest(file.layers, clamp(next.layer, 0, lastLayer)); // others have no numbers
   next.from = clamp(next.from, 0, lastLayer);

@@ -86,6 +86,12 @@ function drawToken(made, position, isShaded) {
 
 function drawText() {
   if (changed("text", state.prompt, state.step)) makeText(prompt());
+  const struck = view.leftOut.size ? " Attention sinks are struck out." : "";
+  $("text-hint").textContent = `${shadedText(answerName())}${struck} Choose tokens for their profiles.`;
+  drawLegend("text-legend");
+}
+
+function shadeText() {
   const levels = textLevels();
   for (const made of $("text").querySelectorAll(".token")) {
     const isImage = made.dataset.image !== undefined;
@@ -98,9 +104,6 @@ function drawText() {
     if (isImage) drawImageChip(made);
     else drawToken(made, key, isShaded);
   }
-  const struck = view.leftOut.size ? " Attention sinks are struck out." : "";
-  $("text-hint").textContent = `${shadedText(answerName())}${struck} Choose tokens for their profiles.`;
-  drawLegend("text-legend");
 }
 
 export function connectText() {
@@ -116,4 +119,4 @@ export function connectText() {
   $("text").addEventListener("mouseleave", hideTip);
 }
 
-section("distances", ["distances"], { draw: drawText });
+section("distances", ["distances"], { draw: drawText, chart: shadeText, into: "text" });

@@ -21,11 +21,12 @@ export const readPlotly = () => (plotlyReady ??= unpackPlotly());
 // plotly looks for texts that reach out of a chart by measuring each once for each of them; none of ours do.
 const TICKS_AS_THEY_ARE = { ticklabeloverflow: "allow", tickangle: 0 };
 
+let family; // to read it, the browser works out the styles of the whole page
 export function baseLayout(height, more) {
   const [ink, card, grid] = ["--ink", "--card", "--grid"].map(cssColour);
   const shown = { color: ink, gridcolor: grid, zeroline: false, fixedrange: false, automargin: true };
   const axis = { ...shown, ...TICKS_AS_THEY_ARE };
-  const font = { family: getComputedStyle(document.body).fontFamily, size: 12, color: ink };
+  const font = { family: (family ??= getComputedStyle(document.body).fontFamily), size: 12, color: ink };
   const layout = {
     height, font, paper_bgcolor: card, plot_bgcolor: card, margin: { l: 56, r: 12, t: 14, b: 46 },
     showlegend: false, hovermode: "closest", dragmode: "zoom", ...more,

@@ -47,7 +47,7 @@ function withCaption(chart, { title, caption }) {
     title: { text: plotlyText(title), x: 0, xref: "paper", y: 1, yref: "container", yanchor: "top", pad: { t: 10 } },
     annotations: [...(chart.layout.annotations ?? []), below],
   };
-  return { data: chart.data, layout };
+  return { data: chart.data.map((trace) => (trace.colorbar ? { ...trace, showscale: true } : trace)), layout };
 }
 
 export function saveChart(name, chart, format, about) {

@@ -1,0 +1,216 @@
+"""What replacing pixels does, as HTML without a script: each image under its regions, and the strongest of them.
+
+Knows what was measured and the card's classes. The page's script shows one fill and one route at a time.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import exp, log
+
+from mask_impact.findings.looked import weakest_change
+from mask_impact.results.patches import HIDDEN, OTHERS, OWN, TOTAL, PatchEffects, PatchTarget, PictureRegion
+from mask_impact.views.card_html import FAINT, MOST_TARGETS, image_source, picture_key
+from mask_impact.views.layer_bars import nats
+from mask_impact.views.page import rendered, shown
+from mask_impact.views.text import percent
+
+MOST_ROWS = 12  # regions that are named
+ROUTES = {
+    TOTAL: "In total",
+    OWN: "By its own tokens",
+    OTHERS: "By other tokens",
+    HIDDEN: "Keys hidden in the decoder",
+}
+ABOUT = {
+    TOTAL: "the pixels are replaced, and the vision tower sees the new ones",
+    OWN: "only the region's own image tokens are those of the replaced pixels",
+    OTHERS: "only all other image tokens are those of the replaced pixels",
+    HIDDEN: "the pixels stay, and the decoder can't read the region's tokens",
+}
+
+
+def patches_html(found: PatchEffects) -> list[str]:
+    """Of each target (the first MOST_TARGETS) its pictures and lists."""
+    return [
+        rendered("patches.html", {"looked": PatchesView(found, target), "routes": ROUTES, "about": ABOUT})
+        for target in found.targets[:MOST_TARGETS]
+    ]
+
+
+def regions_said(found: PatchEffects, target: PatchTarget) -> str:
+    """What matters most, in a sentence or two."""
+    best, asked = found.regions[target.found], len({*target.place.tolist()})
+    rows = [row for row in target.rows(target.found, route=TOTAL) if target.differs[row]]
+    then = f"the answer becomes “{_then(target, rows[0])}”" if rows else "the answer stays"
+    if asked > 1:
+        return f"Of {asked:,} regions, {called(best)} matters most. With its pixels replaced, {then}."
+    return f"With {called(best)} replaced, {then}."
+
+
+def called(region: PictureRegion) -> str:
+    """A region as a sentence names it."""
+    return f"{region.level} {region.name}" if region.level in ("token", "block") else region.name
+
+
+def _then(target: PatchTarget, row: int) -> str:
+    return target.top1_texts[int(target.top1[row])].strip()
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A region on its image. path: what of it is seen, without those that lie in it; faint: whether it has no tint; row: its
+    measurement."""
+
+    row: int
+    path: str
+    faint: bool
+
+
+class PatchesView:
+    """A target's regions as the template takes them."""
+
+    def __init__(self, found: PatchEffects, target: PatchTarget) -> None:
+        self.found, self.target = found, target
+        self.largest = float(abs(target.logprob_change).max()) or 1.0
+        views = dict.fromkeys((route, fill) for route in ROUTES for fill in (*found.fills, ""))
+        self.views = [MeasuredView(self, *one) for one in views if target.rows(fill=one[1], route=one[0])]
+
+    @property
+    def sentence(self) -> str:
+        """What matters most."""
+        return shown(regions_said(self.found, self.target))
+
+    @property
+    def ways(self) -> list[tuple[str, list[str]]]:
+        """(region, nats by route) of each whose effect was split, by the first fill."""
+        split = dict.fromkeys(self.target.place[self.target.rows(route=OWN)].tolist())
+        return [(called(self.found.regions[place]), [self._way(place, route) for route in ROUTES]) for place in split]
+
+    def _way(self, place: int, route: str) -> str:
+        rows = self.target.rows(place, None if route == HIDDEN else self.found.fills[0], route)
+        return nats(float(self.target.logprob_change[rows[0]]), True) if rows else ""
+
+    @property
+    def note(self) -> str:
+        """How it is known."""
+        return (
+            f"Measured in {self.found.forwards:.1f} forward passes of the prompt. Where nothing is replaced, log-probabilities "
+            f"differ by {self.found.floor:.1g} nats at most."
+        )
+
+
+class MeasuredView:
+    """What one fill and route did."""
+
+    def __init__(self, of: PatchesView, route: str, fill: str) -> None:
+        self.route, self.fill, self.found, self.target = route, fill, of.found, of.target
+        self._largest = of.largest
+        self.rows = sorted(of.target.rows(fill=fill, route=route), key=lambda row: float(of.target.logprob_change[row]))
+
+    @property
+    def strongest(self) -> list[int]:
+        """The measurements that are listed."""
+        return self.rows[:MOST_ROWS]
+
+    def region(self, row: int) -> PictureRegion:
+        """Of a measurement."""
+        return self.found.regions[self.target.place[row]]
+
+    def name(self, row: int) -> str:
+        """Its region's name."""
+        return shown(called(self.region(row)))
+
+    def number(self, row: int) -> str:
+        """Its change, nats."""
+        return nats(float(self.target.logprob_change[row]), True)
+
+    def tone(self, row: int) -> str:
+        """`for` where the region speaks for the answer."""
+        return "for" if self.target.logprob_change[row] <= 0 else "against"
+
+    def strength(self, row: int) -> float:
+        """0 to 1, on one scale for all that was measured of the target."""
+        return round(min(abs(float(self.target.logprob_change[row])) / self._largest, 1.0), 4)
+
+    def then(self, row: int) -> str | None:
+        """The most probable token then, None where it stays."""
+        return shown(_then(self.target, row)) if self.target.differs[row] else None
+
+    def left(self, row: int) -> str:
+        """The probability before and then."""
+        before = self.target.probability
+        if before <= 0:
+            return ""
+        return f"{percent(before)} → {percent(exp(min(log(before) + float(self.target.logprob_change[row]), 0.0)))}"
+
+    def tip(self, row: int) -> str:
+        """What is said of a region under the pointer."""
+        then = self.then(row)
+        becomes = "the answer stays" if then is None else f"then “{then}”"
+        return f"{self.name(row)}: {self.number(row)} nats, KL {float(self.target.kl_divergence[row]):.3g}, {becomes}"
+
+    def part(self, row: int) -> tuple[float, float, float, float]:
+        """left, top, width, height of a region."""
+        left, top, right, bottom = self.region(row).box
+        return left, top, right - left, bottom - top
+
+    @cached_property
+    def images(self) -> list["ImageView"]:
+        """The images that have some of the regions."""
+        numbers = sorted({self.region(row).image for row in self.rows})
+        return [ImageView(self, number) for number in numbers]
+
+
+class ImageView:
+    """An image under its regions."""
+
+    def __init__(self, of: MeasuredView, number: int) -> None:
+        self.view, self.number, self.image = of, number, of.found.images[number]
+        self.key, self.source = picture_key(self.image, number), image_source(self.image)
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """The regions, larger ones first; where one lies in another, the smaller is seen. Patches have no tint beside others."""
+        of = self.view
+        mine = [row for row in of.rows if of.region(row).image == self.number]
+        alone = all(of.region(row).level == "patch" for row in mine)
+        tinted = [row for row in mine if alone or of.region(row).level != "patch"]
+        tinted.sort(key=lambda row: -_area(of.part(row)))
+        shapes = [
+            Shape(row, self._path(row, tinted[place + 1 :]), of.strength(row) < FAINT)
+            for place, row in enumerate(tinted)
+        ]
+        return [*shapes, *(Shape(row, _rectangle(of.part(row)), True) for row in mine if row not in tinted)]
+
+    def _path(self, row: int, smaller: list[int]) -> str:
+        """A region without the smaller ones in it."""
+        holes = []
+        if self.view.region(row).level in ("block", "region"):
+            for other in smaller:
+                part = self.view.part(other)
+                if _holds(self.view.part(row), part) and not any(_holds(hole, part) for hole in holes):
+                    holes.append(part)
+        return "".join(map(_rectangle, [self.view.part(row), *holes]))
+
+    @property
+    def frame(self) -> str:
+        """The path around what matters most; empty where that is in another image."""
+        best = self.view.found.regions[self.view.target.found]
+        left, top, right, bottom = best.box
+        return _rectangle((left, top, right - left, bottom - top)) if best.image == self.number else ""
+
+
+def _area(part: tuple[float, float, float, float]) -> float:
+    return part[2] * part[3]
+
+
+def _holds(part: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    """Whether another part lies in it."""
+    (x, y, wide, high), (left, top, width, height) = part, other
+    edge = 1e-6 * (wide + high)
+    return x - edge <= left and y - edge <= top and left + width <= x + wide + edge and top + height <= y + high + edge
+
+
+def _rectangle(part: tuple[float, float, float, float]) -> str:
+    x, y, wide, high = (f"{one:.10g}" for one in part)
+    return f"M{x} {y}h{wide}v{high}h-{wide}z"
