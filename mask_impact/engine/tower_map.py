@@ -1,10 +1,10 @@
 """How much an attention in which every query sees every key changes where a key is hidden from all other queries, exactly.
 
 Of each key j the sum over queries i of |W_o d_ij|^2, where d_ij = p / (1 - p) (o_i - v_j) of each head is the closed form's
-change (`engine.attention`). With G = W_o^T W_o it is a sum over pairs of heads, for which products of [queries, keys] with [queries, D]
-are enough: nothing of [queries, keys, hidden] is formed. Where a key has more than half of a query's weight, 1 - p cancels: these
-pairs are few, one for each query and head at most, and their d is recomputed without the key. Keys may be hidden in units of
-several. Pure tensor functions that know no model. Shapes: H heads of D, N keys, each also a query, in M units of u.
+change (`engine.attention`). With G = W_o^T W_o it is a sum over pairs of heads, for which products of [queries, keys] with
+[queries, D] are enough: nothing of [queries, keys, hidden] is formed. Where a key has more than half of a query's weight, 1 - p
+cancels: these pairs are few, one for each query and head at most, and their d is recomputed without the key. Keys may be hidden
+in units of several. Pure tensor functions that know no model. Shapes: H heads of D, N keys, each also a query, in M units of u.
 """
 
 from collections.abc import Iterator
@@ -139,7 +139,7 @@ class _Block:
         self.sums = self.factors.sum(dim=2) if one.unit > 1 else self.factors[:, :, 0]
 
     def squares(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """[m], the sum over queries of |W_o d|^2, but for the pairs that are recomputed; and that of its terms' absolute values."""
+        """[m], the sum over queries of |W_o d|^2, but for the pairs that are recomputed; and its terms' absolute values' sum."""
         found, added = self.one.total.new_zeros(2, self.sums.shape[1])
         of_pair = self._single if self.one.unit == 1 else self._several
         for h in range(len(self.values)):

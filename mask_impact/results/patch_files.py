@@ -1,7 +1,7 @@
 """`NAME.patches.*`: what replacing pixels does to an answer, as a table, a picture and a meta file. Draws nothing."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -10,7 +10,7 @@ import numpy as np
 from mask_impact.results.files import without_suffix
 from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes, texts_by_id
 from mask_impact.results.names import PATCHES
-from mask_impact.results.patches import PatchEffects, PatchTarget
+from mask_impact.results.patches import PatchEffects, PatchTarget, PictureRegion
 from mask_impact.results.siblings import asked, write_kinds
 from mask_impact.results.table_files import beside, checksum, parse_formats, table_writers, texts_column
 from mask_impact.results.token_meta import image_entry, token_entries
@@ -32,20 +32,11 @@ def patch_table(found: PatchEffects):
 def _of_target(found: PatchEffects, target: PatchTarget):
     import pyarrow as pa
 
-    regions, n = [found.regions[place] for place in target.place], len(target.place)
-
-    def counts(values: Iterable[int]):
-        return pa.array([None if one < 0 else one for one in values], pa.int32())
-
+    n = len(target.place)
     columns = (
         np.full(n, target.steps[0], dtype=np.int32),
         texts_column([target.text] * n),
-        counts(one.image for one in regions),
-        counts(one.row for one in regions),
-        counts(one.column for one in regions),
-        texts_column("x".join(map(str, one.size)) for one in regions),
-        texts_column(one.level for one in regions),
-        texts_column(one.name for one in regions),
+        *region_columns([found.regions[place] for place in target.place]),
         texts_column(fill or None for fill in target.fill),
         texts_column(target.route),
         target.logprob_change + np.float32(0),  # -0.0 becomes 0.0
@@ -54,6 +45,23 @@ def _of_target(found: PatchEffects, target: PatchTarget):
         pa.array(target.differs),
     )
     return pa.table(dict(zip(PATCH_COLUMNS, columns, strict=True)))
+
+
+def region_columns(regions: Sequence[PictureRegion]):
+    """The columns image, row, column, size_px, level, region."""
+    import pyarrow as pa
+
+    def counts(values: Iterable[int]):
+        return pa.array([None if one < 0 else one for one in values], pa.int32())
+
+    return (
+        counts(one.image for one in regions),
+        counts(one.row for one in regions),
+        counts(one.column for one in regions),
+        texts_column("x".join(map(str, one.size)) for one in regions),
+        texts_column(one.level for one in regions),
+        texts_column(one.name for one in regions),
+    )
 
 
 def save_patches(

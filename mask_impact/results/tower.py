@@ -73,8 +73,8 @@ class TowerTarget:
 class TowerEffects:
     """A whole run. readings: of the images that were asked about, by number; unit: `patch` or `token`; probes: random ones that
     `full` is from; layers: in which regions were hidden; most_read: the region that is the unit with the largest mean of
-    attention over the layers, -1 where no effects were measured; floor: nats, by how much log-probabilities differ where a mask hides
-    nothing; forwards: passes of the prompt that it took beside the answer's own."""
+    attention over the layers, -1 where no effects were measured; floor: nats, by how much log-probabilities differ where a mask
+    hides nothing; forwards: passes of the prompt that it took beside the answer's own."""
 
     readings: dict[int, TowerReading]
     unit: str
