@@ -1,10 +1,11 @@
-"""How much an attention in which every query sees every key changes where a key is hidden from all other queries, exactly.
+"""What hiding a key from all other queries changes in an attention, exactly: sums over queries of all keys at once.
 
-Of each key j the sum over queries i of |W_o d_ij|^2, where d_ij = p / (1 - p) (o_i - v_j) of each head is the closed form's
-change (`engine.attention`). With G = W_o^T W_o it is a sum over pairs of heads, for which products of [queries, keys] with
-[queries, D] are enough: nothing of [queries, keys, hidden] is formed. Where a key has more than half of a query's weight, 1 - p
-cancels: these pairs are few, one for each query and head at most, and their d is recomputed without the key. Keys may be hidden
-in units of several. Pure tensor functions that know no model. Shapes: H heads of D, N keys, each also a query, in M units of u.
+Every query sees every key, as in a vision tower. Of each key j the sum over queries i of |W_o d_ij|^2, where in each head
+d_ij = p / (1 - p) (o_i - v_j) is the closed form's change (`engine.attention`). With G = W_o^T W_o it is a sum over pairs of
+heads, for which products of [queries, keys] with [queries, D] are enough: nothing of [queries, keys, hidden] is formed. Where a
+key has more than half of a query's weight, 1 - p cancels: these pairs are few, one for each query and head at most, and their d
+is recomputed without the key. Keys may be hidden in units of several. Pure tensor functions that know no model. Shapes: H heads
+of D, N keys, each also a query, in M units of u.
 """
 
 from collections.abc import Iterator
