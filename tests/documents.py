@@ -28,6 +28,7 @@ COMMANDS = (
     "without",
     "pixels",
     "deepstack",
+    "tower",
     "study",
     "study_report",
     "serve",

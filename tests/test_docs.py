@@ -357,6 +357,7 @@ def written(tmp_path_factory):
         ["without", question, "star", *image, *common],
         ["pixels", question, *image, *common],
         ["deepstack", question, *image, *common],
+        ["tower", question, *image, *common],
         ["study", str(folder / "data.jsonl"), *common],
     ):
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -366,7 +367,10 @@ def written(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["csv", "effect.csv", "flows.csv", "answer.csv", "patches.csv", "deepstack.csv"])
+@pytest.mark.parametrize(
+    "name",
+    ["csv", "effect.csv", "flows.csv", "answer.csv", "patches.csv", "deepstack.csv", "tower.csv", "tower_effects.csv"],
+)
 def test_the_columns_of_tables_are_those_that_are_documented(written, name):
     (head, *_) = (written / f"result.{name}").read_text(encoding="utf-8").splitlines()
     assert columns_below(f"NAME.{name}") == head.replace('"', "").split(",")
@@ -405,6 +409,8 @@ def test_the_keys_of_json_files_are_those_that_are_documented(written):
     assert set(patches) <= set(re.findall(r"`(\w+)`", section(text, "NAME.patches.csv")))
     deepstack = json.loads((written / "result.deepstack.meta.json").read_text(encoding="utf-8"))
     assert set(deepstack) <= set(re.findall(r"`(\w+)`", section(text, "NAME.deepstack.csv")))
+    tower = json.loads((written / "result.tower.meta.json").read_text(encoding="utf-8"))
+    assert set(tower) <= set(re.findall(r"`(\w+)`", section(text, "NAME.tower_effects.csv")))
     (error,) = map(json.loads, (written / "data.errors.jsonl").read_text(encoding="utf-8").splitlines())
     assert set(error) <= set(re.findall(r"`(\w+)`", section(text, "NAME.errors.jsonl")))
 
@@ -425,6 +431,7 @@ def test_the_keys_that_json_on_stdout_has_are_those_that_are_documented(written)
         "without": ["without", "What is 2+2?", "+", *common],
         "pixels": ["pixels", "What color is the star?", "-i", picture, *common],
         "deepstack": ["deepstack", "What color is the star?", "-i", picture, "--no-answers", *common],
+        "tower": ["tower", "What color is the star?", "-i", picture, *common],
         "study": ["study", str(written / "data.jsonl"), *common],
         "study report": ["study", "report", str(written / "data")],
         "top": ["top", result],

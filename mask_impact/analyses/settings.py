@@ -41,8 +41,8 @@ class UnknownSetting(UsageError, TypeError):
 # --- the settings ---------------------------------------------------------------------------------------------------------
 
 RUN, STUDY, EXPLAIN, KNOCKOUT, WITHOUT = "run", "study", "explain", "knockout", "without"
-PIXELS, DEEPSTACK = "pixels", "deepstack"
-ALL = (RUN, STUDY, EXPLAIN, KNOCKOUT, WITHOUT, PIXELS, DEEPSTACK)
+PIXELS, DEEPSTACK, TOWER = "pixels", "deepstack", "tower"
+ALL = (RUN, STUDY, EXPLAIN, KNOCKOUT, WITHOUT, PIXELS, DEEPSTACK, TOWER)
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class RunSettings(_Checked):
     max_cost: int = setting(
         MAX_COST, whole(1, " of row-layers", most=10**15),
         "refuse what takes more rows through layers than this, and say how many it takes",
-        heading=EFFECT, metavar="N", commands=(RUN, STUDY, KNOCKOUT, PIXELS, DEEPSTACK),
+        heading=EFFECT, metavar="N", commands=(RUN, STUDY, KNOCKOUT, PIXELS, DEEPSTACK, TOWER),
     )  # fmt: skip
     answer: bool = setting(
         False, YES_NO, "what the answer used: estimate it for every token, and really hide the strongest (NAME.answer.csv)",
@@ -185,7 +185,7 @@ class RunSettings(_Checked):
         "answer", text("text: answer, thinking, all, each, numbers of produced tokens (0-4), or text of the answer"),
         "which produced tokens are asked about: answer (without thinking and special tokens), thinking, all, each (one by one), "
         "numbers (3 or 0-4), or text of the answer",
-        heading=ANSWER, metavar="WHICH", commands=(RUN, STUDY, EXPLAIN, PIXELS, DEEPSTACK),
+        heading=ANSWER, metavar="WHICH", commands=(RUN, STUDY, EXPLAIN, PIXELS, DEEPSTACK, TOWER),
     )  # fmt: skip
     instead: str | None = setting(
         None, Kind("text", text("").check, null="all other tokens"),
@@ -263,7 +263,7 @@ class Place(_Checked):
             null="csv and json; csv and parquet above two million rows",
         ),
         "files to write: some of csv, json, parquet", heading=OUTPUT, metavar="LIST",
-        commands=(RUN, STUDY, EXPLAIN, KNOCKOUT, PIXELS, DEEPSTACK), file="top",
+        commands=(RUN, STUDY, EXPLAIN, KNOCKOUT, PIXELS, DEEPSTACK, TOWER), file="top",
     )  # fmt: skip
     output_dir: str = setting(
         "output", text("text: a folder"), "folder of the results, made if it is not there",

@@ -1,4 +1,4 @@
-"""The Python functions: analyze, analyze_many, explain, knockout, without, pixels, deepstack.
+"""The Python functions: analyze, analyze_many, explain, knockout, without, pixels, deepstack, tower.
 
 Their keywords are made from the settings."""
 
@@ -13,10 +13,19 @@ from mask_impact.analyses import explain as explanations
 from mask_impact.analyses import impact, settings
 from mask_impact.analyses import knockout as knockouts
 from mask_impact.analyses import pixels as replaced
+from mask_impact.analyses import tower as towers
 from mask_impact.analyses import without as answers
 from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.settings import ANSWER_TOKENS, SETTINGS, SettingError, UnknownSetting, make_settings
-from mask_impact.api.results import DeepstackEffects, Explanation, Knockouts, PatchEffects, Result, WhatIf
+from mask_impact.api.results import (
+    DeepstackEffects,
+    Explanation,
+    Knockouts,
+    PatchEffects,
+    Result,
+    TowerEffects,
+    WhatIf,
+)
 from mask_impact.errors import MaskImpactError, UsageError, need
 from mask_impact.models import loading
 from mask_impact.models.loading import LoadedModel
@@ -262,6 +271,46 @@ def deepstack(
     pictures = _pictures(images, chosen)
     found = parts.run(_model(model), prompt, question, chosen, pictures, observer=_observer(observer))
     return DeepstackEffects(**vars(found))
+
+
+@_takes_settings("tower", num_tokens=ANSWER_TOKENS)
+def tower(
+    model: LoadedModel | str | PathLike,
+    prompt: str | Mapping[str, Any],
+    *,
+    images: Any = (),
+    unit: str = "patch",
+    probes: int = 0,
+    effects: bool = True,
+    layers: Sequence[int] | None = None,
+    windows: int | None = None,
+    boxes: Sequence[Any] = (),
+    mask: Any = None,
+    by: str | None = None,
+    beam: int = 1,
+    image_number: int | None = None,
+    observer: Observer | None = None,
+    **given: Any,
+) -> TowerEffects:
+    """Which patches the layers of the vision tower read, and what hiding regions in these layers does to the answer: two
+    questions.
+
+    model, prompt, images: as in `analyze`. unit: what is hidden together for the map, `patch` or `token`. probes: random ones for
+    the layers' whole update, to first order (0: none). effects: whether the answer is asked about. layers: the tower's, in which
+    regions are hidden (None: all). windows: also hide what is found in so many layers around each (None: not). boxes, mask, by,
+    beam, image_number: the regions, as in `pixels`.
+    Errors: InputError for a region that is not in the image, UsageError, UnsupportedArchitecture, ExactnessError.
+    """
+    picture = None if mask is None else read_picture(mask)
+    regions = replaced.Question(by=by, beam=beam, boxes=_boxes(boxes), mask=picture, image=image_number)
+    for layer in layers or ():
+        need("a layer", layer, int, "a whole number")
+    chosen_layers = None if layers is None else tuple(layers)
+    question = towers.Question(regions, bool(effects), unit, probes, chosen_layers, windows)
+    chosen = make_settings("tower", {"num_tokens": ANSWER_TOKENS} | given)
+    pictures = _pictures(images, chosen)
+    found = towers.run(_model(model), prompt, question, chosen, pictures, observer=_observer(observer))
+    return TowerEffects(**vars(found))
 
 
 def _boxes(boxes: Any) -> tuple[replaced.Box, ...]:

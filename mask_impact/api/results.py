@@ -26,6 +26,8 @@ from mask_impact.results import (
     records,
     store,
     tables,
+    tower,
+    tower_files,
 )
 
 
@@ -192,6 +194,34 @@ class DeepstackEffects(deepstack.DeepstackEffects):
 
     def _repr_html_(self) -> str:
         return f"<pre>{escape_html(str(self))}</pre>"
+
+
+class TowerEffects(tower.TowerEffects):
+    """What the vision tower's layers read, and what matters (see tower.TowerEffects for its fields); print() shows both."""
+
+    def to_frame(self):
+        """A pandas DataFrame with a row for each image, layer and unit: what is read."""
+        return tower_files.reading_table(self).to_pandas()
+
+    def effects_frame(self):
+        """A pandas DataFrame with a row for each target, hidden region and set of layers: what matters."""
+        return tower_files.effect_table(self).to_pandas()
+
+    def save(self, path: str | PathLike, formats: str | Iterable[str] | None = None) -> tuple[Path, ...]:
+        """Write `path`.tower.*, `path`.tower_effects.*: the tables in these formats, a meta file, the picture; returns paths."""
+        from mask_impact.views.tower import picture_of
+
+        return tower_files.save_tower(self, path, formats or tower_files.DEFAULT_FORMATS, picture=picture_of(self))
+
+    def __str__(self) -> str:
+        from mask_impact.views.tower import render_tower
+
+        return render_tower(self)
+
+    def _repr_html_(self) -> str:
+        from mask_impact.views.tower import tower_png
+
+        return _in_notebook(tower_png(self), "What the vision tower's layers read, and what matters", str(self))
 
 
 class WhatIf(Showable, answers.WhatIf):

@@ -36,6 +36,7 @@ MASK_IMPACT = Caller(
         "without": "Answers without some tokens",
         "pixels": "What pixels do to the answer",
         "deepstack": "What DeepStack's levels do to the answer",
+        "tower": "What the vision tower's layers read, and what matters",
     },
     output="result",
 )

@@ -24,6 +24,7 @@ COMMANDS = {
         "without": "the answer again, with some tokens hidden",
         "pixels": "what replacing pixels of an image does to the answer",
         "deepstack": "which of an image's features the answer needs, in Qwen3-VL",
+        "tower": "which patches the vision tower reads, and whether it matters",
         "study": "many prompts: a YAML file or a dataset; study report sums them up",
         "serve": "ask by clicks: a local page on one loaded model",
     },

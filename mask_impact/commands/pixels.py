@@ -1,6 +1,8 @@
 """Replace the pixels of a region of the image, and see what becomes of the answer and which way it goes."""
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
 from mask_impact.analyses.settings import ANSWER_TOKENS, PIXELS
 from mask_impact.commands import options, single
@@ -31,6 +33,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     groups = options.Groups(parser)
     options.add_prompt(groups)
     add = groups["which pixels"]
+    add_regions(add)
+    add(
+        "--fills",
+        metavar="LIST",
+        type=fills,
+        help="what replaces the pixels, some of border (the median colour around the region), mean (of the image), blur, grey; a "
+        "search goes by the first (default: border,mean)",
+    )
+    add("--split", action="store_true", help="split the effect of the token that is found, too")
+    options.add_settings(groups, [PIXELS], num_tokens=str(ANSWER_TOKENS))
+    options.add_output_name(groups, MASK_IMPACT.output, MASK_IMPACT.output, "-o")
+    options.add_talk(groups, loads=True)
+
+
+def add_regions(add: Callable[..., Any]) -> None:
+    """Arguments that say which regions are asked about. add: to a group."""
     add(
         "--box",
         metavar="X0,Y0,X1,Y1",
@@ -53,19 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="go on from N rectangles at each level of a search (default: 1)",
     )
     add(
-        "--fills",
-        metavar="LIST",
-        type=fills,
-        help="what replaces the pixels, some of border (the median colour around the region), mean (of the image), blur, grey; a "
-        "search goes by the first (default: border,mean)",
-    )
-    add(
         "--image-number", metavar="N", type=options.count, help="in which image, from 0 (default: all, or the only one)"
     )
-    add("--split", action="store_true", help="split the effect of the token that is found, too")
-    options.add_settings(groups, [PIXELS], num_tokens=str(ANSWER_TOKENS))
-    options.add_output_name(groups, MASK_IMPACT.output, MASK_IMPACT.output, "-o")
-    options.add_talk(groups, loads=True)
 
 
 def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
@@ -73,7 +80,7 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     if not args.image:
         raise UsageError("pixels are those of an image: give --image FILE")
     request = single.prepare(args, caller, command, lambda settings: [PATCHES], "pixels", num_tokens=ANSWER_TOKENS)
-    question = _question(args)
+    question = regions_of(args, fills=args.fills, split=args.split)
 
     def check(reader) -> None:
         from mask_impact.analyses.pixels import plan
@@ -93,15 +100,15 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     return 0
 
 
-def _question(args: argparse.Namespace):
-    """Which regions are asked about."""
+def regions_of(args: argparse.Namespace, **others: Any):
+    """Which regions are asked about. others: what else a question has; None is not given."""
     from mask_impact.analyses.pixels import Question
     from mask_impact.prompts.images import read_picture
 
-    given = {"fills": args.fills, "by": args.by, "beam": args.beam, "image": args.image_number}
+    given = {"by": args.by, "beam": args.beam, "image": args.image_number} | others
     mask = None if args.mask is None else read_picture(args.mask)
     given = {name: value for name, value in given.items() if value is not None}
-    return Question(boxes=tuple(args.box or ()), mask=mask, split=args.split, **given)
+    return Question(boxes=tuple(args.box or ()), mask=mask, **given)
 
 
 def box(text: str) -> tuple[float, ...]:

@@ -74,6 +74,22 @@ class PatchGrid:
         where = self.patched(masks.unsqueeze(1).expand(-1, len(self.mean), -1, -1))
         return torch.where(where, self.patched(new), values)
 
+    def ordered(self, patches: torch.Tensor) -> torch.Tensor:
+        """[..., P], in the order of pixel_values, of something of each patch in its place [..., rows, columns]."""
+        m = self.merge
+        blocks = patches.reshape(*patches.shape[:-2], self.rows // m, m, self.columns // m, m)
+        return blocks.transpose(-3, -2).flatten(-4)
+
+    def placed(self, values: torch.Tensor) -> torch.Tensor:
+        """[..., rows, columns], in its place, of something of each patch in the order of pixel_values [..., P]."""
+        m = self.merge
+        blocks = values.reshape(*values.shape[:-1], self.rows // m, self.columns // m, m, m)
+        return blocks.transpose(-3, -2).reshape(*values.shape[:-1], self.rows, self.columns)
+
+    def patches_with(self, mask: torch.Tensor) -> torch.Tensor:
+        """bool [rows, columns], the patches that have a pixel of the mask [H, W]."""
+        return mask.reshape(self.rows, self.patch, self.columns, self.patch).any(dim=3).any(dim=1)
+
     def _each(self, numbers: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
         return torch.tensor(numbers, dtype=like.dtype, device=like.device).view(-1, 1, 1)
 

@@ -24,7 +24,8 @@ MAX_NAME_BYTES = 200  # file systems allow 255; the rest is for suffixes and tem
 
 # What is stored of a prompt beside its distances, each with files of its own.
 KINDS = ("answer", "routes", "matrix", "estimates", "flows", "whatif", "patches", "deepstack")
-_TABLES = ("effect", *KINDS)
+# What else has files of its own, and is no part of what is shown of a prompt.
+_TABLES = ("effect", *KINDS, "tower", "tower_effects")
 _SUFFIX = re.compile(
     rf"(?<=.)((\.({'|'.join(_TABLES)}))?\.(csv|json|parquet|meta)|\.(flows|pixels)\.png)+\Z", re.DOTALL | re.IGNORECASE
 )

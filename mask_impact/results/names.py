@@ -33,7 +33,8 @@ WHATIF = Kind("whatif.json")
 # `patches.png` above is a picture of impacts; what pixels do is drawn in `pixels.png`.
 PATCHES = Kind("patches.meta.json", ("patches",), others=("pixels.png",))
 DEEPSTACK = Kind("deepstack.meta.json", ("deepstack",))
-KINDS = (RESULT, ANSWER, FLOWS, WHATIF, PATCHES, DEEPSTACK)
+TOWER = Kind("tower.meta.json", ("tower", "tower_effects"), others=("tower.png",))
+KINDS = (RESULT, ANSWER, FLOWS, WHATIF, PATCHES, DEEPSTACK, TOWER)
 PAGE = "html"  # of all that is stored under the name
 ALL = (*(suffix for kind in KINDS for suffix in (*kind.suffixes(), *kind.pictures)), PAGE)
 

@@ -2,7 +2,7 @@
 nothing."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,20 +34,11 @@ def patch_table(found: PatchEffects):
 def _of_target(found: PatchEffects, target: PatchTarget):
     import pyarrow as pa
 
-    regions, n = [found.regions[place] for place in target.place], len(target.place)
-
-    def counts(values: Iterable[int]):
-        return pa.array([None if one < 0 else one for one in values], pa.int32())
-
+    n = len(target.place)
     columns = (
         np.full(n, target.steps[0], dtype=np.int32),
         texts_column([target.text] * n),
-        counts(one.image for one in regions),
-        counts(one.row for one in regions),
-        counts(one.column for one in regions),
-        texts_column("x".join(map(str, one.size)) for one in regions),
-        texts_column(one.level for one in regions),
-        texts_column(one.name for one in regions),
+        *region_columns([found.regions[place] for place in target.place]),
         texts_column(fill or None for fill in target.fill),
         texts_column(target.route),
         target.logprob_change + np.float32(0),  # -0.0 becomes 0.0
@@ -56,6 +47,23 @@ def _of_target(found: PatchEffects, target: PatchTarget):
         pa.array(target.differs),
     )
     return pa.table(dict(zip(PATCH_COLUMNS, columns, strict=True)))
+
+
+def region_columns(regions: Sequence[PictureRegion]):
+    """The columns image, row, column, size_px, level, region."""
+    import pyarrow as pa
+
+    def counts(values: Iterable[int]):
+        return pa.array([None if one < 0 else one for one in values], pa.int32())
+
+    return (
+        counts(one.image for one in regions),
+        counts(one.row for one in regions),
+        counts(one.column for one in regions),
+        texts_column("x".join(map(str, one.size)) for one in regions),
+        texts_column(one.level for one in regions),
+        texts_column(one.name for one in regions),
+    )
 
 
 def save_patches(

@@ -137,7 +137,7 @@ def pixels_figure(found: PatchEffects, target: int = 0):
     does to a target. A frame is around what matters most."""
     asked = found.targets[target]
     images = found.images[:MAX_IMAGES]
-    sizes = [_size(image) for image in images]
+    sizes = [panel_size(image) for image in images]
     width = max(6.0, 2 * max(wide for wide, _ in sizes) + GAP + 2 * MARGIN)
     head = fitted('Pixels and the answer "', asked.text, f'" ({percent(asked.probability)})', TITLE, width - 2 * MARGIN)
     about = with_model(found.meta.get("model"), f"replaced by {' or '.join(found.fills)}", width - 2 * MARGIN)
@@ -149,7 +149,7 @@ def pixels_figure(found: PatchEffects, target: int = 0):
             MARGIN, y, fitted(f"image {number}: ", image.source, "", SMALL, width - 2 * MARGIN), SMALL, color=GREY
         )
         y += ROOM - 0.1
-        (wide_px, high_px), picture = image.size, _pixels(image)
+        (wide_px, high_px), picture = image.size, preview_pixels(image)
         for place in range(2):
             axes = page.axes(MARGIN + place * (wide + GAP), y, wide, tall)
             axes.imshow(
@@ -165,7 +165,7 @@ def pixels_figure(found: PatchEffects, target: int = 0):
     return page.finished()
 
 
-def _size(image: ImageRecord) -> tuple[float, float]:
+def panel_size(image: ImageRecord) -> tuple[float, float]:
     """Width and height in inches."""
     aspect = image.size[0] / image.size[1]
     wide = min(PANEL, HIGHEST * aspect)
@@ -203,7 +203,7 @@ def _area(box: tuple[float, float, float, float]) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _pixels(image: ImageRecord) -> np.ndarray:
+def preview_pixels(image: ImageRecord) -> np.ndarray:
     """float64 [height, width, 3], the preview; one pixel of a light grey where there is none."""
     from PIL import Image
 

@@ -1,0 +1,215 @@
+"""What hiding a key from all other queries changes in an attention, exactly: sums over queries of all keys at once.
+
+Every query sees every key, as in a vision tower. Of each key j the sum over queries i of |W_o d_ij|^2, where in each head
+d_ij = p / (1 - p) (o_i - v_j) is the closed form's change (`engine.attention`). With G = W_o^T W_o it is a sum over pairs of
+heads, for which products of [queries, keys] with [queries, D] are enough: nothing of [queries, keys, hidden] is formed. Where a
+key has more than half of a query's weight, 1 - p cancels: these pairs are few, one for each query and head at most, and their d
+is recomputed without the key. Keys may be hidden in units of several. Pure tensor functions that know no model. Shapes: H heads
+of D, N keys, each also a query, in M units of u.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+Unit = int  # u: so many keys in a row are hidden together
+AT_ONCE = 2**24  # numbers of an array
+KEYS_AT_ONCE = 128  # so that a product of two heads' weights stays in a processor's cache
+CANCELLED = 0.01  # of the terms' absolute values: a sum below has lost two digits
+MOST = 0.5  # of a query's weight: above, the change is recomputed
+
+
+@dataclass(frozen=True)
+class Sums:
+    """attention: [M], of each unit the sum of |W_o d|^2 over the queries outside of it; full: [probes, M], the same of (g . d)^2
+    with each probe's gradients g, None without; output: [H, N, D], the attention's output."""
+
+    attention: torch.Tensor
+    full: torch.Tensor | None
+    output: torch.Tensor
+
+
+@torch.no_grad()
+def reading(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    weight: torch.Tensor,
+    unit: Unit = 1,
+    gradients: torch.Tensor | None = None,
+) -> Sums:
+    """The sums, in float64. query: [H, N, D]; key, value: [K, N, D]; weight: W_o [hidden, H * D]; gradients: [probes, N, H, D]. N
+    must be a multiple of the unit.
+
+    On a CPU, where float64 takes eight times as long, sums are formed in float32 first (unless the inputs are wider), and in
+    float64 again for units whose terms cancel to less than CANCELLED of them, as values that are nearly equal do.
+    """
+    repeats = query.shape[0] // key.shape[0]
+    inputs = (query, *(one.repeat_interleave(repeats, dim=0) if repeats > 1 else one for one in (key, value)), weight)
+    quick = value.device.type == "mps" or (value.device.type == "cpu" and value.dtype != torch.float64)
+    one = _Attention(*inputs, scaling, unit, torch.float32 if quick else torch.float64)
+    units = torch.arange(query.shape[1] // unit, device=query.device)
+    attention, full, terms = _sums(one, units, gradients)
+    cancelled = units[attention <= CANCELLED * terms]
+    if quick and len(cancelled) and value.device.type == "cpu":
+        attention[cancelled], again, _ = _sums(_Attention(*inputs, scaling, unit, torch.float64), cancelled, gradients)
+        if full is not None:
+            full[:, cancelled] = again
+    return Sums(attention, full, one.output + one.middle)
+
+
+def _sums(
+    one: "_Attention", units: torch.Tensor, gradients: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """Those of some units, and the sum of the absolute values of the terms that are added for it [m], float64 where there is
+    one."""
+    kept = torch.float32 if units.device.type == "mps" else torch.float64
+    gradients = None if gradients is None else gradients.to(one.value)
+    found: list[tuple[torch.Tensor, ...]] = []
+    step = max(1, min(KEYS_AT_ONCE, AT_ONCE // (len(one.value) * one.value.shape[1])) // one.unit)
+    for part in units.split(step):
+        block = _Block(one, part)
+        attention, terms = (sums.to(kept) for sums in block.squares())
+        full = None if gradients is None else block.projected(gradients).to(kept)
+        for rows, places, d in block.recomputed():
+            attention.index_add_(0, places, (d.flatten(1) @ one.weight.T).square().sum(-1).to(kept))
+            if full is not None:
+                full.index_add_(1, places, (gradients[:, rows] * d).sum((-1, -2)).square().to(kept))
+        found.append((attention, attention[None] if full is None else full, terms))
+    joined, full, terms = (torch.cat(parts, dim=-1) for parts in zip(*found, strict=True))
+    return joined, None if gradients is None else full, terms
+
+
+class _Attention:
+    """middle: [H, 1, D], the mean value; values and output [H, N, D] are from there, which changes no o - v and keeps digits;
+    total: [H, N, 1], log of the sum of a query's exp(logits); gram: [H, D, H, D], W_o^T W_o; between: [H, H, N], o_h G o_g."""
+
+    def __init__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        weight: torch.Tensor,
+        scaling: float,
+        unit: Unit,
+        dtype: torch.dtype,
+    ) -> None:
+        query, key, value, weight = (tensor.to(dtype) for tensor in (query, key, value, weight))
+        query = query * scaling
+        heads, n, depth = value.shape
+        self.query, self.key, self.weight, self.unit = query, key, weight, unit
+        self.middle = value.mean(dim=1, keepdim=True)
+        self.value = value - self.middle
+        self.output = torch.empty_like(self.value)
+        self.total = query.new_empty(heads, n, 1)
+        step = max(1, AT_ONCE // (heads * n))
+        for first in range(0, n, step):
+            rows = slice(first, first + step)
+            logits = query[:, rows] @ key.transpose(1, 2)
+            largest = logits.amax(dim=-1, keepdim=True)
+            weights = logits.sub_(largest).exp_()
+            sums = weights.sum(dim=-1, keepdim=True)
+            self.total[:, rows] = largest + sums.log()
+            self.output[:, rows] = weights @ self.value / sums
+        self.gram = (weight.T @ weight).view(heads, depth, heads, depth)
+        each = self.output.transpose(0, 1)
+        moved = (each[:, head] @ self.gram[head].flatten(1) for head in range(heads))  # [N, H * D]
+        self.between = torch.stack([(one.view_as(each) * each).sum(dim=-1).T for one in moved])
+
+
+class _Block:
+    """Some of the units, m of them. chosen: [H, m, u, N], the weight that each query gives their keys; together: [H, m, N], the
+    units; factors: [H, m, u, N], weight / (1 - the unit's); strong: bool [m, N], the pairs that are recomputed, whose factors are
+    0, as are those of a unit's own queries; sums: [H, m, N], the factors of a unit."""
+
+    def __init__(self, one: _Attention, units: torch.Tensor) -> None:
+        self.one = one
+        heads, n, _ = one.value.shape
+        self.keys = units[:, None] * one.unit + torch.arange(one.unit, device=units.device)  # [m, u]
+        self.values = one.value[:, self.keys.flatten()]  # [H, m * u, D]
+        logits = one.key[:, self.keys.flatten()] @ one.query.transpose(1, 2)
+        self.chosen = logits.sub_(one.total.transpose(1, 2)).exp_().view(heads, -1, one.unit, n)
+        self.together = self.chosen.sum(dim=2)
+        numbers = torch.arange(n // one.unit, device=logits.device)
+        own = units[:, None] == numbers.repeat_interleave(one.unit)
+        self.strong = (self.together > MOST).any(dim=0) & ~own
+        kept = ~(self.strong | own)
+        self.factors = self.chosen * (kept / (1 - self.together).clamp_min(MOST / 2)).unsqueeze(2)
+        self.sums = self.factors.sum(dim=2) if one.unit > 1 else self.factors[:, :, 0]
+
+    def squares(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """[m], the sum over queries of |W_o d|^2, but for the pairs that are recomputed; and its terms' absolute values' sum."""
+        found, added = self.one.total.new_zeros(2, self.sums.shape[1])
+        of_pair = self._single if self.one.unit == 1 else self._several
+        for h in range(len(self.values)):
+            for g in range(h, len(self.values)):
+                terms = torch.stack(of_pair(h, g)) * (1 if h == g else 2)
+                found += terms.sum(dim=0)
+                added += terms.abs().sum(dim=0)
+        return found, added
+
+    def _moved(self, h: int, g: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """G v_g for o_h or v_h to meet, and the same the other way round, both [m * u, D]."""
+        gram = self.one.gram[h, :, g]
+        return self.values[g] @ gram.T, self.values[h] @ gram
+
+    def _single(self, h: int, g: int) -> tuple[torch.Tensor, ...]:
+        """Terms [m], of two heads, of the sum over queries of c_h c_g (o_h - v_h) G (o_g - v_g); units of one key."""
+        one, (to_g, to_h) = self.one, self._moved(h, g)
+        depth = to_g.shape[1]
+        outputs = [one.output[h]] if h == g else [one.output[h], one.output[g]]
+        ones = one.total.new_ones(len(one.output[h]), 1)
+        summed = (self.sums[h] * self.sums[g]) @ torch.cat([*outputs, one.between[h, g].unsqueeze(1), ones], dim=1)
+        crossed = (summed[:, :depth] * to_g).sum(-1) + (summed[:, -2 - depth : -2] * to_h).sum(-1)
+        return summed[:, -2], -crossed, summed[:, -1] * (self.values[h] * to_g).sum(-1)
+
+    def _several(self, h: int, g: int) -> tuple[torch.Tensor, ...]:
+        """The same for units of several keys, whose changes add up."""
+        one, unit, (to_g, to_h) = self.one, self.one.unit, self._moved(h, g)
+        first = (self.sums[h] * self.sums[g]) @ one.between[h, g]
+        of_g = (self.sums[h].unsqueeze(1) * self.factors[g]).flatten(0, 1) @ one.output[h]  # [m * u, D]
+        of_h = of_g if h == g else (self.factors[h] * self.sums[g].unsqueeze(1)).flatten(0, 1) @ one.output[g]
+        crossed = (of_g * to_g + of_h * to_h).sum(-1).view(-1, unit).sum(-1)
+        weights = self.factors[h] @ self.factors[g].transpose(1, 2)  # [m, u, u]
+        values, others = (part.view(-1, unit, part.shape[-1]) for part in (self.values[h], to_g))
+        return first, -crossed, (weights * (values @ others.transpose(1, 2))).sum((-1, -2))
+
+    def projected(self, gradients: torch.Tensor) -> torch.Tensor:
+        """[probes, m], the sum over queries of (g . d)^2, but for the pairs that are recomputed."""
+        found = []
+        for probe in gradients.transpose(1, 2):  # [H, N, D]
+            along = self.sums * (probe * self.one.output).sum(-1).unsqueeze(1)
+            of_values = (self.values @ probe.transpose(1, 2)).view_as(self.factors)
+            along = along - (self.factors * of_values).sum(dim=2)
+            found.append(along.sum(dim=0).square().sum(dim=-1))
+        return torch.stack(found)
+
+    def recomputed(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Of the pairs in which a unit has most of a query's weight in any head: the queries [c], which of the m units
+        [c], and d [c, H, D]."""
+        heads, _, depth = self.one.value.shape
+        step = max(1, AT_ONCE // (heads * depth * self.one.unit))
+        for pairs in self.strong.nonzero().split(step):
+            places, rows = pairs.unbind(1)
+            yield rows, places, self._differences(rows, places)
+
+    def _differences(self, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        one = self.one
+        heads, _, depth = one.value.shape
+        weights = self.chosen[:, places, :, rows].transpose(0, 1)  # [H, c, u]
+        together = self.together[:, places, rows]  # [H, c]
+        values = self.values.view(heads, -1, one.unit, depth)[:, places]
+        strong = together > MOST
+        output = one.output[:, rows].clone()
+        hidden = self.keys[places]
+        for head in range(heads):
+            which = strong[head].nonzero().flatten()
+            logits = one.query[head, rows[which]] @ one.key[head].T
+            others = torch.softmax(logits.scatter_(1, hidden[which], -torch.inf), dim=-1)
+            output[head, which] = others @ one.value[head]
+        # Recomputed: p (o' - v), without 1 - p; of the other heads p / (1 - p) (o - v).
+        factors = torch.where(strong, 1.0, 1 / (1 - together).clamp_min(MOST / 2))
+        changes = ((output.unsqueeze(2) - values) * weights.unsqueeze(-1)).sum(2) * factors.unsqueeze(-1)
+        return changes.transpose(0, 1)

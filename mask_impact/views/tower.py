@@ -1,0 +1,284 @@
+"""What the vision tower's layers read and what matters to the answer, as text and as a picture. Writes no files."""
+
+import io
+from collections.abc import Callable, Iterable, Iterator
+from os import PathLike
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from mask_impact.errors import ranges
+from mask_impact.results.patches import PictureRegion
+from mask_impact.results.tower import TowerEffects, TowerTarget
+from mask_impact.views.patches_plot import layer_bands
+from mask_impact.views.pixels import panel_size, preview_pixels
+from mask_impact.views.plots import (
+    AGAINST,
+    FOR,
+    GAP,
+    GREY,
+    HEAD,
+    INK,
+    MARGIN,
+    MAX_IMAGES,
+    SMALL,
+    TEXT,
+    TITLE,
+    Page,
+    colour_map,
+    norm,
+    quiet,
+    with_model,
+    write_png,
+)
+from mask_impact.views.plots import fitted as fitted_text
+from mask_impact.views.text import escape, fitted, model_lines, padded, percent, quoted, saved_lines, wrapped
+
+MATTERS = 0.01  # nats: less changes no answer
+MOST_ROWS, MOST_LAYERS = 12, 12  # regions and layers that are named
+NAME, LAYERS, BECOMES = 20, 12, 16  # columns
+SHORT = 2.7  # inches between a panel's title and the next one's, at least
+VEIL = 0.7  # opacity of the strongest change's colour
+TITLES = 0.22  # inches above a panel
+
+
+def render_tower(found: TowerEffects, paths: Iterable[str | PathLike] = (), verbose: bool = False) -> str:
+    """The page of text: whether what is hidden matters to the answer, then what the layers read. verbose: all regions and layers;
+    paths: the files that were written."""
+    lines = [*model_lines(found.meta), *wrapped(f"Generated text: {escape(found.generated_text)}", "", "  "), ""]
+    for target in found.targets if found.regions else ():
+        lines += [*fitted(_of_target(found, target, verbose)), ""]
+    lines += [*fitted(_readings(found, verbose)), ""]
+    lines += [*fitted(_verdicts(found)), ""]
+    lines.append(f"Measured in {found.forwards:.1f} forward passes of the prompt, beside the answer's own.")
+    return "\n".join([*lines, "", *saved_lines(paths)]).rstrip()
+
+
+def matters(target: TowerTarget, row: int) -> bool:
+    """Whether a measurement changes the answer, or its log-probability by MATTERS."""
+    return bool(target.differs[row]) or abs(float(target.logprob_change[row])) >= MATTERS
+
+
+def _of_target(found: TowerEffects, target: TowerTarget, verbose: bool) -> Iterator[str]:
+    hidden = [row for row, layers in enumerate(target.layers) if layers == found.layers]
+    best = target.row(target.found, found.layers)
+    said = f"{quoted(target.text, 24)} ({percent(target.probability)}): {len(hidden)} regions hidden in {_layers(found.layers)}"
+    if not any(matters(target, row) for row in hidden):
+        largest = max(abs(float(target.logprob_change[row])) for row in hidden)
+        yield f"{said}; none matters, the answer stays (by {largest:.2g} nats at most)."
+    else:
+        then = f"the answer becomes {_becomes(target, best)}" if target.differs[best] else "the answer stays"
+        yield f"{said}; {called(found.regions[target.found])} matters most. With it hidden, {then}."
+    yield ""
+    yield f"  {padded('hidden in the tower', NAME)}  {padded('layers', LAYERS)} {'change':>9}  becomes"
+    order = sorted(range(len(target.place)), key=lambda row: float(target.logprob_change[row]))
+    for row in order if verbose else order[:MOST_ROWS]:
+        name = padded(called(found.regions[target.place[row]])[:NAME], NAME)
+        becomes = _becomes(target, row) if target.differs[row] else ""
+        layers = padded(ranges(target.layers[row])[:LAYERS], LAYERS)
+        yield f"  {name}  {layers} {target.logprob_change[row] + 0.0:>9.3g}  {becomes}".rstrip()
+    if len(order) > MOST_ROWS and not verbose:
+        yield f"  ... and {len(order) - MOST_ROWS} more (--verbose)"
+    yield "  (change of the log-probability in nats)"
+
+
+def _becomes(target: TowerTarget, row: int) -> str:
+    return quoted(target.top1_texts[int(target.top1[row])], BECOMES)
+
+
+def _layers(layers: tuple[int, ...]) -> str:
+    return f"tower layer{'s' * (len(layers) > 1)} {ranges(layers)}"
+
+
+def called(region: PictureRegion) -> str:
+    """A region in words."""
+    return f"{region.level} {escape(region.name)}" if region.level in ("token", "block") else escape(region.name)
+
+
+def _readings(found: TowerEffects, verbose: bool) -> Iterator[str]:
+    """Of each image and layer the unit that is read most."""
+    for image, one in found.readings.items():
+        which = f" of image {image}" if len(found.images) > 1 else ""
+        yield f"What the layers read{which}: how much a layer's attention output changes with a"
+        yield f"{found.unit} hidden from all others, as a share of it"
+        full = "" if one.full is None else f"{'whole update':>16}"
+        yield f"  {padded('layer', 8)}{padded('read most', NAME)}{'share':>9}{'median':>9}{full}"
+        for layer, numbers in enumerate(one.attention[: None if verbose else MOST_LAYERS]):
+            row, column = np.unravel_index(int(numbers.argmax()), numbers.shape)
+            name = f"{found.unit} [{row}, {column}]"
+            of_all = "" if one.full is None else f"{one.full[layer, row, column]:>10.3f}"
+            if one.error is not None:
+                of_all += f" ± {one.error[layer, row, column]:.3f}"
+            yield f"  {padded(str(layer), 8)}{padded(name, NAME)}{numbers.max():>9.3f}{np.median(numbers):>9.3f}{of_all}"
+        if len(one.attention) > MOST_LAYERS and not verbose:
+            yield f"  ... and {len(one.attention) - MOST_LAYERS} more layers (--verbose)"
+
+
+def _verdicts(found: TowerEffects) -> Iterator[str]:
+    """Whether what is read most matters."""
+    if found.most_read < 0:
+        yield "Reads is not matters: what the answer needs was not asked (--no-effects)."
+        return
+    for target in found.targets:
+        row = target.row(found.most_read, found.layers)
+        what = "it is read and it matters" if matters(target, row) else "it is read, and it does not matter"
+        name, change = called(found.regions[found.most_read]), float(target.logprob_change[row]) + 0.0
+        yield f"Read most over all layers is {name}. Hidden, it changes {quoted(target.text, 24)} by {change:.2g} nats: {what}."
+    yield "Reads is one question, matters another: the map alone does not explain the answer."
+
+
+def tower_entry(found: TowerEffects, paths: Iterable[str | PathLike] = ()) -> dict[str, Any]:
+    """What --json prints: of each target all regions, and of each image and layer the unit that is read most."""
+    most = found.regions[found.most_read].name if found.most_read >= 0 else None
+    return {
+        "model": found.meta.get("model"),
+        "prompt": found.meta.get("prompt"),
+        "generated_text": found.generated_text,
+        "unit": found.unit,
+        "probes": found.probes,
+        "layers": list(found.layers),
+        "reads": [
+            {
+                "image": image,
+                "layer": layer,
+                "row": int(row),
+                "column": int(column),
+                "attn_relative": float(numbers.max()),
+            }
+            for image, one in found.readings.items()
+            for layer, numbers in enumerate(one.attention)
+            for row, column in [np.unravel_index(int(numbers.argmax()), numbers.shape)]
+        ],
+        "most_read": most,
+        "forwards": found.forwards,
+        "floor": found.floor,
+        "targets": [
+            {
+                "steps": list(one.steps),
+                "text": one.text,
+                "probability": float(one.probability),
+                "found": found.regions[one.found].name if one.found >= 0 else None,
+                "regions": [
+                    {
+                        "level": found.regions[place].level,
+                        "region": found.regions[place].name,
+                        "image": found.regions[place].image,
+                        "layers": list(one.layers[row]),
+                        "logprob_change": float(one.logprob_change[row]),
+                        "kl_divergence": float(one.kl_divergence[row]),
+                        "becomes": one.top1_texts[int(one.top1[row])],
+                        "matters": matters(one, row),
+                    }
+                    for row, place in enumerate(one.place.tolist())
+                ],
+            }
+            for one in found.targets
+        ],
+        "files": [str(path) for path in paths],
+    }
+
+
+# --- the picture ------------------------------------------------------------------------------------------------------------
+
+
+def picture_of(found: TowerEffects) -> Callable[[BinaryIO], None]:
+    """What `save_tower` writes beside the tables: the picture, drawn at once so that what fails does so before."""
+    picture = tower_png(found)
+    return lambda file: file.write(picture)
+
+
+def tower_png(found: TowerEffects) -> bytes:
+    """The picture as a PNG file."""
+    picture = io.BytesIO()
+    with quiet():
+        write_png(tower_figure(found), picture)
+    return picture.getvalue()
+
+
+def tower_figure(found: TowerEffects, target: int = 0):
+    """Each image (the first MAX_IMAGES that were asked about): as it is, under what the layers read, over all of them and in
+    thirds of their depth, and under what hiding its regions does to a target."""
+    from matplotlib.cm import ScalarMappable
+
+    numbers = [*found.readings][:MAX_IMAGES]
+    bands = layer_bands(found.n_layers, range(found.n_layers))
+    maps = {one: [found.readings[one].attention[band].mean(axis=0) for band in bands.values()] for one in numbers}
+    colours = ScalarMappable(
+        norm(np.concatenate([grid.ravel() for row in maps.values() for grid in row])), colour_map((0, 0.9))
+    )
+    sizes = [panel_size(found.images[number]) for number in numbers]
+    titles = ["picture", *(f"reads: {title}" for title in bands), *(["matters"] if found.regions else [])]
+    step = max(SHORT, *(wide for wide, _ in sizes)) + GAP
+    width = len(titles) * step - GAP + 2 * MARGIN
+    asked = found.targets[target]
+    head = fitted_text(
+        'The vision tower and the answer "', asked.text, f'" ({percent(asked.probability)})', TITLE, width - 1
+    )
+    about = with_model(
+        found.meta.get("model"), f"reads: a {found.unit} hidden in one layer; matters: the answer", width - 1
+    )
+    page = Page(width, HEAD + sum(TITLES + 0.35 + tall for _, tall in sizes) + 0.7, (head, about))
+    y = HEAD - 0.1
+    for number, (wide, tall) in zip(numbers, sizes, strict=True):
+        image = found.images[number]
+        page.text(MARGIN, y, fitted_text(f"image {number}: ", image.source, "", SMALL, width - 1), SMALL, color=GREY)
+        y += TITLES
+        pixels, (wide_px, high_px) = preview_pixels(image), image.size
+        place = {"extent": (0, wide_px, high_px, 0), "aspect": "auto"}
+        for column, title in enumerate(titles):
+            page.text(MARGIN + column * step, y, title, SMALL)
+            axes = page.axes(MARGIN + column * step, y + 0.2, wide, tall)
+            axes.set(xticks=[], yticks=[])
+            axes.imshow(pixels if column == 0 else 1 - 0.4 * (1 - pixels), **place)
+            if 0 < column <= len(bands):
+                grid = maps[number][column - 1]
+                axes.imshow(grid, cmap=colours.cmap, norm=colours.norm, interpolation="nearest", **place)
+            elif column:
+                _colour(axes, found, asked, number)
+            axes.set(xlim=(0, wide_px), ylim=(high_px, 0))
+        y += tall + 0.35
+    bar = page.axes(MARGIN, y, 2.3, 0.11)
+    page.colour_bar(bar, colours, "relative change of the attention", "horizontal")
+    if found.regions:
+        page.text(MARGIN + 2.8, y + 0.1, _legend(found, asked), TEXT, color=GREY)
+    return page.finished()
+
+
+def _legend(found: TowerEffects, target: TowerTarget) -> str:
+    rows = [row for row, layers in enumerate(target.layers) if layers == found.layers]
+    largest = max(abs(float(target.logprob_change[row])) for row in rows)
+    if not any(matters(target, row) for row in rows):
+        return f"matters: nothing that was hidden; the answer changes by {largest:.2g} nats at most"
+    return f"matters: orange where the answer is less likely with it hidden, by {largest:.2g} nats at most; blue: more likely"
+
+
+def _colour(axes, found: TowerEffects, target: TowerTarget, number: int) -> None:
+    """The regions of an image by what hiding them does, the smaller ones on top. Full colour is at MATTERS nats at least: where
+    nothing matters, nothing is coloured."""
+    from matplotlib.colors import to_rgba
+    from matplotlib.patches import Rectangle
+
+    rows = [row for row, layers in enumerate(target.layers) if layers == found.layers]
+    largest = max(10 * MATTERS, *(abs(float(target.logprob_change[row])) for row in rows))
+
+    def size(row: int) -> float:
+        left, top, right, bottom = found.regions[target.place[row]].box
+        return (right - left) * (bottom - top)
+
+    for row in sorted(
+        (row for row in rows if found.regions[target.place[row]].image == number), key=size, reverse=True
+    ):
+        left, top, right, bottom = found.regions[target.place[row]].box
+        change = float(target.logprob_change[row])
+        own = target.place[row] == target.found and matters(target, row)
+        axes.add_patch(
+            Rectangle(
+                (left, top),
+                right - left,
+                bottom - top,
+                facecolor=to_rgba(FOR if change < 0 else AGAINST, VEIL * abs(change) / largest),
+                edgecolor=INK if own else "0.5",
+                linewidth=1.6 if own else 0.3,
+                zorder=4 if own else 3,
+            )
+        )
