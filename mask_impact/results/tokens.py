@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-TOKEN_KINDS = ("text", "special", "image")
+TOKEN_KINDS = ("text", "special", "image", "video")
+CELLS = ("image", "video")  # the kinds of tokens that are cells of a grid
 MASK_MODES = ("text", "vision", "both")
 IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"  # what stands for a cell of an image, or of a video
 
@@ -31,7 +32,8 @@ class TokenTable:
     """One entry for each position of the sequence, prompt first, then the produced tokens.
 
     ids: int64 [n]; texts: each token decoded on its own; kinds: each one of TOKEN_KINDS; image, row, column: int32 [n],
-    the number of the image (from 0) and the cell of the decoder's grid, -1 where the token is not part of an image.
+    the number of the image (from 0) and the cell of the decoder's grid, -1 where the token is not part of an image. A pair of a
+    video's frames is an image, too: its tokens are of kind `video`.
     """
 
     ids: np.ndarray
@@ -55,8 +57,8 @@ class TokenTable:
         return len(self.texts)
 
     def masked(self, mask_mode: str) -> np.ndarray:
-        """bool [n], which positions a mask mode hides: `vision` the images' tokens, `text` all others, `both` all."""
-        is_image = np.array([kind == "image" for kind in self.kinds], dtype=bool)
+        """bool [n], which positions a mask mode hides: `vision` the images' and videos' tokens, `text` all others, `both` all."""
+        is_image = np.array([kind in CELLS for kind in self.kinds], dtype=bool)
         return {"text": ~is_image, "vision": is_image, "both": np.ones_like(is_image)}[mask_mode]
 
     def extended(self, ids: list[int], texts: list[str], kinds: list[str]) -> "TokenTable":
@@ -73,13 +75,34 @@ class TokenTable:
 
 
 @dataclass(frozen=True)
+class Moment:
+    """When in a video an image stands that is a pair of its frames. video: its number, from 0; frames: the first and the last of
+    the frames that were taken, from 0; seconds: their times."""
+
+    video: int
+    frames: tuple[int, int]
+    seconds: tuple[float, float]
+
+    @property
+    def time_s(self) -> float:
+        """The time that the pair stands for, in seconds."""
+        return (self.seconds[0] + self.seconds[1]) / 2
+
+    @property
+    def named(self) -> str:
+        """Its frames in words: frames 2-3, or frame 4 where the last one stands alone."""
+        first, last = self.frames
+        return f"frame {first}" if first == last else f"frames {first}-{last}"
+
+
+@dataclass(frozen=True)
 class ImageRecord:
-    """One image of the prompt, or the part of one that the vision tower saw by itself: a tile, a thumbnail.
+    """One image of the prompt, or the part of one that the vision tower saw by itself: a tile, a thumbnail, a pair of frames.
 
     source: how it was named, and which part it is. size: (width, height) in pixels of the original, of the part. resized: the
     same as the vision tower saw it. grid: (rows, columns) of its decoder tokens. preview: a JPEG of it to look at, empty where
     there is none. region: (left, top, right, bottom) of a part in pixels of the original, beyond it where the model adds a
-    border; None for a whole image.
+    border; None for a whole image. moment: when in a video it stands; None for an image that is of none.
     """
 
     source: str
@@ -88,6 +111,7 @@ class ImageRecord:
     grid: tuple[int, int]
     preview: bytes = field(default=b"", repr=False)
     region: Box | None = None
+    moment: Moment | None = None
 
     @property
     def n_tokens(self) -> int:
