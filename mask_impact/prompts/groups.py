@@ -39,7 +39,7 @@ import numpy as np
 from mask_impact.errors import InputError, shown
 from mask_impact.prompts.spans import SPAN, integer, span
 from mask_impact.prompts.video_groups import VIDEO, Films
-from mask_impact.results.tokens import CELLS, UNKNOWN, ImageRecord, TokenTable, is_piece, original_box_of
+from mask_impact.results.tokens import CELLS, UNKNOWN, ImageRecord, TokenTable, image_name, is_piece, original_box_of
 
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 ROLES = ("system", "user", "assistant")
@@ -150,14 +150,16 @@ class Layout:
             image, row, column = (
                 int(cells[position]) for cells in (self.tokens.image, self.tokens.row, self.tokens.column)
             )
-            name = self.tokens.texts[position] if image < 0 else f"{self._image_name(image)} [{row}, {column}]"
+            name = self.tokens.texts[position] if image < 0 else f"{image_name(self.images, image)} [{row}, {column}]"
             groups.append(Group(name, (position,)))
         return groups
 
-    def _image_name(self, image: int) -> str:
-        """As a spec calls it: image 0, video 0 frames 2-3."""
-        moment = self.images[image].moment
-        return f"image {image}" if moment is None else f"video {moment.video} {moment.named}"
+    def parts(self) -> list[str]:
+        """What flows are between, of image, video and timestamps, as far as the prompt has them."""
+        found = ["image"] if any(one.moment is None for one in self.images) else []
+        if self._films:
+            found += ["video", "timestamps"] if self._films.timed else ["video"]
+        return found
 
     def _named_part(self, part: str) -> Sequence[int]:
         """Positions of a part that is not in quotes."""

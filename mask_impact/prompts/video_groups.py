@@ -49,6 +49,14 @@ class Films:
                 chosen &= np.isin(own, span(asked, side, n, where))
         return self._positions(chosen)
 
+    @property
+    def timed(self) -> bool:
+        """Whether the prompt says the times of its videos."""
+        try:
+            return bool(self.timestamps())
+        except InputError:
+            return False
+
     def timestamps(self) -> list[int]:
         """The text in front of each pair, from its < to its >. InputError for a model that is told times otherwise."""
         found: list[int] = []

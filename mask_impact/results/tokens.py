@@ -132,6 +132,35 @@ class ImageRecord:
         return left + box[0] * across, top + box[1] * down, left + box[2] * across, top + box[3] * down
 
 
+def image_name(images: Sequence[ImageRecord], number: int) -> str:
+    """What an image is called: image 0; a pair of a video's frames: frames 2-3, or video 1 frames 2-3 where there are several."""
+    moment = images[number].moment if number < len(images) else None
+    if moment is None:
+        return f"image {number}"
+    several = any(one.moment is not None and one.moment.video != moment.video for one in images)
+    return f"video {moment.video} {moment.named}" if several else moment.named
+
+
+def image_title(images: Sequence[ImageRecord], number: int) -> str:
+    """The same, with the time of a pair of frames: frames 2-3 · 1.5 s."""
+    moment = images[number].moment
+    return image_name(images, number) + ("" if moment is None else f" · {moment.time_s:.1f} s")
+
+
+def counted(images: Sequence[ImageRecord]) -> str:
+    """How many there are, in words: 2 images, 1 video of 8 frames; empty where there are none."""
+    n_images = sum(one.moment is None for one in images)
+    frames: dict[int, int] = {}
+    for one in images:
+        if one.moment is not None:
+            frames[one.moment.video] = max(frames.get(one.moment.video, 0), one.moment.frames[1] + 1)
+    said = [f"{n_images} image{'s' * (n_images > 1)}"] if n_images else []
+    if frames:
+        n = sum(frames.values())
+        said.append(f"{len(frames)} video{'s' * (len(frames) > 1)} of {n} frame{'s' * (n > 1)}")
+    return ", ".join(said)
+
+
 def original_box_of(tokens: TokenTable, images: Sequence[ImageRecord], positions: Sequence[int]) -> Box | None:
     """The same as `box_of`, in pixels of the original image."""
     box = box_of(tokens, images, positions)
