@@ -92,13 +92,8 @@ class Film:
 
     def _from(self, tick: int) -> Iterator[Any]:
         """Frames in the order they are seen in, from the key frame before the tick on."""
-        import av
-
         self._film.seek(self._key_before(tick), stream=self._stream, backward=True)
-        try:
-            yield from (frame for frame in self._film.decode(self._stream) if frame.pts is not None)
-        except av.error.FFmpegError as error:
-            raise InputError(f"video '{self._name}' cannot be read: {error.strerror}; it may be damaged") from error
+        return (frame for frame in self._film.decode(self._stream) if frame.pts is not None)
 
 
 def _container(head: bytes) -> str | None:

@@ -8,7 +8,8 @@ no model.
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from mask_impact.errors import InputError, UsageError
+from mask_impact.errors import InputError, MaskImpactError, UsageError
 from mask_impact.prompts.images import Picture, read_picture
 from mask_impact.prompts.sampling import Taken, Timeline, spread, take
 from mask_impact.results.inputs import VIDEO, open_file
@@ -81,7 +82,7 @@ def read_video(
         raise InputError(f"video '{name[:100]}' is an address, and videos are not fetched; give a file")
     if os.path.isdir(path):
         return _of_frames(name, _frames_in(Path(path), name), fps, most, max_resolution)
-    with _opened(path, name) as file:
+    with _opened(path, name) as file, _reading(name):
         reader = _reader(file, name)
         taken = take(_checked(reader.timeline(), name), fps, most)
         _check_room(reader.size, len(taken.numbers), max_resolution, name)
@@ -184,15 +185,8 @@ class _Animation:
             yield self._image.copy()
 
     def _seek(self, number: int) -> None:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self._image.seek(number)
-                self._image.load()
-        except Exception as error:  # on damaged files Pillow's plug-ins raise whatever they run into
-            raise InputError(
-                f"video '{self._name}' cannot be read: frame {number}: {_reason(error)}; {ACCEPTED}"
-            ) from error
+        self._image.seek(number)
+        self._image.load()
 
 
 def _reader(file: BinaryIO, name: str) -> Any:
@@ -205,20 +199,25 @@ def _reader(file: BinaryIO, name: str) -> Any:
     if format is None:
         from mask_impact.prompts.films import Film
 
-        return _bounded(lambda: Film(file, head, name), name)
-    return _bounded(lambda: _Animation(file, format, name), name)
+        return _bounded(Film(file, head, name), name)
+    return _bounded(_Animation(file, format, name), name)
 
 
-def _bounded(open_it: Callable[[], Any], name: str) -> Any:
-    """The reader of a file whose frames are not too large."""
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """While the block is open, whatever a library runs into on a damaged file is an InputError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            reader = open_it()
-    except InputError:
+            yield
+    except (MaskImpactError, MemoryError):
         raise
     except Exception as error:
         raise InputError(f"video '{name}' cannot be read: {_reason(error)}; {ACCEPTED}") from error
+
+
+def _bounded(reader: Any, name: str) -> Any:
+    """The reader, where its frames are not too large."""
     width, height = reader.size
     if not 0 < width * height <= MOST_PIXELS:
         raise InputError(
