@@ -15,10 +15,12 @@ STEADY = 0.1  # by so much of their median the lengths of frames may differ in a
 
 @dataclass(frozen=True)
 class Timeline:
-    """When frames are seen. starts: float64 [n], seconds from the first one's, ascending; seconds: of the whole."""
+    """When frames are seen. starts: float64 [n], seconds from the first one's, ascending; seconds: of the whole; joined: whether
+    equal frames may have been joined to one, so that their number says nothing."""
 
     starts: np.ndarray
     seconds: float
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,11 @@ def take(timeline: Timeline, fps: float, most: int) -> Taken:
     """The frames of a timeline at `fps` frames each second, `most` at most."""
     lengths = np.diff(np.append(timeline.starts, timeline.seconds))
     middle = float(np.median(lengths))
+    shortest = float(lengths[lengths > 0].min())
     steady = float(np.abs(lengths - middle).max()) <= STEADY * middle
-    n_ticks = len(lengths) if steady else max(1, round(timeline.seconds / float(lengths[lengths > 0].min())))
+    if timeline.joined and shortest > 1 / fps:
+        steady, shortest = False, 1 / fps
+    n_ticks = len(lengths) if steady else max(1, round(timeline.seconds / shortest))
     tick = timeline.seconds / n_ticks
     wanted = min(max(int(timeline.seconds * fps + 1e-6), MIN_FRAMES), n_ticks)
     ticks = np.linspace(0, n_ticks - 1, min(wanted, most)).round()

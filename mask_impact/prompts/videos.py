@@ -175,7 +175,7 @@ class _Animation:
                 length = float(self._image.info.get("duration") or 0) / 1000
                 lengths.append(length if length > _MOST_UNTIMED_S else _UNTIMED_S)
             ends = np.cumsum(lengths)
-            self._known = Timeline(np.append(0.0, ends[:-1]), float(ends[-1]))
+            self._known = Timeline(np.append(0.0, ends[:-1]), float(ends[-1]), joined=True)
         return self._known
 
     def __call__(self, taken: Taken) -> Iterator[Image.Image]:
