@@ -84,6 +84,23 @@ def whole(at_least: int, of: str = "", null: str | None = None, most: int = MOST
     return Kind(f"a whole number{of}, at least {at_least}", check, number, null=null, most=most)
 
 
+def above_zero(of: str, most: float) -> Kind:
+    """A number above 0, `most` at most. of: the unit, such as " of frames in a second"."""
+
+    def check(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
+            refuse()
+        return float(value)
+
+    def parse(text: str) -> Any:
+        try:
+            return float(text)
+        except ValueError:
+            return text
+
+    return Kind(f"a number{of}, above 0", check, parse, most=most)
+
+
 def one_of(names: tuple[str, ...], same: Mapping[str, str] | None = None, any_case: bool = False) -> Kind:
     """One of some words. same: other words for some of them."""
     same = same or {}

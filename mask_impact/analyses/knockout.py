@@ -42,14 +42,14 @@ class Plan:
 def plan(reader: Reader, prepared: Prepared, flows: FlowSet | None, window: int | str | None = None) -> Plan:
     """Where the flows are in a prompt; works without the model's weights. InputError or UsageError for what can't be cut."""
     encoded, config = prepared.encoded, reader.config.get_text_config()
-    flows = flows or default_flows(bool(encoded.images))
+    layout = layout_of(reader, encoded)
+    flows = flows or default_flows(layout.parts())
     n_layers = config.num_hidden_layers
     if window is None:
         window = min(flows.window, n_layers) if flows.window == WINDOW else flows.window
     if window == "all":
         raise UsageError("a knockout slides a window over the depth: give it a number of layers (`window` 9)")
     first, last = windows(n_layers, window)
-    layout = layout_of(reader, encoded)
     located = tuple(_located(flow, layout, encoded.n_tokens, config.num_attention_heads) for flow in flows.flows)
     return Plan(located, window, first, last)
 

@@ -47,6 +47,10 @@ def check_images(reader: Reader, prepared: Prepared) -> None:
         )
     if not prepared.encoded.images:
         raise InputError("the prompt has no image; give one")
+    if any(image.moment is not None for image in prepared.encoded.images):
+        raise InputError(
+            "the prompt has a video, and only the features of images are changed so far; give its frames as images"
+        )
     if "mm_token_type_ids" not in prepared.encoded.inputs:
         raise InputError("ready model inputs with images need mm_token_type_ids, as the model's processor gives them")
 

@@ -18,6 +18,7 @@ from mask_impact.models.architectures import check_located
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.encoding import EncodedPrompt, encode, encode_inputs
 from mask_impact.prompts.images import Picture
+from mask_impact.prompts.videos import Clip
 
 
 @dataclass(frozen=True)
@@ -30,33 +31,36 @@ class Prepared:
 
 
 def prepare(
-    loaded: Reader, prompt: str | Mapping[str, Any], settings: RunSettings, pictures: Sequence[Picture] = ()
+    loaded: Reader, prompt: str | Mapping[str, Any], settings: RunSettings, pictures: Sequence[Picture | Clip] = ()
 ) -> Prepared:
     """Encode a prompt and check what can be checked before the model runs, or is loaded."""
     if not isinstance(prompt, Mapping):
         encoded = encode(loaded, prompt, pictures, raw=settings.raw)
     elif pictures:
-        raise InputError("ready model inputs hold their images as pixel_values; leave `images` out")
+        raise InputError("ready model inputs hold their images as pixel_values; leave `images` and `videos` out")
     else:
         encoded = encode_inputs(loaded, prompt)
     if not encoded.tokens.masked(settings.mask_mode).any():
-        kind = "an image: give one" if settings.mask_mode == "vision" else "text: give some"
+        kind = "an image or video: give one" if settings.mask_mode == "vision" else "text: give some"
         raise InputError(f"mask mode {settings.mask_mode} needs a prompt with {kind}, or another mask mode")
     if settings.effect and settings.top is not None and settings.ablation != "mask":
         raise UsageError(f"`top` estimates what `ablation` mask does, not {settings.ablation}: leave one of them out")
     if settings.verify:
         check_located(loaded.config.model_type)
-    _check_context(loaded.config, encoded.n_tokens, settings.num_tokens)
+    has_videos = any(image.moment is not None for image in encoded.images)
+    _check_context(loaded.config, encoded.n_tokens, settings.num_tokens, has_videos)
     return Prepared(prompt, encoded, settings)
 
 
-def _check_context(config: PreTrainedConfig, n_tokens: int, num_tokens: int) -> None:
+def _check_context(config: PreTrainedConfig, n_tokens: int, num_tokens: int, has_videos: bool) -> None:
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     # The last produced token is never fed back.
     if limit is not None and n_tokens + num_tokens - 1 > limit:
         raise InputError(
             f"the prompt has {n_tokens} tokens and {num_tokens} are to be produced, but the model's context is {limit}; "
             f"shorten the prompt, lower `num_tokens`, or shrink its images (`max_image_resolution`)"
+            + ", or take fewer frames (`video_frames`)"
+            * has_videos
         )
 
 
@@ -64,7 +68,7 @@ def describe_run(loaded: LoadedModel, prepared: Prepared) -> dict[str, Any]:
     """What a meta file says of a run besides the measurements; JSON types only."""
     prompt, encoded, settings = prepared.prompt, prepared.encoded, prepared.settings
     model = loaded.model
-    notices = [loaded.note] if loaded.note else []
+    notices = [*([loaded.note] if loaded.note else []), *encoded.notes]
     if (
         loaded.kind == "vl"
         and encoded.images

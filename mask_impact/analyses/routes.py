@@ -39,7 +39,7 @@ def placed_flows(reader: Reader, prepared: Prepared) -> tuple[FlowPositions, ...
     layout, n_heads = layout_of(reader, prepared.encoded), reader.config.get_text_config().num_attention_heads
     usual = asked in (None, "auto")
     found = []
-    for flow in default_flows(bool(prepared.encoded.images)).flows if usual else _asked(asked):
+    for flow in default_flows(layout.parts()).flows if usual else _asked(asked):
         try:
             found.append(placed(flow, layout, n_heads))
         except InputError:

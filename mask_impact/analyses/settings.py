@@ -10,7 +10,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from typing import Any
 
-from mask_impact.analyses.kinds import WINDOW, YES_NO, Kind, matching, one_of, some_of, text, whole
+from mask_impact.analyses.kinds import WINDOW, YES_NO, Kind, above_zero, matching, one_of, some_of, text, whole
 from mask_impact.engine.choices import ABLATIONS, MEASURES, QUERIES, VARIANT_GROUPS
 from mask_impact.errors import UsageError, nearest
 from mask_impact.models.names import DEFAULT_MODELS, DEVICE_MAPS, DTYPES
@@ -20,6 +20,7 @@ from mask_impact.results.tokens import MASK_MODES
 GROUPS = ("tokens", "words")
 ANSWER_TOKENS = 16  # of an answer with something hidden, where no number is given
 OF_EFFECTS = ("window", "queries", "top")  # settings that mean nothing without effects
+OF_VIDEOS = ("video_fps", "video_frames")  # the same without a video
 OF_ANSWERS = ("target", "instead", "measure", "budget", "routes", "matrix", "content_only")  # the same without answers
 MAX_COST = 10_000_000  # row-layers: some hours of a 4B model on two CPU cores, some minutes on a GPU
 MOST_CHECKS = 1_000  # each is a layer really masked
@@ -43,6 +44,7 @@ class UnknownSetting(UsageError, TypeError):
 RUN, STUDY, EXPLAIN, KNOCKOUT, WITHOUT = "run", "study", "explain", "knockout", "without"
 PIXELS, DEEPSTACK, TOWER = "pixels", "deepstack", "tower"
 ALL = (RUN, STUDY, EXPLAIN, KNOCKOUT, WITHOUT, PIXELS, DEEPSTACK, TOWER)
+WITH_VIDEOS = (RUN, STUDY, EXPLAIN, KNOCKOUT, WITHOUT)
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class RunSettings(_Checked):
     variants: tuple[str, ...] = setting(VARIANT_GROUPS, some_of(VARIANT_GROUPS), "what to measure", metavar="LIST")
     mask_mode: str = setting(
         "both", one_of(MASK_MODES, {"all": "both"}, any_case=True),
-        "which tokens to hide: text, vision (the images') or both; all is the same as both",
+        "which tokens to hide: text, vision (the images' and videos') or both; all is the same as both",
         metavar="MODE", column=True, images=True,
     )  # fmt: skip
     ablation: str = setting(
@@ -133,8 +135,17 @@ class RunSettings(_Checked):
     )  # fmt: skip
     max_image_resolution: int | None = setting(
         None, whole(1, " of pixels", null="images as they are"),
-        "shrink images whose longest edge has more pixels, in memory",
+        "shrink images and frames whose longest edge has more pixels, in memory",
         metavar="PX", commands=ALL, file="sizes", column=True, images=True,
+    )  # fmt: skip
+    video_fps: float = setting(
+        2.0, above_zero(" of frames in a second", 1000),
+        "how many frames of each second of a video are taken, and how fast frames of a folder follow each other",
+        metavar="N", commands=WITH_VIDEOS, column=True, images=True,
+    )  # fmt: skip
+    video_frames: int = setting(
+        32, whole(1, " of frames", most=1024), "take no more frames than this of a video, evenly by time",
+        metavar="N", commands=WITH_VIDEOS, column=True, images=True,
     )  # fmt: skip
     allow_remote: bool = setting(
         False, YES_NO, "fetch images that are given as http(s) URLs", commands=ALL, file=None, images=True

@@ -31,6 +31,7 @@ from mask_impact.models import loading
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.group_files import WINDOW, FlowSet
 from mask_impact.prompts.images import Picture, read_picture, read_pictures
+from mask_impact.prompts.videos import Clip, read_videos
 from mask_impact.results.flows import Flow
 from mask_impact.studies.batching import PROMPTS_AHEAD, Outcome, Task, run_tasks
 
@@ -74,8 +75,21 @@ def _observer(observer: Observer | None) -> Observer | None:
     return observer
 
 
-def _pictures(images: Any, chosen: settings.RunSettings) -> tuple[Picture, ...]:
-    return read_pictures(_several(images), max_resolution=chosen.max_image_resolution, allow_remote=chosen.allow_remote)
+def _several_videos(videos: Any) -> tuple[Any, ...]:
+    """A single video where several may stand: a path, an array of frames, or a list of frames that are no paths."""
+    if isinstance(videos, str | PathLike) or hasattr(videos, "__array__") or not isinstance(videos, Iterable):
+        return (videos,)
+    videos = tuple(videos)
+    frames = all(hasattr(one, "getpixel") or getattr(one, "ndim", 4) < 4 for one in videos)
+    return (list(videos),) if videos and frames else videos
+
+
+def _pictures(images: Any, chosen: settings.RunSettings, videos: Any = ()) -> tuple[Picture | Clip, ...]:
+    """The images and, behind them, the videos."""
+    limit = chosen.max_image_resolution
+    pictures = read_pictures(_several(images), max_resolution=limit, allow_remote=chosen.allow_remote)
+    fps, most = chosen.video_fps, chosen.video_frames
+    return *pictures, *read_videos(_several_videos(videos), fps=fps, most=most, max_resolution=limit)
 
 
 @_takes_settings("run", answer=True)
@@ -84,6 +98,7 @@ def analyze(
     prompt: str | Mapping[str, Any],
     *,
     images: Any = (),
+    videos: Any = (),
     observer: Observer | None = None,
     **given: Any,
 ) -> Result:
@@ -91,11 +106,12 @@ def analyze(
 
     model: from `mask_impact.load`, or what it takes: "demo", a hub id, a folder. prompt: text, ChatML, or ready model inputs (a
     dict with input_ids [1, n]). images: a path, PIL image or uint8 array [H, W, 3], or a list of them; each `<image>` in the
-    prompt marks where one goes, else they go before the text.
+    prompt marks where one goes, else they go before the text. videos: a path of a file or of a folder of frames, a uint8 array
+    [frames, H, W, 3] or a list of frames, or a list of these; `<video>` marks where one goes.
     Errors: InputError, UsageError, ModelError, ExactnessError, DeviceError.
     """
     chosen = make_settings("run", {"answer": True} | given)
-    pictures = _pictures(images, chosen)
+    pictures = _pictures(images, chosen, videos)
     return Result(**vars(impact.run(_model(model), prompt, chosen, pictures, observer=_observer(observer))))
 
 
@@ -105,6 +121,7 @@ def explain(
     prompt: str | Mapping[str, Any],
     *,
     images: Any = (),
+    videos: Any = (),
     seed: int = 0,
     observer: Observer | None = None,
     **given: Any,
@@ -112,12 +129,12 @@ def explain(
     """What the answer used: each token's contribution estimated, the strongest ones really hidden, and the smallest sets
     of words or cells that decide the answer. Without local maps.
 
-    model, prompt, images: as in `analyze`. seed: of the tokens that are drawn at random to hold the estimates against.
+    model, prompt, images, videos: as in `analyze`. seed: of the tokens that are drawn at random to hold the estimates against.
     Errors: as in `analyze`.
     """
     need("`seed`", seed, int, "a whole number")
     chosen = make_settings("explain", {"num_tokens": ANSWER_TOKENS} | given)
-    pictures = _pictures(images, chosen)
+    pictures = _pictures(images, chosen, videos)
     return Explanation(
         **vars(explanations.run(_model(model), prompt, chosen, pictures, seed=seed, observer=_observer(observer)))
     )
@@ -130,13 +147,15 @@ def knockout(
     flows: FlowSet | Flow | str | Sequence[Any] | None = None,
     *,
     images: Any = (),
+    videos: Any = (),
     observer: Observer | None = None,
     **given: Any,
 ) -> Knockouts:
     """Cut flows between groups of tokens, in a window of layers around each layer, at each of up to num_tokens steps.
 
-    model, prompt, images: as in `analyze`. flows: "image -> last", a (source, target) pair of specs (see `prompts.groups`), a
-    Flow, or a list of these; None for image -> question, image -> last, question -> last. window: how many layers (None: 9).
+    model, prompt, images, videos: as in `analyze`. flows: "image -> last", a (source, target) pair of specs (see
+    `prompts.groups`), a Flow, or a list of these; None for image -> question, image -> last, question -> last. window: how
+    many layers (None: 9).
     Errors: InputError for a spec that can't be resolved and for a flow against the order of the tokens, UsageError.
     """
     window = given.pop("window", None)
@@ -145,7 +164,7 @@ def knockout(
     chosen = make_settings("knockout", given)
     if flows is not None and not isinstance(flows, FlowSet):
         flows = FlowSet(WINDOW, tuple(_flow(one) for one in _listed_flows(flows)))
-    pictures = _pictures(images, chosen)
+    pictures = _pictures(images, chosen, videos)
     found = knockouts.run(_model(model), prompt, flows, chosen, window, pictures, observer=_observer(observer))
     return Knockouts(**vars(found))
 
@@ -180,13 +199,14 @@ def without(
     *,
     layers: int | Sequence[int] | None = None,
     images: Any = (),
+    videos: Any = (),
     observer: Observer | None = None,
     **given: Any,
 ) -> WhatIf:
     """Generate the answer to a prompt, and again without what each of the specs stands for (see `prompts.groups`).
 
-    model, prompt, images: as in `analyze`. specs: one or several, such as "image" or a word of the prompt. layers: in which the
-    tokens are hidden (None: all). Greedy, otherwise as the model's generation config says.
+    model, prompt, images, videos: as in `analyze`. specs: one or several, such as "image" or a word of the prompt. layers: in
+    which the tokens are hidden (None: all). Greedy, otherwise as the model's generation config says.
     Errors: InputError for a spec that matches nothing or several places, UsageError for a layer that is not there.
     """
     need("what is hidden", specs, (str, Sequence), "text, or a list of texts")
@@ -198,7 +218,7 @@ def without(
     for layer in layers or ():
         need("a layer", layer, int, "a whole number")
     chosen = make_settings("without", {"num_tokens": ANSWER_TOKENS} | given)
-    pictures = _pictures(images, chosen)
+    pictures = _pictures(images, chosen, videos)
     return WhatIf(
         **vars(answers.run(_model(model), prompt, specs, chosen, layers, pictures, observer=_observer(observer)))
     )
@@ -337,7 +357,7 @@ def analyze_many(
     """The results of many prompts, one by one and in their order; prompts are read as they are needed.
 
     prompts: what `analyze` takes, or a dictionary with `prompt` and whatever else `analyze` takes for this one alone (images,
-    num_tokens, mask_mode ...). given: what `analyze` takes, for all. Prompts of similar length share forward passes.
+    videos, num_tokens, mask_mode ...). given: what `analyze` takes, for all. Prompts of similar length share forward passes.
     raise_errors: whether a prompt that fails ends it all; otherwise its error stands in the place of its result.
     """
     if isinstance(prompts, str | Mapping):
@@ -375,9 +395,9 @@ def _task(number: int, prompt: str | Mapping[str, Any], given: Mapping[str, Any]
             raise UsageError(f"prompt {number} is a dictionary without `prompt` (or `input_ids`)")
         prompt = own.pop("prompt")
     merged = dict(given) | own
-    images = _several(merged.pop("images", ()))
+    images, videos = _several(merged.pop("images", ())), _several_videos(merged.pop("videos", ()))
     try:
-        return Task(number, prompt, make_settings("run", merged), images)
+        return Task(number, prompt, make_settings("run", merged), images, videos)
     except SettingError as error:
         raise SettingError(f"prompt {number}: {error.name}", error.problem) from None
     except UnknownSetting as error:

@@ -48,6 +48,7 @@ _OWN_FLAGS = (
     "keep_sinks",
     "prompt_name",
     "variant",
+    "video",
 )
 FLAGS = f"`({'|'.join([*SETTINGS, *_OWN_FLAGS])})`"
 

@@ -27,7 +27,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `mask-impact deepstack`."""
     groups = options.Groups(parser)
-    options.add_prompt(groups)
+    options.add_prompt(groups, videos=False)
     add = groups["which features"]
     add(
         "--region",

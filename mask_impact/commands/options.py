@@ -75,8 +75,8 @@ def given(args: argparse.Namespace, settings: type) -> dict[str, Any]:
 # --- what is no setting ---------------------------------------------------------------------------------------------------
 
 
-def add_prompt(groups: Groups) -> None:
-    """The prompt and its images."""
+def add_prompt(groups: Groups, videos: bool = True) -> None:
+    """The prompt, its images and, where the command takes them, its videos."""
     add = groups["what to analyse"]
     add(
         "prompt",
@@ -85,6 +85,8 @@ def add_prompt(groups: Groups) -> None:
         help="the prompt, a ChatML conversation, a path ending in .txt, or - for standard input (default: prompt.txt)",
     )
     add_images(groups, "-i")
+    if videos:
+        add_videos(groups)
 
 
 def add_images(groups: Groups, *short: str) -> None:
@@ -96,6 +98,17 @@ def add_images(groups: Groups, *short: str) -> None:
         action="append",
         help="an image, of any format that Pillow reads; repeatable. <image> in the prompt marks where each goes "
         "(default: all before the text)",
+    )
+
+
+def add_videos(groups: Groups) -> None:
+    """--video"""
+    groups["what to analyse"](
+        "--video",
+        metavar="FILE",
+        action="append",
+        help="a video: GIF, animated WebP, a folder of frames, or (with the extra video) MP4 and WebM; repeatable. <video> in "
+        "the prompt marks where each goes (default: all before the text)",
     )
 
 

@@ -31,7 +31,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `mask-impact pixels`."""
     groups = options.Groups(parser)
-    options.add_prompt(groups)
+    options.add_prompt(groups, videos=False)
     add = groups["which pixels"]
     add_regions(add)
     add(

@@ -83,6 +83,7 @@ def build_parser(caller: Caller) -> argparse.ArgumentParser:
     study.add_sharing(groups)
     if is_vl:
         options.add_images(groups)
+        options.add_videos(groups)
     else:
         add("--image", action=_NoImages, help=argparse.SUPPRESS)
     options.add_settings(
@@ -128,9 +129,9 @@ def _command(args: argparse.Namespace) -> str:
 
 # The flags that are no settings, and that only some of the commands take.
 OWN = {
-    RUN: ("prompt", "image", "plots", "report", "output"),
-    KNOCKOUT: ("prompt", "image", "knockout", "output"),
-    WITHOUT: ("prompt", "image", "without", "layers", "output"),
+    RUN: ("prompt", "image", "video", "plots", "report", "output"),
+    KNOCKOUT: ("prompt", "image", "video", "knockout", "output"),
+    WITHOUT: ("prompt", "image", "video", "without", "layers", "output"),
     STUDY: ("config", "dataset", "reduce", "resume", "plots", "report", "output"),
 }
 

@@ -79,9 +79,9 @@ def prepare(
     if launched()[1] > 1:
         raise UsageError("several processes share the prompts of a study; a single prompt takes one")
     settings = RunSettings(**defaults | given(args, RunSettings))
-    images = getattr(args, "image", None) or []
-    if settings.mask_mode == "vision" and not images:
-        raise UsageError("--mask-mode vision needs an image: give --image FILE")
+    images, videos = getattr(args, "image", None) or [], getattr(args, "video", None) or []
+    if settings.mask_mode == "vision" and not images and not videos:
+        raise UsageError("--mask-mode vision needs an image or a video: give --image FILE or --video FILE")
     if settings.groups not in (None, *GROUPS) and not os.path.isfile(settings.groups):
         raise UsageError(
             f"--groups takes tokens, words or a YAML file of groups, and '{settings.groups}' is none of them"
@@ -90,7 +90,7 @@ def prepare(
     prompt, place = read_prompt(args.prompt, caller), Place(**given(args, Place))
     drawn, page = getattr(args, "plots", False), getattr(args, "report", False)
     path = check_output(place.output_dir, args.output, suffixes(kinds(settings), place.formats, drawn, page))
-    pictures = _read_pictures(caller, images, prompt, settings)
+    pictures = _read_pictures(caller, images, videos, prompt, settings)
     silent = args.quiet or args.json
     request = Request(
         caller, settings, place, prompt, pictures, path, command, Progress(args.quiet, args.verbose),
@@ -176,13 +176,23 @@ def _read_stdin() -> str:
         raise InputError(f"standard input can't be read: {reason}; give a prompt") from None
 
 
-def _read_pictures(caller: Caller, images: list[str], prompt: str, settings: RunSettings) -> tuple[Any, ...]:
+def _read_pictures(
+    caller: Caller, images: list[str], videos: list[str], prompt: str, settings: RunSettings
+) -> tuple[Any, ...]:
+    """The images and, behind them, the videos."""
     if caller.kind == "text":
         return ()
-    if images or caller.kind == "vl":
-        check_image_marks(prompt, len(images))
-    if not images:
-        return ()
-    from mask_impact.prompts.images import read_pictures
+    if images or videos or caller.kind == "vl":
+        check_image_marks(prompt, len(images), len(videos))
+    found: list[Any] = []
+    if images:
+        from mask_impact.prompts.images import read_pictures
 
-    return read_pictures(images, max_resolution=settings.max_image_resolution, allow_remote=settings.allow_remote)
+        limit = settings.max_image_resolution
+        found += read_pictures(images, max_resolution=limit, allow_remote=settings.allow_remote)
+    if videos:
+        from mask_impact.prompts.videos import read_videos
+
+        limit = settings.max_image_resolution
+        found += read_videos(videos, fps=settings.video_fps, most=settings.video_frames, max_resolution=limit)
+    return tuple(found)

@@ -57,6 +57,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processo
 from transformers.models.auto.tokenization_auto import get_tokenizer_config  # noqa: E402
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil  # noqa: E402
 from transformers.processing_utils import ProcessorMixin  # noqa: E402
+from transformers.video_processing_utils import BaseVideoProcessor  # noqa: E402
 
 from mask_impact.errors import ModelError  # noqa: E402
 
@@ -146,10 +147,35 @@ def load_processor(path: str | os.PathLike, *, revision: str | None = None, loca
     except (OSError, ValueError, TypeError, AttributeError, KeyError, ImportError, RuntimeError) as error:
         raise ModelError(f"{path}: no processor can be made of this checkpoint: {_reason(error)}") from error
     if hasattr(processor, "image_processor") and hasattr(processor, "tokenizer"):
+        processor.video_settings = _read_video_settings(path, options)
         return processor
     raise ModelError(
         f"{path}: no processor can be made of this checkpoint: its own is {type(processor).__name__}, which takes no images"
     )
+
+
+def video_settings(processor) -> dict:
+    """The `size`, `image_mean` and `image_std` that a processor has for videos: the checkpoint's own, else those for its
+    images."""
+    found = dict(getattr(processor, "video_settings", None) or {})
+    for part in (getattr(processor, "video_processor", None), processor.image_processor):
+        for name in ("size", "image_mean", "image_std"):
+            value = getattr(part, name, None)
+            found.setdefault(name, value) if value is not None else None
+    size = dict(found["size"])
+    limits = {
+        "shortest_edge": found.get("min_pixels"),
+        "longest_edge": found.get("max_pixels"),
+    }  # as older files call them
+    return found | {"size": size | {name: value for name, value in limits.items() if value and not size.get(name)}}
+
+
+def _read_video_settings(path: str | os.PathLike, options: dict) -> dict:
+    """What the checkpoint's files say of videos; nothing where they say nothing."""
+    try:
+        return BaseVideoProcessor.get_video_processor_dict(path, **options)[0]
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return {}
 
 
 def _reason(error: Exception) -> str:

@@ -8,7 +8,7 @@ import codecs
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -18,12 +18,22 @@ import torch
 from mask_impact.errors import InputError, shown
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.cells import Grid, find_grids, has_images
+from mask_impact.prompts.clips import (
+    ClipInputs,
+    cells_of,
+    check_takes_videos,
+    inputs_with,
+    prepare_clip,
+    video_text,
+    with_clips,
+)
 from mask_impact.prompts.groups import Layout
 from mask_impact.prompts.images import Picture, part_of, preview
 from mask_impact.prompts.limits import rehearse, tokenizing
-from mask_impact.prompts.marks import IMAGE_MARK, IMAGE_TEXT, check_image_marks, check_prompt
+from mask_impact.prompts.marks import IMAGE_MARK, VIDEO_MARK, check_prompt, marked
 from mask_impact.prompts.placeholders import image_placeholder, image_text, refuse_placeholders, taken_inputs
 from mask_impact.prompts.templating import templated
+from mask_impact.prompts.videos import Clip
 from mask_impact.results.tokens import UNKNOWN, ImageRecord, TokenTable
 
 _TYPES = ("mm_token_type_ids", "token_type_ids")  # 0: text
@@ -41,18 +51,18 @@ _NOT_GIVEN = (
     "logits_to_keep",
 )  # arguments that are no prompt
 _TRIED = 1000  # tokens that are decoded on trial
-_USER_TURN = re.compile(r"<\|im_start\|>user\n?")
-_FIRST_TURN = re.compile(r"\s*<\|im_start\|>\w+\n?")
 
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """inputs: keyword arguments for `generate`, batch of one; text: the prompt as templated (None for ready inputs)."""
+    """inputs: keyword arguments for `generate`, batch of one; text: the prompt as templated (None for ready inputs); notes: what
+    was left out of videos."""
 
     inputs: dict[str, torch.Tensor]
     tokens: TokenTable
     text: str | None
     images: tuple[ImageRecord, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def n_tokens(self) -> int:
@@ -69,28 +79,39 @@ def layout_of(loaded: Reader, encoded: EncodedPrompt) -> Layout:
     return Layout(encoded.tokens, encoded.images, encoded.n_tokens, decode)
 
 
-def encode(loaded: Reader, prompt: str, pictures: Sequence[Picture] = (), *, raw: bool | None = None) -> EncodedPrompt:
-    """Model inputs and token table of a prompt with pictures; raw None means: as it is where the model has no chat template.
+def encode(
+    loaded: Reader, prompt: str, seen: Sequence[Picture | Clip] = (), *, raw: bool | None = None
+) -> EncodedPrompt:
+    """Model inputs and token table of a prompt with pictures and videos; raw None means: as it is where the model has no chat
+    template.
 
-    Each `<image>` in the prompt marks where a picture goes; without a mark all of them go before the (first user's) text.
+    Each `<image>` in the prompt marks where a picture goes, each `<video>` where a video does; without a mark all of them go
+    before the (first user's) text.
     """
     check_prompt(prompt)
+    clips = [one for one in seen if isinstance(one, Clip)]
+    pictures = [one for one in seen if not isinstance(one, Clip)]
     templater = loaded.processor or loaded.tokenizer
     if raw is None:
         raw = not templater.chat_template
     if loaded.kind == "vl":
-        prompt = _mark_images(prompt, len(pictures))
+        prompt = marked(prompt, len(pictures), len(clips))
         refuse_placeholders(loaded.processor, prompt)
         if pictures and loaded.processor is None:
             raise InputError(f"images need the processor of model '{loaded.name}', and it was given a tokenizer only")
-    elif pictures:
+        if clips:
+            check_takes_videos(loaded)
+            prompt = prompt.replace(VIDEO_MARK, video_text(loaded))
+    elif seen:
+        what = "images" if pictures else "videos"
         raise InputError(
-            f"model '{loaded.name}' is a text model and takes no images; leave them out or use another model"
+            f"model '{loaded.name}' is a text model and takes no {what}; leave them out or use another model"
         )
     if not raw and not templater.chat_template:
         raise InputError(f"model '{loaded.name}' has no chat template; use the prompt as it is (`raw`)")
     text = _spelled(loaded, templater, prompt, bool(pictures), raw)
     begun = _begins(loaded, text, raw)
+    films = [prepare_clip(loaded, clip, number) for number, clip in enumerate(clips)]
     if pictures:
         n_kept = text.count(image_placeholder(loaded.processor, text))
         if n_kept != len(pictures):
@@ -98,6 +119,12 @@ def encode(loaded: Reader, prompt: str, pictures: Sequence[Picture] = (), *, raw
                 f"the model's chat template leaves out images: it keeps {n_kept} of {len(pictures)}; "
                 f"put {IMAGE_MARK} into a user's turn"
             )
+    if films:
+        alone = len(pictures) * image_placeholder(loaded.processor, text)  # the processor refuses a text with videos
+        images = _process(loaded, alone, pictures, True) if pictures else {}
+        encoded = inputs_with(loaded, text, films, images, not begun)
+        text = with_clips(loaded, text, films, each_cell=False)
+    elif pictures:
         encoded = _process(loaded, text, pictures, begun)
     else:
         with tokenizing(loaded.name):
@@ -107,7 +134,8 @@ def encode(loaded: Reader, prompt: str, pictures: Sequence[Picture] = (), *, raw
         encoded = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if loaded.kind == "vl":
             encoded |= {name: torch.zeros_like(ids) for name in _TYPES if name in taken_inputs(loaded)}
-    return _with_tables(loaded, encoded, text, pictures)
+    notes = tuple(clip.note for clip in clips if clip.note)
+    return replace(_with_tables(loaded, encoded, text, pictures, films), notes=notes)
 
 
 def _begins(loaded: Reader, text: str, raw: bool) -> bool:
@@ -137,18 +165,6 @@ def _spelled(loaded: Reader, templater: Any, prompt: str, marked: bool, raw: boo
     named = [(f"{part} of model '{loaded.name}'", step) for part, step in steps]
     rehearse(loaded.tokenizer, (str(templater.chat_template), raw), len(prompt), named)
     return spell()
-
-
-def _mark_images(prompt: str, n_pictures: int) -> str:
-    """The prompt with an image mark for each picture."""
-    check_image_marks(prompt, n_pictures)
-    prompt = prompt.replace(IMAGE_TEXT, IMAGE_MARK)
-    if IMAGE_MARK in prompt:
-        return prompt
-    # Before the text of the first user's turn; before everything where the prompt spells no turns.
-    turn = _USER_TURN.search(prompt) or _FIRST_TURN.match(prompt)
-    start = turn.end() if turn else 0
-    return prompt[:start] + n_pictures * IMAGE_MARK + prompt[start:]
 
 
 def _process(loaded: Reader, text: str, pictures: Sequence[Picture], begun: bool) -> dict[str, torch.Tensor]:
@@ -207,7 +223,7 @@ def _check_names(loaded: Reader, inputs: Mapping[str, Any]) -> None:
     """InputError for inputs that the model does not take, and for videos."""
     if video := next((name for name in inputs if "video" in name), None):
         raise InputError(
-            f"ready model inputs hold a video ({video}), and videos are not measured; give its frames as images"
+            f"ready model inputs hold a video ({video}), which is not known by its times then; give text and `videos`"
         )
     taken = inspect.signature(loaded.model.forward).parameters if isinstance(loaded, LoadedModel) else inputs
     if unknown := [name for name in inputs if name not in taken or name in _NOT_GIVEN]:
@@ -255,14 +271,19 @@ def _joined_images(name: str, parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _with_tables(
-    loaded: Reader, inputs: dict[str, Any], text: str | None, pictures: Sequence[Picture] = ()
+    loaded: Reader,
+    inputs: dict[str, Any],
+    text: str | None,
+    pictures: Sequence[Picture] = (),
+    clips: Sequence[ClipInputs] = (),
 ) -> EncodedPrompt:
     """The inputs with their table of tokens and records of images, which are held against each other.
 
-    pictures: in the order of the images; none for ready inputs, whose images are known as the vision tower sees them.
+    pictures: in the order of the images; none for ready inputs, whose images are known as the vision tower sees them. clips: of
+    the videos, whose pairs of frames are the images behind all others.
     """
     ids = torch.as_tensor(inputs["input_ids"])[0].tolist()
-    _check_ids(loaded, ids)
+    _check_ids(loaded, ids, bool(clips))
     with tokenizing(loaded.name):
         texts, kinds = token_texts(loaded.tokenizer, ids)
     image, row, column = (np.full(len(ids), -1, dtype=np.int32) for _ in range(3))
@@ -285,6 +306,10 @@ def _with_tables(
                 if cell is not None:
                     kinds[position] = "image"
                     image[position], (row[position], column[position]) = number, cell
+    for position, number, *cell in cells_of(clips, ids, loaded.config.video_token_id) if clips else ():
+        kinds[position] = "video"
+        image[position], (row[position], column[position]) = len(images) + number, cell
+    images += [pair for clip in clips for pair in clip.images]
     tokens = TokenTable(np.asarray(ids, dtype=np.int64), tuple(texts), tuple(kinds), image, row, column)
     return EncodedPrompt(inputs, tokens, text, tuple(images))
 
@@ -296,11 +321,13 @@ def _with_positions(grids: Sequence[Grid], ids: Sequence[int], image_token: int)
         yield grid, list(islice(positions, grid.n_tokens))
 
 
-def _check_ids(loaded: Reader, ids: list[int]) -> None:
-    """InputError for a token that the model has no embedding of, and for one of a video."""
+def _check_ids(loaded: Reader, ids: list[int], has_videos: bool) -> None:
+    """InputError for a token that the model has no embedding of, and for one of a video where there is none."""
     n_rows = loaded.config.get_text_config().vocab_size
+    seen = ["image_token_id", *(["video_token_id"] if has_videos else [])]
+    of_pictures = {getattr(loaded.config, name, None) for name in seen}  # whose embeddings come from the pictures
     for position, token in enumerate(ids):
-        if token == getattr(loaded.config, "image_token_id", None):  # its embedding comes from the image
+        if token in of_pictures:
             continue
         if not 0 <= token < n_rows:
             text = loaded.tokenizer.convert_ids_to_tokens(token) if token >= 0 else None
@@ -311,7 +338,7 @@ def _check_ids(loaded: Reader, ids: list[int]) -> None:
             )
         if token == getattr(loaded.config, "video_token_id", None):
             raise InputError(
-                f"the token at position {position} stands for a video, and videos are not measured; give images"
+                f"the token at position {position} stands for a video, and none is given; give one (`videos`)"
             )
 
 

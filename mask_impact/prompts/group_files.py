@@ -1,7 +1,7 @@
 """YAML files of groups of tokens and of flows between them, and the flows that are measured where no file says which."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -97,9 +97,11 @@ def read_flows(path: str | os.PathLike) -> FlowSet:
     return FlowSet(WINDOW if checked.window is None else checked.window, tuple(flows))
 
 
-def default_flows(has_image: bool) -> FlowSet:
-    """The flows that are measured where no file says which."""
-    pairs = [("image", "question"), ("image", "last")] if has_image else []
+def default_flows(parts: Sequence[str]) -> FlowSet:
+    """The flows that are measured where no file says which. parts: those of a Layout."""
+    pairs = [(part, end) for part in parts if part != "timestamps" for end in ("question", "last")]
+    if "timestamps" in parts:
+        pairs += [("timestamps", "video"), ("timestamps", "question")]
     return FlowSet(
         WINDOW,
         tuple(Flow(f"{source} -> {target}", source, target) for source, target in [*pairs, ("question", "last")]),

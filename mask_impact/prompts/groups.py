@@ -8,18 +8,22 @@ A SPEC is one part, or several joined by " + " with its spaces (`2+2` is a phras
     question            the text of the last user's turn behind its last image (all of its text where none is behind it);
                         all text of a prompt that is not ChatML
     text, special       all tokens of that kind
-    image, image 0      the cells of all images, of one image (from 0)
+    image, image 0      the cells of all images that are of no video, of one image (from 0)
     image 0 rows 1-2 columns 3      those in these rows and columns, from 0, either of which may be left out
     image 0 box 10,20,90,80         those that share area with left,top,right,bottom in pixels of the original image
+    video, video 0      the cells of all videos, of one video (from 0)
+    video 0 frames 2-3  those of the pairs with these frames, from 0, of those that were taken
+    video 0 seconds 1.5-3           those of the pairs that are seen within these seconds; rows and columns may follow
+    timestamps          the texts that say the time of each pair
     last                the last position
     "phrase", 'phrase'  the tokens that have a character of this text, as the prompt spells it; in quotes any text
     phrase              whatever is none of the above, without spaces around it
     phrase #2           the second of several places, from the prompt's start; also "phrase"#2
 
-Where the prompt has one image only, its number may be left out. Nothing is escaped in quotes: a phrase ends at a quote with
-`#K`, " + " or nothing behind it. Special tokens and image cells have no text, and no phrase runs across them. In YAML, ` #2`
-begins a comment and a leading quote is YAML's own, so such specs are quoted once more: '"cat"#2'. Every character of a
-byte-level tokenizer belongs to all the tokens that its bytes are spread over.
+Where the prompt has one image (or video) only, its number may be left out. Nothing is escaped in quotes: a phrase ends at a
+quote with `#K`, " + " or nothing behind it. Special tokens and image cells have no text, and no phrase runs across them. In
+YAML, ` #2` begins a comment and a leading quote is YAML's own, so such specs are quoted once more: '"cat"#2'. Every character
+of a byte-level tokenizer belongs to all the tokens that its bytes are spread over.
 """
 
 import re
@@ -33,7 +37,9 @@ from itertools import groupby, pairwise
 import numpy as np
 
 from mask_impact.errors import InputError, shown
-from mask_impact.results.tokens import UNKNOWN, ImageRecord, TokenTable, is_piece, original_box_of
+from mask_impact.prompts.spans import SPAN, integer, span
+from mask_impact.prompts.video_groups import VIDEO, Films
+from mask_impact.results.tokens import CELLS, UNKNOWN, ImageRecord, TokenTable, image_name, is_piece, original_box_of
 
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 ROLES = ("system", "user", "assistant")
@@ -41,16 +47,16 @@ MAX_PIECES = 16  # tokens decoded together: a character has at most 4 bytes, but
 MAX_PLACES = 5  # of a phrase that a message lists
 CONTEXT = 12  # characters around each of them
 
-_SPAN = "[0-9]+(?:-[0-9]+)?"
 _NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
-_TOKENS = re.compile(f"tokens ({_SPAN}(?: ?, ?{_SPAN})*)")
-_IMAGE = re.compile(f"image(?: ([0-9]+))?(?: rows ({_SPAN}))?(?: columns ({_SPAN}))?")
+_TOKENS = re.compile(f"tokens ({SPAN}(?: ?, ?{SPAN})*)")
+_IMAGE = re.compile(f"image(?: ([0-9]+))?(?: rows ({SPAN}))?(?: columns ({SPAN}))?")
 _BOX = re.compile(f"image(?: ([0-9]+))? box ({_NUMBER}(?: ?, ?{_NUMBER}){{3}})")
 _QUOTED = re.compile(r"\s*([\"'])(.*?)\1\s*(?:#([0-9]+))?\s*(?=\Z| \+ )", re.DOTALL)
 _NUMBERED = re.compile(r"(.*\S)\s+#([0-9]+)", re.DOTALL)
 _HOW = {
     "tokens": "tokens are given as in tokens 3,5-9",
     "image": "parts of an image are given as in image 0 rows 1-2 columns 3-4, or image 0 box 10,20,90,80 in pixels",
+    "video": "parts of a video are given as in video 0 frames 2-3 rows 1-2, or video 0 seconds 1.5-3",
 }
 
 
@@ -94,6 +100,7 @@ class Layout:
         if not 1 <= n_prompt <= len(tokens):
             raise ValueError(f"n_prompt is {n_prompt}, expected 1 to {len(tokens)}, the number of tokens")
         self.tokens, self.images, self.n_prompt = tokens, tuple(images), n_prompt
+        self._films = Films(tokens, self.images, n_prompt)
         kinds = tokens.kinds[:n_prompt]
         runs = (list(run) for kind, run in groupby(range(n_prompt), kinds.__getitem__) if kind == "text")
         self._runs = [list(_units(run, tokens, decode)) for run in runs]  # of text, without special tokens and images
@@ -103,6 +110,7 @@ class Layout:
             "question": self._question,
             "text": lambda: self._of_kind("text"),
             "special": lambda: self._of_kind("special"),
+            **({"timestamps": self._films.timestamps} if self._films else {}),
             **{role: lambda role=role: self._role(role) for role in ROLES},
         }
 
@@ -142,9 +150,16 @@ class Layout:
             image, row, column = (
                 int(cells[position]) for cells in (self.tokens.image, self.tokens.row, self.tokens.column)
             )
-            name = self.tokens.texts[position] if image < 0 else f"image {image} [{row}, {column}]"
+            name = self.tokens.texts[position] if image < 0 else f"{image_name(self.images, image)} [{row}, {column}]"
             groups.append(Group(name, (position,)))
         return groups
+
+    def parts(self) -> list[str]:
+        """What flows are between, of image, video and timestamps, as far as the prompt has them."""
+        found = ["image"] if any(one.moment is None for one in self.images) else []
+        if self._films:
+            found += ["video", "timestamps"] if self._films.timed else ["video"]
+        return found
 
     def _named_part(self, part: str) -> Sequence[int]:
         """Positions of a part that is not in quotes."""
@@ -154,11 +169,13 @@ class Layout:
         if match := _TOKENS.fullmatch(words):
             return [
                 position
-                for span in match[1].split(",")
-                for position in _span(span.strip(), "token", self.n_prompt, "the prompt")
+                for one in match[1].split(",")
+                for position in span(one.strip(), "token", self.n_prompt, "the prompt")
             ]
         if match := _IMAGE.fullmatch(words):
             return self._image(*match.groups())
+        if self._films and (match := VIDEO.fullmatch(words)):
+            return self._films.cells(*match.groups())
         if match := _BOX.fullmatch(words):
             return self._box(match[1], match[2])
         match = _NUMBERED.fullmatch(part)
@@ -194,7 +211,7 @@ class Layout:
         text = [position for position in last if self.tokens.kinds[position] == "text"]
         if not text:
             raise InputError("there is no text in the prompt's last user turn")
-        end = max((position for position in last if self.tokens.kinds[position] == "image"), default=-1)
+        end = max((position for position in last if self.tokens.kinds[position] in CELLS), default=-1)
         behind = [position for position in text if position > end]
         return behind if any(self.tokens.texts[position].strip() for position in behind) else text
 
@@ -207,7 +224,7 @@ class Layout:
             if n > 1:
                 raise InputError(f"the prompt has {n} images: say which, image 0 to image {n - 1}")
             return 0
-        if _integer(number) >= n:
+        if integer(number) >= n:
             has = f"{n} images, 0 to {n - 1}" if n > 1 else "one image, which is 0"
             raise InputError(f"there is no image {number}; the prompt has {has}")
         return int(number)
@@ -218,14 +235,17 @@ class Layout:
 
     def _image(self, number: str | None, rows: str | None, columns: str | None) -> list[int]:
         if (number, rows, columns) == (None, None, None) and self.images:
-            return self._cells(self.tokens.image >= 0)
+            pictures = [number for number, one in enumerate(self.images) if one.moment is None]
+            if not pictures:
+                raise InputError("the prompt has no image; its video is called video")
+            return self._cells(np.isin(self.tokens.image, pictures))
         image = self._numbered_image(number)
         chosen = self.tokens.image == image
         n_rows, n_columns = self.images[image].grid
         if rows is not None:
-            chosen &= np.isin(self.tokens.row, _span(rows, "row", n_rows, f"image {image}"))
+            chosen &= np.isin(self.tokens.row, span(rows, "row", n_rows, f"image {image}"))
         if columns is not None:
-            chosen &= np.isin(self.tokens.column, _span(columns, "column", n_columns, f"image {image}"))
+            chosen &= np.isin(self.tokens.column, span(columns, "column", n_columns, f"image {image}"))
         return self._cells(chosen)
 
     def _box(self, number: str | None, edges: str) -> list[int]:
@@ -259,7 +279,7 @@ class Layout:
             hint = f", but {shown(other)} is: upper and lower case count" if other else f"; {how}" if how else ""
             raise InputError(f"this text is not in the prompt{hint or self._did_you_mean(phrase)}")
         if number is not None:
-            if not 1 <= _integer(number) <= n:
+            if not 1 <= integer(number) <= n:
                 has = f"{n} places, #1 to #{n}" if n > 1 else "one place, which is #1"
                 raise InputError(f"there is no #{number}; the text has {has}")
             return places[int(number) - 1][0]
@@ -276,7 +296,16 @@ class Layout:
     def _did_you_mean(self, phrase: str) -> str:
         """A question with the nearest name of a part, or word of the prompt; nothing where none is near."""
         words = (group.name.strip() for group in self.words() if self.tokens.kinds[group.positions[0]] == "text")
-        known = {word.lower(): word for word in [*words, *self._named, *(["image"] if self.images else [])] if word}
+        known = {
+            word.lower(): word
+            for word in [
+                *words,
+                *self._named,
+                *(["image"] if self.images else []),
+                *(["video"] if self._films else []),
+            ]
+            if word
+        }
         near = get_close_matches(phrase.strip().lower(), known, 1, 0.7)
         return f"; did you mean {shown(known[near[0]])}?" if near else ""
 
@@ -348,23 +377,6 @@ def _places(run: list[_Unit], phrase: str, flags: int = 0) -> Iterator[tuple[tup
         around = text[max(0, start - CONTEXT) : end + CONTEXT]
         yield tuple(position for unit in inside if unit.text for position in unit.positions), around, match[0]
         match = pattern.search(text, start + 1)
-
-
-def _span(span: str, what: str, n: int, where: str) -> range:
-    """The numbers of "3" or "5-9", which must be below n. what: one of them in words; where: what has n of them."""
-    first, _, last = span.partition("-")
-    low, high = _integer(first), _integer(last or first)
-    if low > high:
-        raise InputError(f"{what}s {span} run backwards; give the smaller number first")
-    if high >= n:
-        raise InputError(f"there is no {what} {high}; {where} has {what}s 0 to {n - 1}")
-    return range(low, high + 1)
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > 9:
-        raise InputError(f"the number {shown(digits)} is too large")
-    return int(digits)
 
 
 def _in_word(char: str) -> bool:

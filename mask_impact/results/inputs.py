@@ -16,6 +16,7 @@ MIB = 2**20
 PROMPT = 16 * MIB
 META = 256 * MIB
 IMAGE = 1024 * MIB
+VIDEO = 4096 * MIB
 TABLE = DATASET = 2**20 * MIB  # read in pieces, no more rows than are expected
 LINE = 64 * MIB  # of a dataset or a table
 

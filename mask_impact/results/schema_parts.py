@@ -8,7 +8,7 @@ import io
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 MOST = 2**31 - 1  # of positions, layers and whatever else columns of int32 count
 EXACT = 2**53 - 1  # float64, which ids are read as, has no larger whole numbers without gaps
@@ -36,6 +36,7 @@ Id = Annotated[int, Field(ge=-1, le=EXACT)]  # of a token; -1: not known
 Checksum = Annotated[int, Field(ge=0, lt=2**32)]
 Size = Annotated[float, Field(ge=0)]
 Single = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+Seconds = Annotated[float, Field(ge=0, le=LARGEST)]
 Norm = Annotated[float, Field(ge=0, le=LARGEST)]
 Probability = Annotated[float, Field(ge=0, le=1 + ROUNDING)]
 Formats = Annotated[list[Literal["csv", "json", "parquet"]], Field(min_length=1, max_length=3)]
@@ -81,16 +82,20 @@ class RunOfFlows(Run):
 
 
 class Token(Part):
-    """One of the sequence. image, row, column: of a cell, all of them or none."""
+    """One of the sequence. image, row, column: of a cell, all of them or none; video, frames, time_s: of a video's cell, and
+    said once more by its image."""
 
     position: int
     id: Id
     text: str
-    kind: Literal["text", "special", "image"]
+    kind: Literal["text", "special", "image", "video"]
     image: Count | None
     row: Count | None
     column: Count | None
     box: Annotated[list[float], Field(min_length=4, max_length=4)] | None = None
+    video: Count | None = None
+    frames: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
+    time_s: Seconds | None = None
 
 
 def _preview(text: str) -> str:
@@ -109,7 +114,8 @@ def _preview(text: str) -> str:
 
 
 class Picture(Part):
-    """An image of the prompt. region: which part of it, in pixels of the original."""
+    """An image of the prompt. region: which part of it, in pixels of the original; video, frames, time_s, seconds: of a pair of a
+    video's frames, all of them or none."""
 
     source: str
     size: Annotated[list[Pixels], Field(min_length=2, max_length=2)]
@@ -117,6 +123,20 @@ class Picture(Part):
     grid: Annotated[list[Pixels], Field(min_length=2, max_length=2)]
     preview: Annotated[str, AfterValidator(_preview)]
     region: Annotated[list[float], Field(min_length=4, max_length=4)] | None = None
+    video: Count | None = None
+    frames: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
+    time_s: Seconds | None = None
+    seconds: Annotated[list[Seconds], Field(min_length=2, max_length=2)] | None = None
+
+    @model_validator(mode="after")
+    def is_whole(self) -> "Picture":
+        """What is said of a moment is said whole, and runs forward."""
+        said = (self.video, self.frames, self.seconds)
+        if None in said and any(one is not None for one in said):
+            raise ValueError("only some of video, frames, seconds are given")
+        if self.frames and (self.frames[0] > self.frames[1] or self.seconds[0] > self.seconds[1]):
+            raise ValueError("its frames or seconds run backwards")
+        return self
 
 
 class AgreementEntry(Exact):

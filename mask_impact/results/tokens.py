@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-TOKEN_KINDS = ("text", "special", "image")
+TOKEN_KINDS = ("text", "special", "image", "video")
+CELLS = ("image", "video")  # the kinds of tokens that are cells of a grid
 MASK_MODES = ("text", "vision", "both")
 IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"  # what stands for a cell of an image, or of a video
 
@@ -31,7 +32,8 @@ class TokenTable:
     """One entry for each position of the sequence, prompt first, then the produced tokens.
 
     ids: int64 [n]; texts: each token decoded on its own; kinds: each one of TOKEN_KINDS; image, row, column: int32 [n],
-    the number of the image (from 0) and the cell of the decoder's grid, -1 where the token is not part of an image.
+    the number of the image (from 0) and the cell of the decoder's grid, -1 where the token is not part of an image. A pair of a
+    video's frames is an image, too: its tokens are of kind `video`.
     """
 
     ids: np.ndarray
@@ -55,8 +57,8 @@ class TokenTable:
         return len(self.texts)
 
     def masked(self, mask_mode: str) -> np.ndarray:
-        """bool [n], which positions a mask mode hides: `vision` the images' tokens, `text` all others, `both` all."""
-        is_image = np.array([kind == "image" for kind in self.kinds], dtype=bool)
+        """bool [n], which positions a mask mode hides: `vision` the images' and videos' tokens, `text` all others, `both` all."""
+        is_image = np.array([kind in CELLS for kind in self.kinds], dtype=bool)
         return {"text": ~is_image, "vision": is_image, "both": np.ones_like(is_image)}[mask_mode]
 
     def extended(self, ids: list[int], texts: list[str], kinds: list[str]) -> "TokenTable":
@@ -73,13 +75,34 @@ class TokenTable:
 
 
 @dataclass(frozen=True)
+class Moment:
+    """When in a video an image stands that is a pair of its frames. video: its number, from 0; frames: the first and the last of
+    the frames that were taken, from 0; seconds: their times."""
+
+    video: int
+    frames: tuple[int, int]
+    seconds: tuple[float, float]
+
+    @property
+    def time_s(self) -> float:
+        """The time that the pair stands for, in seconds."""
+        return (self.seconds[0] + self.seconds[1]) / 2
+
+    @property
+    def named(self) -> str:
+        """Its frames in words: frames 2-3, or frame 4 where the last one stands alone."""
+        first, last = self.frames
+        return f"frame {first}" if first == last else f"frames {first}-{last}"
+
+
+@dataclass(frozen=True)
 class ImageRecord:
-    """One image of the prompt, or the part of one that the vision tower saw by itself: a tile, a thumbnail.
+    """One image of the prompt, or the part of one that the vision tower saw by itself: a tile, a thumbnail, a pair of frames.
 
     source: how it was named, and which part it is. size: (width, height) in pixels of the original, of the part. resized: the
     same as the vision tower saw it. grid: (rows, columns) of its decoder tokens. preview: a JPEG of it to look at, empty where
     there is none. region: (left, top, right, bottom) of a part in pixels of the original, beyond it where the model adds a
-    border; None for a whole image.
+    border; None for a whole image. moment: when in a video it stands; None for an image that is of none.
     """
 
     source: str
@@ -88,6 +111,7 @@ class ImageRecord:
     grid: tuple[int, int]
     preview: bytes = field(default=b"", repr=False)
     region: Box | None = None
+    moment: Moment | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -106,6 +130,35 @@ class ImageRecord:
         (left, top, right, bottom), (width, height) = self.region, self.size
         across, down = (right - left) / width, (bottom - top) / height
         return left + box[0] * across, top + box[1] * down, left + box[2] * across, top + box[3] * down
+
+
+def image_name(images: Sequence[ImageRecord], number: int) -> str:
+    """What an image is called: image 0; a pair of a video's frames: frames 2-3, or video 1 frames 2-3 where there are several."""
+    moment = images[number].moment if number < len(images) else None
+    if moment is None:
+        return f"image {number}"
+    several = any(one.moment is not None and one.moment.video != moment.video for one in images)
+    return f"video {moment.video} {moment.named}" if several else moment.named
+
+
+def image_title(images: Sequence[ImageRecord], number: int) -> str:
+    """The same, with the time of a pair of frames: frames 2-3 · 1.5 s."""
+    moment = images[number].moment
+    return image_name(images, number) + ("" if moment is None else f" · {moment.time_s:.1f} s")
+
+
+def counted(images: Sequence[ImageRecord]) -> str:
+    """How many there are, in words: 2 images, 1 video of 8 frames; empty where there are none."""
+    n_images = sum(one.moment is None for one in images)
+    frames: dict[int, int] = {}
+    for one in images:
+        if one.moment is not None:
+            frames[one.moment.video] = max(frames.get(one.moment.video, 0), one.moment.frames[1] + 1)
+    said = [f"{n_images} image{'s' * (n_images > 1)}"] if n_images else []
+    if frames:
+        n = sum(frames.values())
+        said.append(f"{len(frames)} video{'s' * (len(frames) > 1)} of {n} frame{'s' * (n > 1)}")
+    return ", ".join(said)
 
 
 def original_box_of(tokens: TokenTable, images: Sequence[ImageRecord], positions: Sequence[int]) -> Box | None:

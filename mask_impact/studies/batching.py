@@ -20,6 +20,7 @@ from mask_impact.errors import MaskImpactError
 from mask_impact.models.layer_kinds import keeps_states
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.images import read_pictures
+from mask_impact.prompts.videos import read_videos
 from mask_impact.results.records import Result
 
 # Tokens of one shared forward pass, padding included. `benchmarks/bench_batch.py` shows what they make of it.
@@ -30,12 +31,13 @@ PROMPTS_AHEAD = 64  # how many prompts are looked at to find those that go toget
 
 @dataclass(frozen=True)
 class Task:
-    """One prompt of many. key: what the caller calls it. prompt, images, settings: as for `analyze`."""
+    """One prompt of many. key: what the caller calls it. prompt, images, videos, settings: as for `analyze`."""
 
     key: Hashable
     prompt: str | Mapping[str, Any]
     settings: RunSettings
     images: Sequence[Any] = ()
+    videos: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,13 @@ def run_tasks(loaded: LoadedModel, tasks: Sequence[Task], observer: Observer | N
                 max_resolution=task.settings.max_image_resolution,
                 allow_remote=task.settings.allow_remote,
             )
-            ready.append((task, prepare(loaded, task.prompt, task.settings, pictures)))
+            clips = read_videos(
+                task.videos,
+                fps=task.settings.video_fps,
+                most=task.settings.video_frames,
+                max_resolution=task.settings.max_image_resolution,
+            )
+            ready.append((task, prepare(loaded, task.prompt, task.settings, (*pictures, *clips))))
         except MaskImpactError as error:
             yield Outcome(task, None, error)
     for group in group_prompts(loaded.model, [prepared for _, prepared in ready]):

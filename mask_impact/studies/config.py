@@ -131,13 +131,15 @@ class _Prompts:
                 text.report((*at, "prompt"), str(error))
                 bad.add("prompt")
         images = located(self._folder, values.get("image_path"))
-        for key, problem in job_problems(self._kind, prompt, images, values, "image_path"):
-            follows = {key, "image_path", "enabled"} & (bad | self._bad_in_common)  # from another problem, and is none
+        videos = tuple(os.path.abspath(self._folder / video) for video in values.get("video_path") or ())
+        for key, problem in job_problems(self._kind, prompt, images, values, "image_path", videos):
+            wrong_too = bad | self._bad_in_common
+            follows = {key, "image_path", "video_path", "enabled"} & wrong_too  # from another problem, and is none
             if not follows:
-                inherited = key in ("image_path", "groups") and key not in entry.model_fields_set
+                inherited = key in ("image_path", "video_path", "groups") and key not in entry.model_fields_set
                 text.report(("defaults", key) if inherited else (*at, key), problem)
         carried = (entry.labels or {}) | ({} if entry.expected is None else {"expected": entry.expected})
-        return None if text.problems else Job(entry.name, prompt, images, run_settings(values), carried)
+        return None if text.problems else Job(entry.name, prompt, images, run_settings(values), carried, videos)
 
 
 def _located_model(folder: Path, path: str | None) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from mask_impact.analyses.settings import SETTINGS
 from mask_impact.errors import InputError, shown
 from mask_impact.results.inputs import DATASET, open_file
 from mask_impact.studies.dataset_files import READERS
@@ -32,7 +33,8 @@ def read_dataset(
 ) -> Iterator[Job | Problem]:
     """A job for each row of a .jsonl, .csv or .parquet file, or the problem that it has; the file is read as it goes.
 
-    Columns: prompt, and name, image, num_tokens, mask_mode, max_image_resolution where wanted; others are carried along.
+    Columns: prompt, and name, image, video, num_tokens, mask_mode, max_image_resolution, video_fps, video_frames where wanted;
+    others are carried along.
     Nothing but the hash of each name is kept. defaults: command-line flags, None where not given, which win over a row. In CSV
     an empty field is not given, and an image that is written as a JSON list is a list. Raises InputError, when called, for a
     file that can't be read, of another suffix or without the column prompt; UsageError for a flag that can't be right.
@@ -91,8 +93,9 @@ def _job(row: Any, number: int, folder: Path, kind: str | None, flags: dict[str,
     """InputError with all that is wrong in the row; a str stands for a row that could not be read, and says why."""
     if isinstance(row, str):
         raise InputError(row)
-    if row.get("image_path") is not None:
-        raise InputError("image_path is the key of a configuration; in a dataset the column is called image")
+    for key in ("image", "video"):
+        if row.get(f"{key}_path") is not None:
+            raise InputError(f"{key}_path is the key of a configuration; in a dataset the column is called {key}")
     row = standard(_plain(row))
     try:
         entry = RowLevel.model_validate(row)
@@ -107,14 +110,15 @@ def _job(row: Any, number: int, folder: Path, kind: str | None, flags: dict[str,
         if hashed in names:
             problems.append(f"the name {shown(name)} is that of an earlier row; give another")
         names.add(hashed)
-    own = {key: getattr(entry, key) for key in ("num_tokens", "mask_mode", "max_image_resolution")}
+    own = {one.name: getattr(entry, one.name) for one in SETTINGS.values() if one.column}
     values = {key: value for key, value in own.items() if value is not None} | flags
     images = located(folder, entry.image)
-    problems += [problem for _, problem in job_problems(kind, entry.prompt, images, values, "image")]
+    videos = tuple(os.path.abspath(folder / video) for video in entry.video or ())
+    problems += [problem for _, problem in job_problems(kind, entry.prompt, images, values, "image", videos)]
     if problems:
         raise InputError("; ".join(problems))
     carried = {key: value for key, value in row.items() if key not in RowLevel.model_fields}
-    return Job(name, entry.prompt, images, run_settings(values), carried)
+    return Job(name, entry.prompt, images, run_settings(values), carried, videos)
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

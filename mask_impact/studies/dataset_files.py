@@ -70,12 +70,15 @@ def _typed(row: dict[str, str]) -> dict[str, Any]:
     """In the columns that are ours, text as what it stands for."""
     own = {key: row[key] for key in RowLevel.model_fields if row.get(key) or (key == "prompt" and key in row)}
     typed: dict[str, Any] = {key: value for key, value in row.items() if key not in RowLevel.model_fields} | own
-    for key in ("num_tokens", "max_image_resolution"):
+    for key in ("num_tokens", "max_image_resolution", "video_frames"):
         if number := re.fullmatch(r"([-+]?[0-9]{1,15})(\.0*)?", own.get(key, "").strip()):
             typed[key] = int(number[1])
-    if own.get("image", "").startswith("["):
-        with suppress(orjson.JSONDecodeError):  # then it is a path
-            typed["image"] = orjson.loads(own["image"])
+    if re.fullmatch(r"[0-9]{0,9}\.?[0-9]{1,9}", own.get("video_fps", "").strip()):
+        typed["video_fps"] = float(own["video_fps"])
+    for key in ("image", "video"):
+        if own.get(key, "").startswith("["):
+            with suppress(orjson.JSONDecodeError):  # then it is a path
+                typed[key] = orjson.loads(own[key])
     return typed
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from mask_impact.errors import InputError, described, shown
 from mask_impact.findings.correctness import COLUMNS as EXPECTED
-from mask_impact.prompts.marks import IMAGE_MARK
+from mask_impact.prompts.marks import IMAGE_MARK, VIDEO_MARK
 
 PROMPTS = ("prompt", "messages", "conversations")  # what a row must have one of
 MAX_BYTES = 64 * 2**20  # of an image within a row
@@ -19,17 +19,21 @@ _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "ass
 
 
 def standard(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row with `prompt` and `image` as text and paths (or data: addresses); InputError for a form that can't be read."""
+    """The row with `prompt`, `image` and `video` as text and paths (or data: addresses); InputError for a form that can't be
+    read."""
     several = row.get("images") if row.get("image") is None and isinstance(row.get("images"), list) else None
+    films = row.get("videos") if row.get("video") is None and isinstance(row.get("videos"), list) else None
     left_out = {"messages", "conversations", *(["images"] if several is not None else [])}
+    left_out |= {"videos"} if films is not None else set()
     plain = {key: value for key, value in row.items() if key not in left_out}
     key = next((key for key in PROMPTS if row.get(key) is not None), None)
     if key is None and "prompt" not in row:
         there = ", ".join(map(str, row)) or "nothing"
         raise InputError(f"prompt is missing; the row has {shown(there)}, and needs {' or '.join(PROMPTS)}")
     found: list[Any] = []
+    found_films: list[Any] = []
     if key not in (None, "prompt"):
-        plain["prompt"], answer = _chatml(key, row[key], found)
+        plain["prompt"], answer = _chatml(key, row[key], found, found_films)
         if answer and not plain.keys() & {*EXPECTED}:
             plain[EXPECTED[0]] = answer
     elif "messages" in row or "conversations" in row:  # a column like any other, beside a prompt
@@ -39,12 +43,15 @@ def standard(row: Mapping[str, Any]) -> dict[str, Any]:
         plain["image"] = [_image(one) for one in given]
     elif given is not None or "image" in row:
         plain["image"] = _image(given)
+    given = next((one for one in (row.get("video"), films, found_films or None) if one is not None), None)
+    if given is not None:
+        plain["video"] = given
     return plain
 
 
-def _chatml(key: str, turns: Any, images: list[Any]) -> tuple[str, str]:
-    """The conversation without its answer, and that, empty where there is none; what its parts hold of images is added to the
-    list."""
+def _chatml(key: str, turns: Any, images: list[Any], videos: list[Any]) -> tuple[str, str]:
+    """The conversation without its answer, and that, empty where there is none; what its parts hold of images and videos is added
+    to the lists."""
     who, what = ("from", "value") if key == "conversations" else ("role", "content")
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
         raise InputError(f"{key} must be a list of turns, each with {who} and {what}, not {described(turns)}")
@@ -55,13 +62,13 @@ def _chatml(key: str, turns: Any, images: list[Any]) -> tuple[str, str]:
             raise InputError(
                 f"turn {number} of {key} has {who} {described(turn.get(who))}; {', '.join(_ROLES)} are accepted"
             )
-        said.append((role, _content(turn.get(what), f"turn {number} of {key}", images)))
+        said.append((role, _content(turn.get(what), f"turn {number} of {key}", images, videos)))
     _, answer = said.pop() if said[-1][0] == "assistant" and len(said) > 1 else ("", "")
     turns = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in said)
     return f"{turns}<|im_start|>assistant\n", answer.strip()
 
 
-def _content(content: Any, where: str, images: list[Any]) -> str:
+def _content(content: Any, where: str, images: list[Any], videos: list[Any]) -> str:
     if isinstance(content, str):
         return content
     texts = []
@@ -74,9 +81,14 @@ def _content(content: Any, where: str, images: list[Any]) -> str:
             one = next((part[key] for key in ("image", "image_url", "url", "path") if part.get(key) is not None), None)
             if one is not None:
                 images.append(one["url"] if isinstance(one, dict) and "url" in one else one)
+        elif kind in ("video", "video_url"):
+            texts.append(VIDEO_MARK)
+            one = next((part[key] for key in ("video", "video_url", "url", "path") if part.get(key) is not None), None)
+            if one is not None:
+                videos.append(one["url"] if isinstance(one, dict) and "url" in one else one)
         else:
             raise InputError(
-                f"{where} has a part that is neither text nor image: {described(content if part is None else kind)}"
+                f"{where} has a part that is neither text, image nor video: {described(content if part is None else kind)}"
             )
     return "".join(texts)
 

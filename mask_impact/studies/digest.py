@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mask_impact.analyses.settings import GROUPS, OF_ANSWERS, OF_EFFECTS
+from mask_impact.analyses.settings import GROUPS, OF_ANSWERS, OF_EFFECTS, OF_VIDEOS
 from mask_impact.models.loading import LoadedModel
-from mask_impact.results.inputs import IMAGE, open_file
+from mask_impact.results.inputs import IMAGE, VIDEO, open_file
 from mask_impact.results.meta import SCHEMA_VERSION
 from mask_impact.studies.jobs import Job
 
@@ -20,6 +21,7 @@ def digest(loaded: LoadedModel, job: Job) -> str:
     idle = {"allow_remote", "max_cost"}
     idle |= {*OF_EFFECTS} if not settings["effect"] else set()
     idle |= {"answer", *OF_ANSWERS} if not settings["answer"] else set()
+    idle |= {*OF_VIDEOS} if not job.videos else set()  # as before there were any
     if settings["top"] is None:  # as before there was one
         idle.add("top")
     if not settings["effect"] and not settings["answer"]:
@@ -39,12 +41,21 @@ def digest(loaded: LoadedModel, job: Job) -> str:
         "settings": settings,
         "schema": SCHEMA_VERSION,
     }
+    if job.videos:
+        ingredients["videos"] = [_video_digest(video) for video in job.videos]
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
 
 
-def _file_digest(path: str) -> str:
+def _video_digest(path: str) -> str | list[Any]:
+    """Of a file its content; of a folder the content of each file in it."""
+    if not os.path.isdir(path):
+        return _file_digest(path, VIDEO)
+    return [[name, _file_digest(os.path.join(path, name))] for name in sorted(os.listdir(path))]
+
+
+def _file_digest(path: str, most: int = IMAGE) -> str:
     try:
-        with open_file(path, IMAGE) as file:
+        with open_file(path, most) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:  # a URL, or missing: the run will say so
         return path

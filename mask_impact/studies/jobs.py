@@ -20,14 +20,15 @@ NO_FLAGS: Mapping[str, Any] = MappingProxyType({})
 @dataclass(frozen=True)
 class Job:
     """One prompt, ready to run. name: unique in its file, its result is {name}_results. prompt: the text itself. images:
-    absolute paths, or URLs as given. carried: a dataset's columns that are not ours, as they were read; of a configuration
-    the labels and the expected answer."""
+    absolute paths, or URLs as given; videos: absolute paths. carried: a dataset's columns that are not ours, as they were
+    read; of a configuration the labels and the expected answer."""
 
     name: str
     prompt: str
     images: tuple[str, ...]
     settings: RunSettings
     carried: dict[str, Any]
+    videos: tuple[str, ...] = ()
 
 
 def result_name(job: Job) -> str:
@@ -82,20 +83,30 @@ def same_name(name: str) -> str:
 
 
 def job_problems(
-    kind: str | None, prompt: str, images: tuple[str, ...], values: Mapping[str, Any], image_key: str
+    kind: str | None,
+    prompt: str,
+    images: tuple[str, ...],
+    values: Mapping[str, Any],
+    image_key: str,
+    videos: tuple[str, ...] = (),
 ) -> Iterator[tuple[str, str]]:
-    """(key, what is wrong with it) of a prompt whose values are right each on its own."""
+    """(key, what is wrong with it) of a prompt whose values are right each on its own. image_key: what images are called
+    there."""
+    video_key = image_key.replace("image", "video")
+    if kind == "text" and videos:
+        yield video_key, "a text model takes no video; leave it out, or use mask_impact_vl.py"
+        videos = ()
     if kind == "text" and images:
         yield image_key, "a text model takes no image; leave it out, or use mask_impact_vl.py"
         images = ()
-    elif values.get("mask_mode") == "vision" and not images:
+    elif values.get("mask_mode") == "vision" and not images and not videos:
         yield "mask_mode", f"mask_mode vision needs an image; give {image_key if kind != 'text' else 'text or both'}"
     try:
         check_prompt(prompt)
-        if kind == "vl" or images:
-            check_image_marks(prompt, len(images))
+        if kind == "vl" or images or videos:
+            check_image_marks(prompt, len(images), len(videos))
     except InputError as error:
-        yield "prompt", str(error).replace("`image`", image_key)
+        yield "prompt", str(error).replace("`image`", image_key).replace("`video`", video_key)
     for image in images:
         if is_url(image):
             if not values.get("allow_remote"):
@@ -104,6 +115,9 @@ def job_problems(
         elif not is_data(image) and not os.path.isfile(image):
             what = "is a folder; name the files in it" if os.path.isdir(image) else "does not exist; give a file or URL"
             yield image_key, f"image {image!r} {what}"
+    for video in videos:
+        if not os.path.exists(video):
+            yield video_key, f"video {video!r} does not exist; give a file, or a folder of frames"
     groups = values.get("groups")
     if groups not in (None, *GROUPS) and not os.path.isfile(groups):
         yield "groups", f"groups {groups!r} is no file; tokens, words or a YAML file of groups is accepted"

@@ -48,6 +48,8 @@ class ErrorLog:
         """A job that failed; returns what is recorded."""
         entry = {"name": job.name, "error": type(error).__name__, "message": str(error), "prompt": job.prompt}
         entry["images"] = [image[:40] if is_data(image) else public_address(image) for image in job.images]
+        if job.videos:
+            entry["videos"] = list(job.videos)
         self._write(entry)
         return entry
 
@@ -117,7 +119,7 @@ def run_blocks(
 
 def task_of(job: Job) -> Task:
     """The job as what shares forward passes."""
-    return Task(job, job.prompt, job.settings, job.images)
+    return Task(job, job.prompt, job.settings, job.images, job.videos)
 
 
 @contextmanager

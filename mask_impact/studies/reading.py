@@ -25,7 +25,7 @@ from mask_impact.results.stored import Stored, read_stored, stem_of
 from mask_impact.results.table_files import beside, one_line
 from mask_impact.results.table_reading import MOST_LAYERS
 from mask_impact.results.tables import COLUMNS, CONTENT, KIND
-from mask_impact.results.tokens import IMAGE_PAD
+from mask_impact.results.tokens import CELLS, IMAGE_PAD, VIDEO_PAD
 from mask_impact.studies.parts import HOW, KINDS, RUN, part_of
 
 BATCH = 2**16  # rows
@@ -187,11 +187,11 @@ class _Part:
     def _distances(self, gathering: Gathering, rows: "_Rows") -> None:
         self.order[gathering.name] = None
         variant = rows.coded("variant", _variant)
-        is_image = rows.coded("token_masked", lambda text: text == IMAGE_PAD).astype(bool)
+        is_image = rows.coded("token_masked", lambda text: text in (IMAGE_PAD, VIDEO_PAD)).astype(bool)
         content = ~rows.coded("token_masked", lambda text: text.startswith("<|") and text.endswith("|>")).astype(bool)
         content |= is_image
         if KIND in rows:  # which an earlier version did not write
-            is_image, content = rows.coded(KIND, lambda text: text == "image").astype(bool), rows.flags(CONTENT)
+            is_image, content = rows.coded(KIND, lambda text: text in CELLS).astype(bool), rows.flags(CONTENT)
         gathering.distances(
             rows.whole("layer"), rows.whole("token_position"), variant, is_image, content, rows.floats("l2_distance"),
             rows.floats("cosine_distance"),
@@ -348,7 +348,7 @@ def _add_result(gathering: Gathering, result: Result) -> None:
         layer, place, variant = (one.reshape(-1) for one in np.indices(step.l2.shape))
         at = step.positions[place]
         gathering.distances(
-            layer, at, variants[variant], kinds[at] == "image", content[at], step.l2.reshape(-1), step.cosine.reshape(-1),
+            layer, at, variants[variant], np.isin(kinds[at], CELLS), content[at], step.l2.reshape(-1), step.cosine.reshape(-1),
         )  # fmt: skip
     for step in result.steps:
         if (effect := step.effect) is None:

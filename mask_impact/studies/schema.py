@@ -76,7 +76,12 @@ FileLevel = create_model(
     **_fields(_in_file("top"), may_be_null=True),
 )
 DefaultsLevel = create_model(
-    "DefaultsLevel", __base__=_Sizes, enabled=(bool, True), image_path=(_Paths, None), **_fields(_in_file("prompt"))
+    "DefaultsLevel",
+    __base__=_Sizes,
+    enabled=(bool, True),
+    image_path=(_Paths, None),
+    video_path=(_Paths, None),
+    **_fields(_in_file("prompt")),
 )
 PromptLevel = create_model(
     "PromptLevel",
@@ -92,6 +97,7 @@ RowLevel = create_model(
     prompt=(str, ...),
     name=(str | None, None),
     image=(_Image, None),
+    video=(_Image, None),
     **_fields([one for one in SETTINGS.values() if one.column], may_be_null=True),
 )
 SIZES = tuple(_Sizes.model_fields)
@@ -109,6 +115,8 @@ _ACCEPTED = {
     "labels": "a mapping from names to texts, numbers, or true or false, or null",
     "image": "a path, a list of paths, or null",
     "image_path": "a path, a list of paths, or null",
+    "video": "a path, a list of paths, or null",
+    "video_path": "a path, a list of paths, or null",
 }
 _LEVELS = {
     "at the top level": FileLevel,

@@ -13,7 +13,7 @@ from functools import cached_property
 from mask_impact.findings.verdict import LITTLE, TOP
 from mask_impact.prompts.content import content_positions
 from mask_impact.results.explanations import ExplainedTarget, Explanation, TokenSet
-from mask_impact.results.tokens import box_of
+from mask_impact.results.tokens import box_of, image_name
 
 NAMED = 3  # units that one sentence names
 LONG = 80  # characters of an answer in a sentence
@@ -243,8 +243,14 @@ class Card:
         left, top, right, bottom = box_of(self.found.tokens, self.found.images, positions) or (0, 0, 0, 0)
         width, height = self.found.images[image].size
         where = _where((left + right) / 2 / width, (top + bottom) / 2 / height)
-        of = f" of image {image}" if len(self.found.images) > 1 else ""
+        several = len(self.found.images) > 1
+        of = f" of {image_name(self.found.images, image)}" if several else ""
         return f"the {'cell' if len(positions) == 1 else 'region'} {where}{of}"
+
+    def several(self, kind: str) -> str:
+        """What the units of a kind are called."""
+        has_videos = any(one.moment is not None for one in self.found.images)
+        return "cells" if has_videos and kind == "image" else SEVERAL[kind]
 
     def names(self, places: Sequence[int]) -> str:
         """Several units as a sentence says them."""
@@ -325,7 +331,7 @@ def question_of(found: Explanation) -> str:
         content = {at for place, one in enumerate(target.positions) if target.content[place] for at in one}
         kinds, texts = found.tokens.kinds, found.tokens.texts
         prompt = "".join(texts[at] for at in sorted(content) if kinds[at] == "text")
-    return " ".join(prompt.replace("<image>", " ").split())
+    return " ".join(prompt.replace("<image>", " ").replace("<video>", " ").split())
 
 
 def doubt(target: ExplainedTarget, confirmed: bool) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mask_impact.results.explanations import Explanation
-from mask_impact.views.card import LITTLE, SEVERAL, Card, Row, Verdict
+from mask_impact.views.card import LITTLE, Card, Row, Verdict
 from mask_impact.views.card_parts import images_block, question_block
 from mask_impact.views.figure_blocks import (
     BESIDE,
@@ -203,7 +203,7 @@ def _verdicts(card: Card, room: float) -> list[Block]:
     told = [_verdict(card, one) for one in card.verdicts]
     for one in card.target.evidence:
         if not one.matters:
-            told.append(f"With all {SEVERAL[one.kind]} hidden it still says “{card.target.text.strip()}”.")
+            told.append(f"With all {card.several(one.kind)} hidden it still says “{card.target.text.strip()}”.")
     if not told:
         return []
     lines = [line for text in told for line in wrapped(text, TEXT, room, 3)]

@@ -10,8 +10,8 @@ from math import exp, log
 from zlib import crc32
 
 from mask_impact.results.explanations import Explanation
-from mask_impact.results.tokens import ImageRecord
-from mask_impact.views.card import SEVERAL, Box, Card, Cell, Row, Word
+from mask_impact.results.tokens import ImageRecord, image_title
+from mask_impact.views.card import Box, Card, Cell, Row, Word
 from mask_impact.views.layer_bars import nats
 from mask_impact.views.page import rendered, shown, template_text
 from mask_impact.views.text import percent
@@ -31,8 +31,8 @@ def card_document(found: Explanation, number: int = 0, theme: str = "light") -> 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of the prompt as the card draws it. key: of its element in the document; source: a data URI, empty without a
-    preview; cells: those that are drawn, evidence without a tint; outline: the edges around the cells of
+    """An image of the prompt as the card draws it. name: what it is called; key: of its element in the document; source: a data
+    URI, empty without a preview; cells: those that are drawn, evidence without a tint; outline: the edges around the cells of
     evidence, (x1, y1, x2, y2) in its pixels."""
 
     number: int
@@ -42,6 +42,7 @@ class Picture:
     cells: tuple[Cell, ...]
     outline: tuple[Edge, ...]
     blur: float
+    name: str
 
 
 class CardView:
@@ -100,7 +101,7 @@ class CardView:
 
     def several(self, kind: str) -> str:
         """What the units of a kind are called."""
-        return SEVERAL[kind]
+        return self.card.several(kind)
 
     def lead(self, word: Word) -> str:
         """The space before a word, which is not shaded with it; none before the first."""
@@ -126,7 +127,9 @@ class CardView:
         source, key = image_source(image), picture_key(image, number)
         blur = round(min(image.size[0] / image.grid[1], image.size[1] / image.grid[0]) / 2, 2)
         outline = tuple(_outline(evidence))
-        return Picture(number, key, image.size, source, tuple(drawn), outline, blur)
+        return Picture(
+            number, key, image.size, source, tuple(drawn), outline, blur, image_title(self.card.found.images, number)
+        )
 
 
 def _outline(cells: dict[tuple[int, int], Box]) -> Iterator[Edge]:

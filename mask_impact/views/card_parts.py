@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mask_impact.results.tokens import ImageRecord
+from mask_impact.results.tokens import ImageRecord, image_title
 from mask_impact.views.card import LITTLE, Card, Cell, Word
 from mask_impact.views.figure_blocks import Block, line_height, lines_block, tint
 from mask_impact.views.plots import (
@@ -174,7 +174,7 @@ def images_block(card: Card, room: float, columns: int) -> Block:
         for place, (number, (wide, high)) in enumerate(zip(shown, sizes, strict=True)):
             left, upper = x + place % columns * (cell + GAP), top + tops[place]
             if named:
-                sheet.text(left, upper + 0.11, f"image {number}", SMALL, color=GREY, va="baseline")
+                sheet.text(left, upper + 0.11, image_title(images, number), SMALL, color=GREY, va="baseline")
             axes = sheet.axes(left, upper + named, wide, high)
             _draw_image(axes, images[number], by_image[number], card.largest, (wide, high))
         note.draw(sheet, x, top + y)

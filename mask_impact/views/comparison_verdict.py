@@ -14,6 +14,7 @@ from mask_impact.findings.agreement import FEWEST_TOKENS
 from mask_impact.findings.comparison import Comparison, Side
 from mask_impact.findings.impact import largest
 from mask_impact.findings.verdict import LITTLE, Depth, Unit, Use, Verdict, verdicts
+from mask_impact.results.tokens import image_name
 from mask_impact.views.card import SEVERAL, Card, listed
 from mask_impact.views.text import columns, cut, escape
 
@@ -327,7 +328,7 @@ def _strongest_token(side: Side) -> str | None:
         return None
     position, tokens = int(side.impact.positions[best[0]]), side.result.tokens
     if tokens.image[position] >= 0:
-        of = f" of image {tokens.image[position]}" if len(side.result.images) > 1 else ""
+        of = f" of {image_name(side.result.images, int(tokens.image[position]))}" if len(side.result.images) > 1 else ""
         return f"the cell [{tokens.row[position]}, {tokens.column[position]}]{of}"
     return _quoted(tokens.texts[position].strip() or tokens.texts[position])
 

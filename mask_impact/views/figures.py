@@ -12,6 +12,7 @@ import numpy as np
 
 from mask_impact.errors import UsageError
 from mask_impact.results.records import Result
+from mask_impact.results.tokens import image_name
 from mask_impact.views.text import escape
 
 METRICS = {"l2": "L2 distance", "cosine": "cosine distance"}
@@ -86,7 +87,7 @@ def _columns(result: Result, positions: np.ndarray, shown: np.ndarray) -> list[t
         members = list(group)
         first, last = (int(positions[row]) for row in (members[0], members[-1]))
         if image >= 0:
-            columns.append((f"{first}-{last} image {image}", members))
+            columns.append((f"{first}-{last} {image_name(result.images, image)}", members))
         else:
             columns.append((f"{first} “{escape_html(escape(result.tokens.texts[first]))}”", members))
     return columns

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mask_impact.results.explanations import Explanation
+from mask_impact.results.tokens import image_name
 from mask_impact.views.card import Card
 from mask_impact.views.layer_bars import nats
 from mask_impact.views.page import rendered, shown
@@ -48,7 +49,7 @@ def _columns(found: Explanation, matrix: np.ndarray) -> list[Column]:
     card, columns = Card(found), []
     for image in range(len(found.images)):
         cells = np.flatnonzero(found.tokens.image[: found.n_prompt] == image)
-        columns.append((int(cells[0]), Column(f"image {image}", matrix[:, cells].sum(axis=1))))
+        columns.append((int(cells[0]), Column(image_name(found.images, image), matrix[:, cells].sum(axis=1))))
     for place in dict.fromkeys(word.place for word in card.words if word.place is not None):
         positions = list(card.target.positions[place])
         name = card.target.names[place].strip() or card.target.names[place]

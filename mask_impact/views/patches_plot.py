@@ -8,7 +8,7 @@ import numpy as np
 
 from mask_impact.findings.impact import mean_over
 from mask_impact.results.records import Result
-from mask_impact.results.tokens import ImageRecord
+from mask_impact.results.tokens import ImageRecord, image_name
 from mask_impact.views.plots import (
     DPI,
     GAP,
@@ -108,7 +108,7 @@ def patches_figure(
     page = Page(whole, height, heading_of(result, step, impact, whole), caption)
     y, has_sinks = HEAD - 0.1, False
     for number, (image, (wide, high), row) in enumerate(zip(images, sizes, grids, strict=True)):
-        page.text(MARGIN, y + 0.17, _image_title(number, image, row[0], wide / high, page.width), SMALL, color=GREY)
+        page.text(MARGIN, y + 0.17, _image_title(result, number, row[0], wide / high, page.width), SMALL, color=GREY)
         y += ROW_HEAD
         picture, (_, *sinks) = _picture(image, wide, high), _cells(result, impact.sink, number)
         has_sinks |= len(sinks[0]) > 0
@@ -163,15 +163,16 @@ def _panel(image: ImageRecord, room: float) -> tuple[float, float]:
     return max(high * aspect, MIN_PANEL), max(high, MIN_PANEL)
 
 
-def _image_title(number: int, image: ImageRecord, grid: np.ma.MaskedArray, aspect: float, width: float) -> str:
+def _image_title(result: Result, number: int, grid: np.ma.MaskedArray, aspect: float, width: float) -> str:
+    image, name = result.images[number], image_name(result.images, number)
     (wide, high), (rows, columns) = image.size, image.grid
     scale = "" if np.isclose(aspect, wide / high) else ", not to scale"
     share = percent(float(grid.sum() or 0) / 100)
     cells, room = f"{rows} x {columns} patches", width - 2 * MARGIN
     about = f" · {wide} x {high} pixels{scale} · {cells} (rows x columns), together {share} of the impact"
     if inches(about, SMALL) > 0.8 * room:  # in a narrow figure
-        return fitted("", f"image {number} · {cells}{scale} · {share} of the impact", "", SMALL, room)
-    return fitted(f"image {number}: ", image.source, about, SMALL, room)
+        return fitted("", f"{name} · {cells}{scale} · {share} of the impact", "", SMALL, room)
+    return fitted(f"{name}: ", image.source, about, SMALL, room)
 
 
 def _picture(image: ImageRecord, wide: float, high: float) -> np.ndarray:

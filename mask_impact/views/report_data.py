@@ -14,7 +14,7 @@ from mask_impact.findings.agreement import MEASURES, Apart, apart, how_measured,
 from mask_impact.findings.impact import METRICS, step_impact
 from mask_impact.results.records import Result, StepRecord
 from mask_impact.results.stored import Stored
-from mask_impact.results.tokens import ImageRecord
+from mask_impact.results.tokens import ImageRecord, image_name
 from mask_impact.views.card import question_of
 from mask_impact.views.card_html import MOST_TARGETS, picture_key
 from mask_impact.views.looked_data import looked_entry
@@ -89,7 +89,7 @@ def _result_entry(result: Result) -> dict[str, Any]:
             [int(position), *(int(cells[position]) for cells in (tokens.image, tokens.row, tokens.column))]
             for position in np.flatnonzero(tokens.image >= 0)
         ],
-        "images": [_image_entry(image, number, answer is not None) for number, image in enumerate(result.images)],
+        "images": [_image_entry(result.images, number, answer is not None) for number in range(len(result.images))],
         "sinks": [_sink_entry(result, position) for position in result.sinks],
         "effect": {"about": clean(how_measured(result)), "window": window_of(result)} if result.has_effects else None,
         "steps": [_step_entry(result, step) for step in result.steps],
@@ -122,9 +122,12 @@ def title_of(name: str, stored: Stored) -> str:
     return title if len(title) <= MOST_TITLE else f"{title[: MOST_TITLE // 2]} … {title[-MOST_TITLE // 2 :]}"
 
 
-def _image_entry(image: ImageRecord, number: int, in_card: bool) -> dict[str, Any]:
-    """Where the card has the preview, its key in place of it."""
+def _image_entry(images: Sequence[ImageRecord], number: int, in_card: bool) -> dict[str, Any]:
+    """Where the card has the preview, its key in place of it. A pair of a video's frames has a name, too."""
+    image = images[number]
     entry = image_entry(image)
+    if image.moment is not None:
+        entry["name"] = image_name(images, number)
     return entry | {"preview": "", "key": picture_key(image, number)} if in_card else entry
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from mask_impact.findings.impact import mean_over
 from mask_impact.findings.ranking import token_importance, vision_impact
 from mask_impact.results.records import Estimated, Result, StepRecord
-from mask_impact.results.tokens import original_box_of
+from mask_impact.results.tokens import image_name, original_box_of
 from mask_impact.views.explanation import agreement_lines, answer_sections
 from mask_impact.views.text import (
     TOKEN_WIDTH,
@@ -114,7 +114,7 @@ def _images(result: Result) -> list[str]:
     lines = [f"Images ({sum(image.n_tokens for image in result.images)} vision tokens):"]
     for number, image in enumerate(result.images):
         (width, height), (seen_width, seen_height), (rows, columns) = image.size, image.resized, image.grid
-        lines.append(f"  image {number}: {escape(image.source)}")
+        lines.append(f"  {image_name(result.images, number)}: {escape(image.source)}")
         lines.append(
             f"    {width} x {height} pixels, seen by the model as {seen_width} x {seen_height}; "
             f"{rows} rows x {columns} columns"

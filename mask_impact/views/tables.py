@@ -18,7 +18,7 @@ from mask_impact.errors import UsageError
 from mask_impact.findings.agreement import Effect, step_effect, where_hidden, window_of
 from mask_impact.findings.impact import Impact, largest, mean_over, step_impact
 from mask_impact.results.records import Result
-from mask_impact.results.tokens import original_box_of
+from mask_impact.results.tokens import image_name, original_box_of
 from mask_impact.views.text import TOKEN_WIDTH, columns, escape, fitted, percent, quoted, token_label
 
 KINDS = ("layer", "token", "head")
@@ -226,7 +226,7 @@ def _label(result: Result, position: int) -> str:
     """A token within a line of others."""
     tokens = result.tokens
     if tokens.image[position] >= 0:
-        return f"image {tokens.image[position]} [{tokens.row[position]}, {tokens.column[position]}]"
+        return f"{image_name(result.images, int(tokens.image[position]))} [{tokens.row[position]}, {tokens.column[position]}]"
     return quoted(tokens.texts[position], TOKEN_WIDTH)
 
 

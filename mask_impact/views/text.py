@@ -9,6 +9,7 @@ from os import PathLike, fspath
 from typing import Any
 
 from mask_impact.results.records import Result
+from mask_impact.results.tokens import CELLS, image_name
 
 WIDTH = 80  # columns that every page of text fits in; paths are never broken
 TOKEN_WIDTH = 22
@@ -97,10 +98,11 @@ def token_label(result: Result, position: int, width: int = TOKEN_WIDTH) -> str:
     """How a token is named in text: quoted, or as its place in an image, [row, column]; without the image's number where there is
     one image and little width."""
     tokens = result.tokens
-    if tokens.kinds[position] == "image" and tokens.image[position] >= 0:
+    if tokens.kinds[position] in CELLS and tokens.image[position] >= 0:
         image, row, column = (int(cells[position]) for cells in (tokens.image, tokens.row, tokens.column))
-        label = f"image {image} [{row}, {column}]"
-        short = f"[{row}, {column}]" if len(result.images) == 1 else f"{image} [{row}, {column}]"
+        name = image_name(result.images, image)
+        label = f"{name} [{row}, {column}]"
+        short = f"[{row}, {column}]" if len(result.images) == 1 else f"{name.removeprefix('image ')} [{row}, {column}]"
         return label if columns(label) <= width else _cut(short, width)
     return quoted(tokens.texts[position], width)
 

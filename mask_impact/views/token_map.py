@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mask_impact.results.tokens import ImageRecord, TokenTable
+from mask_impact.results.tokens import ImageRecord, TokenTable, image_name
 from mask_impact.views.plots import (
     BLOCK,
     COLUMN,
@@ -84,7 +84,7 @@ def columns_of(tokens: TokenTable, images: Sequence[ImageRecord], shown: np.ndar
         else:
             (rows, across), n_sinks = images[image].grid, int(sink[places].sum())
             left_out = f" without {n_sinks} sink{'s' * (n_sinks > 1)}" if n_sinks and not is_sink else ""
-            name = f"image {image}: {rows} x {across} patches{left_out}"
+            name = f"{image_name(images, image)}: {rows} x {across} patches{left_out}"
         columns.append(Column(places, image, is_sink, name))
     return columns
 

@@ -24,6 +24,8 @@ TAKEN = {
     "ablation": [("mask", "mask"), ("zero-value", "zero-value"), ("mean-value", "mean-value")],
     "raw": [(None, None), (True, True), (False, False)],
     "max_image_resolution": [(None, None), (1, 1)],
+    "video_fps": [(2.0, 2.0), (1, 1.0), (0.5, 0.5)],
+    "video_frames": [(1, 1), (64, 64)],
     "allow_remote": [(True, True)],
     "verify": [(0, 0), (3, 3)],
     "effect": [(True, True)],
@@ -51,6 +53,8 @@ REFUSED = {
     "ablation": ("mask, zero-value or mean-value", ["blur", "Mask", "zero_value", None]),
     "raw": ("true or false", [1, "yes"]),
     "max_image_resolution": ("a whole number of pixels, at least 1", [0, 2.5, "100"]),
+    "video_fps": ("a number of frames in a second, above 0", [0, -1, "2", True, None]),
+    "video_frames": ("a whole number of frames, at least 1", [0, 2.5, None]),
     "allow_remote": ("true or false", [1, None]),
     "verify": ("a whole number, at least 0", [-1, None]),
     "effect": ("true or false", [1, None, "true"]),
@@ -149,7 +153,7 @@ HUGE = (10**9 * 10**9, 10**30, 10**5000)
 
 
 def test_every_number_has_a_bound_that_is_taken_and_told():
-    assert [one.name for one in SETTINGS.values() if "whole number" in one.kind.accepted] == [
+    assert [one.name for one in SETTINGS.values() if one.kind.accepted.startswith(("a number", "a whole number"))] == [
         one.name for one in BOUNDED
     ]
     for one in BOUNDED:

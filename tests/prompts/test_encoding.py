@@ -334,7 +334,10 @@ def test_inputs_of_another_form_are_refused(text):
             "the model takes no input 'token_type_ids'; it takes input_ids, attention_mask",
         ),
         ({"past_key_values": [[0, 0, 0, 0]]}, "the model takes no input 'past_key_values'; it takes"),
-        ({"pixel_values_videos": [[0.0]]}, r"hold a video \(pixel_values_videos\), and videos are not measured; give"),
+        (
+            {"pixel_values_videos": [[0.0]]},
+            r"hold a video \(pixel_values_videos\), which is not known by its times then; give text",
+        ),
     ):
         with pytest.raises(InputError, match=said):
             analyze(text, tiny_inputs(text.model, 4) | change)
@@ -343,7 +346,7 @@ def test_inputs_of_another_form_are_refused(text):
 def test_tokens_of_a_video_are_no_text(tiny_vl):
     for inputs in (tiny_inputs(tiny_vl.model, 4), tiny_image_inputs(tiny_vl.model)):
         inputs["input_ids"][0, 1] = VIDEO_PAD
-        with pytest.raises(InputError, match="position 1 stands for a video, and videos are not measured; give images"):
+        with pytest.raises(InputError, match="position 1 stands for a video, and none is given; give one"):
             analyze(tiny_vl, inputs)
     with pytest.raises(InputError, match=r"hold a video \(video_grid_thw\)"):
         analyze(tiny_vl, tiny_inputs(tiny_vl.model, 4) | {"video_grid_thw": torch.ones(1, 3)})

@@ -652,8 +652,8 @@ def test_what_aliases_stand_for_is_limited(prompt, file):
 
 def test_the_flows_that_are_measured_by_default():
     to_the_end = Flow("question -> last", "question", "last")
-    assert default_flows(False) == FlowSet(9, (to_the_end,))
-    assert default_flows(True) == FlowSet(
+    assert default_flows([]) == FlowSet(9, (to_the_end,))
+    assert default_flows(["image"]) == FlowSet(
         9, (Flow("image -> question", "image", "question"), Flow("image -> last", "image", "last"), to_the_end)
     )
 

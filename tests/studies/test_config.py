@@ -329,6 +329,9 @@ WRONG_VALUES = {
     "num_tokens": (['"5"', "yes", "1.0", "0", "-3", "null", "five", "[1]", "010", "1e3"], "a whole number, at least 1, not "),
     "batch_size": (['"5"', "true", "0", "2.5"], "a whole number, at least 1, or null (by free memory), not "),
     "max_image_resolution": (['"5"', "true", "0", "640x480"], "a whole number of pixels, at least 1, or null"),
+    "video_fps": (['"5"', "true", "0", "null"], "video_fps must be a number of frames in a second, above 0, not "),
+    "video_frames": (['"5"', "true", "0", "2.5"], "video_frames must be a whole number of frames, at least 1, not "),
+    "video_path": (["5", "true", "{a: b}", "[a, null]", "[[a]]", '""', '[""]'], "video_path must be a path, a list of paths, o"),
     "verify": (['"5"', "true", "-1", "null"], "verify must be a whole number, at least 0, not "),
     "ablation": (["blur", "null", "[mask]"], "ablation must be mask, zero-value or mean-value, not "),
     "effect": (['"yes"', "1", "null"], "effect must be true or false, not "),
@@ -370,7 +373,7 @@ def test_every_key_has_wrong_values_and_says_what_it_takes():
     assert set(WRONG_VALUES) == known
     assert all(accepted(key) for key in known | {"image"})
     settings = {one.name for one in of_class(RunSettings)}
-    assert settings | {"image_path", "enabled"} == set(DefaultsLevel.model_fields) | {"allow_remote"}
+    assert settings | {"image_path", "video_path", "enabled"} == set(DefaultsLevel.model_fields) | {"allow_remote"}
 
 
 def lines_with(key, value):

@@ -10,6 +10,7 @@ import { hideTip, showTip } from "../shared/tip.js";
 import { chosenColour, chosenTokens, toggleToken } from "./chosen.js";
 import { changed } from "./drawn.js";
 import { drawLegend } from "./legend.js";
+import { imageName } from "./names.js";
 import { imageText, shading, shown } from "./quantity.js";
 import { section } from "./sections.js";
 import { prompt, state } from "./state.js";
@@ -82,7 +83,7 @@ export function drawImages() {
   images.forEach(({ source, grid: [rows, columns] }, number) => {
     const figure = $("images").children[number];
     drawOverlay(figure.querySelector("canvas"), number);
-    const name = source ? `image ${number}: ${visible(source)}` : `image ${number}`;
+    const name = source ? `${imageName(number)}: ${visible(source)}` : imageName(number);
     const share = `${shown() === "effect" ? "" : "together "}${imageText(number)} of ${layersText()}`;
     figure.querySelector("figcaption").textContent = `${name} · ${rows} × ${columns} patches, ${share}`;
   });

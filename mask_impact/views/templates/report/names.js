@@ -4,9 +4,12 @@ import { float32Text } from "../shared/numbers.js";
 import { quoted } from "../shared/texts.js";
 import { prompt, rounded, state, step } from "./state.js";
 
+// Of a pair of a video's frames: frames 2-3.
+export const imageName = (number) => prompt().images[number].name ?? `image ${number}`;
+
 export function tokenName(position, width = Infinity) {
   const cell = prompt().cellAt.get(position);
-  return cell ? `image ${cell.image} [${cell.row}, ${cell.column}]` : quoted(prompt().texts[position], width);
+  return cell ? `${imageName(cell.image)} [${cell.row}, ${cell.column}]` : quoted(prompt().texts[position], width);
 }
 
 export const wordName = (positions) => quoted(positions.map((position) => prompt().texts[position]).join(""), 14);
@@ -15,7 +18,7 @@ export const wordName = (positions) => quoted(positions.map((position) => prompt
 export function joinedName({ image, positions }) {
   if (image === null) return `positions ${positions[0]}–${positions.at(-1)} · ${wordName(positions)}`;
   const [rows, columns] = prompt().images[image].grid;
-  return `image ${image}, ${rows} × ${columns} patches`;
+  return `${imageName(image)}, ${rows} × ${columns} patches`;
 }
 
 export const tokenTitle = (position) => `${position} ${tokenName(position, 40)}`;

@@ -8,7 +8,7 @@ import { hideTip, showTip } from "../shared/tip.js";
 import { chosenColour, chosenTokens, toggleToken } from "./chosen.js";
 import { changed } from "./drawn.js";
 import { drawLegend } from "./legend.js";
-import { answerName, tokenTitle } from "./names.js";
+import { answerName, imageName, tokenTitle } from "./names.js";
 import { furthest, imageText, shadedText, shading } from "./quantity.js";
 import { section } from "./sections.js";
 import { prompt, state, step } from "./state.js";
@@ -29,7 +29,7 @@ function textParts(file, position) {
 }
 
 function imageChip(image) {
-  const made = tokenElement(`image ${image}`, "", () => toggleImage(image));
+  const made = tokenElement(imageName(image), "", () => toggleImage(image));
   made.classList.add("image");
   made.dataset.image = image;
   return made;
@@ -71,7 +71,7 @@ function textLevels() {
 function drawImageChip(made) {
   const image = Number(made.dataset.image);
   const [rows, columns] = prompt().images[image].grid;
-  made.textContent = `image ${image} · ${rows} × ${columns} patches · ${imageText(image)}`;
+  made.textContent = `${imageName(image)} · ${rows} × ${columns} patches · ${imageText(image)}`;
   made.setAttribute("aria-expanded", state.unfolded.includes(image));
   made.setAttribute("aria-label", `${made.textContent}, unfolds in the chart of layers and tokens`);
 }
