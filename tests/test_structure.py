@@ -24,7 +24,7 @@ APART = ["__init__", "__main__"]
 LIGHT = [
     "errors", "results", "findings", "views", "commands", "models.names", "prompts.marks", "prompts.groups",
     "prompts.group_files", "prompts.yaml_file", "engine.choices", "analyses.settings", "studies.config", "studies.dataset",
-    "studies.jobs", "studies.sharing", "api.results",
+    "studies.jobs", "studies.writer", "api.results",
 ]  # fmt: skip
 HEAVY = ["torch", "transformers", "pandas", "pyarrow", "PIL", "matplotlib", "plotly", "jinja2"]
 
