@@ -251,8 +251,8 @@ class RayCrew:
 def reason(error: Exception) -> str:
     """Why a worker ended, in a few words."""
     text = " ".join(str(error).split())
-    if "memory" in text and ("OOM" in text or "running low" in text):
-        return "the machine ran out of memory"
-    if "node" in text and ("died" in text or "dead" in text) and "worker" not in text.lower():
+    if "running low on memory" in text:
+        return "the machine ran low on memory, and Ray ended it"
+    if "node was terminated" in text or "node has died" in text or "its node" in text:
         return "its machine is gone"
-    return "its process was ended or crashed"
+    return "its process crashed or was ended, as the system does where memory runs out"

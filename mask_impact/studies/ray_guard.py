@@ -24,9 +24,8 @@ def processes_in(folder: str) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if int(process.name) not in own and any(
-                os.readlink(entry.path).startswith(f"{folder}/") for entry in os.scandir(process / "fd")
-            ):
+            files = () if int(process.name) in own else os.listdir(process / "fd")
+            if any(os.readlink(process / "fd" / file).startswith(f"{folder}/") for file in files):
                 found.append(int(process.name))
     return found
 

@@ -1,6 +1,7 @@
-"""`python poisoned.py FLAGS`: the command with workers, some of whose prompts end the worker or hold it up for ever; and one that
-says where processes are. Read by the workers as well, which find it in PYTHONPATH."""
+"""`python poisoned.py FLAGS`: the command with workers, some of whose prompts end the worker or hold it up for ever, or with
+a disk that fills up. Read by the workers as well, which find it in PYTHONPATH."""
 
+import errno
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from mask_impact.commands import main, single, study
 
 
 def load_poisoned(*args, **how):
-    """The model, in a worker that falls for prompts called poison, hang and slow; it notes its id in the folder PIDS."""
+    """The model, in a worker that falls for prompts called poison and hang; it notes its id in the folder PIDS."""
     from mask_impact.studies import ray_worker
 
     run_group, pids = ray_worker.run_group, os.environ.get("PIDS")
@@ -34,4 +35,14 @@ def load_poisoned(*args, **how):
 def go():
     """The command."""
     study.load_from = load_poisoned
+    if "FULL_AFTER" in os.environ:
+        n_left, fsync = [int(os.environ["FULL_AFTER"])], os.fsync
+
+        def full(descriptor):
+            n_left[0] -= 1
+            if n_left[0] < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            fsync(descriptor)
+
+        os.fsync = full
     return main.main(sys.argv[1:])
