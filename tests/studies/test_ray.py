@@ -140,12 +140,13 @@ def test_prompts_that_end_or_hold_up_their_workers_are_left_out_by_name(start, t
     code, out, err = outcome(start(*argv))
     assert code == 3, err
     assert "6 prompts: 4 written; 2 failed: poison, hang" in out
-    entries = {entry["name"]: entry for entry in map(json.loads, (tmp_path / "out" / "study.errors.jsonl").open())}
+    log = tmp_path / "out" / "study.errors.jsonl"
+    entries = {entry["name"]: entry for entry in map(json.loads, log.read_text().splitlines())}
     assert entries["poison"]["error"] == entries["hang"]["error"] == "WorkerError"
     assert "crashed" in entries["poison"]["message"]
     assert "did not get on for 3 s" in entries["hang"]["message"]
     assert main(["study", *map(str, argv[:-2]), "--resume"]) == 3  # both are left out again, not run without workers
-    assert len((tmp_path / "out" / "study.errors.jsonl").read_text().splitlines()) == 2
+    assert len(log.read_text().splitlines()) == 2
     assert main(["study", *map(str, argv[:-2]), "--resume", "--retry-failed"]) == 0
     assert len(list((tmp_path / "out").glob("*.meta.json"))) == 6
 
@@ -199,7 +200,7 @@ def test_the_first_interrupt_of_all_processes_lets_what_is_at_work_be_written(en
     parts = tmp_path / "out" / "data"
     assert until(lambda: parts.is_dir() and list(parts.glob("*.parquet")), process), outcome(process)
     os.killpg(process.pid, end) if end == signal.SIGINT else process.send_signal(end)
-    code, out, err = outcome(process)
+    code, _, err = outcome(process)
     assert code == 130, err
     assert "Traceback" not in err
     n_there = len(list(parts.glob("*.parquet")))

@@ -314,14 +314,16 @@ def test_machines_are_divided_so_that_all_workers_have_room(nodes, n, how, expec
 
 
 def test_why_a_worker_ended_is_a_few_words():
-    assert (
-        reason(RayError("The actor died: killed due to the node running low on memory."))
-        == "the machine ran out of memory"
+    low = "The actor died: killed due to the node running low on memory."
+    crashed = (
+        "The actor died unexpectedly. (1) The process is killed by SIGKILL by OOM killer due to high memory usage."
     )
-    assert (
-        reason(RayError("The actor died unexpectedly before finishing this task."))
-        == "its process was ended or crashed"
-    )
+    gone = "The actor died because its node has died. Node Id: 12"
+    assert [reason(RayError(text)) for text in (low, crashed, gone)] == [
+        "the machine ran low on memory, and Ray ended it",
+        "its process crashed or was ended, as the system does where memory runs out",
+        "its machine is gone",
+    ]
 
 
 HOLDER = """
