@@ -21,7 +21,7 @@ from mask_impact.models import loading
 from mask_impact.studies.dataset import read_dataset
 from mask_impact.studies.dataset_study import run_dataset
 from mask_impact.studies.progress import StudyObserver
-from mask_impact.studies.sharing import gather
+from mask_impact.studies.writer import writing
 
 
 class Memory(StudyObserver):
@@ -30,7 +30,7 @@ class Memory(StudyObserver):
     def __init__(self, every: int) -> None:
         self.every, self.n_done, self.started = every, 0, time.perf_counter()
 
-    def job_done(self, job, outcome, saved) -> None:
+    def job_done(self, job, done, saved) -> None:
         self.n_done += 1
         if self.n_done == 100 or self.n_done % self.every == 0:
             resident = psutil.Process().memory_info().rss / 2**20
@@ -54,8 +54,8 @@ def main() -> None:
         rows = ({"prompt": f"Mia has the red ball. Tom has the blue cup. Who has cup {n}?"} for n in range(args.rows))
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         print(f"{'prompts':>10}{'resident MiB':>14}{'seconds':>12}")
-        with gather(temporary, "results") as team:
-            run_dataset(loaded, read_dataset(path, kind="text"), team, reduce="none", observer=Memory(1000))
+        with writing(Path(temporary), "results") as writer:
+            run_dataset(loaded, read_dataset(path, kind="text"), writer, reduce="none", observer=Memory(1000))
         size = sum(part.stat().st_size for part in (Path(temporary) / "results").iterdir())
         print(f"{size / 2**20:.0f} MiB of Parquet in {len(list((Path(temporary) / 'results').iterdir()))} parts")
 

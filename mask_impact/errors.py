@@ -7,6 +7,7 @@
     │   └── UnsupportedArchitecture   a model whose decoder layers are not in the table of architectures
     ├── DeviceError           a device that is not there, or memory that does not suffice
     ├── OutputError           a place that cannot be written, a result that cannot be read
+    ├── WorkerError           a worker of a study that ended, or did not get on
     └── ExactnessError        the self-check or the activations themselves: no numbers can be given
 
 A message is one line and says what was wrong, where, and what would be accepted. This module knows nothing else of the
@@ -52,6 +53,10 @@ class DeviceError(MaskImpactError):
 
 class OutputError(MaskImpactError):
     """A place that cannot be written, or a stored result that cannot be read."""
+
+
+class WorkerError(MaskImpactError):
+    """Workers of a study that can't be had, that ended or did not get on."""
 
 
 class ExactnessError(MaskImpactError):

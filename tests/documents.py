@@ -197,16 +197,6 @@ def check_file(words):
     assert len(words) == 2
 
 
-def check_launcher(words):
-    """accelerate's own parser takes its words, and ours the rest."""
-    from accelerate.commands.launch import launch_command_parser
-
-    assert words[:2] == ["accelerate", "launch"]
-    parsed = launch_command_parser().parse_args(words[2:])
-    start = ["-m"] if parsed.module else []
-    check_parser(["python", *start, parsed.training_script, *parsed.training_script_args])
-
-
 def model_of(words):
     given = options(words)
     return given.get("-m", given.get("--model", "")) if is_ours(words) else ""
@@ -243,7 +233,7 @@ NOT_RUN = [
         lambda words: words[1:2] == ["tools/update_docs.py"],
         check_script,
     ),
-    ("starts several processes, which test_sharing.py does", lambda words: words[0] == "accelerate", check_launcher),
+    ("needs Ray; test_ray.py starts workers", lambda words: "--workers" in words, check_parser),
     (
         "needs a GPU",
         lambda words: is_ours(words) and options(words).get("--device", "").startswith("cuda"),

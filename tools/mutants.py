@@ -252,7 +252,7 @@ MUTANTS = (
     Mutant(
         "digest",
         "studies/digest.py",
-        '"dtype": str(loaded.model.dtype),',
+        '"dtype": model.dtype,',
         '"dtype": "",',
         "another dtype passes for the same run",
     ),
@@ -270,15 +270,34 @@ MUTANTS = (
         "pass",
         "rows that are no jobs are not recorded",
     ),
-    Mutant(
-        "last parts", "studies/dataset_study.py", ">= number:", "> number:", "a part of a longer dataset is left behind"
-    ),
+    Mutant("last parts", "studies/writer.py", ">= first]", "> first]", "a part of a longer dataset is left behind"),
     Mutant(
         "padding budget",
         "studies/batching.py",
         "(len(group) + 1) * prompt.encoded.n_tokens <= budget",
         "len(group) * prompt.encoded.n_tokens <= budget",
         "a shared forward may exceed its tokens",
+    ),
+    Mutant(
+        "poison",
+        "studies/crew.py",
+        "self.deaths[at] += 1",
+        "self.deaths[at] = 1",
+        "a prompt that ends its worker ends one worker after the other",
+    ),
+    Mutant(
+        "worker's company",
+        "studies/ray_worker.py",
+        "failed, groups = plan(self._loaded, some, block.wanted)",
+        "failed, groups = plan(self._loaded, [task for task in some if task.key in block.wanted])",
+        "what shares a forward pass depends on what was there",
+    ),
+    Mutant(
+        "lease",
+        "studies/writer.py",
+        'return _read_note(self._note).get("run") == self._run',
+        "return True",
+        "a run that was taken over goes on to write",
     ),
     # views and commands
     Mutant(
@@ -353,7 +372,7 @@ MUTANTS = (
     Mutant(
         "exit code",
         "commands/study.py",
-        "return 3 if tally.failed and rank == 0 else 0",
+        "return 3 if tally.failed else 0",
         "return 0",
         "failed prompts do not show in the exit code",
     ),

@@ -31,7 +31,6 @@ from mask_impact.errors import (
     told,
 )
 from mask_impact.results import files
-from mask_impact.studies.sharing import launched
 from mask_impact.studies.signals import ended_by
 from mask_impact.views.text import page_width, visible
 
@@ -51,6 +50,16 @@ _OWN_FLAGS = (
     "video",
 )
 FLAGS = f"`({'|'.join([*SETTINGS, *_OWN_FLAGS])})`"
+
+
+def launched() -> tuple[int, int]:
+    """(rank of this process, number of processes) as a launcher (torchrun, accelerate) says in the environment; (0, 1) without
+    one."""
+    try:
+        rank, _, size = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    except (KeyError, ValueError):
+        return 0, 1
+    return (rank, size) if 0 <= rank < size else (0, 1)
 
 
 class Help(argparse.HelpFormatter):
@@ -206,11 +215,10 @@ def with_flags(text: str) -> str:
 def guarded(program: str, argv: Sequence[str], action: Callable[[], int]) -> int:
     """Runs `action` and returns its exit code, or that of the error it ends with, said in one line on stderr.
 
-    With --debug among `argv` the traceback is shown as well. Of several processes of a launcher each but the first says which
-    it is, and leaves wrong usage and wrong files to the first, which says the same of them.
+    With --debug among `argv` the traceback is shown as well. Of several processes of a launcher, which nothing here needs, each
+    but the first leaves it to the first to say so.
     """
     rank, _ = launched()
-    program = f"{program} (process {rank})" if rank else program
     n_before = len(files.written)
     _lost.clear()
     _streams_that_are()

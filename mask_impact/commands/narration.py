@@ -168,15 +168,14 @@ def _prompts(n: int | None) -> str:
 class StudyProgress(Progress):
     """Two bars, prompts above the layers of those at work; on anything but a terminal a line now and then.
 
-    Does what a StudyObserver of `studies` does. say: prints a line on stdout; each finished prompt gets one. speaks: whether
-    this process is the one that says what failed, even when it is quiet.
+    Does what a StudyObserver of `studies` does. say: prints a line on stdout; each finished prompt gets one.
     """
 
-    def __init__(self, quiet: bool, say: Callable[[str], None], speaks: bool = True, verbose: bool = False) -> None:
+    def __init__(self, quiet: bool, say: Callable[[str], None], verbose: bool = False) -> None:
         super().__init__(quiet, verbose)
-        self.say, self.speaks = say, speaks
+        self.say = say
         self._prompts = None
-        self._n_jobs = self._n_done = 0
+        self._n_jobs = self._n_done = self._n_measured = 0
         self._started = self._last_line = time.monotonic()
 
     def __exit__(self, *exc_info: object) -> None:
@@ -211,11 +210,12 @@ class StudyProgress(Progress):
                 desc="Prompts", total=n_jobs, initial=n_done, unit="prompt", position=0, leave=False
             )
 
-    def job_done(self, job: Any, outcome: Any, saved: Any) -> None:
-        if outcome.error is not None:
-            line = f"{job.name}: FAILED: {outcome.error}"
+    def job_done(self, job: Any, done: Any, saved: Any) -> None:
+        self._n_measured += 1
+        if done.error is not None:
+            line = f"{job.name}: FAILED: {done.error[1]}"
         else:
-            line = f"{job.name}: {quoted(outcome.result.generated_text, 60)}"
+            line = f"{job.name}: {quoted(done.text, 60)}"
             line += f" -> {saved.paths[0]}" if saved else ""
         self._write(lambda: self.say(f"[{self._n_done + 1}/{self._n_jobs or '?'}] {line}"))
         for note in saved.notes if saved else ():
@@ -233,7 +233,11 @@ class StudyProgress(Progress):
             self._prompts.update(n_rows)
         elif not self.quiet and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            remark(f"{self._n_done} of {self._n_jobs or '?'} prompts after {self._last_line - self._started:.0f} s")
+            seconds = self._last_line - self._started
+            n_left = (self._n_jobs or 0) - self._n_done
+            left = seconds / self._n_measured * n_left if self._n_measured else 0.0
+            about = f", about {left:.0f} s left" if left > 0 else ""
+            remark(f"{self._n_done} of {self._n_jobs or '?'} prompts after {seconds:.0f} s{about}")
 
     def study_ends(self, tally: Any) -> None:
         """The last lines: how many of each, and how fast."""
@@ -245,7 +249,7 @@ class StudyProgress(Progress):
         self.say(f"{_prompts(tally.n_jobs)}: {'; '.join(counts)}")
         if tally.errors_path is not None:
             self.say(f"Errors: {tally.errors_path}")
-            if self.quiet and self.speaks:
+            if self.quiet:
                 remark(f"{len(tally.failed)} of {tally.n_jobs} failed, see {tally.errors_path}")
         if tally.n_written:
             self.say(

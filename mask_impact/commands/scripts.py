@@ -127,12 +127,13 @@ def _command(args: argparse.Namespace) -> str:
     return KNOCKOUT if args.knockout is not None else WITHOUT if args.without else RUN
 
 
+OF_STUDIES = ("reduce", "resume", "retry_failed", "limit", "shard", "workers", "address", "timeout")
 # The flags that are no settings, and that only some of the commands take.
 OWN = {
     RUN: ("prompt", "image", "video", "plots", "report", "output"),
     KNOCKOUT: ("prompt", "image", "video", "knockout", "output"),
     WITHOUT: ("prompt", "image", "video", "without", "layers", "output"),
-    STUDY: ("config", "dataset", "reduce", "resume", "plots", "report", "output"),
+    STUDY: ("config", "dataset", *OF_STUDIES, "plots", "report", "output"),
 }
 
 
@@ -151,6 +152,8 @@ def _misplaced(key: str, name: str, args: argparse.Namespace) -> str:
     flag = f"--{key.replace('_', '-')}"
     if key == "resume":
         return "--resume goes with --config or --dataset; a single prompt is always run"
+    if key in OF_STUDIES and key != "reduce":
+        return f"{flag} goes with --config or --dataset"
     if key in ("reduce", "layers"):
         return f"{flag} goes with {'--dataset' if key == 'reduce' else '--without'}"
     if name == STUDY:

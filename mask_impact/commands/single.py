@@ -15,7 +15,7 @@ from typing import Any
 
 from mask_impact.analyses.settings import GROUPS, Place, RunSettings
 from mask_impact.commands.caller import Caller
-from mask_impact.commands.console import did_you_mean, say, show, with_flags
+from mask_impact.commands.console import did_you_mean, launched, say, show, with_flags
 from mask_impact.commands.narration import Progress, silence
 from mask_impact.commands.options import given
 from mask_impact.errors import InputError, UsageError
@@ -24,7 +24,7 @@ from mask_impact.results.files import check_output, read_prompt_file
 from mask_impact.results.inputs import PROMPT, as_text, read_stream
 from mask_impact.results.names import Kind, suffixes
 from mask_impact.results.siblings import removal
-from mask_impact.studies.sharing import launched, sole_writer
+from mask_impact.studies.writer import sole_writer
 from mask_impact.views.summary_json import to_text
 
 DEFAULT_PROMPT_FILE = "prompt.txt"
@@ -77,7 +77,7 @@ def prepare(
     """The request, with its title printed (None: by its mask mode). kinds: what is going to be written; defaults: of settings
     that are not given."""
     if launched()[1] > 1:
-        raise UsageError("several processes share the prompts of a study; a single prompt takes one")
+        raise UsageError("a single prompt takes one process: start it without a launcher")
     settings = RunSettings(**defaults | given(args, RunSettings))
     images, videos = getattr(args, "image", None) or [], getattr(args, "video", None) or []
     if settings.mask_mode == "vision" and not images and not videos:
@@ -118,17 +118,10 @@ def load_model(
     caller: Caller, place: Place, observer: Progress, say: Callable[[str], None], check: Callable | None = None
 ) -> Any:
     """The model that was asked for, with what is said of it."""
-    from mask_impact.models import loading  # heavy from here on: torch and transformers
-
-    loading.quieten(progress_bars=not observer.quiet and sys.stderr.isatty())
     observer.note(f"Loading model {place.model or caller.default_model} ...")
     started = time.perf_counter()
-    loaded = loading.load(
-        place.model, kind=caller.kind, device=place.device, dtype=place.dtype, revision=place.revision,
-        device_map=place.device_map, check=check,
-    )  # fmt: skip
+    loaded = load_from(place, caller.kind, check, progress_bars=not observer.quiet and sys.stderr.isatty())
     if loaded.note:
-        loaded = replace(loaded, note=with_flags(loaded.note))  # so it is stored with a result, too
         observer.note(f"NOTE: {loaded.note}.")
     observer.detail(
         f"{type(loaded.model).__name__}, {loaded.model.dtype}, on {loaded.model.device}, loaded in "
@@ -137,6 +130,18 @@ def load_model(
     say("Model loaded successfully!")
     say(f"Text model layers: {loaded.config.get_text_config().num_hidden_layers}")
     return loaded
+
+
+def load_from(place: Place, kind: str | None, check: Callable | None = None, progress_bars: bool = False) -> Any:
+    """The model of a place, and nothing is printed. A worker elsewhere calls this, too."""
+    from mask_impact.models import loading  # heavy from here on: torch and transformers
+
+    loading.quieten(progress_bars=progress_bars)
+    loaded = loading.load(
+        place.model, kind=kind, device=place.device, dtype=place.dtype, revision=place.revision,
+        device_map=place.device_map, check=check,
+    )  # fmt: skip
+    return replace(loaded, note=loaded.note and with_flags(loaded.note))  # as it is stored with a result, too
 
 
 def read_prompt(argument: str | None, caller: Caller) -> str:

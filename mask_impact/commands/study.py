@@ -1,22 +1,27 @@
-"""Many prompts: a YAML configuration or a dataset, with --resume, on one process or several."""
+"""Many prompts: a YAML configuration or a dataset, with --resume, by one process or by many workers."""
 
 import argparse
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from mask_impact.analyses.settings import OF_ANSWERS, OF_EFFECTS, STUDY, Place, RunSettings
 from mask_impact.commands import options
 from mask_impact.commands.caller import Caller
-from mask_impact.commands.console import remark, say
+from mask_impact.commands.console import launched, remark, say
 from mask_impact.commands.narration import StudyProgress, silence
 from mask_impact.commands.run import beside, kinds
-from mask_impact.commands.single import load_model
-from mask_impact.errors import OutputError, UsageError
+from mask_impact.commands.single import load_from, load_model
+from mask_impact.errors import OutputError, UsageError, WorkerError
 from mask_impact.results.files import check_output
 from mask_impact.results.names import suffixes
 from mask_impact.studies.jobs import result_name
 from mask_impact.studies.parts import check_parts
-from mask_impact.studies.sharing import ERRORS, gather, launched
+from mask_impact.studies.writer import ALL, Shard, jobs_of, writing
 from mask_impact.views.summary_json import tally_entry, to_text
 
 EPILOG = """\
@@ -32,6 +37,7 @@ examples:
 CONFIGS = (".yaml", ".yml")
 DATASETS = (".jsonl", ".csv", ".parquet")
 REDUCE = ("summary", "none")
+MOST_WORKERS = 10_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,16 +54,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sharing(groups: options.Groups) -> None:
-    """--reduce and --resume"""
-    groups["what to analyse"](
+    """What is about many prompts: which of them, what is kept, and who measures them."""
+    add = groups["what to analyse"]
+    add(
         "--reduce",
         choices=REDUCE,
         help="what is kept of each token and layer of a dataset: summary (Full, Attn and the strongest head; the default) or "
         "none reduced, that is all (always so with a configuration)",
     )
-    groups["what to analyse"](
-        "--resume", action="store_true", help="leave out what is complete, with the same settings"
+    add("--resume", action="store_true", help="leave out what is complete, with the same settings")
+    add("--retry-failed", action="store_true", help="with --resume: run again what failed for good, too")
+    add("--limit", metavar="N", type=options.whole_number, help="only the first N prompts of the file")
+    add(
+        "--shard",
+        metavar="I/N",
+        type=_shard,
+        help="only the I-th of N shares of the prompts, 1/N to N/N; runs of several shares may go on at once",
     )
+    add = groups["workers"]
+    add(
+        "--workers",
+        metavar="N",
+        type=_workers,
+        help="share the prompts among N processes with a model each, or auto: one for each GPU (needs Ray: "
+        "pip install 'mask-impact[ray]')",
+    )
+    add("--address", metavar="WHERE", help="with --workers: a Ray cluster's, or auto for that of this machine")
+    add(
+        "--timeout",
+        metavar="SECONDS",
+        type=options.above_zero,
+        help="with --workers: end a worker that does no layer and no forward pass for so long (default: 1800)",
+    )
+
+
+def _workers(text: str) -> int | str:
+    return text if text == "auto" else options.at_most(MOST_WORKERS)(text)
+
+
+def _shard(text: str) -> Shard:
+    """I/N."""
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"must be a share such as 1/4 (the first of four), not {text!r}")
+    return Shard(int(found[1]) - 1, int(found[2]))
 
 
 def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
@@ -67,31 +107,45 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
         is_dataset = _is_dataset(args.file)
     flags = options.given(args, RunSettings) | options.given(args, Place)
     _check(args, flags, is_dataset)
-    rank, n_processes = launched()
-    if n_processes > 1 and "device_map" in flags:
-        raise UsageError("--device-map spreads a model over all GPUs of one process; start one process for it")
-    quiet = args.quiet or rank > 0  # the first process speaks for all
-    observer = StudyProgress(quiet, silence if quiet or args.json else say, speaks=rank == 0, verbose=args.verbose)
+    observer = StudyProgress(args.quiet, silence if args.quiet or args.json else say, verbose=args.verbose)
     with observer:
         try:
             tally = (_run_dataset if is_dataset else _run_config)(args, caller, flags, command, observer)
         except KeyboardInterrupt:  # the second one
             tally = None
-        except OutputError as error:
+        except (OutputError, WorkerError) as error:
             if not observer.has_begun:
                 raise
             again = "the same command" + (" with --resume added" if not args.resume else "")
-            raise OutputError(f"{error}; what is written is complete, and {again} goes on from there") from error
+            raise type(error)(f"{error}; what is written is complete, and {again} goes on from there") from error
     if tally is not None:
         observer.study_ends(tally)
-        if args.json and rank == 0:
+        if args.json:
             say(to_text(tally_entry(tally)))
     if tally is None or tally.stopped:
-        if rank == 0:
-            again = "" if args.resume else " with --resume added"
-            remark(f"{caller.program}: stopped; the same command{again} goes on from here")
+        again = "" if args.resume else " with --resume added"
+        remark(f"{caller.program}: stopped; the same command{again} goes on from here")
         return 130
-    return 3 if tally.failed and rank == 0 else 0
+    return 3 if tally.failed else 0
+
+
+@contextmanager
+def _crew(args: argparse.Namespace, caller: Caller, place: Place, observer: StudyProgress) -> Iterator[Any]:
+    """Who measures: this process, or the workers that are asked for."""
+    if args.workers is None:
+        from mask_impact.studies.crew import ThisProcess
+
+        yield ThisProcess(load_model(caller, place, observer, observer.say), observer)
+        return
+    from mask_impact.studies.ray_crew import TIMEOUT, Wish, ray_crew
+
+    n = None if args.workers == "auto" else args.workers
+    wish = Wish(n, args.address, args.timeout or TIMEOUT, args.verbose)
+    observer.note(f"Starting workers for model {place.model or caller.default_model} ...")
+    gpus, whole = place.device in ("auto", "cuda"), place.device_map is not None
+    with ray_crew(wish, partial(load_from, place, caller.kind), observer, gpus, whole) as crew:
+        observer.say("Model loaded successfully!")
+        yield crew
 
 
 def _is_dataset(file: str) -> bool:
@@ -105,7 +159,16 @@ def _is_dataset(file: str) -> bool:
 
 
 def _check(args: argparse.Namespace, flags: dict[str, Any], is_dataset: bool) -> None:
-    """UsageError for flags that do not go with the kind of file."""
+    """UsageError for flags that do not go with the kind of file, or with each other."""
+    if launched()[1] > 1:
+        raise UsageError(
+            "a study needs no launcher: start it once, with --workers N (or auto) to share it among processes"
+        )
+    for flag in ("address", "timeout"):
+        if args.workers is None and getattr(args, flag) is not None:
+            raise UsageError(f"--{flag} goes with --workers")
+    if args.retry_failed and not args.resume:
+        raise UsageError("--retry-failed goes with --resume; without it everything is run")
     source = "a dataset" if is_dataset else "a configuration"
     if not is_dataset and args.reduce == "summary":
         raise UsageError(
@@ -127,26 +190,30 @@ def _run_config(args: argparse.Namespace, caller: Caller, flags: dict, command: 
     from mask_impact.studies.config import load_config
 
     config = load_config(args.file, kind=caller.kind, overrides=flags)
-    results = {result_name(job) for job in config.jobs}
-    for job in config.jobs:
+    jobs, shard = config.jobs[: args.limit], args.shard or ALL
+    for job in jobs:
         written = suffixes(kinds(job.settings), config.formats, args.plots, args.report)
         check_output(config.output_dir, result_name(job), written)
     observer.title(caller.titles["many"])
-    with gather(config.output_dir, Path(args.file).stem, config.device, results) as team:
-        place = Place(
-            model=config.model, revision=config.revision, device=team.device or config.device, dtype=config.dtype,
-            device_map=flags.get("device_map"),
-        )  # fmt: skip
-        loaded = load_model(caller, place, observer, observer.say)
-
+    place = Place(
+        model=config.model, revision=config.revision, device=config.device, dtype=config.dtype,
+        device_map=flags.get("device_map"),
+    )  # fmt: skip
+    _check_device(args, place.device)
+    results = {result_name(job) for job in jobs_of(jobs, shard)}
+    with (
+        writing(config.output_dir, Path(args.file).stem, results, shard=shard) as writer,
+        _crew(args, caller, place, observer) as crew,
+    ):
         from mask_impact.studies.study import run_study
 
         return run_study(
-            loaded,
-            config.jobs,
-            team,
+            crew,
+            jobs,
+            writer,
             formats=config.formats,
             resume=args.resume,
+            retry_failed=args.retry_failed,
             beside=beside(args),
             command=command,
             observer=observer,
@@ -158,23 +225,31 @@ def _run_dataset(args: argparse.Namespace, caller: Caller, flags: dict, command:
 
     settings = {name: value for name, value in flags.items() if name in RunSettings.__dataclass_fields__}
     place = Place(**{name: value for name, value in flags.items() if name not in settings})
-    rows = read_dataset(args.file, kind=caller.kind, defaults=settings)
-    name = args.output or Path(args.file).stem
-    check_parts(check_output(place.output_dir, name, [ERRORS]))
+    _check_device(args, place.device)
+    rows = islice(read_dataset(args.file, kind=caller.kind, defaults=settings), args.limit)
+    name, shard = args.output or Path(args.file).stem, args.shard or ALL
+    check_parts(check_output(place.output_dir, name, ()))
     observer.title(caller.titles["many"])
-    with gather(place.output_dir, name, place.device, fresh=not args.resume) as team:
-        loaded = load_model(
-            caller, Place(**vars(place) | {"device": team.device or place.device}), observer, observer.say
-        )
-
+    with (
+        writing(Path(place.output_dir), name, fresh=not args.resume, shard=shard) as writer,
+        _crew(args, caller, place, observer) as crew,
+    ):
         from mask_impact.studies.dataset_study import run_dataset
 
+        n_rows = count_rows(args.file)
         return run_dataset(
-            loaded,
+            crew,
             rows,
-            team,
-            n_rows=count_rows(args.file),
+            writer,
+            n_rows=shard.share(n_rows if args.limit is None else min(n_rows, args.limit)),
             reduce=args.reduce or REDUCE[0],
             resume=args.resume,
+            retry_failed=args.retry_failed,
+            keep_others=args.limit is not None,
             observer=observer,
         )
+
+
+def _check_device(args: argparse.Namespace, device: str) -> None:
+    if args.workers is not None and ":" in device:
+        raise UsageError(f"--workers gives each worker a GPU of its own: give --device cuda, cpu or auto, not {device}")

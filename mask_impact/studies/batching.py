@@ -5,7 +5,7 @@ similar length go together, up to a number of tokens. What goes together follows
 Knows no files.
 """
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,13 +31,15 @@ PROMPTS_AHEAD = 64  # how many prompts are looked at to find those that go toget
 
 @dataclass(frozen=True)
 class Task:
-    """One prompt of many. key: what the caller calls it. prompt, images, videos, settings: as for `analyze`."""
+    """One prompt of many. key: what the caller calls it. prompt, images, videos, settings: as for `analyze`. source: what it
+    was made of, for the caller."""
 
     key: Hashable
     prompt: str | Mapping[str, Any]
     settings: RunSettings
     images: Sequence[Any] = ()
     videos: Sequence[Any] = ()
+    source: Any = None
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,31 @@ class Outcome:
     error: MaskImpactError | None = None
 
 
-def run_tasks(loaded: LoadedModel, tasks: Sequence[Task], observer: Observer | None = None) -> Iterator[Outcome]:
-    """The outcomes of `tasks`, as they come: those that cannot be run first, then group by group."""
+Group = Sequence[tuple[Task, Prepared]]  # what shares forward passes
+
+
+def run_tasks(
+    loaded: LoadedModel,
+    tasks: Sequence[Task],
+    observer: Observer | None = None,
+    wanted: Collection[Hashable] | None = None,
+) -> Iterator[Outcome]:
+    """The outcomes of `tasks`, as they come: those that cannot be run first, then group by group.
+
+    wanted: keys of those whose outcomes are needed (None: all); the others run along where they share forward passes with one.
+    """
+    failed, groups = plan(loaded, tasks, wanted)
+    yield from failed
+    for group in groups:
+        yield from run_group(loaded, group, observer, wanted)
+
+
+def plan(
+    loaded: LoadedModel, tasks: Sequence[Task], wanted: Collection[Hashable] | None = None
+) -> tuple[list[Outcome], list[Group]]:
+    """The tasks that cannot be run, and the others in groups that share forward passes; those without one that is wanted are
+    left out."""
+    failed: list[Outcome] = []
     ready: list[tuple[Task, Prepared]] = []
     for task in tasks:
         try:
@@ -67,14 +92,24 @@ def run_tasks(loaded: LoadedModel, tasks: Sequence[Task], observer: Observer | N
             )
             ready.append((task, prepare(loaded, task.prompt, task.settings, (*pictures, *clips))))
         except MaskImpactError as error:
-            yield Outcome(task, None, error)
-    for group in group_prompts(loaded.model, [prepared for _, prepared in ready]):
-        yield from _run_group(loaded, [ready[index] for index in group], observer)
+            failed.append(Outcome(task, None, error))
+    together = group_prompts(loaded.model, [prepared for _, prepared in ready])
+    groups = [[ready[index] for index in group] for group in together]
+    if wanted is None:
+        return failed, groups
+    needed = [group for group in groups if any(task.key in wanted for task, _ in group)]
+    return [one for one in failed if one.task.key in wanted], needed
 
 
-def _run_group(
-    loaded: LoadedModel, group: Sequence[tuple[Task, Prepared]], observer: Observer | None
+def run_group(
+    loaded: LoadedModel, group: Group, observer: Observer | None, wanted: Collection[Hashable] | None = None
 ) -> Iterator[Outcome]:
+    """The outcomes of a group of `plan`."""
+    outcomes = _run_group(loaded, group, observer)
+    return outcomes if wanted is None else (one for one in outcomes if one.task.key in wanted)
+
+
+def _run_group(loaded: LoadedModel, group: Group, observer: Observer | None) -> Iterator[Outcome]:
     try:
         results = run_together(loaded, [prepared for _, prepared in group], observer=observer)
     except MaskImpactError as error:

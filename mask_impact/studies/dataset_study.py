@@ -2,12 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mask_impact.errors import InputError
+from mask_impact.errors import InputError, WorkerError
 from mask_impact.models.loading import LoadedModel
 from mask_impact.results.dataset_answers import card_table
 from mask_impact.results.distance_files import write_tables
@@ -18,89 +20,153 @@ from mask_impact.results.inputs import TABLE, open_file
 from mask_impact.results.records import Result
 from mask_impact.results.table_files import clean_text, one_line
 from mask_impact.results.tables import to_dataset_table, with_prompt
-from mask_impact.studies.batching import run_tasks
+from mask_impact.studies.crew import Block, Crew, Done, ThisProcess
 from mask_impact.studies.digest import digest
 from mask_impact.studies.jobs import Job, Problem
-from mask_impact.studies.parts import HOW, KINDS, RUN, part_of, parts_in
-from mask_impact.studies.progress import MAX_TOGETHER, ErrorLog, StudyObserver, Tally, run_blocks, task_of
-from mask_impact.studies.sharing import Team
+from mask_impact.studies.parts import HOW, KINDS, RUN, part_of
+from mask_impact.studies.progress import Course, ErrorLog, StudyObserver, Tally, run_blocks
+from mask_impact.studies.writer import MAX_TOGETHER, Writer, old_parts
 
 
 def run_dataset(
-    loaded: LoadedModel,
+    model: LoadedModel | Crew,
     rows: Iterable[Job | Problem],
-    team: Team,
+    writer: Writer,
     *,
     n_rows: int | None = None,
     reduce: str = "summary",
     resume: bool = False,
+    retry_failed: bool = False,
+    keep_others: bool = False,
     observer: StudyObserver | None = None,
 ) -> Tally:
     """Run the jobs of a dataset, read as they are needed, and write part-*.parquet of MAX_TOGETHER rows each into a folder.
 
-    The folder is called as the team is, in the team's folder. Rows that are no jobs, and jobs that fail, go to
-    {team name}.errors.jsonl. Effects and what answers used go to folders beside it, see `part_of`. reduce: see
-    `tables.to_dataset_table`. n_rows: about how many rows there are. resume: leave out
-    parts that are complete. Ctrl-C as in `run_study`.
+    The folder is called as the writer is, in the writer's folder. Rows that are no jobs, and jobs that fail, go to
+    {writer name}.errors.jsonl. Effects and what answers used go to folders beside it, see `part_of`. model: or who measures with
+    it. reduce: see `tables.to_dataset_table`. n_rows: about how many rows there are. resume: leave out parts that are complete;
+    with retry_failed only those in which nothing failed. keep_others: whether a resumed run leaves later parts that are there,
+    because these rows are only the first of the dataset. Ctrl-C as in `run_study`.
     """
-    observer = observer or StudyObserver()
-    errors = ErrorLog(team.errors_path)
-    folder = check_output(team.folder, team.name, ())
-    _make_folder(folder)
-    n_parts, old = 0, [*parts_in(folder)] if team.fresh and team.size == 1 else []
-
-    def parts() -> Iterator[_Part]:
-        nonlocal n_parts
-        remaining = iter(rows)
-        while block := list(islice(remaining, MAX_TOGETHER)):
-            n_parts += 1
-            yield _Part(folder / f"part-{n_parts - 1:06d}.parquet", block, reduce)
-
-    def run(part: _Part) -> Tally:
-        for problem in part.problems:
-            errors.add_problem(problem)
-            observer.row_failed(problem)
-        part_digest = part.digest(loaded)
-        failures = part.failures_there(part_digest, observer.note) if resume else None
-        if failures is None:
-            tally = _run_part(loaded, part, part_digest, errors, observer, old)
-        else:
-            for failure in failures:
-                errors.repeat(failure)
-            names = [failure["name"] for failure in failures]
-            tally = Tally(len(part.jobs), n_skipped=len(part.jobs) - len(names), failed=names)
-        tally.n_jobs += len(part.problems)
-        tally.failed = [*(problem.name or f"row {problem.row}" for problem in part.problems), *tally.failed]
-        return tally
-
+    observer, started = observer or StudyObserver(), time.perf_counter()
+    crew = ThisProcess(model, observer) if isinstance(model, LoadedModel) else model
+    study, course = _Dataset(crew, rows, writer, reduce, observer), Course()
+    study.resume, study.retry_failed = resume, retry_failed
     observer.study_begins(n_rows, 0)
-    tally = run_blocks(team, parts(), run, observer, counted_at_once=False)
-    if team.leads and team.complete:
-        _remove_parts_from(folder, n_parts)
-    return tally
+    for block, done in run_blocks(crew, study.blocks(), partial(_tables_of, reduce=reduce), observer, course):
+        if done is None:
+            study.finish(block.number)
+        else:
+            study.keep(block.number, done)
+    if course.complete and not (resume and keep_others):
+        study.remove_others()
+    return study.tally_of(course.complete, time.perf_counter() - started)
+
+
+class _Dataset:
+    """The parts of a dataset: which are to be run, what was measured of those at work, and writing them."""
+
+    resume = retry_failed = False
+
+    def __init__(
+        self, crew: Crew, rows: Iterable[Job | Problem], writer: Writer, reduce: str, observer: StudyObserver
+    ) -> None:
+        self._crew, self._rows, self._writer, self._reduce, self._observer = crew, rows, writer, reduce, observer
+        self._errors, self._tally = ErrorLog(writer.errors_path), Tally()
+        self._folder = check_output(writer.folder, writer.name, ())
+        _make_folder(self._folder)
+        self._old = old_parts(writer, self._folder) if writer.fresh else []  # go when something takes their place
+        self._open: dict[int, _Part] = {}
+        self._failed: dict[int, list[str]] = {}  # by part
+        self._n_parts = 0
+
+    def blocks(self) -> Iterator[Block]:
+        """The parts that are to be run."""
+        remaining = iter(self._rows)
+        while rows := list(islice(remaining, MAX_TOGETHER)):
+            number, self._n_parts = self._n_parts, self._n_parts + 1
+            if number not in self._writer.shard:
+                continue
+            part = _Part(self._folder / f"part-{number:06d}.parquet", rows, self._reduce, self._crew)
+            self._tally.n_jobs += len(rows)
+            for problem in part.problems:
+                self._errors.add_problem(problem)
+                self._observer.row_failed(problem)
+            self._failed[number] = [problem.name or f"row {problem.row}" for problem in part.problems]
+            failures = part.failures_there(self.retry_failed, self._observer.note) if self.resume else None
+            if failures is not None:
+                self._pass(number, part, failures)
+                continue
+            self._open[number] = part
+            if part.jobs:
+                yield Block(number, tuple(part.jobs), frozenset(job.name for job in part.jobs))
+            else:
+                self.finish(number)
+
+    def _pass(self, number: int, part: "_Part", failures: Sequence[dict[str, Any]]) -> None:
+        """The part is there."""
+        for failure in failures:
+            self._errors.repeat(failure)
+        self._failed[number] += [failure["name"] for failure in failures]
+        self._tally.n_skipped += len(part.jobs) - len(failures)
+        if part.jobs:
+            self._observer.skipped(len(part.jobs))
+
+    def keep(self, number: int, done: Done) -> None:
+        """What was measured of a prompt."""
+        part = self._open[number]
+        job = next(job for job in part.jobs if job.name == done.name)
+        if done.error is None:
+            part.tables[done.name] = done.content
+        else:
+            part.failures[done.name] = self._errors.add(job, done.error)
+        self._tally.count(done)
+        self._observer.job_done(job, done, None)
+
+    def finish(self, number: int) -> None:
+        """All prompts of a part are measured."""
+        part = self._open.pop(number)
+        self._writer.lease.check()
+        while self._old:
+            self._old.pop().unlink(missing_ok=True)
+        part.write()
+        self._failed[number] += [job.name for job in part.jobs if job.name in part.failures]
+
+    def remove_others(self) -> None:
+        """Parts of an earlier and longer dataset of that name."""
+        for path in old_parts(self._writer, self._folder, self._n_parts):
+            path.unlink(missing_ok=True)
+
+    def tally_of(self, complete: bool, seconds: float) -> Tally:
+        """What became of all rows."""
+        tally = self._tally
+        tally.failed = [name for _, names in sorted(self._failed.items()) for name in names]
+        tally.stopped, tally.seconds = not complete, seconds
+        tally.errors_path = self._writer.errors_path if tally.failed else None
+        return tally
 
 
 class _Part:
-    """A file of a dataset's results: rows that run together, and how the file is known again."""
+    """A file of a dataset's results: rows that run together, how the file is known again, and what was measured so far."""
 
-    def __init__(self, path: Path, rows: Sequence[Job | Problem], reduce: str) -> None:
-        self.path, self.reduce = path, reduce
+    def __init__(self, path: Path, rows: Sequence[Job | Problem], reduce: str, crew: Crew) -> None:
+        self.path, self._reduce, self._crew = path, reduce, crew
         self.jobs = [row for row in rows if isinstance(row, Job)]
         self.problems = [row for row in rows if isinstance(row, Problem)]
+        self.tables: dict[str, dict[str, Any]] = {}  # by prompt, then by KINDS
+        self.failures: dict[str, dict[str, Any]] = {}  # what is recorded of prompts that failed
 
-    def __len__(self) -> int:
-        return len(self.jobs) + len(self.problems)
-
-    def digest(self, loaded: LoadedModel) -> str:
+    @cached_property
+    def digest(self) -> str:
         """SHA-256 of all that the file depends on."""
-        ingredients = [[job.name, digest(loaded, job), _as_json(job.carried)] for job in self.jobs]
-        return hashlib.sha256(json.dumps([ingredients, self.reduce]).encode()).hexdigest()
+        ingredients = [[job.name, digest(self._crew.identity, job), _as_json(job.carried)] for job in self.jobs]
+        return hashlib.sha256(json.dumps([ingredients, self._reduce]).encode()).hexdigest()
 
-    def failures_there(self, expected: str, say: Callable[[str], Any]) -> list[dict[str, Any]] | None:
+    def failures_there(self, retry: bool, say: Callable[[str], Any]) -> list[dict[str, Any]] | None:
         """What is recorded of the jobs that failed, where a file with this digest is there; None where the part is to be run.
 
-        A job that failed for what it is fails again, as long as its digest is the same; for another reason it may not. say: is
-        told where the file is damaged.
+        A job that failed for what it is, or ended its workers, does so again, as long as its digest is the same; for another
+        reason it may not. retry: whether such jobs are run, too. say: is told where the file is damaged.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -108,7 +174,7 @@ class _Part:
         try:
             with open_file(self.path, TABLE) as file:
                 found = pq.read_schema(file).metadata or {}
-            if found.get(b"mask_impact_digest") != expected.encode():
+            if found.get(b"mask_impact_digest") != self.digest.encode():
                 return None
             failures = json.loads(found.get(b"mask_impact_failures", b"[]"))
             if not isinstance(failures, list):
@@ -121,16 +187,18 @@ class _Part:
         except (OSError, ValueError, TypeError, KeyError, RecursionError, pa.ArrowException) as error:
             say(f"{self.path} is done again: it cannot be read ({one_line(error)})")
             return None
-        return failures if all(error == InputError.__name__ for _, error in names) else None
+        lasting = () if retry else (InputError.__name__, WorkerError.__name__)
+        return failures if all(error in lasting for _, error in names) else None
 
-    def write(
-        self, tables: Mapping[str, Sequence[Any]], part_digest: str, failures: Sequence[dict[str, Any]], model: str
-    ) -> None:
+    def write(self) -> None:
         """The tables of the jobs that did not fail, in their order, by KINDS; all or nothing. Distances come last: by their file
         the part is known again."""
-        metadata = {"mask_impact_digest": part_digest, "mask_impact_failures": json.dumps(failures)}
+        done = [self.tables[job.name] for job in self.jobs if job.name in self.tables]
+        tables = {kind: [one[kind] for one in done if kind in one] for kind in KINDS}
+        failures = [self.failures[job.name] for job in self.jobs if job.name in self.failures]
+        metadata = {"mask_impact_digest": self.digest, "mask_impact_failures": json.dumps(failures)}
         metadata[RUN] = json.dumps(
-            {"model": model, "reduce": self.reduce}
+            {"model": self._crew.name, "reduce": self._reduce}
             | {name: getattr(self.jobs[0].settings, name) for name in HOW if self.jobs}
         )
         writers, empty = {}, []
@@ -148,27 +216,6 @@ class _Part:
         else:
             for path in empty:
                 path.unlink(missing_ok=True)
-
-
-def _run_part(
-    loaded: LoadedModel, part: _Part, part_digest: str, errors: ErrorLog, observer: StudyObserver, old: list[Path]
-) -> Tally:
-    """old: parts of an earlier run, which go when there is something to take their place."""
-    tally, failures = Tally(len(part.jobs)), []
-    tables: dict[str, dict[str, Any]] = {}
-    for outcome in run_tasks(loaded, [task_of(job) for job in part.jobs], observer):
-        job = outcome.task.key
-        if outcome.error is None:
-            tables[job.name] = _tables_of(outcome.result, job, part.reduce)
-        else:
-            failures.append(errors.add(job, outcome.error))
-        tally.count(outcome)
-        observer.job_done(job, outcome, None)
-    done = [tables[job.name] for job in part.jobs if job.name in tables]
-    while old:
-        old.pop().unlink(missing_ok=True)
-    part.write({kind: [one[kind] for one in done if kind in one] for kind in KINDS}, part_digest, failures, loaded.name)
-    return tally
 
 
 def _tables_of(result: Result, job: Job, reduce: str) -> dict[str, Any]:
@@ -200,10 +247,3 @@ def _make_folder(path: Path) -> None:
 
 def _as_json(carried: dict[str, Any]) -> str:
     return json.dumps(carried, ensure_ascii=False, sort_keys=True, default=str) if carried else ""
-
-
-def _remove_parts_from(folder: Path, number: int) -> None:
-    """Parts of an earlier and longer dataset of that name."""
-    for path in parts_in(folder):
-        if path.stem.removeprefix("part-").isdigit() and int(path.stem.removeprefix("part-")) >= number:
-            path.unlink()

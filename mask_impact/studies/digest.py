@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,33 @@ from mask_impact.results.meta import SCHEMA_VERSION
 from mask_impact.studies.jobs import Job
 
 
-def digest(loaded: LoadedModel, job: Job) -> str:
+@dataclass(frozen=True)
+class Identity:
+    """Which model numbers are of. weights: name, size and time of its files, where these tell; device: `cpu`, `cuda` and so on,
+    which is no part of a digest."""
+
+    name: str
+    revision: str | None
+    weights: tuple[tuple[Any, ...], ...]
+    dtype: str
+    device: str
+
+    def is_like(self, other: "Identity") -> bool:
+        """Whether it is the same model, on another machine: its files may be of another time there."""
+        sizes, others = ([file[:2] for file in one.weights] for one in (self, other))
+        same = ("revision", "dtype", "device")
+        return sizes == others and all(getattr(self, one) == getattr(other, one) for one in same)
+
+
+def identity_of(loaded: LoadedModel) -> Identity:
+    """Of a model that is loaded."""
+    weights = tuple(map(tuple, _weights_digest(loaded)))
+    return Identity(loaded.name, loaded.revision, weights, str(loaded.model.dtype), loaded.model.device.type)
+
+
+def digest(model: LoadedModel | Identity, job: Job) -> str:
     """SHA-256 of all that a result's numbers depend on: prompt, images, model, dtype, settings and the files' schema."""
+    model = model if isinstance(model, Identity) else identity_of(model)
     settings = asdict(job.settings)
     settings["n_verify"] = settings.pop("verify")  # as it was called when the first digests were written
     idle = {"allow_remote", "max_cost"}
@@ -36,8 +61,8 @@ def digest(loaded: LoadedModel, job: Job) -> str:
     ingredients = {
         "prompt": job.prompt,
         "images": [_file_digest(image) for image in job.images],
-        "model": [loaded.name, loaded.revision, _weights_digest(loaded)],
-        "dtype": str(loaded.model.dtype),
+        "model": [model.name, model.revision, model.weights],
+        "dtype": model.dtype,
         "settings": settings,
         "schema": SCHEMA_VERSION,
     }

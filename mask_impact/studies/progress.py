@@ -2,7 +2,6 @@
 
 import json
 import signal
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mask_impact.analyses.observer import Observer
-from mask_impact.errors import MaskImpactError, public_address
+from mask_impact.errors import public_address
 from mask_impact.prompts.marks import is_data
 from mask_impact.results.files import append_line
 from mask_impact.results.store import Saved
-from mask_impact.studies.batching import Outcome, Task
+from mask_impact.studies.crew import Block, Crew, Done, Shape
 from mask_impact.studies.jobs import Job, Problem
-from mask_impact.studies.sharing import Team
 from mask_impact.studies.signals import ended_by
-
-MAX_TOGETHER = 16  # jobs of a group: what is lost at most when a run is killed
 
 
 class StudyObserver(Observer):
@@ -31,7 +27,7 @@ class StudyObserver(Observer):
     def skipped(self, n_rows: int) -> None:
         """Rows of a dataset that were there already, or are no jobs."""
 
-    def job_done(self, job: Job, outcome: Outcome, saved: Saved | None) -> None:
+    def job_done(self, job: Job, done: Done, saved: Saved | None) -> None:
         """A job's result is written, or its error recorded."""
 
     def row_failed(self, problem: Problem) -> None:
@@ -39,14 +35,14 @@ class StudyObserver(Observer):
 
 
 class ErrorLog:
-    """A file with a line of JSON for each failure; none where nothing fails. Several processes may write into it."""
+    """A file with a line of JSON for each failure; none where nothing fails."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def add(self, job: Job, error: MaskImpactError) -> dict[str, Any]:
-        """A job that failed; returns what is recorded."""
-        entry = {"name": job.name, "error": type(error).__name__, "message": str(error), "prompt": job.prompt}
+    def add(self, job: Job, error: tuple[str, str], **more: Any) -> dict[str, Any]:
+        """A job that failed, with (class, message) of its error; returns what is recorded."""
+        entry = {"name": job.name, "error": error[0], "message": error[1], "prompt": job.prompt} | more
         entry["images"] = [image[:40] if is_data(image) else public_address(image) for image in job.images]
         if job.videos:
             entry["videos"] = list(job.videos)
@@ -67,59 +63,50 @@ class ErrorLog:
 
 @dataclass
 class Tally:
-    """What became of the jobs so far. stopped: by the user, before the end; seconds: of this process."""
+    """What became of the jobs so far. stopped: by the user, before the end; failed: their names."""
 
     n_jobs: int = 0
     n_written: int = 0
     n_skipped: int = 0  # were there already
-    failed: list[str] = field(default_factory=list)  # their names
+    failed: list[str] = field(default_factory=list)
     n_tokens: int = 0  # masked at all steps
     stopped: bool = False
     errors_path: Path | None = None
     seconds: float = 0.0
 
-    def count(self, outcome: Outcome) -> None:
+    def count(self, done: Done) -> None:
         """One more job that was run."""
-        if outcome.error is None:
-            self.n_written += 1
-            self.n_tokens += sum(len(step.positions) for step in outcome.result.steps)
-        else:
-            self.failed.append(outcome.task.key.name)
+        self.n_written += done.error is None
+        self.n_tokens += done.n_tokens
 
-    def report(self) -> dict[str, Any]:
-        """What `add` takes, for another process to add it."""
-        return {name: getattr(self, name) for name in ("n_jobs", "n_written", "n_skipped", "failed", "n_tokens")}
 
-    def add(self, report: dict[str, Any]) -> None:
-        """The report of another tally, of other jobs."""
-        for name, value in report.items():
-            setattr(self, name, getattr(self, name) + value)
+@dataclass
+class Course:
+    """The blocks that a crew has taken: whether all were, and how many are not done."""
+
+    n_open: int = 0
+    all_taken: bool = False
+
+    @property
+    def complete(self) -> bool:
+        return self.all_taken and not self.n_open
 
 
 def run_blocks(
-    team: Team, blocks: Iterable[Any], run: Callable[[Any], Tally], observer: StudyObserver, counted_at_once: bool
-) -> Tally:
-    """Run the blocks that are this process's; the tally of all of them, whoever ran them.
+    crew: Crew, blocks: Iterable[Block], shape: Shape | None, observer: Observer, course: Course
+) -> Iterator[tuple[Block, Done | None]]:
+    """What `Crew.run` says, while the first Ctrl-C only keeps it from taking more blocks."""
 
-    counted_at_once: whether the observer was told at the beginning what is there already.
-    """
-    started, total = time.perf_counter(), Tally()
+    def taken() -> Iterator[Block]:
+        for block in blocks:
+            course.n_open += 1
+            yield block
+        course.all_taken = True
+
     with _first_interrupt_waits(observer) as interrupted:
-        for claim in team.share(blocks, stop=interrupted, passed=lambda block: observer.skipped(len(block))):
-            tally = run(claim.block)
-            team.finish(claim, tally.report())
-            if tally.n_skipped and not counted_at_once:
-                observer.skipped(tally.n_skipped)
-    for report in team.reports():
-        total.add(report)
-    total.stopped, total.seconds = not team.complete, time.perf_counter() - started
-    total.errors_path = team.errors_path if total.failed else None
-    return total
-
-
-def task_of(job: Job) -> Task:
-    """The job as what shares forward passes."""
-    return Task(job, job.prompt, job.settings, job.images, job.videos)
+        for block, done in crew.run(taken(), shape, interrupted):
+            course.n_open -= done is None
+            yield block, done
 
 
 @contextmanager

@@ -7,22 +7,23 @@ others were there already.
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mask_impact.errors import OutputError
+from mask_impact.errors import OutputError, WorkerError
 from mask_impact.models.loading import LoadedModel
 from mask_impact.results.files import check_output
 from mask_impact.results.records import Result
 from mask_impact.results.store import Saved, load_result, save, stored_digest
-from mask_impact.studies.batching import run_tasks
-from mask_impact.studies.digest import digest
+from mask_impact.studies.crew import Block, Crew, ThisProcess
+from mask_impact.studies.digest import Identity, digest
 from mask_impact.studies.jobs import Job, result_name
-from mask_impact.studies.progress import MAX_TOGETHER, ErrorLog, StudyObserver, Tally, run_blocks, task_of
-from mask_impact.studies.sharing import Team
+from mask_impact.studies.progress import Course, ErrorLog, StudyObserver, Tally, run_blocks
+from mask_impact.studies.writer import Writer, blocks_of
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -32,54 +33,76 @@ def _with_suffix(path: Path, suffix: str) -> Path:
 
 
 def run_study(
-    loaded: LoadedModel,
+    model: LoadedModel | Crew,
     jobs: Sequence[Job],
-    team: Team,
+    writer: Writer,
     *,
     formats: Sequence[str] | None = None,
     resume: bool = False,
+    retry_failed: bool = False,
     beside: Mapping[str, Callable[[Result, Path], Any]] = NOTHING,
     command: str = "",
     observer: StudyObserver | None = None,
 ) -> Tally:
-    """Run `jobs` and write {job name}_results for each into the team's folder; failures go to {team name}.errors.jsonl there.
+    """Run `jobs` and write {job name}_results for each into the writer's folder; failures go to {writer name}.errors.jsonl there.
 
-    resume: leave out jobs whose complete result with the same digest is there. beside: what else is written of each result, by
-    the suffix of a file that it always writes: functions of the result and its path without suffix. The first Ctrl-C (or
-    SIGTERM) ends the study when the group at work is written, the second Ctrl-C at once.
+    model: or who measures with it. resume: leave out jobs whose complete result with the same digest is there, and, but with
+    retry_failed, those that ended their workers. beside: what else is written of each result, by the suffix of a file that it
+    always writes: functions of the result and its path without suffix. The first Ctrl-C (or SIGTERM) ends the study when the
+    groups at work are written, the second Ctrl-C at once.
     """
-    observer = observer or StudyObserver()
-    errors = ErrorLog(team.errors_path)
-    results = _Results(loaded, jobs, team.folder, formats, beside, command)
+    observer, started = observer or StudyObserver(), time.perf_counter()
+    crew = ThisProcess(model, observer) if isinstance(model, LoadedModel) else model
+    groups = [*blocks_of(jobs, writer.shard)]
+    own = {job.name: job for _, group in groups for job in group}
+    results = _Results(crew.identity, [*own.values()], writer.folder, formats, beside, command)
+    errors, tally, course = ErrorLog(writer.errors_path), Tally(len(own)), Course()
+    left_out = _left_out(writer, results) if resume and not retry_failed else {}
 
-    def run(group: Sequence[Job]) -> Tally:
-        done = {job.name for job in group if resume and results.complete(job, observer.note)}
-        tally = Tally(len(group), n_skipped=len(done))
-        if len(done) == len(group):
-            return tally
-        for outcome in run_tasks(loaded, [task_of(job) for job in group], observer):
-            job = outcome.task.key
-            if job.name in done:  # ran along only for the others' sake
-                continue
-            saved = results.keep(job, outcome.result) if outcome.error is None else None
-            if outcome.error is not None:
-                errors.add(job, outcome.error)
-            tally.count(outcome)
-            observer.job_done(job, outcome, saved)
-        return tally
+    def blocks() -> Iterator[Block]:
+        for number, group in groups:
+            for entry in (left_out[job.name] for job in group if job.name in left_out):
+                errors.repeat(entry)
+                tally.failed.append(entry["name"])
+            done = {job.name for job in group if resume and results.complete(job, observer.note)}
+            tally.n_skipped += len(done)
+            if wanted := frozenset(job.name for job in group) - done - {*left_out}:
+                yield Block(number, tuple(group), wanted)
 
-    alone = team.size == 1  # others may have written results by now, which are counted when their groups are passed
-    observer.study_begins(len(jobs), sum(map(results.has, jobs)) if alone and resume else 0)
-    tally = run_blocks(team, _groups(jobs), run, observer, counted_at_once=alone)
-    tally.n_jobs = len(jobs)  # where it was stopped, too
+    observer.study_begins(len(own), sum(map(results.has, own.values())) if resume else 0)
+    for _, done in run_blocks(crew, blocks(), None, observer, course):
+        if done is None:
+            continue
+        writer.lease.check()
+        job = own[done.name]
+        saved = results.keep(job, done.content) if done.error is None else None
+        if done.error is not None:
+            errors.add(job, done.error, digest=results.digest_of(job.name))
+            tally.failed.append(job.name)
+        tally.count(done)
+        observer.job_done(job, done, saved)
+    order = {name: number for number, name in enumerate(own)}
+    tally.failed.sort(key=order.__getitem__)
+    tally.stopped, tally.seconds = not course.complete, time.perf_counter() - started
+    tally.errors_path = writer.errors_path if tally.failed else None
     return tally
 
 
-def _digest(loaded: LoadedModel, job: Job) -> str:
+def _left_out(writer: Writer, results: "_Results") -> dict[str, dict[str, Any]]:
+    """What an earlier run recorded of jobs that ended their workers, as long as they are the same."""
+    found = {}
+    for entry in writer.failed_before:
+        digest_now = results.digest_of(entry.get("name"))
+        if entry.get("error") == WorkerError.__name__ and digest_now is not None and entry.get("digest") == digest_now:
+            found[entry["name"]] = entry
+    return found
+
+
+def _digest(model: Identity, job: Job) -> str:
     """Of what the numbers depend on, and of what is kept beside them."""
     if not job.carried:
-        return digest(loaded, job)
-    return hashlib.sha256(json.dumps([digest(loaded, job), job.carried], sort_keys=True).encode()).hexdigest()
+        return digest(model, job)
+    return hashlib.sha256(json.dumps([digest(model, job), job.carried], sort_keys=True).encode()).hexdigest()
 
 
 class _Results:
@@ -87,7 +110,7 @@ class _Results:
 
     def __init__(
         self,
-        loaded: LoadedModel,
+        model: Identity,
         jobs: Sequence[Job],
         folder: Path,
         formats: Sequence[str] | None,
@@ -96,7 +119,11 @@ class _Results:
     ) -> None:
         self._formats, self._beside, self._command = formats, beside, command
         self._paths = {job.name: check_output(folder, result_name(job), ()) for job in jobs}
-        self._digests = {job.name: _digest(loaded, job) for job in jobs}
+        self._digests = {job.name: _digest(model, job) for job in jobs}
+
+    def digest_of(self, name: Any) -> str | None:
+        """The digest of the job of this name, None where there is none."""
+        return self._digests.get(name) if isinstance(name, str) else None
 
     def has(self, job: Job) -> bool:
         """Whether the result of exactly this job is there, complete."""
@@ -130,10 +157,3 @@ class _Results:
         for write in missing:
             write(result, path)
         return True
-
-
-def _groups(jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
-    """Jobs that may share forward passes: neighbours, few where there are few jobs, so that several processes get some each."""
-    size = min(MAX_TOGETHER, max(1, len(jobs) // 16))
-    for first in range(0, len(jobs), size):
-        yield jobs[first : first + size]

@@ -11,8 +11,8 @@ from mask_impact.commands.main import main
 from mask_impact.models import loading
 from mask_impact.results.store import load_result
 from mask_impact.results.stored import read_stored
-from mask_impact.studies import study
-from mask_impact.studies.sharing import sole_writer
+from mask_impact.studies import crew
+from mask_impact.studies.writer import sole_writer
 
 PROMPT = "the cat sat"
 EVERYTHING = ("--output-dir", "out", "-q")
@@ -247,7 +247,7 @@ def test_a_study_whose_pages_are_asked_for_later_writes_them_beside_the_same_num
     argv = ["study", "study.yaml", "-m", str(text_checkpoint), "-q"]
     assert main(argv) == 0
     before = suffixes(here / "out", "p0_results")
-    monkeypatch.setattr(study, "run_tasks", lambda *args: pytest.fail("it ran again"))
+    monkeypatch.setattr(crew, "run_tasks", lambda *args: pytest.fail("it ran again"))
     assert main([*argv, "--resume", "--report"]) == 0
     assert suffixes(here / "out", "p0_results") == before | {"html"}
     load_result(here / "out" / "p0_results")

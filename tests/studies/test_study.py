@@ -25,13 +25,13 @@ from mask_impact.commands.scripts import main_text, main_vl
 from mask_impact.errors import DeviceError, OutputError
 from mask_impact.models import loading
 from mask_impact.results import store
-from mask_impact.studies import dataset_study, study
+from mask_impact.studies import crew, study
 from mask_impact.studies.config import load_config
 from mask_impact.studies.dataset import read_dataset
 from mask_impact.studies.dataset_study import run_dataset
 from mask_impact.studies.progress import StudyObserver
-from mask_impact.studies.sharing import gather, sole_writer
 from mask_impact.studies.study import run_study
+from mask_impact.studies.writer import sole_writer, writing
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +76,11 @@ def test_each_prompt_has_its_files_as_soon_as_it_is_done(loaded, tmp_path):
     seen = []
 
     class Look(StudyObserver):
-        def job_done(self, job, outcome, saved):
+        def job_done(self, job, done, saved):
             seen.append(sorted(path.name for path in (tmp_path / "out").glob("*.csv")))
 
-    with gather(tmp_path / "out", "study") as team:
-        tally = run_study(loaded, config.jobs, team, observer=Look())
+    with writing(tmp_path / "out", "study") as writer:
+        tally = run_study(loaded, config.jobs, writer, observer=Look())
     assert seen == [[f"p{number}_results.csv" for number in range(count + 1)] for count in range(5)]
     assert (tally.n_written, tally.n_skipped, tally.failed, tally.stopped) == (5, 0, [], False)
 
@@ -89,8 +89,8 @@ def test_a_study_gives_what_single_runs_give(loaded, tmp_path):
     """Forty prompts run in groups of five that share forward passes."""
     prompts = sentences(40)
     config = load_config(write_config(tmp_path / "study.yaml", prompts, defaults={"num_tokens": 2}), kind="text")
-    with gather(tmp_path, "study") as team:
-        run_study(loaded, config.jobs, team)
+    with writing(tmp_path, "study") as writer:
+        run_study(loaded, config.jobs, writer)
     for number in (0, 7, 39):
         stored, alone = (
             store.load_result(tmp_path / f"p{number}_results"),
@@ -416,32 +416,32 @@ def test_the_first_interrupt_waits_for_the_prompt_at_work_and_the_second_does_no
                 signal.raise_signal(signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
-    with gather(tmp_path / "once", "study") as team:
-        tally = run_study(loaded, config.jobs, team, observer=Interrupt(1))
+    with writing(tmp_path / "once", "study") as writer:
+        tally = run_study(loaded, config.jobs, writer, observer=Interrupt(1))
     assert (tally.n_written, tally.stopped) == (1, True)
     store.load_result(tmp_path / "once" / "p0_results")
-    with gather(tmp_path / "twice", "study") as team, pytest.raises(KeyboardInterrupt):
-        run_study(loaded, config.jobs, team, observer=Interrupt(2))
+    with writing(tmp_path / "twice", "study") as writer, pytest.raises(KeyboardInterrupt):
+        run_study(loaded, config.jobs, writer, observer=Interrupt(2))
     assert not list((tmp_path / "twice").glob("*.csv"))
     assert signal.getsignal(signal.SIGINT) is before
-    with gather(tmp_path / "once", "study") as team:
-        assert run_study(loaded, config.jobs, team, resume=True).n_skipped == 1
+    with writing(tmp_path / "once", "study") as writer:
+        assert run_study(loaded, config.jobs, writer, resume=True).n_skipped == 1
 
 
 def test_an_interrupted_study_says_how_to_go_on(command, tmp_path, monkeypatch):
     write_config(tmp_path / "study.yaml", sentences(3))
-    monkeypatch.setattr(study, "_groups", lambda jobs: ([job] for job in jobs))
-    run_tasks = study.run_tasks
+    monkeypatch.setattr(study, "blocks_of", lambda jobs, shard: enumerate([job] for job in jobs))
+    run_tasks = crew.run_tasks
 
     def interrupted(*args):
         signal.raise_signal(signal.SIGINT)
         return run_tasks(*args)
 
-    monkeypatch.setattr(study, "run_tasks", interrupted)
+    monkeypatch.setattr(crew, "run_tasks", interrupted)
     code, _, err = command()
     assert code == 130
     assert "stopped; the same command with --resume added goes on from here" in err
-    monkeypatch.setattr(study, "run_tasks", run_tasks)
+    monkeypatch.setattr(crew, "run_tasks", run_tasks)
     assert skipped(command) == 1
 
 
@@ -574,16 +574,16 @@ def test_a_part_whose_failures_are_damaged_is_done_again_and_said(on_dataset, tm
 def test_a_failure_that_may_pass_is_tried_again(on_dataset, tmp_path, monkeypatch):
     """Out of memory, unlike a prompt that is too long: the part is run again as a whole."""
     write_dataset(tmp_path / "data.jsonl", [{"prompt": "the cat"}, {"prompt": "the mat"}])
-    run_tasks = dataset_study.run_tasks
+    run_tasks = crew.run_tasks
 
     def without_memory(*args):
         first, *others = run_tasks(*args)
         yield dataclasses.replace(first, result=None, error=DeviceError("out of memory"))
         yield from others
 
-    monkeypatch.setattr(dataset_study, "run_tasks", without_memory)
+    monkeypatch.setattr(crew, "run_tasks", without_memory)
     assert on_dataset()[0] == 3
-    monkeypatch.setattr(dataset_study, "run_tasks", run_tasks)
+    monkeypatch.setattr(crew, "run_tasks", run_tasks)
     code, out, _ = on_dataset("--resume")
     assert code == 0
     assert "2 prompts: 2 written" in out
@@ -593,13 +593,13 @@ def test_a_dataset_that_is_begun_anew_and_interrupted_is_no_mixture(on_dataset, 
     write_dataset(tmp_path / "data.jsonl", [{"prompt": prompt} for prompt in sentences(40)])
     on_dataset()
     assert len(parts()) == 3
-    run_tasks = dataset_study.run_tasks
+    run_tasks = crew.run_tasks
 
     def interrupted(*args):
         signal.raise_signal(signal.SIGINT)
         return run_tasks(*args)
 
-    monkeypatch.setattr(dataset_study, "run_tasks", interrupted)
+    monkeypatch.setattr(crew, "run_tasks", interrupted)
     assert on_dataset("--reduce", "none")[0] == 130
     assert sorted(parts()) == ["part-000000.parquet"]
 
@@ -612,8 +612,8 @@ def test_the_memory_of_a_dataset_does_not_grow_with_its_length(loaded, tmp_path)
         data = write_dataset(tmp_path / f"{n_rows}.jsonl", [{"prompt": "the cat sat on the mat"}] * n_rows)
         gc.collect()
         tracemalloc.start()
-        with gather(tmp_path, f"out{n_rows}") as team:
-            tally = run_dataset(loaded, read_dataset(data, kind="text"), team)
+        with writing(tmp_path, f"out{n_rows}") as writer:
+            tally = run_dataset(loaded, read_dataset(data, kind="text"), writer)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert tally.n_written == n_rows
