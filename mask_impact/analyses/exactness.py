@@ -3,7 +3,8 @@
 The prompts are short and fixed, so that two machines measure the same.
 """
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,8 @@ from PIL import Image
 
 from mask_impact.analyses import impact
 from mask_impact.analyses.observer import Observer
-from mask_impact.analyses.settings import RunSettings
+from mask_impact.analyses.settings import MOST_CHECKS, RunSettings
+from mask_impact.errors import ExactnessError
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.images import Picture, read_pictures
 
@@ -25,25 +27,40 @@ SIDE = 96  # pixels of the picture for vision-language models
 
 @dataclass(frozen=True)
 class Check:
-    """One prompt. self_check: the largest relative difference between the model's own rows and their recomputation; error: the
-    largest relative difference between an L2 distance and the one by really masking, over n_triples (step, layer, token)."""
+    """One prompt. self_check: the largest relative difference between the model's own rows and their recomputation; error,
+    median: the largest and the median relative difference between an L2 distance and the one by really masking, over n_triples
+    (step, layer, token)."""
 
     prompt: str
     n_tokens: int
     self_check: float
     error: float
+    median: float
+    n_triples: int
+
+
+@dataclass(frozen=True)
+class OfLayer:
+    """The same of one layer over all prompts."""
+
+    layer: int
+    error: float
+    median: float
     n_triples: int
 
 
 @dataclass(frozen=True)
 class Exactness:
-    """The checks of a model, and the bound that they are held against."""
+    """The checks of a model, and the bound that they are held against. layers: those of which something was masked; others: those
+    in which nothing can be hidden."""
 
     model: str
     dtype: str
     device: str
     bound: float
     checks: tuple[Check, ...]
+    layers: tuple[OfLayer, ...]
+    others: tuple[int, ...]
 
     @property
     def passed(self) -> bool:
@@ -52,17 +69,33 @@ class Exactness:
 
 
 def measure(loaded: LoadedModel, n_triples: int = 12, n_steps: int = 2, observer: Observer | None = None) -> Exactness:
-    """Measure a model; UsageError for a quantised one, ExactnessError where the engine itself refuses it."""
+    """Measure a model: of each prompt n_triples, and each layer at least once. UsageError for a quantised one, ExactnessError
+    where the engine itself refuses it."""
     dtype = str(loaded.model.dtype).removeprefix("torch.")
-    settings = RunSettings(num_tokens=n_steps, verify=n_triples)
-    checks = []
+    n_layers = loaded.config.get_text_config().num_hidden_layers
+    settings = RunSettings(num_tokens=n_steps, verify=min(max(n_triples, n_layers), MOST_CHECKS))
+    checks, of_layers = [], defaultdict(list)
     for prompt, pictures in _prompts(loaded):
         result = impact.run(loaded, prompt, settings, pictures, observer=observer)
-        found = result.meta["verification"]
-        errors = np.concatenate([step.self_check for step in result.steps])
+        found = result.meta["verification"] or {"triples": (), "errors": (), "error": float("nan")}
+        own = np.concatenate([step.self_check for step in result.steps])
         shown = prompt if not pictures else f"{prompt} (with an image)"
-        checks.append(Check(shown, result.n_prompt, float(errors.max()), found["error"], len(found["triples"])))
-    return Exactness(loaded.name, dtype, str(loaded.model.device), BOUNDS[dtype], tuple(checks))
+        errors = found["errors"]
+        checks.append(
+            Check(shown, result.n_prompt, float(np.nanmax(own)), found["error"], _median(errors), len(errors))
+        )
+        for (_, layer, _), error in zip(found["triples"], errors, strict=True):
+            of_layers[layer].append(error)
+    if not of_layers:
+        raise ExactnessError("nothing could be masked in any layer: how exact the numbers are can't be said")
+    layers = [OfLayer(layer, float(np.max(of)), _median(of), len(of)) for layer, of in sorted(of_layers.items())]
+    others = tuple(layer for layer in range(n_layers) if layer not in of_layers)
+    where = str(loaded.model.device)
+    return Exactness(loaded.name, dtype, where, BOUNDS[dtype], tuple(checks), tuple(layers), others)
+
+
+def _median(errors: Sequence[float]) -> float:
+    return float(np.median(errors)) if len(errors) else float("nan")
 
 
 def _prompts(loaded: LoadedModel) -> Iterator[tuple[str, tuple[Picture, ...]]]:

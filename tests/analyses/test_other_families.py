@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AttentionI
 
 import mask_impact
 from mask_impact.commands.main import main
-from mask_impact.errors import ExactnessError, ModelError, UnsupportedArchitecture
+from mask_impact.errors import ExactnessError, ModelError
 from mask_impact.models import loading
 from mask_impact.models.families import describe_model
 
@@ -116,10 +116,12 @@ def test_the_strongest_effects_are_chosen_by_estimates(gemma):
         assert np.corrcoef(some.estimated.change.ravel(), every.logprob_change.ravel())[0, 1] > 0.5
 
 
-def test_a_check_against_really_masking_is_refused_in_one_line(gemma):
-    said = r"^architecture 'gemma2' can't be checked against really masking \(`verify`\) yet: that is there for gemma3_text, "
-    with pytest.raises(UnsupportedArchitecture, match=said):
-        mask_impact.analyze(gemma, family_inputs(gemma.model), verify=1)
+def test_a_run_is_checked_against_really_masking(gemma):
+    result = mask_impact.analyze(gemma, family_inputs(gemma.model), num_tokens=N_TOKENS, verify=7)
+    found = result.meta["verification"]
+    assert sorted({layer for _, layer, _ in found["triples"]}) == [0, 1, 2]
+    assert len(found["errors"]) == 7
+    assert 0 < found["error"] == max(found["errors"]) < 1e-4
 
 
 def test_local_maps_stay_where_the_answer_can_t_be_had():
