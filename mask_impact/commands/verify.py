@@ -18,7 +18,9 @@ EPILOG = """\
 Some random (step, layer, token) of two short prompts, and of one with an image, are measured
 again by running a float32 copy of the layer with the token really masked. The largest
 relative difference must be within the bound: 1e-3 in float32 (the default here), 0.1 in
-bfloat16, 0.02 in float16. This works for every model whose local impact can be measured.
+bfloat16, 0.02 in float16. In float32 some tokens are also hidden in the whole model, which
+is what effects on the answer are held against. This works for every model whose local impact
+can be measured. It says which layers have no attention, and why a model has no effects.
 Paste the output into a bug report.
 
 examples:
@@ -70,16 +72,25 @@ def _lines(found, class_name: str) -> list[str]:
             f"    {check.n_tokens} tokens; own rows reproduced within {check.self_check:.1e}; {check.n_triples} really masked, "
             f"error {check.error:.1e}, median {check.median:.1e}"
         )
+        if check.effect_error is not None:
+            lines.append(
+                f"    {check.n_effects} tokens really hidden in the whole model: error of their effects "
+                f"{check.effect_error:.1e}"
+            )
     lines.append("  By layer, largest error (median):")
     each = [f"{of.layer}: {of.error:.1e} ({of.median:.1e})" for of in found.layers]
     lines += [f"    {', '.join(each[at : at + EACH_LINE])}" for at in range(0, len(each), EACH_LINE)]
     if found.others:
         lines.append(f"  Layers without a softmax attention, in which nothing can be hidden: {ranges(found.others)}")
+    if found.no_effects:
+        lines.append(f"  No effects, no answer's use of tokens: {escape(found.no_effects)}")
     n, worst = sum(of.n_triples for of in found.layers), max(found.layers, key=lambda of: of.error)
+    effects = [check.effect_error for check in found.checks if check.effect_error is not None]
+    of_effects = f", that of effects {max(effects):.1e}" if effects else ""
     return [
         *lines,
         f"{'PASS' if found.passed else 'FAIL'}: {n} places were really masked, the largest relative error is {worst.error:.1e} "
-        f"(layer {worst.layer}); the bound for {found.dtype} is {found.bound:g}",
+        f"(layer {worst.layer}){of_effects}; the bound for {found.dtype} is {found.bound:g}",
     ]
 
 

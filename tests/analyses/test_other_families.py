@@ -1,5 +1,6 @@
 """Text models that are in no table: their numbers are those of really hiding, what they have not is said in one line."""
 
+import json
 from functools import partial
 
 import family_oracle
@@ -122,6 +123,27 @@ def test_a_run_is_checked_against_really_masking(gemma):
     assert sorted({layer for _, layer, _ in found["triples"]}) == [0, 1, 2]
     assert len(found["errors"]) == 7
     assert 0 < found["error"] == max(found["errors"]) < 1e-4
+
+
+def test_verify_takes_a_model_of_no_table(folder, capsys):
+    assert main(["verify", str(folder), "-k", "3", "-q", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["passed"]
+    assert [one["layer"] for one in found["layers"]] == [0, 1, 2]
+    assert all(0 < one["median"] <= one["error"] < 1e-3 for one in found["layers"])
+    assert [check["n_effects"] for check in found["checks"]] == [4, 4]
+    assert found["no_effects"] is None
+
+
+def test_verify_says_where_nothing_can_be_hidden_and_what_is_not_to_be_had(tmp_path, capsys):
+    config = family_config("lfm2")
+    config.vocab_size = 320
+    build(config, MODEL_FOR_CAUSAL_LM_MAPPING).save_pretrained(tmp_path)
+    make_tokenizer(CHATML).save_pretrained(tmp_path)
+    assert main(["verify", str(tmp_path), "-k", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "  Layers without a softmax attention, in which nothing can be hidden: 0" in lines
+    assert lines[-1].startswith("PASS: 6 places were really masked, the largest relative error is ")
 
 
 def test_local_maps_stay_where_the_answer_can_t_be_had():

@@ -496,8 +496,8 @@ def test_verify_passes_on_a_model_that_is_measured_right(run, text_checkpoint, v
         assert "torch 2." in lines[1]
         assert sum("5 really masked, error " in line for line in lines) == n_prompts
         assert re.fullmatch(
-            rf"PASS: {5 * n_prompts} places were really masked, the largest relative error is \d\.\de-\d\d \(layer \d\); "
-            r"the bound for float32 is 0\.001",
+            rf"PASS: {5 * n_prompts} places were really masked, the largest relative error is \d\.\de-\d\d \(layer \d\), "
+            r"that of effects \d\.\de-\d\d; the bound for float32 is 0\.001",
             lines[-1],
         )
     assert written() == []

@@ -9,8 +9,9 @@ from family_models import VISION_LANGUAGE_FAMILIES, NotHere, family_inputs, fami
 from marks import slow_but
 
 from mask_impact.engine import attention
+from mask_impact.engine.plain_attention import PlainAttention
 from mask_impact.engine.plans import SequencePlan
-from mask_impact.engine.riding import arithmetic, boarding, differences, functions, remeasuring, tensor
+from mask_impact.engine.riding import arithmetic, boarding, differences, functions, tensor
 from mask_impact.engine.riding import engine as riding_engine
 from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.errors import UnsupportedArchitecture, UsageError
@@ -188,7 +189,7 @@ def test_a_number_that_is_one_per_cent_off_is_told():
 
 
 def test_an_attention_that_is_not_formed_as_it_says_is_refused(monkeypatch):
-    monkeypatch.setattr(remeasuring._Query, "_spread", lambda self, part: part.double().flip(0).repeat_interleave(2, 0))
+    monkeypatch.setattr(PlainAttention, "_spread", lambda self, part: part.double().flip(0).repeat_interleave(2, 0))
     with pytest.raises(
         UnsupportedArchitecture, match=r"^`verify` can't form the attention of layers\.0 \(Gemma2DecoderL"
     ):

@@ -2,30 +2,27 @@
 masking the token.
 
 When a layer is done, a float32 copy of it runs on what the model gave it, cache included: once with nothing hidden, once with
-the token hidden from the last query. Its attention there is a softmax of this module, in float64. Distances are subtractions of
-the two runs. Nothing rides, and no rule for an operation is used.
+the token hidden from the last query. Its attention there is a softmax in float64 (`plain_attention`). Distances are
+subtractions of the two runs. Nothing rides, and no rule for an operation is used.
 """
 
-import math
 import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from mask_impact.engine.measurement import SELF_CHECK_TOLERANCE
+from mask_impact.engine.plain_attention import PlainAttention
 from mask_impact.engine.recording import RawStep
 from mask_impact.engine.riding.layers import Attending, Layer, Layers
 from mask_impact.engine.riding.probe import snapshot, widened
 from mask_impact.engine.taps import tapped
 from mask_impact.engine.verification import Verification, error_of
 from mask_impact.errors import UnsupportedArchitecture, UsageError
-
-TOLERANCE = SELF_CHECK_TOLERANCE[torch.float32]  # of the attention that is formed here beside the model's own
 
 
 @dataclass
@@ -124,7 +121,7 @@ def _first_added(before: _Seen, after: _Seen) -> torch.Tensor:
 
 
 class _Again:
-    """A layer that runs again, its attention being that of a `_Query` for the last one. visible: the positions that this sees,
+    """A layer that runs again, its attention being a PlainAttention for the last query. visible: the positions that this sees,
     once the layer has run with nothing hidden."""
 
     def __init__(
@@ -147,7 +144,7 @@ class _Again:
 
         def attend(own, module, query, key, value, mask, *rest: Any, **options: Any) -> tuple:
             output = own(query, key, value, mask, *rest, **options)
-            asked = _Query(query[0, :, -1], key[0], value[0], mask, options)
+            asked = PlainAttention(query[0, :, -1:], key[0], value[0], mask, options)
             seen.heads = self._row(asked, hidden, output[0][0, -1])
             called.append(module)
             changed = output[0].clone()
@@ -167,75 +164,21 @@ class _Again:
         seen.full, seen.sums = _last(output if isinstance(output, torch.Tensor) else output[0]), sums.seen
         return seen
 
-    def _row(self, asked: "_Query", hidden: int | None, own: torch.Tensor) -> torch.Tensor:
+    def _row(self, asked: PlainAttention, hidden: int | None, own: torch.Tensor) -> torch.Tensor:
         """[H, E], which has to be the model's own [H, E] where nothing is hidden."""
         first = self.n_positions - asked.key.shape[1]  # a window's cache has dropped those before
         if hidden is not None:
-            return asked.output(self._with_all, hidden - first if hidden >= first else None, self.ablation)
-        self.visible = {first + key for key in asked.seen(self._with_all).nonzero().flatten().tolist()}
+            key = hidden - first if hidden >= first else None
+            return replace(asked, with_all=self._with_all).output(key, self.ablation)[:, 0]
+        seen = torch.isfinite(asked.logits()).flatten(0, 1).any(dim=0)
+        self.visible = {first + key for key in seen.nonzero().flatten().tolist()}
         for self._with_all in (True, False):
-            found = asked.output(self._with_all)
-            if torch.linalg.vector_norm(found - own) <= TOLERANCE * torch.linalg.vector_norm(found):
-                return found
+            plain = replace(asked, with_all=self._with_all)
+            if plain.gives(own.unsqueeze(1)):
+                return plain.output()[:, 0]
         raise UnsupportedArchitecture(
             f"`verify` can't form the attention of {self.layer.name} ({type(self.layer.module).__name__}): leave `verify` out"
         )
-
-
-@dataclass(frozen=True)
-class _Query:
-    """The last query of a call. query: [H, D]; key: [K, N, D]; value: [K, N, E]; mask: [.., 1 or H, n, N] or [.., N], bool or
-    what is added to the logits; options: what else the model gives its attention."""
-
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-    mask: torch.Tensor | None
-    options: dict[str, Any]
-
-    @property
-    def wide(self) -> torch.dtype:
-        """In which everything is computed."""
-        return torch.float32 if self.query.device.type == "mps" else torch.float64
-
-    def _spread(self, part: torch.Tensor) -> torch.Tensor:
-        """Of key/value groups, for each head."""
-        return part.to(self.wide).repeat_interleave(len(self.query) // len(part), dim=0)
-
-    def logits(self, with_all: bool) -> torch.Tensor:
-        """[H, N], -inf where a key is not seen; with_all: with a softcap."""
-        scaling, softcap = self.options.get("scaling"), self.options.get("softcap")
-        scaling = self.query.shape[-1] ** -0.5 if scaling is None else scaling
-        logits = torch.einsum("hd,hnd->hn", self.query.to(self.wide), self._spread(self.key)) * scaling
-        n = logits.shape[1]
-        if with_all and softcap:
-            logits = softcap * torch.tanh(logits / softcap)
-        if (
-            self.mask is None
-        ):  # a kernel that is told its window; where there are masks, none means that nothing is out of it
-            window = self.options.get("sliding_window") or n
-            return logits.masked_fill(torch.arange(n, device=logits.device) < n - window, -math.inf)
-        row = self.mask[0, :, -1, :n] if self.mask.dim() == 4 else self.mask[:1, -n:].bool()
-        if row.dtype == torch.bool:
-            return logits.masked_fill(~row, -math.inf)
-        there = row > torch.finfo(row.dtype).min / 2
-        return (logits + row.masked_fill(~there, 0.0)).masked_fill(~there, -math.inf)
-
-    def seen(self, with_all: bool) -> torch.Tensor:
-        """bool [N]."""
-        return torch.isfinite(self.logits(with_all)).any(dim=0)
-
-    def output(self, with_all: bool, hidden: int | None = None, ablation: str = "mask") -> torch.Tensor:
-        """[H, E], with the key `hidden` taken away; with_all: with softcap and sinks."""
-        logits, value, sinks = self.logits(with_all), self._spread(self.value), self.options.get("s_aux")
-        if hidden is not None and ablation == "mask":
-            logits[:, hidden] = -math.inf
-        elif hidden is not None:
-            value[:, hidden] = 0.0 if ablation == "zero-value" else value[:, self.seen(with_all)].mean(dim=1)
-        if with_all and sinks is not None:
-            logits = torch.cat([logits, sinks.to(logits).reshape(-1, 1)], dim=1)
-        weights = torch.softmax(logits, dim=-1).nan_to_num(0.0)[:, : value.shape[1]]
-        return torch.einsum("hn,hne->he", weights, value)
 
 
 def _last(rows: torch.Tensor) -> torch.Tensor:
