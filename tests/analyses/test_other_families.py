@@ -125,6 +125,11 @@ def test_a_run_is_checked_against_really_masking(gemma):
     assert 0 < found["error"] == max(found["errors"]) < 1e-4
 
 
+def test_a_model_of_no_table_is_said_to_be_proven_when_it_runs(folder, capsys):
+    assert main(["models", str(folder)]) == 0
+    assert capsys.readouterr().out.startswith(f"{folder}: measured, where it proves sound when it first runs\n")
+
+
 def test_verify_takes_a_model_of_no_table(folder, capsys):
     assert main(["verify", str(folder), "-k", "3", "-q", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -244,4 +249,4 @@ def test_a_configuration_without_heads_or_layers_is_one_line(name, tmp_path):
 def test_models_says_what_it_has(folder):
     found = describe_model(str(folder))
     assert found.problem is None
-    assert any(line.startswith("in no table of architectures: measured where") for line in found.how)
+    assert any(line.startswith("in no table of architectures: measured through") for line in found.how)
