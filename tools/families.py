@@ -270,6 +270,9 @@ Every text model of transformers {version}, built tiny with random weights in fl
 brute force, which hides each token from the last position of a layer and runs the layer again. `python tools/families.py
 --kind text --write` makes this page.
 
+What is in the first table has been tried, not proven for your checkpoint: that is done when it first runs, and `mask-impact
+verify MODEL` shows how exact it is there. It also says why effects can't be had, where they can't.
+
 ## Measured
 
 - layers: how many of them have softmax attention, and how many have none. Those that have one are measured.

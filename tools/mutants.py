@@ -386,8 +386,8 @@ MUTANTS = (
     Mutant(
         "verdict",
         "analyses/exactness.py",
-        "return all(check.error <= self.bound for check in self.checks)",
-        "return any(check.error <= self.bound for check in self.checks)",
+        "return all(error <= self.bound for error in errors)",
+        "return any(error <= self.bound for error in errors)",
         "one good prompt passes a bad model",
     ),
 )

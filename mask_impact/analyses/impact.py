@@ -41,6 +41,7 @@ from mask_impact.engine.variants import Variants, check_cost, each_window_and_gr
 from mask_impact.engine.verification import choose_layers, verify
 from mask_impact.errors import ExactnessError, ModelError
 from mask_impact.models.architectures import is_located
+from mask_impact.models.layer_kinds import known_without_attention
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.encoding import join
 from mask_impact.prompts.groups import Group
@@ -114,8 +115,9 @@ def _generate(
 ) -> list[Pass]:
     n_steps = max(one.settings.num_tokens for one in prompts)
     config = greedy_config(model, n_steps)
-    n_layers = model.config.get_text_config().num_hidden_layers
-    layers = choose_layers(n_layers, max(one.settings.verify for one in prompts))
+    text = model.config.get_text_config()
+    n_layers = text.num_hidden_layers
+    layers = choose_layers(n_layers, max(one.settings.verify for one in prompts), without=known_without_attention(text))
     inputs, paddings = join([one.encoded for one in prompts], config.pad_token_id or 0)
     keeps = len(prompts) == 1 and prompts[0].settings.answer
     what = {
@@ -131,7 +133,7 @@ def _generate(
     if is_located(model.config.model_type):
         engine = MaskingEngine(model, **what, max_rows=max_rows, record_layers=frozenset(layers), keep_states=states)
     else:
-        engine = RidingEngine(model, **what, keep_states=states, must_keep=prompts[0].settings.effect)
+        engine = RidingEngine(model, **what, keep_states=states, must_keep=prompts[0].settings.effect, verify=layers)
     chosen: list[Chosen] = []
     effects = _effects(engine, prompts[0], groups, chosen, observer)
     observer.begin(sum(one.encoded.n_tokens for one in prompts), n_layers, n_steps)
@@ -144,7 +146,9 @@ def _generate(
         )
     produced = [ids[: one.settings.num_tokens] for ids, one in zip(produced, prompts, strict=True)]
     check_steps([len(steps) for steps in engine.sequences], [len(ids) for ids in produced])
-    verification = verify(engine, layers) if layers else None
+    verification = (
+        engine.verification() if isinstance(engine, RidingEngine) else verify(engine, layers) if layers else None
+    )
     return [
         Pass(
             engine,

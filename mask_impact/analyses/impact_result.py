@@ -79,11 +79,16 @@ def make_result(
         | {
             "mask_mode": prompt.settings.mask_mode,
             "effect": _effect_settings(prompt.settings),
-            "verification": asdict(pass_.verification) if pass_.verification else None,
+            "verification": _verified(pass_.verification),
             "batch_size": max_rows,
             "seconds": seconds,
         },
     )
+
+
+def _verified(found: Verification | None) -> dict[str, Any] | None:
+    """As a meta file has it; None where nothing was measured again."""
+    return asdict(found) if found is not None and found.triples else None
 
 
 def _described(loaded: LoadedModel, prompt: Prepared, attending: Attending | None) -> dict[str, Any]:

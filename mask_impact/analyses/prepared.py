@@ -14,7 +14,6 @@ import mask_impact
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.errors import InputError, UsageError
-from mask_impact.models.architectures import check_located
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.encoding import EncodedPrompt, encode, encode_inputs
 from mask_impact.prompts.images import Picture
@@ -45,8 +44,6 @@ def prepare(
         raise InputError(f"mask mode {settings.mask_mode} needs a prompt with {kind}, or another mask mode")
     if settings.effect and settings.top is not None and settings.ablation != "mask":
         raise UsageError(f"`top` estimates what `ablation` mask does, not {settings.ablation}: leave one of them out")
-    if settings.verify:
-        check_located(loaded.config.model_type)
     has_videos = any(image.moment is not None for image in encoded.images)
     _check_context(loaded.config, encoded.n_tokens, settings.num_tokens, has_videos)
     return Prepared(prompt, encoded, settings)

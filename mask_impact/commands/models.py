@@ -16,6 +16,16 @@ examples:
 """
 
 
+OTHERS = (
+    "Other text and vision-language models of transformers are measured through their layers' own code, which is proven on",
+    "your checkpoint when it first runs. If a layer does not prove sound, you get one line and no numbers. What can be asked:",
+    "  run, without                  in layers with a softmax attention",
+    "  explain, evidence, knockout,  of models whose layers can run again by themselves",
+    "  run --effect",
+    "  verify                        how exact all of it is on your checkpoint, and why something is not to be had",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `mask-impact models`."""
     parser.add_argument("model", nargs="?", metavar="MODEL", help="a hub id, a folder, a .gguf file, demo or smollm2")
@@ -38,9 +48,9 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
 def _listed(known) -> list[str]:
     lines = [f"  {one.model_type:<14}{one.kind:<6}{one.examples}" for one in known]
     return [
-        "Supported architectures (model_type, kind, examples):",
+        "Architectures of the table (model_type, kind, examples), of which everything can be asked:",
         *lines,
-        "Other text and vision-language models of transformers have local impact and answers without some tokens.",
+        *OTHERS,
     ]
 
 
@@ -48,7 +58,8 @@ def _described(found) -> list[str]:
     if found.problem:
         return [f"{escape(found.name)}: not supported", f"  {escape(found.problem)}"]
     return [
-        f"{escape(found.name)}: supported",
+        f"{escape(found.name)}: "
+        + ("supported" if found.listed else "measured, where it proves sound when it first runs"),
         f"  architecture {found.model_type}, {found.n_layers} layers, {found.n_heads} heads, hidden size {found.hidden_size}, "
         f"{found.dtype or 'dtype unknown'},",
         f"  context of {found.context} tokens" if found.context else "  context without a limit in its configuration",

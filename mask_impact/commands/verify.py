@@ -9,14 +9,19 @@ from mask_impact.commands.caller import Caller
 from mask_impact.commands.console import say, show
 from mask_impact.commands.narration import Progress, silence
 from mask_impact.commands.single import load_model
+from mask_impact.errors import ranges
 from mask_impact.views.summary_json import to_text
 from mask_impact.views.text import escape, quoted
 
+EACH_LINE = 4  # layers
 EPILOG = """\
 Some random (step, layer, token) of two short prompts, and of one with an image, are measured
 again by running a float32 copy of the layer with the token really masked. The largest
 relative difference must be within the bound: 1e-3 in float32 (the default here), 0.1 in
-bfloat16, 0.02 in float16. Paste the output into a bug report.
+bfloat16, 0.02 in float16. In float32 some tokens are also hidden in the whole model, which
+is what effects on the answer are held against. This works for every model whose local impact
+can be measured. It says which layers have no attention, and why a model has no effects.
+Paste the output into a bug report.
 
 examples:
   mask-impact verify demo
@@ -32,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=options.at_most(MOST_CHECKS),
         default=12,
-        help="how many of each prompt (default: %(default)s)",
+        help="how many of each prompt, of each layer one at least (default: %(default)s)",
     )
     groups = options.Groups(parser)
     for name in ("device", "device_map", "dtype", "revision"):
@@ -65,10 +70,28 @@ def _lines(found, class_name: str) -> list[str]:
         lines.append(f"  {quoted(check.prompt, 60)}")
         lines.append(
             f"    {check.n_tokens} tokens; own rows reproduced within {check.self_check:.1e}; {check.n_triples} really masked, "
-            f"error {check.error:.1e}"
+            f"error {check.error:.1e}, median {check.median:.1e}"
         )
-    verdict = "PASS" if found.passed else "FAIL"
-    return [*lines, f"{verdict}: the bound for {found.dtype} is a relative error of {found.bound:g}"]
+        if check.effect_error is not None:
+            lines.append(
+                f"    {check.n_effects} tokens really hidden in the whole model: error of their effects "
+                f"{check.effect_error:.1e}"
+            )
+    lines.append("  By layer, largest error (median):")
+    each = [f"{of.layer}: {of.error:.1e} ({of.median:.1e})" for of in found.layers]
+    lines += [f"    {', '.join(each[at : at + EACH_LINE])}" for at in range(0, len(each), EACH_LINE)]
+    if found.others:
+        lines.append(f"  Layers without a softmax attention, in which nothing can be hidden: {ranges(found.others)}")
+    if found.no_effects:
+        lines.append(f"  No effects, no answer's use of tokens: {escape(found.no_effects)}")
+    n, worst = sum(of.n_triples for of in found.layers), max(found.layers, key=lambda of: of.error)
+    effects = [check.effect_error for check in found.checks if check.effect_error is not None]
+    of_effects = f", that of effects {max(effects):.1e}" if effects else ""
+    return [
+        *lines,
+        f"{'PASS' if found.passed else 'FAIL'}: {n} places were really masked, the largest relative error is {worst.error:.1e} "
+        f"(layer {worst.layer}){of_effects}; the bound for {found.dtype} is {found.bound:g}",
+    ]
 
 
 def _versions() -> dict[str, str]:

@@ -23,12 +23,13 @@ from torch.nn import functional
 
 from mask_impact.engine.attention import arithmetic_dtype, attention_received
 from mask_impact.engine.hiding_effects import Factored, hiding_effects, values_along
-from mask_impact.engine.kept import Kept
+from mask_impact.engine.kept import Kept, KeptPass
 from mask_impact.engine.ownership import Block
 from mask_impact.engine.replay import prove
 from mask_impact.engine.riding.keeping import FoundDecoder
 from mask_impact.engine.rules import RULES, Attended, ConstantWeights, Rules
 from mask_impact.engine.states import LayerState
+from mask_impact.engine.tail import check_logits
 from mask_impact.engine.taps import attention_options, each_visible_key, scaling_of, windowed_kernel
 from mask_impact.engine.targets import Target, value_of
 from mask_impact.errors import ExactnessError, UsageError
@@ -141,7 +142,11 @@ def _at_targets(
     """The targets' values, and by rule the gradient of their sum at the last layer's output."""
     rows, final = [one.row for one in targets], kept.final
     states = final[:, rows].clone().requires_grad_(True)
-    values = value_of(kept.tail.logits(states)[0], targets, measure)
+    logits = kept.tail.logits(states)[0]
+    if isinstance(kept, KeptPass):  # an engine's step is measured then, and held against the model
+        there = [at for at, row in enumerate(rows) if row >= kept.n_positions - len(kept.logits)]
+        check_logits(logits[there], kept.logits[[rows[at] - kept.n_positions for at in there]])
+    values = value_of(logits, targets, measure)
     gradients = {}
     for rule, (found,) in ruled.gradients(values.sum(), (states,), {}).items():
         gradients[rule] = torch.zeros_like(final)

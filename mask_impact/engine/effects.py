@@ -17,6 +17,7 @@ from mask_impact.engine.kept import Kept
 from mask_impact.engine.logits import logit_differences, logits_of
 from mask_impact.engine.ownership import joined
 from mask_impact.engine.replay import outputs, prove
+from mask_impact.engine.tail import check_logits
 from mask_impact.engine.variants import Masks, Variants
 from mask_impact.errors import ExactnessError
 
@@ -158,6 +159,8 @@ def changes(
     replayed model is not the model.
     """
     prove(kept)
+    if directly:  # else what hides nothing is held against the model
+        check_logits(logits_of(kept, kept.final[0, [row for row, _ in asked]]), logits)
     seen = sees(kept, variants).cpu()
     found, n, n_seen = Changes.none(logits, len(variants)), len(variants), int(seen.sum())
     on_share((n - n_seen) / max(1, n))

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from mask_impact.errors import UnsupportedArchitecture
+from mask_impact.errors import ExactnessError, UnsupportedArchitecture
 
 # How far what a module is given may be from a multiple of what the one before it gave, relative.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
+# How far the logits of the model's own last states may be from the model's own logits: rounding of one norm and one map.
+SAME = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 1.5e-2}
 ROUNDED = 1e-3  # factors as near to 1 as this are 1
 
 
@@ -43,6 +45,21 @@ class Tail:
         """Logits of what the head gives."""
         mapped = _times(mapped, self.scale)
         return mapped if self.cap is None else torch.tanh(mapped / self.cap) * self.cap
+
+
+def check_logits(found: torch.Tensor, logits: torch.Tensor) -> None:
+    """ExactnessError where the logits that a tail makes of the model's own last states are not the model's own, both [k,
+    vocabulary]: a factor, a cap or a norm is not there as it is known."""
+    if not len(logits):
+        return
+    tolerance = SAME[logits.dtype]
+    found, logits = found.detach().double(), logits.to(found.device).double()
+    error = float((torch.linalg.vector_norm(found - logits, dim=-1) / torch.linalg.vector_norm(logits, dim=-1)).max())
+    if not error <= tolerance:
+        raise ExactnessError(
+            f"the model's logits differ by {error:.1e} (relative, {tolerance:.1e} allowed) from those that are formed of its "
+            "last states: no estimates or effects are given; the model's output is not formed as it was found to be"
+        )
 
 
 def _times(rows: torch.Tensor, factor: float) -> torch.Tensor:

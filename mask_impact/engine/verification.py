@@ -6,6 +6,7 @@ of its arithmetic.
 """
 
 import copy
+import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,27 +18,51 @@ from torch import nn
 
 from mask_impact.engine.attention import arithmetic_dtype
 from mask_impact.engine.masking import MaskingEngine
-from mask_impact.engine.recording import LayerInputs
+from mask_impact.engine.recording import LayerInputs, RawStep
 from mask_impact.errors import UsageError
 from mask_impact.models.architectures import DecoderLayer, GatedMlp, parameter
 
 
 @dataclass(frozen=True)
 class Verification:
-    """triples: the (step, layer, position) re-measured; error: the largest relative difference of an L2 distance over them.
+    """triples: the (step, layer, position) re-measured; errors: of each the largest relative difference of an L2 distance over
+    its variants; error: the largest of them, NaN where nothing could be measured.
 
     An error is relative to the re-measured distance, or to a thousandth of the largest distance of that variant in that layer
-    and step where the re-measured one is smaller: below, the subtraction of two float32 outputs has no digits to compare.
+    and step where the re-measured one is smaller: below, the subtraction of two float32 outputs has no digits to compare. A
+    distance of Full below its layer's noise floor counts as much as the floor, at most as a tenth of the largest.
     """
 
     triples: tuple[tuple[int, int, int], ...]
+    errors: tuple[float, ...]
     error: float
 
+    @classmethod
+    def of(cls, found: Sequence[tuple[tuple[int, int, int], float]]) -> "Verification":
+        """Of triples with their errors."""
+        errors = tuple(error for _, error in found)
+        largest = max(errors, key=lambda error: (math.isnan(error), error), default=math.nan)
+        return cls(tuple(triple for triple, _ in found), errors, largest)
 
-def choose_layers(n_layers: int, n_triples: int, seed: int = 0) -> list[int]:
-    """The layers of the triples, chosen before the run so that their inputs can be kept."""
-    chooser = random.Random(seed)
-    return [chooser.randrange(n_layers) for _ in range(n_triples)]
+
+def choose_layers(n_layers: int, n_triples: int, seed: int = 0, without: Sequence[int] = ()) -> list[int]:
+    """The layers of the triples, chosen before the run so that their inputs can be kept: each layer once before one has its
+    turn again. without: those in which nothing can be measured."""
+    layers = [layer for layer in range(n_layers) if layer not in without]
+    random.Random(seed).shuffle(layers)
+    return [layers[number % len(layers)] for number in range(n_triples if layers else 0)]
+
+
+def error_of(step: RawStep, place: int, position: int, expected: torch.Tensor, groups: Sequence[str]) -> float:
+    """See Verification; place: of the layer among those of the step; expected: [V], of one of its positions."""
+    measured = step.l2[place]  # [P_t, V]
+    row, expected = step.positions.tolist().index(position), expected.to(measured)
+    largest = measured.amax(dim=0)
+    smallest = 1e-3 * largest
+    if "full" in groups and bool(torch.isfinite(step.noise_floor[place])):  # the first of the variants
+        smallest[0] = torch.maximum(smallest[0], step.noise_floor[place].to(largest).minimum(largest[0] / 10))
+    scale = torch.maximum(expected, smallest).clamp_min(torch.finfo(measured.dtype).tiny)
+    return float(((measured[row] - expected).abs() / scale).max())
 
 
 def verify(engine: MaskingEngine, layers: Sequence[int], seed: int = 0) -> Verification:
@@ -47,17 +72,15 @@ def verify(engine: MaskingEngine, layers: Sequence[int], seed: int = 0) -> Verif
     copy.
     """
     chooser = random.Random(seed + 1)
-    triples, errors = [], []
+    found = []
     for index in sorted(layers):
         step = chooser.randrange(len(engine.steps))
-        measured = engine.steps[step].l2[index]  # [P_t, V]
-        row = chooser.randrange(len(measured))
-        position = int(engine.steps[step].positions[row])
-        expected = _remeasure(engine, engine.decoder.layers[index], step, position).to(measured)
-        scale = torch.maximum(expected, 1e-3 * measured.amax(dim=0)).clamp_min(torch.finfo(measured.dtype).tiny)
-        errors.append(float(((measured[row] - expected).abs() / scale).max()))
-        triples.append((step, index, position))
-    return Verification(tuple(triples), max(errors))
+        positions = engine.steps[step].positions
+        position = int(positions[chooser.randrange(len(positions))])
+        expected = _remeasure(engine, engine.decoder.layers[index], step, position)
+        error = error_of(engine.steps[step], index, position, expected, engine.groups)
+        found.append(((step, index, position), error))
+    return Verification.of(found)
 
 
 def _remeasure(engine: MaskingEngine, layer: DecoderLayer, step: int, position: int) -> torch.Tensor:

@@ -220,18 +220,11 @@ def _check_image_tokens(config: PreTrainedConfig) -> None:
         )
 
 
-def check_located(model_type: str) -> None:
-    """UnsupportedArchitecture for one that `verify` has no oracle for."""
-    if not is_located(model_type):
-        raise UnsupportedArchitecture(
-            f"architecture '{model_type}' can't be checked against really masking (`verify`) yet: that is there for {supported()}"
-        )
-
-
 def locate(model: nn.Module) -> Decoder:
     """Find the decoder layers of `model` and the modules within; raises UnsupportedArchitecture."""
     model_type = model.config.model_type
-    check_located(model_type)
+    if not is_located(model_type):
+        raise UnsupportedArchitecture(f"architecture '{model_type}' is in no table; in it are {supported()}")
     layout = LAYOUTS[model_type]
     config = model.config.get_text_config()
     try:

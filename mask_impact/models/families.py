@@ -39,7 +39,8 @@ def families() -> tuple[Family, ...]:
 
 @dataclass(frozen=True)
 class Description:
-    """A checkpoint. problem: why it is not supported, None where it is; how: what is special about it, a line each."""
+    """A checkpoint. listed: whether its architecture is in the table; problem: why it is not supported, None where it is; how:
+    what is special about it, a line each."""
 
     name: str
     model_type: str
@@ -49,6 +50,7 @@ class Description:
     hidden_size: int | None
     dtype: str | None
     context: int | None
+    listed: bool
     problem: str | None
     how: tuple[str, ...]
 
@@ -61,7 +63,7 @@ def describe_model(model: str, revision: str | None = None) -> Description:
     try:
         config = load_config(source, name)
     except UnsupportedArchitecture as error:
-        return Description(name, _type_in(str(error)), None, None, None, None, None, None, str(error), ())
+        return Description(name, _type_in(str(error)), None, None, None, None, None, None, False, str(error), ())
     text, kind, problem = config.get_text_config(), kind_of(config.model_type), None
     how = [f"loaded as a {KIND_NAMES[kind]}"]
     if is_located(config.model_type):
@@ -71,7 +73,8 @@ def describe_model(model: str, revision: str | None = None) -> Description:
             problem = str(error)
     else:
         how.append(
-            "in no table of architectures: measured where its layers prove sound when it runs, and refused in one line elsewhere"
+            "in no table of architectures: measured through its layers' own code, which is proven on this checkpoint when it "
+            "first runs; `mask-impact verify` says how exact, and what can be asked of it"
         )
         if others := known_without_attention(text):
             how.append(without_attention(text, others))
@@ -84,7 +87,7 @@ def describe_model(model: str, revision: str | None = None) -> Description:
     dtype = str(getattr(config, "dtype", None) or getattr(text, "dtype", None) or "").removeprefix("torch.") or None
     return Description(
         name, config.model_type, kind, text.num_hidden_layers, text.num_attention_heads, text.hidden_size, dtype,
-        getattr(text, "max_position_embeddings", None), problem, (*how, *([note] if note else [])),
+        getattr(text, "max_position_embeddings", None), is_located(config.model_type), problem, (*how, *([note] if note else [])),
     )  # fmt: skip
 
 

@@ -48,6 +48,7 @@ class Verification(Part):
     """How exact some random places are."""
 
     triples: list[Annotated[list[int], Field(min_length=3, max_length=3)]]
+    errors: list[float] | None = None
     error: float
 
 

@@ -46,8 +46,8 @@ def test_an_engine_that_is_off_does_not_pass(monkeypatch):
 
 def test_no_number_does_not_pass_either():
     def of(*errors):
-        checks = tuple(Check("a", 3, 0.0, error, 1) for error in errors)
-        return Exactness("m", "float32", "cpu", 1e-3, checks).passed
+        checks = tuple(Check("a", 3, 0.0, error, error, 1) for error in errors)
+        return Exactness("m", "float32", "cpu", 1e-3, checks, (), (), None).passed
 
     assert of(0.0, 1e-3)
     assert not of(0.0, float("nan"))

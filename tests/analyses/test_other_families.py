@@ -1,5 +1,6 @@
 """Text models that are in no table: their numbers are those of really hiding, what they have not is said in one line."""
 
+import json
 from functools import partial
 
 import family_oracle
@@ -12,7 +13,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AttentionI
 
 import mask_impact
 from mask_impact.commands.main import main
-from mask_impact.errors import ExactnessError, ModelError, UnsupportedArchitecture
+from mask_impact.errors import ExactnessError, ModelError
 from mask_impact.models import loading
 from mask_impact.models.families import describe_model
 
@@ -116,10 +117,38 @@ def test_the_strongest_effects_are_chosen_by_estimates(gemma):
         assert np.corrcoef(some.estimated.change.ravel(), every.logprob_change.ravel())[0, 1] > 0.5
 
 
-def test_a_check_against_really_masking_is_refused_in_one_line(gemma):
-    said = r"^architecture 'gemma2' can't be checked against really masking \(`verify`\) yet: that is there for gemma3_text, "
-    with pytest.raises(UnsupportedArchitecture, match=said):
-        mask_impact.analyze(gemma, family_inputs(gemma.model), verify=1)
+def test_a_run_is_checked_against_really_masking(gemma):
+    result = mask_impact.analyze(gemma, family_inputs(gemma.model), num_tokens=N_TOKENS, verify=7)
+    found = result.meta["verification"]
+    assert sorted({layer for _, layer, _ in found["triples"]}) == [0, 1, 2]
+    assert len(found["errors"]) == 7
+    assert 0 < found["error"] == max(found["errors"]) < 1e-4
+
+
+def test_a_model_of_no_table_is_said_to_be_proven_when_it_runs(folder, capsys):
+    assert main(["models", str(folder)]) == 0
+    assert capsys.readouterr().out.startswith(f"{folder}: measured, where it proves sound when it first runs\n")
+
+
+def test_verify_takes_a_model_of_no_table(folder, capsys):
+    assert main(["verify", str(folder), "-k", "3", "-q", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["passed"]
+    assert [one["layer"] for one in found["layers"]] == [0, 1, 2]
+    assert all(0 < one["median"] <= one["error"] < 1e-3 for one in found["layers"])
+    assert [check["n_effects"] for check in found["checks"]] == [4, 4]
+    assert found["no_effects"] is None
+
+
+def test_verify_says_where_nothing_can_be_hidden_and_what_is_not_to_be_had(tmp_path, capsys):
+    config = family_config("lfm2")
+    config.vocab_size = 320
+    build(config, MODEL_FOR_CAUSAL_LM_MAPPING).save_pretrained(tmp_path)
+    make_tokenizer(CHATML).save_pretrained(tmp_path)
+    assert main(["verify", str(tmp_path), "-k", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "  Layers without a softmax attention, in which nothing can be hidden: 0" in lines
+    assert lines[-1].startswith("PASS: 6 places were really masked, the largest relative error is ")
 
 
 def test_local_maps_stay_where_the_answer_can_t_be_had():
@@ -220,4 +249,4 @@ def test_a_configuration_without_heads_or_layers_is_one_line(name, tmp_path):
 def test_models_says_what_it_has(folder):
     found = describe_model(str(folder))
     assert found.problem is None
-    assert any(line.startswith("in no table of architectures: measured where") for line in found.how)
+    assert any(line.startswith("in no table of architectures: measured through") for line in found.how)

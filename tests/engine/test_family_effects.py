@@ -2,24 +2,23 @@
 for each, and against gradients through the whole model."""
 
 from contextlib import ExitStack
-from dataclasses import replace
 
 import family_oracle
 import numpy as np
 import pytest
 import torch
+from broken_replay import BROKEN, without_scale
 from family_models import NotHere, build, family_inputs, family_model
 from marks import slow_but
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
-from mask_impact.engine import backward, effects, masked_attention
+from mask_impact.engine import backward, effects
 from mask_impact.engine.backward import estimate_last, estimates
 from mask_impact.engine.effects import measure_effects
 from mask_impact.engine.kept import keep, keeper_of, keeping
 from mask_impact.engine.packing import OfNothing
 from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.engine.riding.layers import find_layers
-from mask_impact.engine.tail import Tail
 from mask_impact.engine.taps import tapped
 from mask_impact.engine.targets import Target, measure_targets
 from mask_impact.engine.variants import each_window_and_group, windows
@@ -320,45 +319,52 @@ def test_frozen_estimates_are_those_of_the_model_with_its_constants_put_in(name)
 # --- what must not go unnoticed ---------------------------------------------------------------------------------------------
 
 
-def without_sinks(monkeypatch):
-    monkeypatch.setattr(masked_attention, "softmax_beside", lambda logits, sinks: torch.softmax(logits, dim=-1))
+NAMED = [f"{family}-{broken.__name__}" for family, broken in BROKEN]
 
 
-def without_softcap(monkeypatch):
-    own = masked_attention._attend_rows
-    monkeypatch.setattr(
-        masked_attention,
-        "_attend_rows",
-        lambda *given: own(*given[:6], replace(given[6], softcap=None), given[7]),
-    )
-
-
-def without_scale(monkeypatch):
-    monkeypatch.setattr(Tail, "finished", lambda self, mapped: mapped)
-
-
-@pytest.mark.parametrize(
-    ("name", "broken"), [("gpt_oss", without_sinks), ("gemma2", without_softcap), ("gemma2", without_scale)]
-)
+@pytest.mark.parametrize(("name", "broken"), BROKEN, ids=NAMED)
 def test_what_is_left_out_is_refused_before_numbers_are_given(name, broken, monkeypatch):
     model, inputs = tiny_family(name, torch.float32)
     kept = keep(model, inputs)
-    broken(monkeypatch)
-    with pytest.raises(ExactnessError, match=r"^(layers\.\d \(|the replayed model differs)"):
+    broken(monkeypatch, model)
+    with pytest.raises(ExactnessError, match=r"^(model\.)?(layers\.\d \(|the replayed model differs)"):
         replayed(kept, "all", "all")
 
 
-@pytest.mark.parametrize(("name", "broken"), [("gpt_oss", without_sinks), ("gemma2", without_softcap)])
+@pytest.mark.parametrize(("name", "broken"), BROKEN, ids=NAMED)
 def test_the_oracle_would_tell_what_is_left_out(name, broken, monkeypatch):
     """Where the program's own checks are off."""
     model, inputs = tiny_family(name)
     kept = keep(model, inputs)
-    broken(monkeypatch)
+    broken(monkeypatch, model)
     monkeypatch.setattr(effects, "prove", lambda kept: None)
     monkeypatch.setattr(effects, "check_replayed", lambda *given: None)
     found, token = replayed(kept, "all", "all")
     expected = brute_force(model, inputs, (), token, EVERY, "all", len(kept.states))
     assert np.abs(found - expected).max() > 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("asked", ["estimates", "answers"])
+def test_logits_that_are_not_the_model_s_are_refused_where_nothing_is_replayed(asked, dtype, monkeypatch):
+    """Neither estimates nor what is asked with the model's rounding runs what hides nothing: there its last states are held
+    against its logits."""
+    model, inputs = tiny_family("granite", dtype)
+    kept = keep(model, inputs)
+    target = Target(N - 1, int(kept.logits[-1].argmax()))
+    variants = each_window_and_group([(2,)], N, len(kept.states), "all", "all")
+
+    def ask():
+        if asked == "estimates":
+            return estimates(kept, [target])
+        return measure_targets(kept, variants, [target], kept.logits[-1:], directly=True)
+
+    ask()
+    without_scale(monkeypatch, model)
+    with pytest.raises(
+        ExactnessError, match=r"^the model's logits differ by \d\.\de[+-]\d\d .* from those that are formed of its"
+    ):
+        ask()
 
 
 def test_the_oracle_would_tell_an_estimate_without_its_sink(monkeypatch):

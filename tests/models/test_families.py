@@ -64,7 +64,7 @@ def test_a_vision_language_model_that_is_in_no_table_is_said_to_be_one(tmp_path)
     found = describe_model(str(tmp_path))
     assert (found.model_type, found.kind, found.problem) == ("llava", "vl", None)
     assert found.how[0] == "loaded as a vision-language model"
-    assert any(line.startswith("in no table of architectures: measured where") for line in found.how)
+    assert any(line.startswith("in no table of architectures: measured through") for line in found.how)
 
 
 def test_a_model_that_is_nowhere_is_an_error():

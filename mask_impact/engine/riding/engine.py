@@ -29,10 +29,12 @@ from mask_impact.engine.riding.boarding import Boarded, Call, Measuring, let_on
 from mask_impact.engine.riding.keeping import FoundDecoder, StatesKeeping
 from mask_impact.engine.riding.layers import Attending, Layer, Layers, find_layers, no_attention
 from mask_impact.engine.riding.probe import prove, snapshot
+from mask_impact.engine.riding.remeasuring import Remeasuring
 from mask_impact.engine.riding.tensor import Riding, replaced, states_in
 from mask_impact.engine.states import LayerState
 from mask_impact.engine.tail import Tail
 from mask_impact.engine.taps import attention_options, scaling_of, tapped, windowed_kernel
+from mask_impact.engine.verification import Verification
 from mask_impact.errors import UnsupportedArchitecture, UsageError
 
 RULES_FROM = (arithmetic, functions, linear, structure)  # what importing them puts into the table of rules
@@ -46,7 +48,8 @@ class RidingEngine:
     on_layer(step, layer) is called when a layer is done; layer: its number in its list. probe: whether each kind of layer is
     proven the first time. keep_states: whether `states` has a LayerState of each layer after a step, for a single sequence: of
     the `last` position or of `all`; then layers without an attention are refused, and hooks of others; or, unless it must_keep,
-    no states are kept where they can't be. After a step `mapped` has the names of the layers in the order of the step's rows,
+    no states are kept where they can't be. verify: layers of which something is measured again by really masking, see
+    remeasuring; for a single sequence. After a step `mapped` has the names of the layers in the order of the step's rows,
     `unmapped` of the others beside them, `attending` their numbers. Errors: UnsupportedArchitecture (NoRule names the operation),
     UsageError for a batch of another size, ExactnessError where the arithmetic could not be reproduced, where the probe fails, or
     where something is not finite. Only what the thread that opens the block does is measured; see `ownership`.
@@ -63,12 +66,14 @@ class RidingEngine:
         probe: bool = True,
         keep_states: str | None = None,
         must_keep: bool = True,
+        verify: Sequence[int] = (),
     ) -> None:
         self.model, self.layers = model, find_layers(model)
         self.groups = tuple(group for group in VARIANT_GROUPS if group in groups)
         self.ablation, self.plans, self.on_layer = ablation, tuple(plans), on_layer
         self.probe = probe
-        if keep_states and len(self.plans) > 1:
+        self._remeasuring = Remeasuring(verify, self.groups, ablation) if verify else None
+        if (keep_states or verify) and len(self.plans) > 1:
             raise UsageError("what layers are given can be kept for a single sequence only")
         self._keeping = StatesKeeping(model, self.layers, keep_states == "all", must_keep) if keep_states else None
         self.fed_again = False  # whether a later pass was given the sequence from its beginning
@@ -117,6 +122,10 @@ class RidingEngine:
         taps.tapped."""
         return tapped(self.layers, attention)
 
+    def verification(self) -> Verification | None:
+        """What was measured again; None where nothing was to be."""
+        return self._remeasuring and self._remeasuring.compared(self.steps, self.mapped, self.attending)
+
     @property
     def unmapped(self) -> tuple[str, ...]:
         """The names of the layers without an attention beside those that have one."""
@@ -161,8 +170,9 @@ class RidingEngine:
             if self._keeping is not None:
                 self._keeping.enter(layer, args, kwargs)
             if self._active:
-                unproven = self.probe and self.layers.known.to_prove(layer)
-                self._entered[layer] = snapshot(args, kwargs) if unproven else (args, kwargs)
+                again = self.probe and self.layers.known.to_prove(layer)
+                again |= self._remeasuring is not None and self._remeasuring.wants(len(self.steps), layer)
+                self._entered[layer] = snapshot(args, kwargs) if again else (args, kwargs)
 
         def after(module, args, output):
             given = self._entered.pop(layer, None)
@@ -235,6 +245,8 @@ class RidingEngine:
         boarded, known = self._boarded.pop(layer, None), self.layers.known
         if boarded is None:
             known.without.add(layer.kind)
+            if self._remeasuring is not None and not self._entered:  # within no other one
+                self._remeasuring.pass_on(layer, len(self.layers.siblings(layer)))
             return None
         try:
             self._records[layer] = boarded.get_off(output)
@@ -244,6 +256,10 @@ class RidingEngine:
             prove(self.layers, layer, *given)
             known.proven.add(layer.kind)
         known.without.discard(layer.kind)
+        if self._remeasuring is not None:
+            positions = self._positions[0].tolist()
+            n_positions = self._held + self._fed
+            self._remeasuring.measure(self.layers, layer, given, len(self.steps), positions, n_positions)
         if self.on_layer is not None:
             self.on_layer(self._step, self.layers.place_of(layer.module))
         return replaced(output, lambda x: x.plain, Riding)

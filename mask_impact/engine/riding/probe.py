@@ -5,7 +5,7 @@ its difference is lost, can't be seen by the self-check, which looks at the mode
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,11 +28,7 @@ ROUNDINGS = 16  # of the layer's output, that may count as movement
 def prove(layers: Layers, layer: Layer, args: tuple, kwargs: dict) -> None:
     """ExactnessError where the layer moves otherwise than what rides through it says; args, kwargs: of a call of it, with the
     caches as they were before."""
-    module = layer.module
-    dtype = _wider(module)
-    if dtype is not None:
-        module = _copied(module).to(dtype)
-        args, kwargs = (_cast(value, dtype) for value in (args, kwargs))
+    module, args, kwargs = widened(layer.module, args, kwargs)
     entered = next(states_in((args, kwargs)))
     riding, plain = (_run(layers, layer, module, entered, args, kwargs, rides) for rides in (True, False))
     if riding is None or plain is None:
@@ -49,14 +45,26 @@ def prove(layers: Layers, layer: Layer, args: tuple, kwargs: dict) -> None:
 
 
 def snapshot(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """A layer's arguments as they are before it runs: an empty cache is left out, another one copied."""
+    """A layer's arguments as they are before it runs: an empty cache is left out, another one copied, and so is what layers put
+    their keys and values into for others."""
 
     def kept(value: Any) -> Any:
+        if isinstance(value, MutableMapping):
+            return copy.copy(value)
         if not isinstance(value, Cache):
             return value
         return copy.deepcopy(value) if value.get_seq_length() else None
 
     return tuple(kept(value) for value in args), {name: kept(value) for name, value in kwargs.items()}
+
+
+def widened(module: nn.Module, args: tuple, kwargs: dict) -> tuple[nn.Module, tuple, dict]:
+    """A float32 copy of a layer and of what it is called with; as they are where it is no layer in half precision, or can't be
+    copied."""
+    dtype = _wider(module)
+    if dtype is None:
+        return module, args, kwargs
+    return _copied(module).to(dtype), _cast(args, dtype), _cast(kwargs, dtype)
 
 
 def _run(layers, layer, module, entered, args, kwargs, rides: bool) -> Any:
@@ -118,7 +126,7 @@ def _undressed(module: nn.Module) -> Iterator[None]:
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Floating tensors in the dtype; what a mask hides stays hidden."""
+    """Floating tensors in the dtype, in mappings that are no dicts too; what a mask hides stays hidden."""
 
     def change(tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.is_floating_point():
@@ -126,4 +134,12 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
         hidden = tensor == torch.finfo(tensor.dtype).min
         return tensor.to(dtype).masked_fill(hidden, torch.finfo(dtype).min)
 
+    if isinstance(value, tuple | dict):
+        parts = value.values() if isinstance(value, dict) else value
+        changed = [_cast(part, dtype) for part in parts]
+        return dict(zip(value, changed, strict=True)) if isinstance(value, dict) else tuple(changed)
+    if isinstance(value, MutableMapping):  # what layers put their keys and values into for others
+        value = copy.copy(value)
+        value.update({name: _cast(part, dtype) for name, part in value.items()})
+        return value
     return replaced(value, change, torch.Tensor)

@@ -1,0 +1,86 @@
+"""Effects held against really hiding tokens in the whole model: they agree, and a broken replay is told, also where its own
+proofs are off."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from broken_replay import BROKEN
+from family_models import NotHere, family_inputs, family_model
+from marks import slow_but
+from tiny_models import tiny_image_inputs, tiny_inputs, tiny_model
+
+from mask_impact.engine import effects, replay
+from mask_impact.engine.effect_verification import verify_effects
+from mask_impact.engine.kept import keep
+from mask_impact.engine.plain_attention import PlainAttention
+from mask_impact.errors import UnsupportedArchitecture
+
+USUAL = ("gemma2", "gpt_oss", "mixtral")
+FAMILIES = (
+    *USUAL,
+    "gpt2",
+    "deepseek_v3",
+    "cohere",
+    "granite",
+    "gpt_neox",
+    "exaone4",
+    "minicpm3",
+    "llava",
+    "qwen2_5_vl",
+)
+
+
+def kept_family(name):
+    try:
+        model = family_model(name)
+    except NotHere as error:
+        pytest.skip(str(error))
+    if name in ("gemma2", "gpt_oss"):
+        model.set_attn_implementation("eager")
+    inputs = family_inputs(model)
+    return keep(model, inputs), inputs
+
+
+@pytest.mark.parametrize("name", slow_but(USUAL, FAMILIES))
+def test_effects_are_those_of_whole_passes(name):
+    found = verify_effects(*kept_family(name), n=4)
+    assert len(found.positions) == 4
+    assert 0 < max(found.errors) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["olmo2", "qwen3_vl"])
+def test_models_of_the_table_are_held_against_the_same(name):
+    model = tiny_model(name)
+    inputs = tiny_image_inputs(model, n_images=1) if name == "qwen3_vl" else tiny_inputs(model, 9)
+    assert 0 < max(verify_effects(keep(model, inputs), inputs, n=3).errors) < 1e-4
+
+
+def of_another_layer(monkeypatch, model):
+    """A layer's rows go through the one behind it."""
+    own = replay._through_layer
+    monkeypatch.setattr(replay, "_through_layer", lambda kept, index, *rest: own(kept, min(index + 1, 2), *rest))
+
+
+@pytest.mark.parametrize(("name", "broken"), [*BROKEN, ("gpt2", of_another_layer)])
+def test_a_broken_replay_is_told(name, broken, monkeypatch):
+    kept, inputs = kept_family(name)
+    broken(monkeypatch, kept.model)
+    monkeypatch.setattr(effects, "prove", lambda kept: None)
+    monkeypatch.setattr(effects, "check_replayed", lambda *given: None)
+    assert max(verify_effects(kept, inputs, n=6).errors) > 0.01
+
+
+def test_an_attention_that_is_not_formed_as_it_says_is_refused(monkeypatch):
+    kept, inputs = kept_family("gemma2")
+    own = PlainAttention.output
+    monkeypatch.setattr(PlainAttention, "output", lambda self, *given: own(replace(self, mask=None), *given) * 1.01)
+    with pytest.raises(
+        UnsupportedArchitecture, match=r"^`verify` can't form the attention of model\.layers\.0\.self_attn"
+    ):
+        verify_effects(kept, inputs, n=1)
+
+
+def test_nothing_visible_gives_nothing():
+    plain = PlainAttention(torch.ones(2, 1, 4), torch.ones(1, 3, 4), torch.ones(1, 3, 5), torch.zeros(1, 3), {})
+    assert plain.output().tolist() == torch.zeros(2, 1, 5).tolist()
