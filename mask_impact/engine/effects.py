@@ -224,6 +224,8 @@ def sees(kept: Kept, variants: Variants) -> torch.Tensor:
         return (variants.starts < masks.n_positions) & inside
     visible = torch.zeros(len(kept.states), masks.n_positions, dtype=torch.bool)
     for index, state in enumerate(kept.states):
+        if state.keys is None:
+            continue  # nothing is hidden where there is no attention
         n_keys = state.keys.shape[1]
         seen = state.seen_by(1)
         visible[index, masks.n_positions - n_keys :] = True if seen is None else seen[0].cpu()

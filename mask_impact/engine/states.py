@@ -21,7 +21,8 @@ class LayerState:
     """One layer, up to the step that was last measured.
 
     all_rows: whether all positions are kept, or the last one alone. entered: [R, hidden], the layer's input. added: [R,
-    hidden], what the model adds to its output before the next layer, None for nothing. keys: [K, N, D]; values: [K, N, E].
+    hidden], what the model adds to its output before the next layer, None for nothing. keys: [K, N, D]; values: [K, N, E];
+    None in a layer without an attention. carried: what a layer has of all positions but the last, to go on from.
     visible: bool [R, N], which keys a row sees, None for all up to its own. scaling, softcap, sinks: of its attention, see
     taps.attention_options. arguments: what else the layer was called with, of all rows; emptied: what it is called with in the
     place of masks and caches, by name.
@@ -38,6 +39,7 @@ class LayerState:
     sinks: torch.Tensor | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     emptied: dict[str, None] = field(default_factory=dict)
+    carried: Cache | None = None
     _masks: list[torch.Tensor | None] = field(default_factory=list)  # of each step
     _left: torch.Tensor | None = None  # the layer's output, until the next layer has begun
 
@@ -145,6 +147,10 @@ class LayerState:
         mask = {name: self.mask for name in self.emptied if name == "attention_mask"}
         return self.arguments | self.emptied | mask
 
+    def arguments_of_sequences(self) -> dict[str, Any]:
+        """What it is called with for whole sequences, besides their states; no masks, no caches."""
+        return self.arguments | self.emptied
+
     def _at(self, part_of: Callable[[torch.Tensor, int], torch.Tensor]) -> dict[str, Any]:
         """The arguments with what part_of(tensor, dimension of positions) makes of those that have rows."""
         n = len(self.entered)
@@ -173,6 +179,8 @@ class LayerState:
     def mask(self) -> torch.Tensor | None:
         """The attention mask of all rows, as the layer takes it: its own of a single step; of several None where they had none,
         else [1, 1, R, N], what is added to the logits."""
+        if self.keys is None:
+            return None  # without an attention, which padding alone would tell anything
         if len(self._masks) == 1:
             return self._masks[0]
         if all(one is None for one in self._masks):

@@ -104,7 +104,7 @@ class RidingEngine:
 
     @property
     def final(self) -> torch.Tensor:
-        """[1, S, hidden], the last layer's output, where states of all positions are kept."""
+        """[1, S, hidden], the last layer's output; [1, 1, hidden] where states of the last position are kept."""
         return self._keeping.keeper.final
 
     @property
