@@ -28,6 +28,7 @@ from mask_impact.engine.ownership import Block
 from mask_impact.engine.replay import prove
 from mask_impact.engine.riding.keeping import FoundDecoder
 from mask_impact.engine.rules import RULES, Attended, ConstantWeights, Rules
+from mask_impact.engine.sight import looks_ahead_at_the_last
 from mask_impact.engine.states import LayerState
 from mask_impact.engine.taps import attention_options, each_visible_key, scaling_of, windowed_kernel
 from mask_impact.engine.targets import Target, value_of
@@ -113,7 +114,7 @@ def estimates(
                 values,
                 *(torch.zeros(n_layers, n_heads, n_positions) for _ in range(2)),
                 torch.zeros(len(flows), n_layers, n_heads),
-                torch.zeros(n_layers, n_positions),
+                torch.full((n_layers, n_positions), float("nan")),
                 {layer: torch.zeros(n_heads, n_positions, n_positions) for layer in layers},
             )
             for rule in rules
@@ -121,8 +122,6 @@ def estimates(
         for index in reversed(range(n_layers)):
             gradients, of_attention = _through_layer(kept, index, gradients, ruled, held, block)
             if of_attention is None:
-                for one in found.values():
-                    one.received[index] = float("nan")
                 continue
             maps = [found[rule].maps.get(index) for rule in rules]
             attention = held.pop()
@@ -180,6 +179,8 @@ def estimate_last(kept: Kept, target: Target, measure: str = "log-odds") -> torc
     decoder, n_positions = kept.decoder, kept.n_positions
     if target.row != n_positions - 1:
         raise UsageError(f"the last of {n_positions} positions is followed, not {target.row}")
+    if looks_ahead_at_the_last(kept):
+        return estimate(kept, [target], "gradient", measure=measure).last
     found = torch.zeros(len(decoder.layers), decoder.n_heads, n_positions)
     gradient = None
     with torch.enable_grad(), ConstantWeights():

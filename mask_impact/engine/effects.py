@@ -17,6 +17,7 @@ from mask_impact.engine.kept import Kept
 from mask_impact.engine.logits import logit_differences, logits_of
 from mask_impact.engine.ownership import joined
 from mask_impact.engine.replay import outputs, prove
+from mask_impact.engine.sight import starts_of
 from mask_impact.engine.variants import Masks, Variants
 from mask_impact.errors import ExactnessError
 
@@ -220,8 +221,8 @@ def sees(kept: Kept, variants: Variants) -> torch.Tensor:
     inside = variants.first <= variants.last
     if masks.heads is not None:
         inside = inside & masks.heads.flatten(1).any(dim=1)[variants.mask]
-    if masks.queries is not None:  # causality alone; what a window hides anyway changes nothing when it is run
-        return (variants.starts < masks.n_positions) & inside
+    if masks.queries is not None:  # order alone; what a window hides anyway changes nothing when it is run
+        return (starts_of(kept, variants) < masks.n_positions) & inside
     visible = torch.zeros(len(kept.states), masks.n_positions, dtype=torch.bool)
     for index, state in enumerate(kept.states):
         if state.keys is None:
@@ -281,7 +282,7 @@ def _floor(
     """What variants that hide nothing show, whose rows begin where those of some of `variants` do, the longest among them."""
     if not len(variants):
         return 0.0, 0.0, 0.0
-    starts = variants.starts.sort().values[_spread(len(variants))]
+    starts = starts_of(kept, variants).sort().values[_spread(len(variants))]
     nothing = torch.zeros(1, kept.n_positions, dtype=torch.bool)
     zeros = torch.zeros(len(starts), dtype=torch.int64)
     none = Variants(Masks(nothing, None if variants.masks.queries is None else nothing), zeros, zeros, zeros)

@@ -25,6 +25,7 @@ from mask_impact.engine.masked_attention import Edges, attend_packed
 from mask_impact.engine.measurement import SELF_CHECK_TOLERANCE
 from mask_impact.engine.packing import ByDifferences, LinearMaps, OfNothing, Packed, Pairs, Run
 from mask_impact.engine.riding.keeping import FoundDecoder
+from mask_impact.engine.sight import starts_of, with_seers
 from mask_impact.engine.states import LayerState
 from mask_impact.engine.variants import Masks, Variants
 from mask_impact.engine.whole import FAILURES, readers, run_layer, through_whole, with_state
@@ -59,7 +60,8 @@ def outputs(
     its output is NaN. on_layers: told which share of all is done, part by part.
     """
     rows = (kept.n_positions - 1,) if rows is None else tuple(rows)
-    starts = (variants.starts if starts is None else starts).clamp_max(min(rows))
+    starts = starts_of(kept, variants) if starts is None else with_seers(kept, starts)
+    starts = starts.clamp_max(min(rows))
     order = torch.argsort(starts * len(kept.states) + variants.first, stable=True)
     device = kept.states[0].entered.device.type
     lengths = kept.n_positions - starts[order]
@@ -103,10 +105,10 @@ def outputs(
 
 def rows_through_layers(kept: Kept, variants: Variants, directly: bool = False) -> int:
     """How many rows go through how many layers for the variants, as a sum, with what hides nothing."""
-    n_layers, own = len(kept.states), 0
+    n_layers, own, starts = len(kept.states), 0, starts_of(kept, variants)
     if len(variants) and not directly:
-        own = (kept.n_positions - int(variants.starts.min())) * (n_layers - int(variants.first.min()))
-    return int(variants.row_layers(n_layers).sum()) + own
+        own = (kept.n_positions - int(starts.min())) * (n_layers - int(variants.first.min()))
+    return int(((kept.n_positions - starts) * (n_layers - variants.first)).sum()) + own
 
 
 def _parts(lengths: torch.Tensor, most: int) -> list[torch.Tensor]:

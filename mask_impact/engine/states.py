@@ -23,6 +23,7 @@ class LayerState:
     all_rows: whether all positions are kept, or the last one alone. entered: [R, hidden], the layer's input. added: [R,
     hidden], what the model adds to its output before the next layer, None for nothing. keys: [K, N, D]; values: [K, N, E];
     None in a layer without an attention. carried: what a layer has of all positions but the last, to go on from.
+    looks_ahead: whether some query sees a key behind it.
     visible: bool [R, N], which keys a row sees, None for all up to its own. scaling, softcap, sinks: of its attention, see
     taps.attention_options. arguments: what else the layer was called with, of all rows; emptied: what it is called with in the
     place of masks and caches, by name.
@@ -40,6 +41,7 @@ class LayerState:
     arguments: dict[str, Any] = field(default_factory=dict)
     emptied: dict[str, None] = field(default_factory=dict)
     carried: Cache | None = None
+    looks_ahead: bool = False
     _masks: list[torch.Tensor | None] = field(default_factory=list)  # of each step
     _left: torch.Tensor | None = None  # the layer's output, until the next layer has begun
 

@@ -138,12 +138,12 @@ def readers(kept: Kept, index: int) -> list[nn.Module]:
 
 
 def _reads(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> bool:
-    """Whether its output's last row, [1, S, ...], is another one with the states before it negative; so, too, if it can't run."""
+    """Whether its output's last row, [1, S, ...], is another one behind other states; so, too, if it can't run with them."""
 
     def other(value: Any) -> Any:
         if not isinstance(value, torch.Tensor) or value.dim() < 3 or not value.is_floating_point():
             return value
-        return torch.cat([-value[:, :-1], value[:, -1:]], dim=1)
+        return torch.cat([-value[:, :-1].roll(1, dims=-1), value[:, -1:]], dim=1)
 
     try:  # `forward` and not the module itself, which would call the hooks
         changed = module.forward(*map(other, args), **{name: other(value) for name, value in kwargs.items()})

@@ -181,9 +181,12 @@ class StatesKeeping:
         self._n_heads.add(query.shape[1])
         softcap, sinks = attention_options(self.layers, options)
         window = windowed_kernel(self.layers, dict(options))
-        if _looks_ahead(module, query, key, mask, window, options):
-            raise self._refused(f"a query of {layer.name} sees what stands behind it")
+        if mask is None and query.shape[2] > 1 and not _is_causal(module, options):
+            raise self._refused(f"a query of {layer.name} sees what stands behind it, and no mask says so")
+        ahead = mask is not None and _looks_ahead(query, key, mask, window)
+        self.layers.known.ahead |= ahead
         index = self._enter(layer, self._given[layer])
+        self.keeper.states[index].looks_ahead |= ahead
         self.keeper.attend(index, query, key, value, mask, window, scaling_of(query, options), softcap, sinks)
 
     @_unless_given_up
@@ -212,7 +215,7 @@ class StatesKeeping:
         if index > 0 and states.shape[1] != self._n_new:
             raise self._refused(f"{layer.name} is given {states.shape[1]} of {self._n_new} positions")
         self._n_new = states.shape[1]
-        self.keeper.enter(index, states, rest, not known.replayed or layer.name in known.whole)
+        self.keeper.enter(index, states, rest, not known.replayed or known.ahead or layer.name in known.whole)
         if index > 0 and self.keeper.states[index - 1].added is not None:
             raise self._refused(f"something stands between {layer.name} and the layer before it")
         return index
@@ -265,14 +268,17 @@ class StatesKeeping:
         return UnsupportedArchitecture(f"{what} ({type(self.model).__name__}): {WHAT}")
 
 
-def _looks_ahead(module: nn.Module, query, key, mask, window: int | None, options: Mapping[str, Any]) -> bool:
+def _is_causal(module: nn.Module, options: Mapping[str, Any]) -> bool:
+    """Whether a call without a mask is."""
+    causal = options.get("is_causal")
+    return getattr(module, "is_causal", True) if causal is None else causal
+
+
+def _looks_ahead(query, key, mask: torch.Tensor, window: int | None) -> bool:
     """Whether some query of a call sees a later position, so that what is changed there changes it too."""
     n_rows, n_keys = query.shape[2], key.shape[2]
     if n_rows == 1:
         return False
-    if mask is None:
-        causal = options.get("is_causal")
-        return not (getattr(module, "is_causal", True) if causal is None else causal)
     visible = each_visible_key(mask, 0, n_rows, n_keys, window, key.device)
     return bool((visible & ~up_to_own(n_rows, n_keys, key.device)).any())
 

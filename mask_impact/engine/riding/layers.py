@@ -38,8 +38,8 @@ class Layer:
 class Known:
     """What is found out once about a model: opaque modules, the kinds of layers whose differences were proven, or that were seen
     without an attention, and whether its layers give the same when a part of their rows runs again; whole: the names of those
-    that do so with all of their rows alone, carried: of those that go on from a state;
-    readers: modules that read other positions by something beside a softmax attention."""
+    that do so with all of their rows alone, carried: of those that go on from a state; readers: modules that read other positions
+    by something beside a softmax attention; ahead: whether a query was seen to look at what stands behind it."""
 
     opaque: Opaque = field(default_factory=Opaque)
     proven: set[tuple] = field(default_factory=set)
@@ -47,6 +47,7 @@ class Known:
     replayed: bool = False
     whole: set[str] = field(default_factory=set)
     carried: set[str] = field(default_factory=set)
+    ahead: bool = False
     readers: WeakSet[nn.Module] = field(default_factory=WeakSet)
 
     def to_prove(self, layer: Layer) -> bool:
