@@ -218,7 +218,8 @@ def _subtracted(kept: Kept, states: torch.Tensor, logits: torch.Tensor) -> torch
 def sees(kept: Kept, variants: Variants) -> torch.Tensor:
     """bool [n]: whether a query sees anything of what a variant hides from it, in any of its layers."""
     masks = variants.masks
-    inside = variants.first <= variants.last
+    attending = torch.tensor([0, *(state.keys is not None for state in kept.states)]).cumsum(0)
+    inside = attending[variants.last + 1] > attending[variants.first]  # some layer with an attention is among its own
     if masks.heads is not None:
         inside = inside & masks.heads.flatten(1).any(dim=1)[variants.mask]
     if masks.queries is not None:  # order alone; what a window hides anyway changes nothing when it is run
@@ -226,7 +227,7 @@ def sees(kept: Kept, variants: Variants) -> torch.Tensor:
     visible = torch.zeros(len(kept.states), masks.n_positions, dtype=torch.bool)
     for index, state in enumerate(kept.states):
         if state.keys is None:
-            continue  # nothing is hidden where there is no attention
+            continue
         n_keys = state.keys.shape[1]
         seen = state.seen_by(1)
         visible[index, masks.n_positions - n_keys :] = True if seen is None else seen[0].cpu()
