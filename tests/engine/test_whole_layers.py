@@ -66,9 +66,10 @@ def exact():
 SLOWLY = [(name, width) for name in FAMILIES for width in (1, "all") if (name, width) != ("granitemoehybrid", 1)]
 
 
-@pytest.mark.parametrize(("name", "width"), slow_but((("qwen3_5_text", "all"), ("lfm2", 1), ("gemma3", "all")), SLOWLY))
-def test_effects_are_those_of_the_whole_model_with_edges_cut(name, width, exact):
+@pytest.mark.parametrize("case", slow_but((("qwen3_5_text", "all"), ("lfm2", 1), ("gemma3", "all")), SLOWLY), ids=str)
+def test_effects_are_those_of_the_whole_model_with_edges_cut(case, exact):
     """Hidden in one layer from the last query, and in all layers from every query."""
+    name, width = case
     (model, inputs, kept), queries = exact(name), "last" if width == 1 else "all"
     with family_oracle.in_float64():
         found, token = replayed(kept, width, queries)
@@ -107,12 +108,13 @@ def some_by_force(model, inputs, produced, token, queries, pairs):
     return [float(torch.log_softmax(oracle.logits(inputs, produced, one), dim=-1)[token] - before) for one in hide]
 
 
-@pytest.mark.parametrize(
-    ("name", "queries"),
-    slow_but((("lfm2", "all"),), [(name, how) for name in (*BETWEEN, *COUNTING, "gemma3") for how in ("last", "all")]),
-)
-def test_effects_of_decode_steps_with_a_cache_are_those_of_the_whole_model(name, queries):
+DECODED = [(name, queries) for name in (*BETWEEN, *COUNTING, "gemma3") for queries in ("last", "all")]
+
+
+@pytest.mark.parametrize("case", slow_but((("lfm2", "all"),), DECODED), ids=str)
+def test_effects_of_decode_steps_with_a_cache_are_those_of_the_whole_model(case):
     """float32, beside the local maps, twice: before and after it is known which layers run with whole sequences."""
+    (name, queries) = case
     model, inputs = tiny(name, torch.float32)
     for _ in range(2):
         engine = RidingEngine(model, keep_states=queries)
