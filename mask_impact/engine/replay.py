@@ -25,6 +25,7 @@ from mask_impact.engine.masked_attention import Edges, attend_packed
 from mask_impact.engine.measurement import SELF_CHECK_TOLERANCE
 from mask_impact.engine.packing import ByDifferences, LinearMaps, OfNothing, Packed, Pairs, Run
 from mask_impact.engine.riding.keeping import FoundDecoder
+from mask_impact.engine.shared import ForRows
 from mask_impact.engine.sight import starts_of, with_seers
 from mask_impact.engine.states import LayerState
 from mask_impact.engine.variants import Masks, Variants
@@ -182,6 +183,7 @@ class _Pack:
         self.runs: list[tuple[Run, Edges | None]] = []
         self.positions = torch.zeros(0, dtype=torch.int64)
         self.n_in = 0
+        self.shared = ForRows()
 
     def enter(self, index: int, entered: torch.Tensor, start: int) -> torch.Tensor | None:
         """Those enter that begin to hide in a layer. entered: [N, hidden], what enters it with nothing hidden, from the position
@@ -217,6 +219,7 @@ class _Nothing:
         self.runs: list[tuple[Run, Edges | None]] = [(run, None) for run in self.packed.runs(1)]
         self.positions = self.packed.positions(0, 1)
         self.n_in = 1
+        self.shared = ForRows()
 
     def edges(self, run: Run, device: torch.device) -> None:
         """Nothing is hidden."""
@@ -276,7 +279,8 @@ def _through_layer(
                 seen.extend((key, value))
             return attend_packed(query, key, value, of_nothing, index, rows.runs), None
 
-        arguments = state.arguments_at(rows.positions)
+        shared = rows.shared.at(of_nothing, rows.positions, rows.running.dtype)
+        arguments = state.arguments_at(rows.positions) | shared
         output = run_layer(kept, index, rows.running, maps and maps(at), attention, arguments)
     if state.added is not None:
         output = output + state.added[rows.positions.to(state.added.device)].to(output)

@@ -57,14 +57,19 @@ class Rules(ConstantWeights):
         self._inside = 0  # modules whose backward pass is theirs as a whole
 
     def gradients(
-        self, output: torch.Tensor, inputs: Sequence[torch.Tensor], by_rule: Mapping[str, torch.Tensor]
-    ) -> dict[str, tuple[torch.Tensor, ...]]:
-        """By rule the gradients at the inputs. by_rule: those at the output; nothing for a single number."""
+        self,
+        output: torch.Tensor | Sequence[torch.Tensor],
+        inputs: Sequence[torch.Tensor],
+        by_rule: Mapping[str, Any],
+        may_be_unused: bool = False,
+    ) -> dict[str, tuple[torch.Tensor | None, ...]]:
+        """By rule the gradients at the inputs. by_rule: those at the output, or outputs; nothing for a single number.
+        may_be_unused: whether None stands for an input that no gradient comes to."""
         found = {}
         for rule in self.rules:
             self.now = rule
             again = rule != self.rules[-1]
-            found[rule] = torch.autograd.grad(output, inputs, by_rule.get(rule), retain_graph=again)
+            found[rule] = torch.autograd.grad(output, inputs, by_rule.get(rule), again, allow_unused=may_be_unused)
         return found
 
     def either(self, plain: Callable[[], torch.Tensor], frozen: Callable[[], torch.Tensor]) -> torch.Tensor:

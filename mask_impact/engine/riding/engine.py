@@ -177,7 +177,7 @@ class RidingEngine:
 
     # --- what happens in the model's forward, in this order ----------------------------------------------------------------
 
-    def _before_pass(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _before_pass(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         self._clear()
         caches = [value for value in (*args, *kwargs.values()) if isinstance(value, Cache)]
         self._held = int(caches[0].get_seq_length()) if caches else 0
@@ -188,6 +188,7 @@ class RidingEngine:
             self._keeping.begin(anew=self._held == 0)
         self._started = time.perf_counter()
         self._active = measured_at(self._step, self.plans, self.finished)
+        return args, kwargs if self._keeping is None else self._keeping.with_all_rows(kwargs)
 
     def _on_tap(self, own, module, query, key, value, attention_mask, *args, **kwargs):
         known, layer = self.layers.known, self.layers.around.get(module)

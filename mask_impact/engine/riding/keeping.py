@@ -21,7 +21,7 @@ from mask_impact.engine.keeper import Keeper
 from mask_impact.engine.ownership import Block, refuse_hooks
 from mask_impact.engine.riding.layers import Layer, Layers
 from mask_impact.engine.riding.tensor import states_in
-from mask_impact.engine.states import NOT_KEPT, along_positions
+from mask_impact.engine.states import NOT_KEPT, along_positions, is_shared
 from mask_impact.engine.tail import Tail, TailWatch
 from mask_impact.engine.taps import attention_options, each_visible_key, scaling_of, up_to_own, windowed_kernel
 from mask_impact.errors import ModelError, UnsupportedArchitecture
@@ -160,6 +160,13 @@ class StatesKeeping:
         self._given, self._attended, self._silent, self._last = {}, set(), set(), None
         self._waiting = []
         self.keeper.begin(anew)
+
+    @staticmethod
+    def with_all_rows(kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of the decoder's call, so that its last layers are given all positions, too: some run for those alone
+        whose logits are asked for."""
+        asked = isinstance(kwargs.get("logits_to_keep"), int)
+        return kwargs | {"logits_to_keep": 0} if asked else kwargs
 
     @_unless_given_up
     def enter(self, layer: Layer, args: tuple, kwargs: dict) -> None:
@@ -309,7 +316,10 @@ def _arguments_of(layer: Layer, args: tuple, kwargs: dict) -> tuple[torch.Tensor
 
 
 def _can_be_kept(value: Any, n: int) -> bool:
-    """Whether an argument is a number or text, a tensor that has n positions or is the same for all, or some of these."""
+    """Whether an argument is a number or text, a tensor that has n positions or is the same for all, or some of these; or shared
+    keys."""
+    if is_shared(value):
+        return True
     if isinstance(value, tuple | list):
         return type(value) in (tuple, list) and all(_can_be_kept(one, n) for one in value)
     if isinstance(value, torch.Tensor):
