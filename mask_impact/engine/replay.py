@@ -33,9 +33,8 @@ from mask_impact.engine.whole import FAILURES, readers, run_layer, through_whole
 from mask_impact.errors import DeviceError, ExactnessError, UnsupportedArchitecture, is_out_of_memory
 
 ROWS_OF_LOGITS = 64  # variants whose logits are formed at once
-ROWS_TOGETHER = {
-    "cpu": 512
-}  # through a layer at once: on a CPU what stands between linear maps is to stay in its cache
+# Through a layer at once: on a CPU what stands between linear maps is to stay in its cache.
+ROWS_TOGETHER = {"cpu": 512}
 ROWS_ON_DEVICES = 2048
 ROWS_OF_A_RUN = {"cpu": 1}  # that take as long as what attention by itself takes for one more run
 ROWS_OF_A_RUN_ON_DEVICES = 512
@@ -355,10 +354,7 @@ def _prove_directly(kept: Kept, index: int) -> None:
     """Against the model's own output."""
     state, pack = kept.states[index], _nothing_packed(kept, index)
     pack.enter(index, state.entered, kept.n_positions - len(state.entered))
-    found = _through_layer(kept, index, pack, state)
-    last = index + 1 == len(kept.states)
-    wanted = kept.final[0] if last else kept.states[index + 1].entered
-    _check_same(kept, index, pack, found, wanted[-1])
+    _check_same(kept, index, pack, _through_layer(kept, index, pack, state), _left(kept, index))
 
 
 def _prove_by_differences(kept: Kept, index: int, alone: bool = False) -> None:
@@ -372,9 +368,12 @@ def _prove_by_differences(kept: Kept, index: int, alone: bool = False) -> None:
     found = _through_layer(kept, index, pack, of_nothing, pairs, at)
     _check_same(kept, index, pack, found, nothing.running[0, -1])
     if alone:
-        last = index + 1 == len(kept.states)
-        wanted = kept.final[0] if last else kept.states[index + 1].entered
-        _check_same(kept, index, pack, found, wanted[-1])
+        _check_same(kept, index, pack, found, _left(kept, index))
+
+
+def _left(kept: Kept, index: int) -> torch.Tensor:
+    """[hidden], what the model had behind a layer for the last position."""
+    return (kept.final[0] if index + 1 == len(kept.states) else kept.states[index + 1].entered)[-1]
 
 
 def _check_same(kept: Kept, index: int, pack: "_Pack", found: torch.Tensor, wanted: torch.Tensor) -> None:

@@ -373,16 +373,13 @@ def test_the_oracle_would_tell_an_estimate_without_its_sink(monkeypatch):
     assert not torch.allclose(found.double(), expected, rtol=0.05)
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("gemma4_text", r"^layers\.0 is given .* no effects, estimates or knockouts can be had"),
-    ],
-)
-def test_a_decoder_that_can_t_run_again_is_one_line(name, said):
-    model, inputs = tiny_family(name, torch.float32)
-    with pytest.raises(UnsupportedArchitecture, match=said):
-        keep(model, inputs)
+def test_a_decoder_that_can_t_run_again_is_one_line():
+    """A layer is given something that has nothing to do with positions; local maps are there."""
+    model, inputs = tiny_family("gemma3_text", torch.float32)
+    inputs["other"] = torch.zeros(3, 5)
+    said = r"^layers\.0 is given `other`, of shape \(3, 5\), without a row for each position: no effects, estimates or knockouts"
+    with pytest.raises(UnsupportedArchitecture, match=said), RidingEngine(model, keep_states="all"), torch.no_grad():
+        model(**inputs, use_cache=False)
     engine = RidingEngine(model, keep_states="all", must_keep=False)
     with keeping(engine) as kept, torch.no_grad():
         model(**inputs, use_cache=False)

@@ -1,5 +1,6 @@
-"""Effects and estimates where a layer reads other positions by something beside a softmax attention, counts its rows, or has
-queries that look ahead: against the whole model run in float64 with attention edges cut, and against gradients through it."""
+"""Effects and estimates where a layer reads other positions by something beside a softmax attention, counts its rows, has
+queries that look ahead, or reads the keys of another layer: against the whole model run in float64 with attention edges cut, and
+against gradients through it."""
 
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from mask_impact.engine.effects import measure_effects
 from mask_impact.engine.kept import keep, keeper_of, keeping
 from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.engine.riding.keeping import FoundDecoder
+from mask_impact.engine.shared import ForGradients, ForRows
 from mask_impact.engine.states import LayerState
 from mask_impact.engine.targets import Target, measure_targets
 from mask_impact.engine.variants import Masks, Variants, each_window_and_group
@@ -32,7 +34,8 @@ BETWEEN = {
 }
 COUNTING = ("llama4_text",)
 AHEAD = ("gemma3", "paligemma")
-FAMILIES = (*BETWEEN, *COUNTING, *AHEAD)
+SHARING = ("gemma4_text",)  # the last two of four layers read the keys of the first two
+FAMILIES = (*BETWEEN, *COUNTING, *AHEAD, *SHARING)
 
 
 def tiny(name, dtype=torch.float64):
@@ -63,10 +66,11 @@ def exact():
 # --- effects --------------------------------------------------------------------------------------------------------------
 
 
+USUAL = (("qwen3_5_text", "all"), ("lfm2", 1), ("gemma3", "all"), ("gemma4_text", "all"))
 SLOWLY = [(name, width) for name in FAMILIES for width in (1, "all") if (name, width) != ("granitemoehybrid", 1)]
 
 
-@pytest.mark.parametrize("case", slow_but((("qwen3_5_text", "all"), ("lfm2", 1), ("gemma3", "all")), SLOWLY), ids=str)
+@pytest.mark.parametrize("case", slow_but(USUAL, SLOWLY), ids=str)
 def test_effects_are_those_of_the_whole_model_with_edges_cut(case, exact):
     """Hidden in one layer from the last query, and in all layers from every query."""
     name, width = case
@@ -82,7 +86,7 @@ def test_effects_are_those_of_the_whole_model_with_edges_cut(case, exact):
         assert bool(nowhere) == (name in BETWEEN)
 
 
-@pytest.mark.parametrize("name", slow_but(("lfm2",), (*BETWEEN, *COUNTING)))
+@pytest.mark.parametrize("name", slow_but(("lfm2",), (*BETWEEN, *COUNTING, *SHARING)))
 def test_edges_cut_between_some_tokens_are_those_of_the_whole_model(name, exact):
     """A knockout: one key, from two queries in the middle, in the first two layers."""
     model, inputs, kept = exact(name)
@@ -108,7 +112,7 @@ def some_by_force(model, inputs, produced, token, queries, pairs):
     return [float(torch.log_softmax(oracle.logits(inputs, produced, one), dim=-1)[token] - before) for one in hide]
 
 
-DECODED = [(name, queries) for name in (*BETWEEN, *COUNTING, "gemma3") for queries in ("last", "all")]
+DECODED = [(name, queries) for name in (*BETWEEN, *COUNTING, "gemma3", *SHARING) for queries in ("last", "all")]
 
 
 @pytest.mark.parametrize("case", slow_but((("lfm2", "all"),), DECODED), ids=str)
@@ -132,7 +136,7 @@ def test_effects_of_decode_steps_with_a_cache_are_those_of_the_whole_model(case)
     assert max(steps[-1].floor) < 1e-4
 
 
-@pytest.mark.parametrize("name", slow_but(("qwen3_5_text",), (*BETWEEN, *COUNTING, "gemma3")))
+@pytest.mark.parametrize("name", slow_but(("qwen3_5_text", "gemma4_text"), (*BETWEEN, *COUNTING, "gemma3", *SHARING)))
 def test_a_pass_of_generate_is_as_good_as_one_of_the_whole_sequence(name):
     """Kept while tokens were produced one by one, from states that layers carry; cut short, it is the pass of fewer of them."""
     model, inputs = tiny(name, torch.float32)
@@ -185,7 +189,7 @@ def test_what_a_layer_carries_is_run_once_and_never_written_into(exact, monkeypa
 # --- estimates ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", slow_but(("qwen3_5_text", "gemma3"), FAMILIES))
+@pytest.mark.parametrize("name", slow_but(("qwen3_5_text", "gemma3", "gemma4_text"), FAMILIES))
 def test_gradient_estimates_are_gradients_through_the_whole_model_along_what_hiding_does(name, exact):
     model, inputs, kept = exact(name)
     with family_oracle.in_float64():
@@ -270,8 +274,19 @@ def without_looking_back(monkeypatch):
     monkeypatch.setattr(sight, "_seen_ahead", lambda kept: None)
 
 
+def own_keys_alone(monkeypatch):
+    """As if what a variant changes in a layer's keys stayed there."""
+    monkeypatch.setattr(ForRows, "__setitem__", lambda self, name, pair: None)
+
+
 @pytest.mark.parametrize(
-    ("name", "broken"), [("lfm2", rows_alone), ("lfm2", stale_states), ("gemma3", without_looking_back)]
+    ("name", "broken"),
+    [
+        ("lfm2", rows_alone),
+        ("lfm2", stale_states),
+        ("gemma3", without_looking_back),
+        ("gemma4_text", own_keys_alone),
+    ],
 )
 def test_the_oracle_tells_what_is_left_out(name, broken, exact, monkeypatch):
     """Where the program's own checks are off."""
@@ -283,6 +298,17 @@ def test_the_oracle_tells_what_is_left_out(name, broken, exact, monkeypatch):
         found, token = replayed(kept, "all", "all")
     expected = brute_force(model, inputs, (), token, EVERY, "all", len(kept.states))
     assert np.abs(found - expected).max() > 1e-3
+
+
+def test_the_oracle_tells_a_gradient_that_does_not_come_back_from_shared_keys(exact, monkeypatch):
+    model, inputs, kept = exact("gemma4_text")
+    monkeypatch.setattr(ForGradients, "outputs", lambda self, rules: ([], {rule: [] for rule in rules}))
+    with family_oracle.in_float64():
+        target = Target(kept.n_positions - 1, int(kept.logits[-1].topk(3).indices[1]))
+        found = estimates(kept, [target], ("gradient",))["gradient"]
+        expected = by_autograd(model, inputs, target.token)
+    torch.testing.assert_close(found.every[2:].double(), expected[2:].sum(2), rtol=1e-5, atol=1e-7)
+    assert (found.every[:2].double() - expected[:2].sum(2)).abs().max() > 1e-3
 
 
 def test_a_layer_that_gives_other_states_again_is_refused(monkeypatch):
