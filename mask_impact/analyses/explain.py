@@ -39,7 +39,8 @@ from mask_impact.engine.kept import KeptPass, keep, keeper_of, keeping
 from mask_impact.engine.ownership import owned
 from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.engine.targets import Target
-from mask_impact.errors import DeviceError, UsageError, is_out_of_memory
+from mask_impact.errors import DeviceError, UsageError, is_out_of_memory, ranges
+from mask_impact.models.layer_kinds import BETWEEN, without_attention
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.content import content_positions
 from mask_impact.prompts.encoding import token_texts
@@ -48,6 +49,7 @@ from mask_impact.results.sinks import find_sinks
 from mask_impact.results.tokens import TokenTable
 
 N_CONFIRMED = 2  # answers of evidence that generate() gives, each a forward pass or somewhat more
+PREFIXED = ("paligemma",)
 DEEP = 40  # forward passes from which on small sets are tried for evidence, and all kinds of tokens
 
 
@@ -89,7 +91,8 @@ def explain(
     again."""
     with owned(decoder_of(loaded.model)):
         if kept is None:
-            inputs = extended(on_input_device(loaded.model, prepared.encoded.inputs), produced[:-1])
+            inputs = on_input_device(loaded.model, prepared.encoded.inputs)
+            inputs = extended(inputs, produced[:-1], loaded.config.model_type)
             kept = keep(loaded.model, inputs, len(produced))
         return _Explained(loaded, prepared, list(produced), kept, seed, observer or Observer()).all_targets()
 
@@ -120,6 +123,7 @@ class _Explained:
         asked = resolve(settings.target, self.produced, self.texts, kinds, tokenizer.decode)
         self.observer.explaining(len(asked), settings.budget)
         targets = [self._target(steps) for steps in asked]
+        about = describe_run(self.loaded, self.prepared)
         self.observer.explained()
         return Explanation(
             targets=tuple(targets),
@@ -128,8 +132,9 @@ class _Explained:
             n_prompt=self.n_prompt,
             generated_text=tokenizer.decode(self.produced, skip_special_tokens=True),
             matrix=self._matrix() if settings.matrix else None,
-            meta=describe_run(self.loaded, self.prepared)
+            meta=about
             | {
+                "notices": [*about["notices"], *_of_layers(self.loaded, self.kept)],
                 "budget": settings.budget,
                 "groups": settings.groups or "words",
                 "target": settings.target,
@@ -363,14 +368,32 @@ def _is(unit: Unit, kind: str, content: np.ndarray, tokens: TokenTable) -> bool:
     return bool(content[positions].any() and (of_image.all() if kind == "image" else not of_image.any()))
 
 
-def extended(inputs: Mapping[str, Any], produced: Sequence[int]) -> dict[str, Any]:
+def _of_layers(loaded: LoadedModel, kept: KeptPass) -> list[str]:
+    """What is said of layers in which nothing can be hidden, and of those that a contribution goes through by another rule."""
+    layers = range(len(kept.states))
+    others = [layer for layer in layers if kept.states[layer].keys is None]
+    plain = [layer for layer in layers if kept.decoder.readers(layer)]
+    said = [without_attention(loaded.config.get_text_config(), others)] if others else []
+    if plain:
+        which = f"layer{'s' if len(plain) > 1 else ''} {ranges(plain, BETWEEN)}"
+        said.append(
+            f"Contributions go through what reads other positions in {which} by its true gradient: there are no softmax "
+            "weights to hold constant"
+        )
+    return said
+
+
+def extended(inputs: Mapping[str, Any], produced: Sequence[int], model_type: str = "") -> dict[str, Any]:
     """The inputs with tokens behind the prompt: what the model had seen when it produced the next one."""
     if not produced:
         return dict(inputs)
     ids = inputs["input_ids"]
     behind = torch.tensor([list(produced)], device=ids.device, dtype=ids.dtype)
     longer = dict(inputs) | {"input_ids": torch.cat([ids, behind], dim=1)}
-    for name, fill in (("attention_mask", torch.ones_like), ("mm_token_type_ids", torch.zeros_like)):
+    # A prompt of PaliGemma sees all of itself, and what it produces does not: of another type there.
+    of_type = torch.ones_like if model_type in PREFIXED else torch.zeros_like
+    fills = {"attention_mask": torch.ones_like, "mm_token_type_ids": torch.zeros_like, "token_type_ids": of_type}
+    for name, fill in fills.items():
         if name in inputs:
             longer[name] = torch.cat([inputs[name], fill(behind).to(inputs[name].dtype)], dim=1)
     return longer

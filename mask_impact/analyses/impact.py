@@ -97,7 +97,10 @@ def _with_answer(
         return result
     produced = [step.token_id for step in result.steps]
     try:
-        return replace(result, answer=explain(loaded, prompt, produced, kept, observer=observer))
+        answer = explain(loaded, prompt, produced, kept, observer=observer)
+        more = [one for one in answer.meta["notices"] if one not in result.meta["notices"]]
+        meta = result.meta | {"notices": [*result.meta["notices"], *more]}
+        return replace(result, answer=answer, meta=meta)
     except (ExactnessError, ModelError) as error:
         if is_located(loaded.config.model_type):
             raise

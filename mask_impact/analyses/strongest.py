@@ -15,6 +15,7 @@ import torch
 from mask_impact.analyses.candidates import agreement_of, is_reliable
 from mask_impact.engine.backward import estimate_last, estimates
 from mask_impact.engine.kept import Engine
+from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.engine.targets import Target, value_of
 from mask_impact.engine.variants import Variants
 from mask_impact.results.explanations import Agreement
@@ -73,28 +74,35 @@ def choose_strongest(
         by_rule = estimates(engine, [target])
         plain, frozen = (by_variant(by_rule[rule].every.sum(dim=1).double().numpy()) for rule in ("gradient", "frozen"))
         odds, other = (frozen, plain) if len(layers) == 1 < n_layers else (plain, frozen)
-    places, control = _drawn((odds, other), top, np.random.default_rng((seed, n)))
+    attending = np.array([state.keys is not None for state in engine.states])
+    hides = by_variant(np.repeat(attending[:, None], n, axis=1).astype(float)) > 0
+    places, control = _drawn((odds, other), top, np.random.default_rng((seed, n)), hides)
     before = float(value_of(logits[None], [target])[0])
     rows = variants.row_layers(n_layers).double() / (n * n_layers)
     return Chosen(places, control, log_prob_changes(odds, before), float(rows[places].sum()), float(rows.sum()))
 
 
-def _drawn(rankings: Sequence[np.ndarray], top: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(int64 [n], ascending, the largest of each ranking by absolute value, and others; bool [W * G], which are the others)"""
+def _drawn(
+    rankings: Sequence[np.ndarray], top: int, rng: np.random.Generator, hides: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(int64 [n], ascending, the largest of each ranking by absolute value, and others; bool [W * G], which are the others).
+    hides: bool [W * G], the variants that hide anything, of which the others are."""
     ranked = [np.argsort(-np.abs(values), kind="stable")[:top] for values in rankings]
     first = np.unique(np.concatenate(ranked))
     control = np.zeros(len(rankings[0]), dtype=bool)
-    others = np.setdiff1d(np.arange(len(control)), first)
+    others = np.setdiff1d(np.flatnonzero(hides), first)
     control[rng.permutation(others)[:N_CONTROLS]] = True
     return np.union1d(first, np.flatnonzero(control)), control
 
 
 def _local(engine: Engine) -> np.ndarray:
-    """float64 [L, N], the local L2 distance of each token that is hidden in each layer: of Full or Attn, or the mean of heads."""
+    """float64 [L, N], the local L2 distance of each token that is hidden in each layer: of Full or Attn, or the mean of heads;
+    0 in layers without an attention."""
     step = engine.steps[-1]
     distances = step.l2.double().mean(dim=-1) if engine.groups == ("heads",) else step.l2[..., 0].double()
     found = np.zeros((len(engine.decoder.layers), engine.n_positions))
-    found[:, step.positions.numpy()] = distances.numpy()
+    layers = engine.attending.numbers if isinstance(engine, RidingEngine) else np.arange(len(found))
+    found[np.ix_(layers, step.positions.numpy())] = distances.numpy()
     return found
 
 

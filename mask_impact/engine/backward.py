@@ -28,6 +28,8 @@ from mask_impact.engine.ownership import Block
 from mask_impact.engine.replay import prove
 from mask_impact.engine.riding.keeping import FoundDecoder
 from mask_impact.engine.rules import RULES, Attended, ConstantWeights, Rules
+from mask_impact.engine.shared import ForGradients
+from mask_impact.engine.sight import looks_ahead_at_the_last
 from mask_impact.engine.states import LayerState
 from mask_impact.engine.tail import check_logits
 from mask_impact.engine.taps import attention_options, each_visible_key, scaling_of, windowed_kernel
@@ -97,7 +99,7 @@ def estimates(
     asked[[one.row for one in targets]] = True
     sums = [(flow.source, flow.target) for flow in flows]
     ruled = Rules(tuple(rules))
-    held: list[_Attention] = []
+    held, shared = [], ForGradients()
 
     def attend(own, module, query, key, value, attention_mask, *args, **kwargs):
         one = _Attention.of(decoder, query, key, value, attention_mask, kwargs)
@@ -114,13 +116,15 @@ def estimates(
                 values,
                 *(torch.zeros(n_layers, n_heads, n_positions) for _ in range(2)),
                 torch.zeros(len(flows), n_layers, n_heads),
-                torch.zeros(n_layers, n_positions),
+                torch.full((n_layers, n_positions), float("nan")),
                 {layer: torch.zeros(n_heads, n_positions, n_positions) for layer in layers},
             )
             for rule in rules
         }
         for index in reversed(range(n_layers)):
-            gradients, of_attention = _through_layer(kept, index, gradients, ruled, held, block)
+            gradients, of_attention = _through_layer(kept, index, gradients, ruled, held, shared, block)
+            if of_attention is None:
+                continue
             maps = [found[rule].maps.get(index) for rule in rules]
             attention = held.pop()
             received = attention.received()
@@ -155,53 +159,86 @@ def _at_targets(
 
 
 def _through_layer(
-    kept: Kept, index: int, gradients: Mapping[str, torch.Tensor], ruled: Rules, held: "list[_Attention]", block: Block
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    kept: Kept,
+    index: int,
+    gradients: Mapping[str, torch.Tensor],
+    ruled: Rules,
+    held: "list[_Attention]",
+    shared: ForGradients,
+    block: Block,
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor] | None]:
     """From the gradients at a layer's output to those at its input, by rule; and those at its attention's output, which is the
-    last of `held` then."""
+    last of `held` then; None for a layer without one. shared: takes what goes to keys that it reads of other layers, and has what
+    comes from later ones to its own."""
     layer, state = kept.decoder.layers[index], kept.states[index]
     states = state.entered.unsqueeze(0).clone().requires_grad_(True)
-    with ruled.of_modules(block, layer.module):
-        output = layer.module(states, **state.arguments_of_all())
+    with ruled.of_modules(block, layer.module, kept.decoder.readers(index)):
+        output = layer.module(states, **state.arguments_of_all() | shared.of(state, len(state.entered)))
     output = output[0] if isinstance(output, tuple) else output
-    here = {rule: gradient.to(output.device, output.dtype) for rule, gradient in gradients.items()}
-    found = ruled.gradients(output, (states, held[-1].output), here)
-    return {rule: pair[0] for rule, pair in found.items()}, {rule: pair[1] for rule, pair in found.items()}
+    made, of_made = shared.outputs(ruled.rules)
+    here = {rule: (one.to(output.device, output.dtype), *of_made[rule]) for rule, one in gradients.items()}
+    inputs = (states, *(one.output for one in held), *shared.leaves)
+    found = ruled.gradients((output, *made), inputs, here, may_be_unused=bool(shared.leaves))
+    shared.receive({rule: parts[1 + len(held) :] for rule, parts in found.items()})
+    of_attention = {rule: parts[1] for rule, parts in found.items()} if held else None
+    return {rule: parts[0] for rule, parts in found.items()}, of_attention
 
 
 def estimate_last(kept: Kept, target: Target, measure: str = "log-odds") -> torch.Tensor:
     """float32 [L, H, N], by the true gradient: what hiding each key from the last query alone does to a target at its position.
 
-    No other query's output depends on the last one, so its row alone goes back, beside the keys and values of the others. kept:
-    states of the last position are enough.
+    No other query's output depends on the last one, so its row alone goes back, beside the keys and values of the others; in a
+    layer that runs whole, beside the others' states. kept: states of the last position are enough for all other layers.
     """
     prove(kept)
     decoder, n_positions = kept.decoder, kept.n_positions
     if target.row != n_positions - 1:
         raise UsageError(f"the last of {n_positions} positions is followed, not {target.row}")
+    if looks_ahead_at_the_last(kept):
+        return estimate(kept, [target], "gradient", measure=measure).last
     found = torch.zeros(len(decoder.layers), decoder.n_heads, n_positions)
-    last, gradient = torch.tensor([-1]), None
+    gradient, shared = None, ForGradients()
     with torch.enable_grad(), ConstantWeights():
         for index in reversed(range(len(decoder.layers))):
-            state, held = kept.states[index], []
-
-            def attend(own, module, query, key, value, *rest, state=state, held=held, **kwargs):
-                held.append(_Attention.of_last(state, query, key, value))
-                return held[-1].output, None
-
-            states = state.entered[-1:].unsqueeze(0).clone().requires_grad_(True)
-            with kept.substituted(attend):
-                output = decoder.layers[index].module(states, **state.arguments_at(last))
-            output = output[0] if isinstance(output, tuple) else output
+            states = kept.states[index].entered[-1:].unsqueeze(0).clone().requires_grad_(True)
+            output, held = _last_row(kept, index, states, shared)
             if gradient is None:
                 output = value_of(kept.tail.logits(output)[0], [target], measure).sum()
             else:
                 gradient = gradient.to(output.device, output.dtype)
-            gradient, of_attention = torch.autograd.grad(output, (states, held[-1].output), gradient)
+            made, of_made = shared.outputs(("gradient",))
+            inputs = (states, *(one.output for one in held), *shared.leaves)
+            gradients = (gradient, *of_made["gradient"])
+            gradient, *found_here = torch.autograd.grad((output, *made), inputs, gradients)
+            of_attention = found_here[: len(held)]
+            shared.receive({"gradient": found_here[len(held) :]})
+            if not held:
+                continue
             asked = torch.ones(1, dtype=torch.bool)
-            ((of_layer, *_),) = held[-1].sums([of_attention], asked, (), [None])
+            ((of_layer, *_),) = held[-1].sums(of_attention, asked, (), [None])
             found[index, :, n_positions - of_layer.shape[1] :] = of_layer.float().cpu()
     return found
+
+
+def _last_row(
+    kept: Kept, index: int, states: torch.Tensor, shared: ForGradients
+) -> tuple[torch.Tensor, "list[_Attention]"]:
+    """[1, 1, hidden], what a layer makes of its last row, [1, 1, hidden], over which gradients go back; and its attention."""
+    state, held, whole = kept.states[index], [], kept.decoder.runs_whole(index)
+
+    def attend(own, module, query, key, value, *rest, **kwargs):
+        query, key, value = (part[:, :, -1:] for part in (query, key, value))
+        held.append(_Attention.of_last(state, query, key, value))
+        others = held[0].output.new_zeros(1, states.shape[1] - 1, *held[0].output.shape[2:])
+        return torch.cat([others, held[0].output], dim=1), None
+
+    arguments = state.arguments_of_sequences() if whole else state.arguments_at(torch.tensor([-1]))
+    if whole:
+        states = torch.cat([state.entered[:-1].unsqueeze(0), states], dim=1)
+    with kept.substituted(attend):
+        output = kept.decoder.layers[index].module(states, **arguments | shared.of(state, states.shape[1]))
+    output = output[0] if isinstance(output, tuple) else output
+    return output[:, -1:], held
 
 
 @dataclass

@@ -17,6 +17,7 @@ from mask_impact.engine.kept import Kept
 from mask_impact.engine.logits import logit_differences, logits_of
 from mask_impact.engine.ownership import joined
 from mask_impact.engine.replay import outputs, prove
+from mask_impact.engine.sight import starts_of
 from mask_impact.engine.tail import check_logits
 from mask_impact.engine.variants import Masks, Variants
 from mask_impact.errors import ExactnessError
@@ -220,13 +221,16 @@ def _subtracted(kept: Kept, states: torch.Tensor, logits: torch.Tensor) -> torch
 def sees(kept: Kept, variants: Variants) -> torch.Tensor:
     """bool [n]: whether a query sees anything of what a variant hides from it, in any of its layers."""
     masks = variants.masks
-    inside = variants.first <= variants.last
+    attending = torch.tensor([0, *(state.keys is not None for state in kept.states)]).cumsum(0)
+    inside = attending[variants.last + 1] > attending[variants.first]  # some layer with an attention is among its own
     if masks.heads is not None:
         inside = inside & masks.heads.flatten(1).any(dim=1)[variants.mask]
-    if masks.queries is not None:  # causality alone; what a window hides anyway changes nothing when it is run
-        return (variants.starts < masks.n_positions) & inside
+    if masks.queries is not None:  # order alone; what a window hides anyway changes nothing when it is run
+        return (starts_of(kept, variants) < masks.n_positions) & inside
     visible = torch.zeros(len(kept.states), masks.n_positions, dtype=torch.bool)
     for index, state in enumerate(kept.states):
+        if state.keys is None:
+            continue
         n_keys = state.keys.shape[1]
         seen = state.seen_by(1)
         visible[index, masks.n_positions - n_keys :] = True if seen is None else seen[0].cpu()
@@ -282,7 +286,7 @@ def _floor(
     """What variants that hide nothing show, whose rows begin where those of some of `variants` do, the longest among them."""
     if not len(variants):
         return 0.0, 0.0, 0.0
-    starts = variants.starts.sort().values[_spread(len(variants))]
+    starts = starts_of(kept, variants).sort().values[_spread(len(variants))]
     nothing = torch.zeros(1, kept.n_positions, dtype=torch.bool)
     zeros = torch.zeros(len(starts), dtype=torch.int64)
     none = Variants(Masks(nothing, None if variants.masks.queries is None else nothing), zeros, zeros, zeros)

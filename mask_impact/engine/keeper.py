@@ -24,8 +24,8 @@ class Keeper:
 
     @property
     def final(self) -> torch.Tensor:
-        """[1, S, hidden], the last layer's output, where states of all positions are kept."""
-        return torch.cat(self._final).unsqueeze(0)
+        """[1, S, hidden], the last layer's output; [1, 1, hidden] where states of the last position are kept."""
+        return torch.cat(self._final).unsqueeze(0) if self.all_rows else self.states[-1].left[-1:].unsqueeze(0)
 
     def begin(self, anew: bool) -> None:
         """A pass begins; anew: with the sequence from its beginning."""
@@ -33,10 +33,13 @@ class Keeper:
         if anew:
             self._final = []
 
-    def enter(self, index: int, hidden_states: torch.Tensor, arguments: Mapping[str, Any]) -> None:
-        """A layer begins. hidden_states: [1, n, hidden]; arguments: the others of its call, by name."""
+    def enter(
+        self, index: int, hidden_states: torch.Tensor, arguments: Mapping[str, Any], all_rows: bool = False
+    ) -> None:
+        """A layer begins. hidden_states: [1, n, hidden]; arguments: the others of its call, by name; all_rows: whether all rows
+        of this layer are kept, whatever is of the others."""
         if index == len(self.states):
-            self.states.append(LayerState(all_rows=self.all_rows))
+            self.states.append(LayerState(all_rows=self.all_rows or all_rows))
         self.states[index].enter(hidden_states[0], dict(arguments), self._anew)
         if index > 0:
             self.states[index - 1].hand_over(hidden_states[0])
@@ -54,7 +57,7 @@ class Keeper:
         sinks: torch.Tensor | None = None,
     ) -> None:
         """Its attention runs; see taps for the arguments."""
-        n_rows = query.shape[2] if self.all_rows else 1
+        n_rows = query.shape[2] if self.states[index].all_rows else 1
         seen = visible_keys(mask, 0, n_rows, key.shape[2], window, key.device)
         self.states[index].attend(key[0], value[0], seen, scaling, softcap, sinks)
 

@@ -64,6 +64,9 @@ class Packed:
         ]
 
 
+Pairs = Sequence[tuple[torch.Tensor, torch.Tensor]]  # what linear maps were given and what they made of it
+
+
 class Promoted(TorchFunctionMode):
     """While it is open, norms take states in another dtype than their weights'. A TorchFunctionMode, since layers call them where
     they like."""
@@ -146,9 +149,7 @@ class ByDifferences(LinearMaps):
     pairs: of OfNothing; own: int64 [P], of each row the row that it differs from; scale: of the differences, which changes
     nothing but how they are rounded."""
 
-    def __init__(
-        self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], own: torch.Tensor, scale: float = 1.0
-    ) -> None:
+    def __init__(self, pairs: Pairs, own: torch.Tensor, scale: float = 1.0) -> None:
         super().__init__()
         self._pairs = iter(pairs)
         self._own, self._scale = own, scale

@@ -15,40 +15,29 @@ together; R rows that are asked for.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import nn
 
 from mask_impact.engine.attention import arithmetic_dtype
 from mask_impact.engine.kept import Kept
 from mask_impact.engine.masked_attention import Edges, attend_packed
 from mask_impact.engine.measurement import SELF_CHECK_TOLERANCE
-from mask_impact.engine.ownership import Block
-from mask_impact.engine.packing import ByDifferences, LinearMaps, OfNothing, Packed, Run
+from mask_impact.engine.packing import ByDifferences, LinearMaps, OfNothing, Packed, Pairs, Run
 from mask_impact.engine.riding.keeping import FoundDecoder
+from mask_impact.engine.shared import ForRows
+from mask_impact.engine.sight import starts_of, with_seers
 from mask_impact.engine.states import LayerState
 from mask_impact.engine.variants import Masks, Variants
+from mask_impact.engine.whole import FAILURES, readers, run_layer, through_whole, with_state
 from mask_impact.errors import DeviceError, ExactnessError, UnsupportedArchitecture, is_out_of_memory
 
 ROWS_OF_LOGITS = 64  # variants whose logits are formed at once
-ROWS_TOGETHER = {
-    "cpu": 512
-}  # through a layer at once: on a CPU what stands between linear maps is to stay in its cache
+# Through a layer at once: on a CPU what stands between linear maps is to stay in its cache.
+ROWS_TOGETHER = {"cpu": 512}
 ROWS_ON_DEVICES = 2048
 ROWS_OF_A_RUN = {"cpu": 1}  # that take as long as what attention by itself takes for one more run
 ROWS_OF_A_RUN_ON_DEVICES = 512
-FAILURES = (
-    TypeError,
-    ValueError,
-    IndexError,
-    KeyError,
-    AttributeError,
-    RuntimeError,
-    StopIteration,
-)  # of a layer that runs
 PACKS_HELD = 16  # between two layers: what hides nothing runs once for all of them
 
 
@@ -71,7 +60,8 @@ def outputs(
     its output is NaN. on_layers: told which share of all is done, part by part.
     """
     rows = (kept.n_positions - 1,) if rows is None else tuple(rows)
-    starts = (variants.starts if starts is None else starts).clamp_max(min(rows))
+    starts = starts_of(kept, variants) if starts is None else with_seers(kept, starts)
+    starts = starts.clamp_max(min(rows))
     order = torch.argsort(starts * len(kept.states) + variants.first, stable=True)
     device = kept.states[0].entered.device.type
     lengths = kept.n_positions - starts[order]
@@ -115,10 +105,10 @@ def outputs(
 
 def rows_through_layers(kept: Kept, variants: Variants, directly: bool = False) -> int:
     """How many rows go through how many layers for the variants, as a sum, with what hides nothing."""
-    n_layers, own = len(kept.states), 0
+    n_layers, own, starts = len(kept.states), 0, starts_of(kept, variants)
     if len(variants) and not directly:
-        own = (kept.n_positions - int(variants.starts.min())) * (n_layers - int(variants.first.min()))
-    return int(variants.row_layers(n_layers).sum()) + own
+        own = (kept.n_positions - int(starts.min())) * (n_layers - int(variants.first.min()))
+    return int(((kept.n_positions - starts) * (n_layers - variants.first)).sum()) + own
 
 
 def _parts(lengths: torch.Tensor, most: int) -> list[torch.Tensor]:
@@ -166,8 +156,7 @@ def _through_layers(
         for pack in packs:
             at = pack.enter(index, entered, start)
             if at is not None:
-                maps = None if pairs is None else ByDifferences(pairs, at, scale)
-                pack.running = _through_layer(kept, index, pack, of_nothing, maps)
+                pack.running = _through_layer(kept, index, pack, of_nothing, pairs, at, scale)
         on_layers(1 / (len(states) - begin))
     wide = arithmetic_dtype(states[0].entered.dtype)
     device = states[-1].entered.device
@@ -192,25 +181,30 @@ class _Pack:
         self.running: torch.Tensor | None = None
         self.runs: list[tuple[Run, Edges | None]] = []
         self.positions = torch.zeros(0, dtype=torch.int64)
-        self._n_in = 0
+        self.n_in = 0
+        self.shared = ForRows()
 
     def enter(self, index: int, entered: torch.Tensor, start: int) -> torch.Tensor | None:
         """Those enter that begin to hide in a layer. entered: [N, hidden], what enters it with nothing hidden, from the position
         `start` on. Returns int64 [P], of each row of all that have entered the row at the same position there; None without any.
         """
-        n_before, self._n_in = self._n_in, int((self.variants.first <= index).sum())
-        if self._n_in == 0:
+        n_before, self.n_in = self.n_in, int((self.variants.first <= index).sum())
+        if self.n_in == 0:
             return None
         device, shift = entered.device, self.packed.n_positions - start
-        if self._n_in > n_before or self.positions.device != device:
-            self.positions = self.packed.positions(0, self._n_in).to(device)
-            self.runs = [(run, Edges(self.variants, run, device)) for run in self.packed.runs(self._n_in)]
+        if self.n_in > n_before or self.positions.device != device:
+            self.positions = self.packed.positions(0, self.n_in).to(device)
+            self.runs = [(run, self.edges(run, device)) for run in self.packed.runs(self.n_in)]
         at = self.positions + shift
-        if self._n_in > n_before:
+        if self.n_in > n_before:
             new = entered[at[self.packed.ends[n_before] :]].unsqueeze(0)
             self.running = new if self.running is None else torch.cat([self.running.to(device), new], dim=1)
         self.running = self.running.to(device)
         return at
+
+    def edges(self, run: Run, device: torch.device) -> Edges:
+        """What some of the sequences hide."""
+        return Edges(self.variants, run, device)
 
 
 class _Nothing:
@@ -223,6 +217,11 @@ class _Nothing:
         self.running = entered.to(arithmetic_dtype(entered.dtype)).unsqueeze(0)
         self.runs: list[tuple[Run, Edges | None]] = [(run, None) for run in self.packed.runs(1)]
         self.positions = self.packed.positions(0, 1)
+        self.n_in = 1
+        self.shared = ForRows()
+
+    def edges(self, run: Run, device: torch.device) -> None:
+        """Nothing is hidden."""
 
     def through(self, index: int) -> tuple[LayerState, list[tuple[torch.Tensor, torch.Tensor]]]:
         """Through one layer. Returns its state with the keys and values of what ran here, and the pairs of its linear maps.
@@ -230,17 +229,24 @@ class _Nothing:
         The model's own keys are rounded to its dtype: to a variant that begins later the difference of both would count as an
         effect."""
         state = self.kept.states[index]
-        n, wide = self.running.shape[1], self.running.dtype
+        wide = self.running.dtype
         self.running = self.running.to(state.entered.device)
         self.positions = self.positions.to(state.entered.device)
+        if self.kept.decoder.runs_whole(index):
+            before = state.entered[: -self.running.shape[1]]
+            state = replace(state, entered=torch.cat([before.to(wide), self.running[0]]))
+            if self.kept.decoder.carries(index) and self.running.shape[1] == 1:
+                state = with_state(self.kept, index, state)
         seen: list[torch.Tensor] = []
         maps = OfNothing()
-        self.running = _through_layer(self.kept, index, self, state, maps, seen)
-        keys, values = (
-            torch.cat([of_model[:, :-n].to(wide), own[0]], dim=1)
-            for of_model, own in zip((state.keys, state.values), seen, strict=True)
-        )
-        return replace(state, keys=keys, values=values), maps.pairs
+        self.running = _through_layer(self.kept, index, self, state, maps, seen=seen)
+        if seen:
+            keys, values = (
+                torch.cat([of_model[:, : -own.shape[2]].to(wide), own[0]], dim=1)
+                for of_model, own in zip((state.keys, state.values), seen, strict=True)
+            )
+            state = replace(state, keys=keys, values=values)
+        return state, maps.pairs
 
 
 def _through_layer(
@@ -248,26 +254,33 @@ def _through_layer(
     index: int,
     rows: "_Pack | _Nothing",
     of_nothing: LayerState,
-    maps: LinearMaps | None,
+    pairs: OfNothing | Pairs | None = None,
+    at: torch.Tensor | None = None,
+    scale: float = 1.0,
     seen: list[torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """[1, P, hidden], what enters the next layer. of_nothing: with the keys and values of earlier positions; seen: is given the
-    keys and values of the rows, [1, K, P, D]; maps: None for the layer's own."""
-    layer, state = kept.decoder.layers[index], kept.states[index]
+    """[1, P, hidden], what enters the next layer. of_nothing: with the keys and values of earlier positions; pairs: of the linear
+    maps of what hides nothing, None for the layer's own maps; at: int64 [P], of each row the row of what hides nothing; seen: is
+    given the keys and values of the rows, [1, K, P, D]."""
+    state = kept.states[index]
 
-    def attention(own, module, query, key, value, *rest, **arguments):
-        if seen is not None:
-            seen.extend((key, value))
-        return attend_packed(query, key, value, of_nothing, index, rows.runs), None
+    def maps_for(own: torch.Tensor | None) -> LinearMaps:
+        return pairs if isinstance(pairs, OfNothing) else ByDifferences(pairs, own, scale)
 
-    with ExitStack() as stack:
-        block = stack.enter_context(kept.substituted(attention))
-        if maps is not None:
-            for module in kept.decoder.opaque(index):
-                _in_own_dtype(block, module, state.entered.dtype, maps, stack)
-            stack.enter_context(maps)
-        output = layer.module(rows.running, **state.arguments_at(rows.positions))
-    output = output[0] if isinstance(output, tuple) else output
+    maps = None if pairs is None else maps_for
+    if kept.decoder.runs_whole(index):
+        at_once = ROWS_TOGETHER.get(rows.running.device.type, ROWS_ON_DEVICES)
+        output = through_whole(kept, index, rows, of_nothing, maps, at_once, seen)
+    else:
+
+        def attention(own, module, query, key, value, *rest, **arguments):
+            if seen is not None:
+                seen.extend((key, value))
+            return attend_packed(query, key, value, of_nothing, index, rows.runs), None
+
+        shared = rows.shared.at(of_nothing, rows.positions, rows.running.dtype)
+        arguments = state.arguments_at(rows.positions) | shared
+        output = run_layer(kept, index, rows.running, maps and maps(at), attention, arguments)
     if state.added is not None:
         output = output + state.added[rows.positions.to(state.added.device)].to(output)
     return output
@@ -281,14 +294,12 @@ def prove(kept: Kept) -> None:
         return
     for index, layer in enumerate(kept.decoder.layers):
         try:
-            _prove_directly(kept, index)
             try:
-                _prove_by_differences(kept, index)
-            except FAILURES as error:
-                if is_out_of_memory(error):
+                _prove_layer(kept, index)
+            except (*FAILURES, ExactnessError) as error:
+                if is_out_of_memory(error) or kept.decoder.runs_whole(index):
                     raise
-                kept.decoder.make_opaque(index)
-                _prove_by_differences(kept, index)
+                _prove_whole(kept, index, error)
         except FAILURES as error:
             if is_out_of_memory(error):
                 raise
@@ -299,26 +310,70 @@ def prove(kept: Kept) -> None:
     kept.decoder.found.known.replayed = True
 
 
+def _prove_layer(kept: Kept, index: int) -> None:
+    """Directly and by differences; and, where it runs as a whole, going on from a state, or it does not go on from one."""
+    _prove_directly(kept, index)
+    for alike in (True, False):
+        try:
+            _prove_by_differences(kept, index)
+            break
+        except FAILURES as error:
+            if is_out_of_memory(error):
+                raise
+            kept.decoder.make_opaque(index, alike)
+    else:
+        _prove_by_differences(kept, index)
+    if not kept.decoder.runs_whole(index) or kept.n_positions == 1:
+        return
+    for module in readers(kept, index):
+        kept.decoder.make_reader(module)
+    if kept.states[index].keys is None:
+        kept.decoder.make_carrying(index, True)
+        try:
+            _prove_by_differences(kept, index, alone=True)
+        except (*FAILURES, ExactnessError) as error:
+            if is_out_of_memory(error):
+                raise
+            kept.decoder.make_carrying(index, False)
+
+
+def _prove_whole(kept: Kept, index: int, error: Exception) -> None:
+    """A layer that does not give the same where some of its rows run: with all of them; the error, where it does not then."""
+    if not kept.states[index].all_rows:
+        raise error
+    kept.decoder.make_whole(index)
+    try:
+        _prove_layer(kept, index)
+    except (*FAILURES, ExactnessError) as other:
+        if is_out_of_memory(other):
+            raise
+        raise error from other
+
+
 def _prove_directly(kept: Kept, index: int) -> None:
     """Against the model's own output."""
-    state, pack = kept.states[index], _nothing_packed(kept)
+    state, pack = kept.states[index], _nothing_packed(kept, index)
     pack.enter(index, state.entered, kept.n_positions - len(state.entered))
-    found = _through_layer(kept, index, pack, state, None)
-    last = index + 1 == len(kept.states)
-    wanted = (kept.final[0] if state.all_rows else state.left) if last else kept.states[index + 1].entered
-    _check_same(kept, index, pack, found, wanted[-1])
+    _check_same(kept, index, pack, _through_layer(kept, index, pack, state), _left(kept, index))
 
 
-def _prove_by_differences(kept: Kept, index: int) -> None:
-    """Against what hides nothing by itself."""
-    pack = _nothing_packed(kept)
+def _prove_by_differences(kept: Kept, index: int, alone: bool = False) -> None:
+    """Against what hides nothing by itself; where the last position runs alone, against the model's own output."""
+    pack = _nothing_packed(kept, index, alone)
     start = int(pack.packed.starts.min())
     nothing = _Nothing(kept, start, index)
     entered = nothing.running[0]
     of_nothing, pairs = nothing.through(index)
     at = pack.enter(index, entered, start)
-    found = _through_layer(kept, index, pack, of_nothing, ByDifferences(pairs, at))
+    found = _through_layer(kept, index, pack, of_nothing, pairs, at)
     _check_same(kept, index, pack, found, nothing.running[0, -1])
+    if alone:
+        _check_same(kept, index, pack, found, _left(kept, index))
+
+
+def _left(kept: Kept, index: int) -> torch.Tensor:
+    """[hidden], what the model had behind a layer for the last position."""
+    return (kept.final[0] if index + 1 == len(kept.states) else kept.states[index + 1].entered)[-1]
 
 
 def _check_same(kept: Kept, index: int, pack: "_Pack", found: torch.Tensor, wanted: torch.Tensor) -> None:
@@ -334,32 +389,12 @@ def _check_same(kept: Kept, index: int, pack: "_Pack", found: torch.Tensor, want
         )
 
 
-def _nothing_packed(kept: Kept) -> "_Pack":
-    """Two sequences that hide nothing: the last positions, and the last one alone."""
-    starts = torch.tensor([max(0, kept.n_positions - 3) if kept.states[0].all_rows else -1, kept.n_positions - 1])
+def _nothing_packed(kept: Kept, index: int, alone: bool = False) -> "_Pack":
+    """Two sequences that hide nothing: the last positions, and the last one alone; alone: twice that one."""
+    several = kept.states[index].all_rows and not alone
+    starts = torch.tensor([max(0, kept.n_positions - 3) if several else -1, kept.n_positions - 1])
     nothing = torch.zeros(1, kept.n_positions, dtype=torch.bool)
     zeros = torch.zeros(2, dtype=torch.int64)
     return _Pack(
         Variants(Masks(nothing), zeros, zeros, zeros), starts.where(starts >= 0, starts[1]), kept.n_positions, zeros
     )
-
-
-def _in_own_dtype(block: Block, module: nn.Module, dtype: torch.dtype, maps: LinearMaps, stack: ExitStack) -> None:
-    """A module that is not a chain of linear maps (mixture of experts) takes whole states in the model's dtype."""
-    inside, wide = ExitStack(), arithmetic_dtype(dtype)
-
-    def cast(value: Any, to: torch.dtype) -> Any:
-        if isinstance(value, torch.Tensor):
-            return value.to(to) if value.dtype in (dtype, wide) else value
-        return type(value)(cast(one, to) for one in value) if type(value) in (tuple, list) else value
-
-    def before(module, args, kwargs):
-        inside.enter_context(maps.paused())
-        return cast(args, dtype), {name: cast(value, dtype) for name, value in kwargs.items()}
-
-    def after(module, args, output):
-        inside.close()
-        return cast(output, wide)
-
-    stack.enter_context(block.before(module, before, prepend=True))
-    stack.enter_context(block.after(module, after))

@@ -3,6 +3,9 @@
     gradient   the true gradient
     frozen     norms' 1/rms, act(x)/x and softmax weights are constants
 
+What reads other positions in another way than a softmax attention (linear attention, state space, convolution) has no weights
+that could be held: there the frozen rule goes back by the true gradient.
+
 What a norm's 1/rms or a gate's ratio is, is found by operation, not by a module's name: roots, and the norms of torch; functions
 of one number; a module without parameters that makes of each number another one. A sigmoid is a weight, as a softmax is.
 """
@@ -54,14 +57,19 @@ class Rules(ConstantWeights):
         self._inside = 0  # modules whose backward pass is theirs as a whole
 
     def gradients(
-        self, output: torch.Tensor, inputs: Sequence[torch.Tensor], by_rule: Mapping[str, torch.Tensor]
-    ) -> dict[str, tuple[torch.Tensor, ...]]:
-        """By rule the gradients at the inputs. by_rule: those at the output; nothing for a single number."""
+        self,
+        output: torch.Tensor | Sequence[torch.Tensor],
+        inputs: Sequence[torch.Tensor],
+        by_rule: Mapping[str, Any],
+        may_be_unused: bool = False,
+    ) -> dict[str, tuple[torch.Tensor | None, ...]]:
+        """By rule the gradients at the inputs. by_rule: those at the output, or outputs; nothing for a single number.
+        may_be_unused: whether None stands for an input that no gradient comes to."""
         found = {}
         for rule in self.rules:
             self.now = rule
             again = rule != self.rules[-1]
-            found[rule] = torch.autograd.grad(output, inputs, by_rule.get(rule), retain_graph=again)
+            found[rule] = torch.autograd.grad(output, inputs, by_rule.get(rule), again, allow_unused=may_be_unused)
         return found
 
     def either(self, plain: Callable[[], torch.Tensor], frozen: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -87,11 +95,17 @@ class Rules(ConstantWeights):
         return plain()
 
     @contextmanager
-    def of_modules(self, block: Block, layer: nn.Module) -> Iterator[None]:
+    def of_modules(self, block: Block, layer: nn.Module, plain: Sequence[nn.Module] = ()) -> Iterator[None]:
         """While the block is open, a layer's modules without parameters that make of each number another one have these backward
-        passes too, whatever they are made of."""
+        passes too, whatever they are made of. plain: modules in it whose gradient is the true one by every rule."""
+        inside = {part for module in plain for part in module.modules()}
         with ExitStack() as stack:
+            for module in plain:
+                stack.enter_context(block.before(module, self._enter))
+                stack.enter_context(block.after(module, self._leave))
             for module in layer.modules():
+                if module in inside:
+                    continue
                 at_zero = _at_zero(module)
                 if at_zero is not None:
                     before, after = self._around(at_zero)
@@ -99,16 +113,19 @@ class Rules(ConstantWeights):
                     stack.enter_context(block.after(module, after))
             yield
 
-    def _around(self, at_zero: float) -> tuple[Callable, Callable]:
-        def before(module, args, kwargs) -> None:
-            self._inside += 1
+    def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self._inside += 1
 
+    def _leave(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self._inside -= 1
+
+    def _around(self, at_zero: float) -> tuple[Callable, Callable]:
         def after(module, args, output: torch.Tensor) -> torch.Tensor:
             self._inside -= 1
             made = output.detach()
             return self.either(lambda: output, lambda: made if at_zero else by_ratio(args[0], made))
 
-        return before, after
+        return self._enter, after
 
 
 def by_ratio(x: torch.Tensor, made: torch.Tensor) -> torch.Tensor:

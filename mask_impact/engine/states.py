@@ -4,7 +4,7 @@ Dimensions: S positions of the sequence, of which the last R are kept as rows: a
 last one alone (R = 1); N the last positions whose keys and values are kept, N = S where all rows are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,10 @@ class LayerState:
     """One layer, up to the step that was last measured.
 
     all_rows: whether all positions are kept, or the last one alone. entered: [R, hidden], the layer's input. added: [R,
-    hidden], what the model adds to its output before the next layer, None for nothing. keys: [K, N, D]; values: [K, N, E].
+    hidden], what the model adds to its output before the next layer, None for nothing. keys: [K, N, D]; values: [K, N, E];
+    None in a layer without an attention. carried: what a layer has of all positions but the last, to go on from.
+    looks_ahead: whether some query sees a key behind it. shared: the arguments by which layers leave keys and values for later
+    ones.
     visible: bool [R, N], which keys a row sees, None for all up to its own. scaling, softcap, sinks: of its attention, see
     taps.attention_options. arguments: what else the layer was called with, of all rows; emptied: what it is called with in the
     place of masks and caches, by name.
@@ -38,6 +41,9 @@ class LayerState:
     sinks: torch.Tensor | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     emptied: dict[str, None] = field(default_factory=dict)
+    carried: Cache | None = None
+    looks_ahead: bool = False
+    shared: tuple[str, ...] = ()
     _masks: list[torch.Tensor | None] = field(default_factory=list)  # of each step
     _left: torch.Tensor | None = None  # the layer's output, until the next layer has begun
 
@@ -51,7 +57,8 @@ class LayerState:
         self._masks = [*self._masks, arguments.get("attention_mask")] if self.all_rows else []
         caches = {name for name, value in arguments.items() if isinstance(value, Cache) or name.startswith("past_")}
         self.emptied = dict.fromkeys(caches | (arguments.keys() & {"attention_mask"}))
-        n_new, kept = len(hidden_states), arguments.keys() - caches - {*NOT_KEPT}
+        self.shared = tuple(name for name, value in arguments.items() if is_shared(value))
+        n_new, kept = len(hidden_states), arguments.keys() - caches - {*NOT_KEPT, *self.shared}
         self.arguments = {
             name: _matched(self.arguments.get(name), value, lambda before, new: self._grown(before, new, n_new))
             for name, value in arguments.items()
@@ -145,6 +152,10 @@ class LayerState:
         mask = {name: self.mask for name in self.emptied if name == "attention_mask"}
         return self.arguments | self.emptied | mask
 
+    def arguments_of_sequences(self) -> dict[str, Any]:
+        """What it is called with for whole sequences, besides their states; no masks, no caches."""
+        return self.arguments | self.emptied
+
     def _at(self, part_of: Callable[[torch.Tensor, int], torch.Tensor]) -> dict[str, Any]:
         """The arguments with what part_of(tensor, dimension of positions) makes of those that have rows."""
         n = len(self.entered)
@@ -173,6 +184,8 @@ class LayerState:
     def mask(self) -> torch.Tensor | None:
         """The attention mask of all rows, as the layer takes it: its own of a single step; of several None where they had none,
         else [1, 1, R, N], what is added to the logits."""
+        if self.keys is None:
+            return None  # without an attention, which padding alone would tell anything
         if len(self._masks) == 1:
             return self._masks[0]
         if all(one is None for one in self._masks):
@@ -185,6 +198,16 @@ class LayerState:
         if not self.all_rows:
             return new.narrow(dim, new.shape[dim] - 1, 1)
         return new if before is None else torch.cat([before, new], dim=dim)
+
+
+def is_shared(value: Any) -> bool:
+    """Whether an argument holds keys and values by name, [B, K, N, D] and [B, K, N, E], or is to."""
+    return isinstance(value, Mapping) and all(
+        isinstance(pair, tuple)
+        and len(pair) == 2
+        and all(isinstance(one, torch.Tensor) and one.dim() == 4 for one in pair)
+        for pair in value.values()
+    )
 
 
 def along_positions(value: torch.Tensor, n: int) -> int | None:

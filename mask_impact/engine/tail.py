@@ -15,6 +15,7 @@ from mask_impact.errors import ExactnessError, UnsupportedArchitecture
 # How far what a module is given may be from a multiple of what the one before it gave, relative.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
+CAPS = ("final_logit_softcapping", "logits_soft_cap")  # what configurations call it
 # How far the logits of the model's own last states may be from the model's own logits: rounding of one norm and one map.
 SAME = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 1.5e-2}
 ROUNDED = 1e-3  # factors as near to 1 as this are 1
@@ -72,7 +73,8 @@ def tail_of(model: nn.Module, final_norm: nn.Module) -> Tail:
 
 
 def _cap(model: nn.Module) -> float | None:
-    return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    config = model.config.get_text_config()
+    return next((cap for name in CAPS if (cap := getattr(config, name, None)) is not None), None)
 
 
 @dataclass

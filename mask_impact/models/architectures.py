@@ -163,6 +163,18 @@ class Decoder:
         """The number of the layer that an attention is of."""
         return self.attentions.get(module)
 
+    def runs_whole(self, index: int) -> bool:
+        """Whether a layer has to be given all positions again."""
+        return False
+
+    def carries(self, index: int) -> bool:
+        """Whether such a layer can go on from a state."""
+        return False
+
+    def readers(self, index: int) -> tuple[nn.Module, ...]:
+        """The modules of a layer that read other positions by something beside a softmax attention."""
+        return ()
+
     def opaque(self, index: int) -> tuple[nn.Module, ...]:
         """The modules of a layer that take whole states."""
         mlp = self.layers[index].mlp

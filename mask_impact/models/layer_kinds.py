@@ -33,6 +33,12 @@ def reading_others(config: Any, layers: Sequence[int]) -> list[int]:
     return [layer for layer in layers if _kind(config, layer) not in ALONE.values()]
 
 
+def beside_attention(config: Any, layers: Sequence[int]) -> list[int]:
+    """Those of layers that have a softmax attention in which a state is carried from position to position beside it."""
+    kinds = _kinds(config)
+    return [layer for layer in layers if layer < len(kinds) and kinds[layer].startswith("hybrid")]
+
+
 def keeps_states(config: Any) -> bool:
     """Whether a decoder's configuration says that layers carry a state from position to position, beside an attention or in its
     place. What padding before a prompt does to such a state is up to the layer."""

@@ -109,7 +109,7 @@ class RidingEngine:
 
     @property
     def final(self) -> torch.Tensor:
-        """[1, S, hidden], the last layer's output, where states of all positions are kept."""
+        """[1, S, hidden], the last layer's output; [1, 1, hidden] where states of the last position are kept."""
         return self._keeping.keeper.final
 
     @property
@@ -187,7 +187,7 @@ class RidingEngine:
 
     # --- what happens in the model's forward, in this order ----------------------------------------------------------------
 
-    def _before_pass(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _before_pass(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         self._clear()
         caches = [value for value in (*args, *kwargs.values()) if isinstance(value, Cache)]
         self._held = int(caches[0].get_seq_length()) if caches else 0
@@ -198,6 +198,7 @@ class RidingEngine:
             self._keeping.begin(anew=self._held == 0)
         self._started = time.perf_counter()
         self._active = measured_at(self._step, self.plans, self.finished)
+        return args, kwargs if self._keeping is None else self._keeping.with_all_rows(kwargs)
 
     def _on_tap(self, own, module, query, key, value, attention_mask, *args, **kwargs):
         known, layer = self.layers.known, self.layers.around.get(module)

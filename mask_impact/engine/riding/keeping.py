@@ -1,8 +1,9 @@
 """Keeping the states of a decoder that is in no table: its layers in the order in which their attentions run, and what stands
 behind the last one.
 
-Refuses what can't run again by itself: layers without an attention, arguments that are neither numbers nor tensors with a row for
-each position, something between two layers.
+A layer without a softmax attention is kept as the others are, without keys and values. Where it reads other positions in
+another way (linear attention, state space, convolution), it runs again with all of them. Refuses what can't run again by itself:
+arguments that are neither numbers nor tensors with a row for each position, something between two layers.
 """
 
 import inspect
@@ -20,17 +21,18 @@ from mask_impact.engine.keeper import Keeper
 from mask_impact.engine.ownership import Block, refuse_hooks
 from mask_impact.engine.riding.layers import Layer, Layers
 from mask_impact.engine.riding.tensor import states_in
-from mask_impact.engine.states import NOT_KEPT, along_positions
+from mask_impact.engine.states import NOT_KEPT, along_positions, is_shared
 from mask_impact.engine.tail import Tail, TailWatch
 from mask_impact.engine.taps import attention_options, each_visible_key, scaling_of, up_to_own, windowed_kernel
 from mask_impact.errors import ModelError, UnsupportedArchitecture
+from mask_impact.models.layer_kinds import beside_attention, reading_others
 
 WHAT = "no effects, estimates or knockouts can be had"
 
 
 @dataclass(frozen=True)
 class FoundDecoder:
-    """A decoder as a pass has shown it. layers: those with an attention, in their order."""
+    """A decoder as a pass has shown it. layers: those of its list, in their order."""
 
     found: Layers
     layers: tuple[Layer, ...]
@@ -56,12 +58,41 @@ class FoundDecoder:
         """Whether its layers have been seen to give the same when a part of their rows runs again."""
         return self.found.known.replayed
 
-    def make_opaque(self, index: int) -> None:
-        """From now on whole states go through what stands in a layer beside its attention. A module that no difference of an
-        attention has gone through, as in a parallel branch, has not been asked yet."""
-        known = self.found.known.opaque
-        for module in self.layers[index].module.children():
-            if not any(part in known.attentions for part in module.modules()):
+    def runs_whole(self, index: int) -> bool:
+        """Whether a layer has to be given all positions again: it reads others by something beside a softmax attention, or counts
+        them."""
+        return self.layers[index].name in self.found.known.whole
+
+    def make_whole(self, index: int) -> None:
+        """From now on a layer is given all positions."""
+        self.found.known.whole.add(self.layers[index].name)
+
+    def carries(self, index: int) -> bool:
+        """Whether such a layer has been seen to go on from a state: then the last position runs by itself."""
+        return self.layers[index].name in self.found.known.carried
+
+    def make_carrying(self, index: int, does: bool) -> None:
+        """Whether a layer goes on from a state from now on."""
+        (self.found.known.carried.add if does else self.found.known.carried.discard)(self.layers[index].name)
+
+    def readers(self, index: int) -> tuple[nn.Module, ...]:
+        """The modules of a layer that read other positions by something beside a softmax attention, as far as it is known."""
+        return tuple(one for one in self.layers[index].module.children() if one in self.found.known.readers)
+
+    def make_reader(self, module: nn.Module) -> None:
+        """This is one."""
+        self.found.known.readers.add(module)
+
+    def make_opaque(self, index: int, alike: bool = False) -> None:
+        """From now on whole states go through what stands in a layer beside its attention; alike: through those of its modules
+        alone that are built as some of other layers are that were found opaque. A module that no difference of an attention has
+        gone through, as in a parallel branch, has not been asked yet."""
+        known, layer = self.found.known.opaque, self.layers[index].module
+        classes = {type(module) for module in known.modules}
+        for module in layer.modules() if alike else layer.children():
+            if not any(part in known.attentions for part in module.modules()) and (
+                not alike or type(module) in classes
+            ):
                 known.modules.add(module)
 
     def opaque(self, index: int) -> tuple[nn.Module, ...]:
@@ -101,6 +132,10 @@ class StatesKeeping:
         self._n_heads: set[int] = set()
         self._given: dict[Layer, tuple[tuple, dict]] = {}  # of layers that are running
         self._attended: set[Layer] = set()  # in this pass
+        self._silent: set[Layer] = set()  # those that called no attention in this pass
+        self._waiting: list[
+            tuple[Layer, tuple[tuple, dict], Any]
+        ] = []  # of the first pass, before any attention was called
         self._n_new = 0  # positions that are given in this pass
         self._last: torch.Tensor | None = None  # the output of the layer that was left last
         self._watch = TailWatch(model)
@@ -122,8 +157,16 @@ class StatesKeeping:
     @_unless_given_up
     def begin(self, anew: bool) -> None:
         """A pass begins; anew: with the sequence from its beginning."""
-        self._given, self._attended, self._last = {}, set(), None
+        self._given, self._attended, self._silent, self._last = {}, set(), set(), None
+        self._waiting = []
         self.keeper.begin(anew)
+
+    @staticmethod
+    def with_all_rows(kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of the decoder's call, so that its last layers are given all positions, too: some run for those alone
+        whose logits are asked for."""
+        asked = isinstance(kwargs.get("logits_to_keep"), int)
+        return kwargs | {"logits_to_keep": 0} if asked else kwargs
 
     @_unless_given_up
     def enter(self, layer: Layer, args: tuple, kwargs: dict) -> None:
@@ -138,27 +181,53 @@ class StatesKeeping:
         if layer in self._attended:
             raise self._refused(f"{layer.name} calls an attention twice in one pass")
         self._attended.add(layer)
-        index = self._order.setdefault(layer, len(self._order))
+        for other, given, output in self._waiting:
+            if other.among == layer.among:
+                self._pass_by(other, given, output)
+        self._waiting = []
         self._n_heads.add(query.shape[1])
-        states, rest = _arguments_of(layer, *self._given[layer])
-        if index > 0 and states.shape[1] != self._n_new:
-            raise self._refused(f"{layer.name} is given {states.shape[1]} of {self._n_new} positions")
-        self._n_new = states.shape[1]
         softcap, sinks = attention_options(self.layers, options)
         window = windowed_kernel(self.layers, dict(options))
-        if _looks_ahead(module, query, key, mask, window, options):
-            raise self._refused(f"a query of {layer.name} sees what stands behind it")
-        self.keeper.enter(index, states, rest)
-        if index > 0 and self.keeper.states[index - 1].added is not None:
-            raise self._refused(f"something stands between {layer.name} and the layer before it")
+        if mask is None and query.shape[2] > 1 and not _is_causal(module, options):
+            raise self._refused(f"a query of {layer.name} sees what stands behind it, and no mask says so")
+        ahead = mask is not None and _looks_ahead(query, key, mask, window)
+        self.layers.known.ahead |= ahead
+        index = self._enter(layer, self._given[layer])
+        self.keeper.states[index].looks_ahead |= ahead
         self.keeper.attend(index, query, key, value, mask, window, scaling_of(query, options), softcap, sinks)
 
     @_unless_given_up
     def leave(self, layer: Layer, output: Any) -> None:
         """A module of one of the lists is done."""
-        self._given.pop(layer, None)
-        if layer not in self._attended:
-            return
+        given = self._given.pop(layer, None)
+        if layer in self._attended:
+            self._leave(layer, output)
+        elif given is not None and not self._order and self.layers.is_outer(layer):
+            self._waiting.append((layer, given, output))
+        elif given is not None and self._order and layer.among == next(iter(self._order)).among:
+            self._pass_by(layer, given, output)
+
+    def _pass_by(self, layer: Layer, given: tuple[tuple, dict], output: Any) -> None:
+        """A layer that called no attention is done."""
+        if layer in self._silent:
+            raise self._refused(f"{layer.name} runs twice in one pass")
+        self._silent.add(layer)
+        self._enter(layer, given)
+        self._leave(layer, output)
+
+    def _enter(self, layer: Layer, given: tuple[tuple, dict]) -> int:
+        """Keeps what a layer was given; returns its number."""
+        index, known = self._order.setdefault(layer, len(self._order)), self.layers.known
+        states, rest = _arguments_of(layer, *given)
+        if index > 0 and states.shape[1] != self._n_new:
+            raise self._refused(f"{layer.name} is given {states.shape[1]} of {self._n_new} positions")
+        self._n_new = states.shape[1]
+        self.keeper.enter(index, states, rest, not known.replayed or known.ahead or layer.name in known.whole)
+        if index > 0 and self.keeper.states[index - 1].added is not None:
+            raise self._refused(f"something stands between {layer.name} and the layer before it")
+        return index
+
+    def _leave(self, layer: Layer, output: Any) -> None:
         states = next(states_in(output), None)
         if states is None:
             raise self._refused(f"{layer.name} gives no states [sequences, positions, hidden]")
@@ -170,19 +239,24 @@ class StatesKeeping:
     def finish(self) -> None:
         """The decoder's pass is done."""
         order = tuple(self._order)
-        if not order or len(self._attended) < len(order):
+        if not order or len(self._attended) + len(self._silent) < len(order):
             raise self._refused("its layers are not the same in each pass")
         missing = [layer.name for layer in self.layers.siblings(order[0]) if layer not in self._order]
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            raise self._refused(f"{', '.join(missing[:3])}{more} have no softmax attention")
+            raise self._refused(f"{', '.join(missing[:3])}{more} are not called")
         if [layer.index for layer in order] != list(range(len(order))):
             raise self._refused("its layers run in another order than they lie in")
-        heads = self.model.config.get_text_config().num_attention_heads
+        config = self.model.config.get_text_config()
+        heads = config.num_attention_heads
         if self._n_heads != {heads}:
             raise self._refused(f"its layers have {', '.join(map(str, sorted(self._n_heads)))} heads, not {heads}")
         self.keeper.finish()
         self.decoder = FoundDecoder(self.layers, order, heads)
+        silent = [layer.index for layer in order if layer in self._silent]
+        with_attention = [layer.index for layer in order if layer in self._attended]
+        for index in (*reading_others(config, silent), *beside_attention(config, with_attention)):
+            self.decoder.make_whole(index)
 
     @_unless_given_up
     def _beside(self, module: nn.Module, args: tuple, output: Any) -> None:
@@ -201,14 +275,17 @@ class StatesKeeping:
         return UnsupportedArchitecture(f"{what} ({type(self.model).__name__}): {WHAT}")
 
 
-def _looks_ahead(module: nn.Module, query, key, mask, window: int | None, options: Mapping[str, Any]) -> bool:
+def _is_causal(module: nn.Module, options: Mapping[str, Any]) -> bool:
+    """Whether a call without a mask is."""
+    causal = options.get("is_causal")
+    return getattr(module, "is_causal", True) if causal is None else causal
+
+
+def _looks_ahead(query, key, mask: torch.Tensor, window: int | None) -> bool:
     """Whether some query of a call sees a later position, so that what is changed there changes it too."""
     n_rows, n_keys = query.shape[2], key.shape[2]
     if n_rows == 1:
         return False
-    if mask is None:
-        causal = options.get("is_causal")
-        return not (getattr(module, "is_causal", True) if causal is None else causal)
     visible = each_visible_key(mask, 0, n_rows, n_keys, window, key.device)
     return bool((visible & ~up_to_own(n_rows, n_keys, key.device)).any())
 
@@ -239,7 +316,10 @@ def _arguments_of(layer: Layer, args: tuple, kwargs: dict) -> tuple[torch.Tensor
 
 
 def _can_be_kept(value: Any, n: int) -> bool:
-    """Whether an argument is a number or text, a tensor that has n positions or is the same for all, or some of these."""
+    """Whether an argument is a number or text, a tensor that has n positions or is the same for all, or some of these; or shared
+    keys."""
+    if is_shared(value):
+        return True
     if isinstance(value, tuple | list):
         return type(value) in (tuple, list) and all(_can_be_kept(one, n) for one in value)
     if isinstance(value, torch.Tensor):

@@ -6,7 +6,7 @@ Which of them have a softmax attention shows in a forward.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from torch import nn
 
@@ -37,12 +37,18 @@ class Layer:
 @dataclass
 class Known:
     """What is found out once about a model: opaque modules, the kinds of layers whose differences were proven, or that were seen
-    without an attention, and whether its layers give the same when a part of their rows runs again."""
+    without an attention, and whether its layers give the same when a part of their rows runs again; whole: the names of those
+    that do so with all of their rows alone, carried: of those that go on from a state; readers: modules that read other positions
+    by something beside a softmax attention; ahead: whether a query was seen to look at what stands behind it."""
 
     opaque: Opaque = field(default_factory=Opaque)
     proven: set[tuple] = field(default_factory=set)
     without: set[tuple] = field(default_factory=set)
     replayed: bool = False
+    whole: set[str] = field(default_factory=set)
+    carried: set[str] = field(default_factory=set)
+    ahead: bool = False
+    readers: WeakSet[nn.Module] = field(default_factory=WeakSet)
 
     def to_prove(self, layer: Layer) -> bool:
         """Whether nothing is known of such layers yet."""
@@ -100,6 +106,10 @@ class Layers:
         """The number in its list of the layer that a module is in; None for one that is in none."""
         layer = self.around.get(module)
         return None if layer is None else layer.index
+
+    def is_outer(self, layer: Layer) -> bool:
+        """Whether its list lies in no layer of another one."""
+        return not any(layer.among.startswith(f"{other.among}.") for other in self.layers)
 
     def siblings(self, layer: Layer) -> list[Layer]:
         """All layers of its list, in their order."""
