@@ -10,6 +10,8 @@ from mask_impact.engine.attention import (
     Lengths,
     QueryAttention,
     attention_received,
+    blocks,
+    joined,
     lengths,
     masking_differences,
     query_attention,
@@ -90,11 +92,20 @@ class Measuring:
     def differences(self) -> torch.Tensor:
         """[n + 1, H, E], of the attention output for each key in sight that is to be hidden, and none at the end, for noise."""
         keys = self.positions[self.positions >= self.first] - self.first
-        seen = self.attention.of_keys(keys.to(self.attention.values.device))
-        moved = masking_differences(seen, 0, len(keys)) if len(keys) else seen.output.new_empty(0, *seen.output.shape)
+        output, seen = self.attention.output, self.attention
+        if len(keys) < seen.n_keys:
+            seen = seen.of_keys(keys.to(seen.values.device))
+        moved = output.new_empty(len(keys) + 1, *output.shape)
+        moved[-1] = 0
+        found = []
+        for rows in blocks(moved[:-1]):
+            block = moved[rows.start : min(rows.stop, len(keys))]
+            masking_differences(seen, rows.start, rows.start + len(block), out=block)
+            if "heads" in self.groups:
+                found.append(lengths(output, block))
         if "heads" in self.groups:
-            self.kept["heads"] = lengths(self.attention.output, moved)
-        return functional.pad(moved, (0, 0, 0, 0, 0, 1))
+            self.kept["heads"] = joined(found) if found else lengths(output, moved[:-1])
+        return moved
 
     def record(self, ride: Ride) -> LayerRecord:
         """All that was kept, when the layer is done."""
@@ -164,4 +175,5 @@ def let_on(
         counts = [len(moved) for moved in differences]
         owner = torch.tensor([one.number for one in measuring]).repeat_interleave(torch.tensor(counts))
     ride = Ride(layer.name, entered, owner)
-    return Boarded(layer, ride, measuring), board(output, ride, rows, torch.cat(differences))
+    moved = differences[0] if len(differences) == 1 else torch.cat(differences)
+    return Boarded(layer, ride, measuring), board(output, ride, rows, moved)
