@@ -55,7 +55,9 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="the shape of the 0.6B model")
     parser.add_argument("--layers", type=int, default=6, help="decoder layers")
     parser.add_argument("--repeats", type=int, default=5, help="each figure is the median of this many runs")
-    parser.add_argument("--generate", type=int, default=5, help="generated tokens of the last row, at 16 (0: no such row)")
+    parser.add_argument(
+        "--generate", type=int, default=5, help="generated tokens of the last row, at 16 (0: no such row)"
+    )
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32", "float64"])
     args = parser.parse_args()
     torch.manual_seed(0)

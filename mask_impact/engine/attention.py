@@ -214,9 +214,7 @@ def joined(parts: list[Lengths]) -> Lengths:
     return Lengths(*of_rows, parts[0].norm)
 
 
-def _lengths(
-    baseline: torch.Tensor, differences: torch.Tensor, norm: torch.Tensor, direction: torch.Tensor
-) -> Lengths:
+def _lengths(baseline: torch.Tensor, differences: torch.Tensor, norm: torch.Tensor, direction: torch.Tensor) -> Lengths:
     l2 = torch.linalg.vector_norm(differences, dim=-1)
     along = (differences * direction).sum(-1)
     across = torch.linalg.vector_norm(torch.addcmul(differences, along.unsqueeze(-1), direction, value=-1), dim=-1)

@@ -159,10 +159,10 @@ def gated_difference(
     value = activation.value(gate)
     change_of = _ActivationChange(activation, gate, value, exact=gate_differences.dtype == gate.dtype)
     n_rows, width = out.shape
-    n_block = n_rows
+    n_block = max(1, n_rows)
     if out.device.type == "cpu":
         n_elements = CPU_SERIAL_ELEMENTS if out.numel() <= CPU_FEW_ELEMENTS else CPU_BLOCK_ELEMENTS
-        n_block = min(n_rows, max(1, n_elements // width))
+        n_block = max(1, min(n_rows, n_elements // width))
     first, second = (gate.new_empty(n_block, width) for _ in range(2))
     for start in range(0, n_rows, n_block):
         rows = slice(start, min(start + n_block, n_rows))

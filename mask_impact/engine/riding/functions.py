@@ -102,7 +102,8 @@ def normed(y: torch.Tensor, x: Riding, z: torch.Tensor, d: torch.Tensor, eps: fl
     base = x.ride.spread(z)
     weight = None if weight is None else weight.to(z)
     moved = rms_difference(base[0] if base.dim() == 2 and len(base) == 1 else base, d, eps, weight)
-    z = z * torch.rsqrt(z.square().mean(-1, keepdim=True) + eps)
+    # As rms_difference has it: where nothing is left, the difference is -z to the last bit.
+    z = z * (1 / (z.square().mean(-1, keepdim=True) + eps).sqrt())
     z = z if weight is None else z * weight
     return x.like(y, z if bias is None else z + bias.to(z), moved)
 
