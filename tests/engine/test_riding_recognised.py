@@ -1,4 +1,4 @@
-"""What numerically is an RMSNorm is known as one, whatever it is called; what only looks like one is not, and is exact all the same."""
+"""What numerically is an RMSNorm is known as one, whatever it is called; what only looks like one is not, and is exact too."""
 
 import pytest
 import torch

@@ -14,7 +14,6 @@ from mask_impact.engine.riding.opaque import Opaque
 from mask_impact.errors import UnsupportedArchitecture
 from mask_impact.models.architectures import Decoder, is_located, locate
 
-
 _kinds: dict[tuple, int] = {}  # how layers are built, each with its number
 
 
@@ -41,7 +40,8 @@ class Layer:
 @dataclass
 class Known:
     """What is found out once about a model: opaque modules, the kinds of layers whose differences were proven, or that were seen
-    without an attention, or in which nothing was opaque, and whether its layers give the same when a part of their rows runs again."""
+    without an attention, or in which nothing was opaque, and whether its layers give the same when a part of their rows runs
+    again."""
 
     opaque: Opaque = field(default_factory=Opaque)
     proven: set[int] = field(default_factory=set)

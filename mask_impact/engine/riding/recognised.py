@@ -95,8 +95,8 @@ def _is(norm: RmsNorm, module: nn.Module, rows: torch.Tensor, given: torch.Tenso
 
 
 def _rows(width: int, dtype: torch.dtype) -> torch.Tensor:
-    """[1, n, width]: rows of sizes from far below to far above those of a model, each around 0, around a mean, and with one number
-    that outweighs the others."""
+    """[1, n, width]: rows of sizes from far below to far above those of a model, each around 0, around a mean, and with one
+    number that outweighs the others."""
     generator = torch.Generator().manual_seed(0)
     exponents = range(-4, 4) if dtype == torch.float16 else range(-8, 13, 2)
     drawn = torch.randn(len(exponents), 3, width, generator=generator, dtype=torch.float64)
