@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/bench_ride.py --dtype bfloat16 --layers 2 --tokens 16 64
 
 Random weights of the layers of Qwen3's 4B model (or of its 0.6B, `--small`), a few of them, with a small vocabulary. Processor
-time of the process, medians: with one thread, other people's load on the machine counts little. A row for each prompt length N, and one for several generated tokens.
+time of the process, medians: with one thread, other people's load on the machine counts little. A row for each prompt length
+N, and one for several generated tokens.
 """
 
 import argparse

@@ -172,7 +172,7 @@ CPU_BLOCK_ELEMENTS = 2**18
 
 def blocks(differences: torch.Tensor) -> list[slice]:
     """The rows [n, ...] to work on at once."""
-    n_rows = len(differences)
+    n_rows = differences.shape[0]
     step = n_rows
     if differences.device.type == "cpu" and n_rows:
         step = max(1, CPU_BLOCK_ELEMENTS // (differences.numel() // n_rows))

@@ -65,9 +65,7 @@ class Call:
 
 def board(output: torch.Tensor, ride: Ride, rows: torch.Tensor, differences: torch.Tensor) -> Riding:
     """The model's own attention output [B, S, H, E], which carries the exact last rows [B, H, E] and differences [n, H, E]."""
-    x = Riding.make(output, rows, differences, 2, output.shape[1], ride)
-    ride.check(x.last, rows)
-    return x
+    return Riding.make(output, rows, differences, 2, output.shape[1], ride)
 
 
 @dataclass
@@ -93,7 +91,7 @@ class Measuring:
     @cached_property
     def keys(self) -> torch.Tensor:
         """int64 [n], those in sight that are to be hidden."""
-        return self.positions[self.positions >= self.first] - self.first
+        return self.positions[self.positions >= self.first] - self.first if self.first else self.positions
 
     def differences(self, noise_row: bool) -> torch.Tensor:
         """[n, H, E], of the attention output for each key in sight that is to be hidden; noise_row: and none at the end."""
@@ -142,17 +140,22 @@ class Measuring:
 
 @dataclass
 class Boarded:
-    """A layer whose attention has run: the sequences that are measured in it, and the ride of their differences."""
+    """A layer whose attention has run: the sequences that are measured in it, and the ride of their differences. own, rows:
+    [B, H, E], the attention's last rows as the model has them and before rounding."""
 
     layer: Layer
     ride: Ride
     measuring: list[Measuring]
+    own: torch.Tensor
+    rows: torch.Tensor
 
     def get_off(self, output: Any) -> dict[int, LayerRecord]:
         """What comes off at the layer's end, by sequence. output: of the layer; ExactnessError where it carries nothing,
         UnsupportedArchitecture where nothing of the attention met the residual stream."""
         groups = self.measuring[0].groups
-        if groups != ("heads",):
+        if groups == ("heads",):
+            self.ride.check(self.own, self.rows)
+        else:
             x = next(iter(riding_in(output)), None)
             if x is None:
                 raise ExactnessError(
@@ -187,4 +190,4 @@ def let_on(
         owner = torch.tensor([one.number for one in measuring]).repeat_interleave(torch.tensor(counts))
     ride = Ride(layer.name, entered, owner, noise_row=noise_row)
     moved = differences[0] if len(differences) == 1 else torch.cat(differences)
-    return Boarded(layer, ride, measuring), board(output, ride, rows, moved)
+    return Boarded(layer, ride, measuring, output[:, -1], rows), board(output, ride, rows, moved)

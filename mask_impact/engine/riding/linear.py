@@ -36,8 +36,9 @@ def mapped(
         differences /= entering.scale.to(differences.device)
     z = y.reshape(-1, x.n_rows, *row)[:, -1].to(wide)
     if entering.n_lost:
-        z = z + differences[len(differences) - entering.n_lost :].reshape(-1, *row).to(wide)
-        differences = differences[: len(differences) - entering.n_lost]
+        n_moved = differences.shape[0] - entering.n_lost
+        z = z + differences[n_moved:].reshape(-1, *row).to(wide)
+        differences = differences[:n_moved]
     new = x.like(y, z, differences.reshape(-1, *row))
     if ride.shortcut:
         _of_nothing(x, new, bias)
@@ -62,22 +63,23 @@ def _entering(x: Riding, dtype: torch.dtype, has_bias: bool) -> _Entering:
     n_moved, width = math.prod(x.moved_shape[:-1]), own.shape[-1]
     rounded = x.ride.half or own.dtype in HALF
     lost = z - last.flatten(0, -2).to(z) if rounded else z[:0]
-    rows = own.new_empty(len(own) + n_moved + len(lost), width)
-    rows[: len(own)] = own
-    scale = None
+    n_own, n_lost, scale = own.shape[0], lost.shape[0], None
+    rows = own.new_empty(n_own + n_moved + n_lost, width)
+    rows[:n_own] = own
     if dtype == torch.float16 or has_bias:
         riders = torch.cat([x.d.flatten(0, -2), lost])
         scale = scale_of_rows(riders, dtype, has_bias)
-        rows[len(own) :] = riders * scale
+        rows[n_own:] = riders * scale
     else:
-        x.put(rows[len(own) : len(own) + n_moved].view(x.moved_shape))
-        rows[len(own) + n_moved :] = lost
-    return _Entering(rows, len(own), len(lost), scale, (dtype, has_bias))
+        x.put(rows[n_own : n_own + n_moved].view(x.moved_shape))
+        if n_lost:
+            rows[n_own + n_moved :] = lost
+    return _Entering(rows, n_own, n_lost, scale, (dtype, has_bias))
 
 
 def _of_nothing(x: Riding, new: Riding, bias: torch.Tensor | None) -> None:
     """A variant of which nothing is left is mapped to the bias, exactly, and not to what rounding leaves."""
-    if x.pending is not None:
+    if x.pending is not None or x.ride.attn is not None:  # behind the residual stream there is always something left
         return
     # On a GPU asking whether there may be one would stall the queue.
     if x.z.device.type == "cpu" and not (x.held.flatten(1)[:, 0] == -x.base.flatten(1)[:, 0]).any():

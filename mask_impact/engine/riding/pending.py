@@ -1,7 +1,8 @@
 """Differences that are not formed yet: what they follow from is held.
 
-So a chain of operations becomes one pass over blocks of rows. In: rows and differences of a riding tensor before an activation, and of what the activation is multiplied by. Out: the
-differences, written to where they are wanted, such as between the rows that enter a linear map. Knows no riding tensor.
+So a chain of operations becomes one pass over blocks of rows. In: rows and differences of a riding tensor before an activation,
+and of what the activation is multiplied by. Out: the differences, written to where they are wanted, such as between the rows
+that enter a linear map. Knows no riding tensor.
 """
 
 from dataclasses import dataclass

@@ -78,7 +78,7 @@ class Ride:
 
     def spread(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows [B, *row] of the sequences as they face differences [n, *row]."""
-        return rows if self.owner is None or len(rows) == 1 else rows[self.owner.to(rows.device)]
+        return rows if self.owner is None or rows.shape[0] == 1 else rows[self.owner.to(rows.device)]
 
     def check(self, own: torch.Tensor, recomputed: torch.Tensor) -> None:
         """Hold the model's own rows [B, *row] against z, sequence by sequence."""
