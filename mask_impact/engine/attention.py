@@ -130,8 +130,10 @@ def attention_received(query: torch.Tensor, keys: torch.Tensor, scaling: float, 
     return received.masked_fill(~enough | (n_seeing == 0), float("nan"))
 
 
-def masking_differences(attention: QueryAttention, start: int, stop: int) -> torch.Tensor:
-    """o' - o of every head for each masked key in start..stop-1: [stop - start, H, D].
+def masking_differences(
+    attention: QueryAttention, start: int, stop: int, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """o' - o of every head for each masked key in start..stop-1: [stop - start, H, D], written to `out` where it is given.
 
     With p the weight of the masked key, o' - o = p / (1 - p) * (o - v): exact, and well conditioned for p <= 1/2. At most
     one key of a head can have more than that; its difference has been recomputed from the logits. Where the value is
@@ -143,11 +145,13 @@ def masking_differences(attention: QueryAttention, start: int, stop: int) -> tor
     if attention.replacement is not None:
         changes = (attention.replacement.unsqueeze(1) - attention.values[:, start:stop]).transpose(0, 1)  # [n, K, D]
         grouped = weights.t().reshape(-1, n_groups, n_heads // n_groups, 1)
-        return (grouped * changes.unsqueeze(2)).view(-1, n_heads, head_dim)
+        replaced = (grouped * changes.unsqueeze(2)).view(-1, n_heads, head_dim)
+        return replaced if out is None else out.copy_(replaced)
     # The dominant key is replaced below; clamping keeps its factor finite.
     factors = (weights / (1 - weights).clamp_min(0.25)).t().reshape(-1, n_groups, n_heads // n_groups, 1)
     values = attention.values[:, start:stop].transpose(0, 1).unsqueeze(2)  # [n, K, 1, D]
-    differences = values.new_empty(stop - start, n_groups, n_heads // n_groups, head_dim)
+    out = values.new_empty(stop - start, n_heads, head_dim) if out is None else out
+    differences = out.view(-1, n_groups, n_heads // n_groups, head_dim)
     # Where v is close to o (repeated tokens) their float32 difference is exact, and what rounding took from o counts.
     torch.sub(attention.output.view(n_groups, -1, head_dim), values, out=differences)
     differences.add_(attention.remainder.view(n_groups, -1, head_dim)).mul_(factors)
@@ -160,6 +164,19 @@ def masking_differences(attention: QueryAttention, start: int, stop: int) -> tor
     kept = differences[row, heads]
     differences[row, heads] = torch.where(recomputed.unsqueeze(-1), attention.dominant_difference, kept)
     return differences
+
+
+# Elements of a tensor [n, width] of differences to work on at once on a CPU: what is made of them stays in its cache.
+CPU_BLOCK_ELEMENTS = 2**18
+
+
+def blocks(differences: torch.Tensor) -> list[slice]:
+    """The rows [n, ...] to work on at once."""
+    n_rows = differences.shape[0]
+    step = n_rows
+    if differences.device.type == "cpu" and n_rows:
+        step = max(1, CPU_BLOCK_ELEMENTS // (differences.numel() // n_rows))
+    return [slice(start, start + step) for start in range(0, n_rows, max(1, step))]
 
 
 @dataclass(frozen=True)
@@ -183,6 +200,21 @@ def lengths(baseline: torch.Tensor, differences: torch.Tensor) -> Lengths:
     """
     norm = torch.linalg.vector_norm(baseline, dim=-1)
     direction = baseline / norm.unsqueeze(-1).clamp_min(torch.finfo(norm.dtype).tiny)
+    parts = blocks(differences)
+    if len(parts) < 2:
+        return _lengths(baseline, differences, norm, direction)
+    return joined([_lengths(baseline, differences[rows], norm, direction) for rows in parts])
+
+
+def joined(parts: list[Lengths]) -> Lengths:
+    """The lengths of all rows; parts: one at least, of rows that follow each other."""
+    if len(parts) == 1:
+        return parts[0]
+    of_rows = (torch.cat([getattr(part, name) for part in parts]) for name in ("l2", "along", "across"))
+    return Lengths(*of_rows, parts[0].norm)
+
+
+def _lengths(baseline: torch.Tensor, differences: torch.Tensor, norm: torch.Tensor, direction: torch.Tensor) -> Lengths:
     l2 = torch.linalg.vector_norm(differences, dim=-1)
     along = (differences * direction).sum(-1)
     across = torch.linalg.vector_norm(torch.addcmul(differences, along.unsqueeze(-1), direction, value=-1), dim=-1)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from mask_impact.engine.attention import CPU_BLOCK_ELEMENTS, blocks
 from mask_impact.models.architectures import Norm
 
 
@@ -22,17 +23,29 @@ def rms_norm(state: torch.Tensor, norm: Norm) -> torch.Tensor:
 
 def rms_norm_difference(state: torch.Tensor, differences: torch.Tensor, norm: Norm) -> torch.Tensor:
     """norm(x + d) - norm(x) for x [hidden], d [n, hidden]."""
-    return rms_difference(state, differences, norm.eps).mul_(norm.weight(state.dtype, state.device))
+    return rms_difference(state, differences, norm.eps, norm.weight(state.dtype, state.device))
 
 
-def rms_difference(state: torch.Tensor, differences: torch.Tensor, eps: float) -> torch.Tensor:
-    """(x + d) r' - x r, the difference of a norm without weight over the last dimension, for x [hidden] or what d can be added
-    to, d [n, ..., hidden].
+def rms_difference(
+    state: torch.Tensor, differences: torch.Tensor, eps: float, weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(x + d) r' - x r, the difference of a norm over the last dimension, times its weight [hidden], for x [hidden] or what d can
+    be added to, d [n, ..., hidden].
 
     With r = (mean(x^2) + eps)^-1/2 and r' the same of x + d it is x (r' - r) + d r', and r' - r follows from
     mean((x+d)^2) - mean(x^2) = mean(d (2x + d)) without cancellation. Where d takes away most of x that sum cancels
     instead, and (x + d) r' - x r is the form to take.
     """
+    if state.dim() > 1 or state.device.type != "cpu" or differences.numel() <= CPU_BLOCK_ELEMENTS:
+        moved = _rms_difference(state, differences, eps)
+        return moved if weight is None else moved.mul_(weight)
+    out = torch.empty_like(differences)
+    for rows in blocks(differences):
+        out[rows] = rms_difference(state, differences[rows], eps, weight)
+    return out
+
+
+def _rms_difference(state: torch.Tensor, differences: torch.Tensor, eps: float) -> torch.Tensor:
     hidden = state.shape[-1]
     variance = state.square().mean(-1) + eps
     twice = 2 * state
@@ -124,9 +137,8 @@ ACTIVATIONS: dict[str, Activation] = {
 
 # Up to here four terms of the Taylor series are exact in float32: the fifth is below 1e-6 of the first.
 TAYLOR_RADIUS = 2.0**-4
-# Elements of the [n, intermediate] tensors to work on at once on a CPU: the buffers (float32) stay in its cache. Few rows go
-# in blocks that torch leaves to one thread (below its grain of 2^15): waking the others would take longer than the work.
-CPU_BLOCK_ELEMENTS = 2**18
+# Few rows go in blocks that torch leaves to one thread (below its grain of 2^15): waking the others would take longer than the
+# work.
 CPU_SERIAL_ELEMENTS = 2**15 - 1
 CPU_FEW_ELEMENTS = 2**20
 
@@ -147,10 +159,10 @@ def gated_difference(
     value = activation.value(gate)
     change_of = _ActivationChange(activation, gate, value, exact=gate_differences.dtype == gate.dtype)
     n_rows, width = out.shape
-    n_block = n_rows
+    n_block = max(1, n_rows)
     if out.device.type == "cpu":
         n_elements = CPU_SERIAL_ELEMENTS if out.numel() <= CPU_FEW_ELEMENTS else CPU_BLOCK_ELEMENTS
-        n_block = min(n_rows, max(1, n_elements // width))
+        n_block = max(1, min(n_rows, n_elements // width))
     first, second = (gate.new_empty(n_block, width) for _ in range(2))
     for start in range(0, n_rows, n_block):
         rows = slice(start, min(start + n_block, n_rows))

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from mask_impact.engine.riding.pending import Gated
 from mask_impact.engine.riding.structure import in_row
 from mask_impact.engine.riding.tensor import NoRule, Riding, facing, in_place_rule_for, rule_for
 
@@ -96,6 +97,9 @@ def _mul(function, a: Any, b: Any) -> Riding:
     if isinstance(a, Riding) and isinstance(b, Riding):
         _rows(a, b)
         z = a.z * b.z
+        gate, up = (a, b) if a.activated is not None else (b, a)
+        if gate.activated is not None and gate.z.shape == up.z.shape:
+            return a.like(y, z, Gated(gate.activated, up.z.clone(), up.held))
         return a.like(y, z, _full(a.d * b.base + (a.base + a.d) * b.d, z))
     x, other = (a, b) if isinstance(a, Riding) else (b, a)
     return _scaled(x, y, facing(x, other))

@@ -1,6 +1,7 @@
 """Where differences get on and off: a layer's attention output, and what the layer makes of it."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from mask_impact.engine.attention import (
     Lengths,
     QueryAttention,
     attention_received,
+    blocks,
+    joined,
     lengths,
     masking_differences,
     query_attention,
@@ -62,9 +65,7 @@ class Call:
 
 def board(output: torch.Tensor, ride: Ride, rows: torch.Tensor, differences: torch.Tensor) -> Riding:
     """The model's own attention output [B, S, H, E], which carries the exact last rows [B, H, E] and differences [n, H, E]."""
-    x = Riding.make(output, rows, differences, 2, output.shape[1], ride)
-    ride.check(x.last, rows)
-    return x
+    return Riding.make(output, rows, differences, 2, output.shape[1], ride)
 
 
 @dataclass
@@ -87,19 +88,33 @@ class Measuring:
         """The first position in sight: sliding windows and their caches hold the last ones only."""
         return self.n_positions - self.attention.n_keys
 
-    def differences(self) -> torch.Tensor:
-        """[n + 1, H, E], of the attention output for each key in sight that is to be hidden, and none at the end, for noise."""
-        keys = self.positions[self.positions >= self.first] - self.first
-        seen = self.attention.of_keys(keys.to(self.attention.values.device))
-        moved = masking_differences(seen, 0, len(keys)) if len(keys) else seen.output.new_empty(0, *seen.output.shape)
+    @cached_property
+    def keys(self) -> torch.Tensor:
+        """int64 [n], those in sight that are to be hidden."""
+        return self.positions[self.positions >= self.first] - self.first if self.first else self.positions
+
+    def differences(self, noise_row: bool) -> torch.Tensor:
+        """[n, H, E], of the attention output for each key in sight that is to be hidden; noise_row: and none at the end."""
+        keys = self.keys
+        output, seen = self.attention.output, self.attention
+        if len(keys) < seen.n_keys:
+            seen = seen.of_keys(keys.to(seen.values.device))
+        moved = output.new_empty(len(keys) + noise_row, *output.shape)
+        moved[len(keys) :] = 0
+        found = []
+        for rows in blocks(moved[: len(keys)]):
+            block = moved[rows.start : min(rows.stop, len(keys))]
+            masking_differences(seen, rows.start, rows.start + len(block), out=block)
+            if "heads" in self.groups:
+                found.append(lengths(output, block))
         if "heads" in self.groups:
-            self.kept["heads"] = lengths(self.attention.output, moved)
-        return functional.pad(moved, (0, 0, 0, 0, 0, 1))
+            self.kept["heads"] = joined(found) if found else lengths(output, moved[:0])
+        return moved
 
     def record(self, ride: Ride) -> LayerRecord:
         """All that was kept, when the layer is done."""
-        errors, sizes = (torch.stack([pair[at][self.number].cpu() for pair in ride.checks]) for at in (0, 1))
-        noise = self.attention.output.new_full((), float("nan"))
+        checks = [one if one.device.type == "cpu" else one.cpu() for one in ride.checks]
+        errors, sizes = torch.stack(checks)[..., self.number].unbind(1)
         return LayerRecord(
             l2=self._gathered("l2"),
             along=self._gathered("along"),
@@ -107,31 +122,41 @@ class Measuring:
             attention=functional.pad(self.attention.weights.mean(0), (self.first, 0)),
             baseline_norm=torch.cat([self.kept[group].norm.reshape(-1) for group in self.groups]),
             self_check=(errors / sizes.clamp_min(1e-30)).max(),  # NaN if one of them is
-            noise_floor=self.kept["full"].l2[-1] if ride.noisy and "full" in self.kept else noise,
+            noise_floor=self._noise(ride),
         )
+
+    def _noise(self, ride: Ride) -> torch.Tensor:
+        if ride.noisy and "full" in self.kept:
+            return self.kept["full"].l2[-1] if ride.noise_row else ride.noise[self.number]
+        return self.attention.output.new_full((), float("nan"))
 
     def _gathered(self, name: str) -> torch.Tensor:
         """One of the lengths of all positions and variants, [P, V]; zero for positions out of sight."""
-        n = int((self.positions >= self.first).sum())
+        n = len(self.keys)
         columns = [getattr(self.kept[group], name)[:n] for group in self.groups]
         values = torch.cat([column if column.dim() == 2 else column.unsqueeze(1) for column in columns], dim=1)
-        return functional.pad(values, (0, 0, len(self.positions) - n, 0))
+        return functional.pad(values, (0, 0, len(self.positions) - n, 0)) if n < len(self.positions) else values
 
 
 @dataclass
 class Boarded:
-    """A layer whose attention has run: the sequences that are measured in it, and the ride of their differences."""
+    """A layer whose attention has run: the sequences that are measured in it, and the ride of their differences. own, rows:
+    [B, H, E], the attention's last rows as the model has them and before rounding."""
 
     layer: Layer
     ride: Ride
     measuring: list[Measuring]
+    own: torch.Tensor
+    rows: torch.Tensor
 
     def get_off(self, output: Any) -> dict[int, LayerRecord]:
         """What comes off at the layer's end, by sequence. output: of the layer; ExactnessError where it carries nothing,
         UnsupportedArchitecture where nothing of the attention met the residual stream."""
         groups = self.measuring[0].groups
-        if groups != ("heads",):
-            x = next(riding_in(output), None)
+        if groups == ("heads",):
+            self.ride.check(self.own, self.rows)
+        else:
+            x = next(iter(riding_in(output)), None)
             if x is None:
                 raise ExactnessError(
                     f"{self.layer.name} gives a plain tensor: its code drops what rides along: no numbers can be given"
@@ -151,11 +176,11 @@ class Boarded:
 
 
 def let_on(
-    layer: Layer, entered: torch.Tensor, output: torch.Tensor, measuring: list[Measuring]
+    layer: Layer, entered: torch.Tensor, output: torch.Tensor, measuring: list[Measuring], noise_row: bool
 ) -> tuple[Boarded, Riding]:
     """The differences of all sequences that are measured get on at the model's own attention output [B, S, H, E]. entered: [B, S,
-    hidden], what the layer is given."""
-    differences = [one.differences() for one in measuring]
+    hidden], what the layer is given; noise_row: see Ride."""
+    differences = [one.differences(noise_row) for one in measuring]
     rows = torch.empty_like(output[:, -1], dtype=differences[0].dtype).copy_(output[:, -1])
     for one in measuring:
         rows[one.number] = one.attention.output
@@ -163,5 +188,6 @@ def let_on(
     if len(output) > 1:
         counts = [len(moved) for moved in differences]
         owner = torch.tensor([one.number for one in measuring]).repeat_interleave(torch.tensor(counts))
-    ride = Ride(layer.name, entered, owner)
-    return Boarded(layer, ride, measuring), board(output, ride, rows, torch.cat(differences))
+    ride = Ride(layer.name, entered, owner, noise_row=noise_row)
+    moved = differences[0] if len(differences) == 1 else torch.cat(differences)
+    return Boarded(layer, ride, measuring, output[:, -1], rows), board(output, ride, rows, moved)

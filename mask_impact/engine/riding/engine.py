@@ -223,7 +223,7 @@ class RidingEngine:
         softcap, sinks = attention_options(self.layers, kwargs)
         call = Call(query, key, value, attention_mask, scaling_of(query, kwargs), softcap, sinks, window)
         measuring = [self._measured(number, call) for number in self._active]
-        self._boarded[layer], x = let_on(layer, entered, output[0], measuring)
+        self._boarded[layer], x = let_on(layer, entered, output[0], measuring, noise_row=layer.kind not in known.quiet)
         return output if self.groups == ("heads",) else (x, *output[1:])
 
     def _measured(self, number: int, call: Call) -> Measuring:
@@ -253,6 +253,7 @@ class RidingEngine:
             self._records[layer] = boarded.get_off(output)
         finally:
             boarded.ride.open = False
+        (known.quiet.discard if boarded.ride.noisy else known.quiet.add)(layer.kind)
         if self.probe and self.groups != ("heads",) and known.to_prove(layer):
             prove(self.layers, layer, *given)
             known.proven.add(layer.kind)

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from mask_impact.engine.propagation import ACTIVATIONS, rms_difference
+from mask_impact.engine.propagation import ACTIVATIONS, Activation, rms_difference
 from mask_impact.engine.riding import differences
+from mask_impact.engine.riding.pending import Activated
 from mask_impact.engine.riding.tensor import NoRule, Riding, facing, in_place_rule_for, rule_for, written
 
 Difference = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -28,7 +29,6 @@ def _simple(value: Callable[[torch.Tensor], torch.Tensor], difference: Differenc
     in_place_rule_for(rule, value, *(f"{name}_" for name in names))
 
 
-_simple(functional.silu, ACTIVATIONS["silu"].difference, "silu")
 _simple(functional.relu, lambda a, d: differences.clamp_difference(a, d, low=0.0), "relu")
 _simple(functional.relu6, lambda a, d: differences.clamp_difference(a, d, 0.0, 6.0), "relu6")
 _simple(torch.tanh, differences.tanh_difference, "tanh")
@@ -38,10 +38,29 @@ _simple(torch.erf, differences.erf_difference, "erf")
 _simple(torch.abs, differences.abs_difference, "abs", "absolute")
 
 
+def _activated(x: Riding, activation: Activation) -> Riding:
+    """The differences are formed when it is known what they are multiplied by."""
+    if x.z.dim() != 2:
+        return _pointwise(x, activation.value, activation.difference)
+    gate = x.z.clone()  # it may be a part of y, which others may write to
+    moved = Activated(activation, gate, x.held, x.ride.spans)
+    return x.like(activation.value(x.plain), activation.value(gate), moved)
+
+
+@rule_for("silu")
+def _silu(function, x: Riding, inplace: bool = False) -> Riding:
+    result = _activated(x, ACTIVATIONS["silu"])
+    return written(x, result) if inplace else result
+
+
+in_place_rule_for(_silu, functional.silu, "silu_")
+
+
 @rule_for("gelu")
 def _gelu(function, x: Riding, approximate: str = "none") -> Riding:
-    difference = ACTIVATIONS["gelu_tanh"].difference if approximate == "tanh" else differences.gelu_difference
-    return _pointwise(x, lambda value: functional.gelu(value, approximate=approximate), difference)
+    if approximate == "tanh":
+        return _activated(x, ACTIVATIONS["gelu_tanh"])
+    return _pointwise(x, lambda value: functional.gelu(value, approximate=approximate), differences.gelu_difference)
 
 
 @rule_for("softplus")
@@ -78,14 +97,14 @@ in_place_rule_for(_clamp, torch.clamp, "clamp_", "clip_")
 # --- norms ----------------------------------------------------------------------------------------------------------------
 
 
-def _normed(y: torch.Tensor, x: Riding, z: torch.Tensor, d: torch.Tensor, eps: float, weight, bias) -> Riding:
+def normed(y: torch.Tensor, x: Riding, z: torch.Tensor, d: torch.Tensor, eps: float, weight, bias) -> Riding:
     """x normed over its last dimension; z, d: what is divided by its root mean square."""
     base = x.ride.spread(z)
-    moved = rms_difference(base[0] if base.dim() == 2 and len(base) == 1 else base, d, eps)
-    z = z * torch.rsqrt(z.square().mean(-1, keepdim=True) + eps)
-    if weight is not None:
-        weight = weight.to(z)
-        z, moved = z * weight, moved * weight
+    weight = None if weight is None else weight.to(z)
+    moved = rms_difference(base[0] if base.dim() == 2 and len(base) == 1 else base, d, eps, weight)
+    # As rms_difference has it: where nothing is left, the difference is -z to the last bit.
+    z = z * (1 / (z.square().mean(-1, keepdim=True) + eps).sqrt())
+    z = z if weight is None else z * weight
     return x.like(y, z if bias is None else z + bias.to(z), moved)
 
 
@@ -99,14 +118,14 @@ def _layer_norm(function, input: Riding, normalized_shape, weight=None, bias=Non
     _of_last(input, normalized_shape)
     y = functional.layer_norm(input, normalized_shape, weight, bias, eps)
     z, d = (rows - rows.mean(-1, keepdim=True) for rows in (input.z, input.d))
-    return _normed(y, input, z, d, eps, weight, bias)
+    return normed(y, input, z, d, eps, weight, bias)
 
 
 @rule_for("rms_norm")
 def _rms_norm(function, input: Riding, normalized_shape, weight=None, eps: float | None = None) -> Riding:
     _of_last(input, normalized_shape)
     y = functional.rms_norm(input, normalized_shape, weight, eps)
-    return _normed(y, input, input.z, input.d, torch.finfo(input.dtype).eps if eps is None else eps, weight, None)
+    return normed(y, input, input.z, input.d, torch.finfo(input.dtype).eps if eps is None else eps, weight, None)
 
 
 @rule_for("addcmul")

@@ -14,6 +14,8 @@ from mask_impact.engine.riding.opaque import Opaque
 from mask_impact.errors import UnsupportedArchitecture
 from mask_impact.models.architectures import Decoder, is_located, locate
 
+_kinds: dict[tuple, int] = {}  # how layers are built, each with its number
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:
@@ -29,21 +31,24 @@ class Layer:
         return int(self.name.rpartition(".")[2])
 
     @cached_property
-    def kind(self) -> tuple:
-        """The same for layers that are built alike."""
-        return tuple((name, type(module)) for name, module in self.module.named_modules())
+    def kind(self) -> int:
+        """A number that is the same for layers that are built alike."""
+        built = tuple((name, type(module)) for name, module in self.module.named_modules())
+        return _kinds.setdefault(built, len(_kinds))
 
 
 @dataclass
 class Known:
     """What is found out once about a model: opaque modules, the kinds of layers whose differences were proven, or that were seen
-    without an attention, and whether its layers give the same when a part of their rows runs again; whole: the names of those
-    that do so with all of their rows alone, carried: of those that go on from a state; readers: modules that read other positions
-    by something beside a softmax attention; ahead: whether a query was seen to look at what stands behind it."""
+    without an attention, or in which nothing was opaque, and whether its layers give the same when a part of their rows runs
+    again; whole: the names of those that do so with all of their rows alone, carried: of those that go on from a state; readers:
+    modules that read other positions by something beside a softmax attention; ahead: whether a query was seen to look at what
+    stands behind it."""
 
     opaque: Opaque = field(default_factory=Opaque)
-    proven: set[tuple] = field(default_factory=set)
-    without: set[tuple] = field(default_factory=set)
+    proven: set[int] = field(default_factory=set)
+    without: set[int] = field(default_factory=set)
+    quiet: set[int] = field(default_factory=set)
     replayed: bool = False
     whole: set[str] = field(default_factory=set)
     carried: set[str] = field(default_factory=set)
@@ -52,7 +57,7 @@ class Known:
 
     def to_prove(self, layer: Layer) -> bool:
         """Whether nothing is known of such layers yet."""
-        return layer.kind not in self.proven | self.without
+        return layer.kind not in self.proven and layer.kind not in self.without
 
 
 _known: WeakKeyDictionary[nn.Module, Known] = WeakKeyDictionary()

@@ -4,7 +4,9 @@ A bias is taken off the mapped differences again, to the last bit that counts. W
 along as one more difference, and corrects z.
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
@@ -20,33 +22,68 @@ def mapped(
     ride, wide = x.ride, x.z.dtype
     if x.lead == x.dim() or isinstance(weight, Riding) or isinstance(bias, Riding):
         raise NoRule("a linear map that differs in each variant")
-    own, z, d = x.plain.flatten(0, -2), x.z.flatten(0, -2), x.d.flatten(0, -2)
-    last = x.last
-    ride.check(last, x.z)
-    groups, rounded = [d], ride.half or own.dtype in HALF
-    if rounded:
-        groups.append(z - last.flatten(0, -2).to(wide))
-    scales = [scale_of_rows(rows, weight.dtype, bias is not None) for rows in groups]
-    riders = [rows if scale is None else rows * scale for rows, scale in zip(groups, scales, strict=True)]
-    out = apply(torch.cat([own, *(rows.to(own) for rows in riders)]))
-    y = out[: len(own)].reshape(*x.shape[:-1], -1)
+    entering = x.boarded  # gate and up are given the same tensor
+    if entering is None or entering.key != (weight.dtype, bias is not None):
+        entering = x.boarded = _entering(x, weight.dtype, bias is not None)
+    out, n_own = apply(entering.rows), entering.n_own
+    y = out[:n_own].reshape(*x.shape[:-1], -1)
     row = (*x.shape[x.lead : -1], out.shape[-1])
-    differences = out[len(own) :].to(wide)
-    if bias is not None:
-        differences -= bias.to(differences)
-    if scales[0] is not None:
-        differences /= torch.cat(scales).to(differences.device)
-    moved = differences[: len(d)].reshape(-1, *row)
-    new = x.like(y, y.reshape(-1, x.n_rows, *row)[:, -1].to(wide), moved)
-    if rounded:
-        new.z = new.z + differences[len(d) :].reshape(-1, *row)
+    differences = out[n_own:]
+    if entering.scale is not None:
+        differences = differences.to(wide)
+        if bias is not None:
+            differences -= bias.to(differences)
+        differences /= entering.scale.to(differences.device)
+    z = y.reshape(-1, x.n_rows, *row)[:, -1].to(wide)
+    if entering.n_lost:
+        n_moved = differences.shape[0] - entering.n_lost
+        z = z + differences[n_moved:].reshape(-1, *row).to(wide)
+        differences = differences[:n_moved]
+    new = x.like(y, z, differences.reshape(-1, *row))
     if ride.shortcut:
         _of_nothing(x, new, bias)
     return new
 
 
+@dataclass(frozen=True)
+class _Entering:
+    """What enters a linear map. rows: [m, in], the model's own n_own, the differences, and n_lost that were lost by rounding;
+    scale: of the last two, [., 1], or None; key: for which weights they are."""
+
+    rows: torch.Tensor
+    n_own: int
+    n_lost: int
+    scale: torch.Tensor | None
+    key: tuple[torch.dtype, bool]
+
+
+def _entering(x: Riding, dtype: torch.dtype, has_bias: bool) -> _Entering:
+    own, z, last = x.plain.flatten(0, -2), x.z.flatten(0, -2), x.last
+    x.ride.check(last, x.z)
+    n_moved, width = math.prod(x.moved_shape[:-1]), own.shape[-1]
+    rounded = x.ride.half or own.dtype in HALF
+    lost = z - last.flatten(0, -2).to(z) if rounded else z[:0]
+    n_own, n_lost, scale = own.shape[0], lost.shape[0], None
+    rows = own.new_empty(n_own + n_moved + n_lost, width)
+    rows[:n_own] = own
+    if dtype == torch.float16 or has_bias:
+        riders = torch.cat([x.d.flatten(0, -2), lost])
+        scale = scale_of_rows(riders, dtype, has_bias)
+        rows[n_own:] = riders * scale
+    else:
+        x.put(rows[n_own : n_own + n_moved].view(x.moved_shape))
+        if n_lost:
+            rows[n_own + n_moved :] = lost
+    return _Entering(rows, n_own, n_lost, scale, (dtype, has_bias))
+
+
 def _of_nothing(x: Riding, new: Riding, bias: torch.Tensor | None) -> None:
     """A variant of which nothing is left is mapped to the bias, exactly, and not to what rounding leaves."""
+    if x.pending is not None or x.ride.attn is not None:  # behind the residual stream there is always something left
+        return
+    # On a GPU asking whether there may be one would stall the queue.
+    if x.z.device.type == "cpu" and not (x.held.flatten(1)[:, 0] == -x.base.flatten(1)[:, 0]).any():
+        return
     gone = (x.d == -x.base).flatten(1).all(1)
     gone = gone.view(-1, *(1,) * (new.d.dim() - 1)).to(new.d.device)
     nothing = -new.base if bias is None else bias.to(new.d) - new.base

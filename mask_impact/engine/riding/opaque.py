@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
+from mask_impact.engine.riding import recognised
 from mask_impact.engine.riding.tensor import NoRule, Riding, replaced, riding_in
 from mask_impact.errors import is_out_of_memory
 
@@ -41,13 +42,19 @@ class Opaque:
                     module.forward = forward
 
     def _catching(self, module: nn.Module, forward: Callable, left: Callable | None) -> Callable:
+        may_be_norm, patched = recognised.may_be_norm(module), "forward" in module.__dict__
+
         def caught(*args: Any, **kwargs: Any) -> Any:
-            riding = [x for x in riding_in((args, kwargs)) if x.ride.open]
+            riding = [x for x in (*riding_in(args), *riding_in(kwargs)) if x.ride.open]
             if not riding:
                 result = forward(*args, **kwargs)
                 if left is not None and module in self.attentions:
                     left(module)
                 return result
+            if may_be_norm and not kwargs and len(args) == 1 and not riding[0].stale:
+                norm = recognised.rms_norm_of(module, forward, riding[0], patched)
+                if norm is not None:
+                    return norm.through(module, forward, riding[0])
             if module in self.modules:
                 return _tried(forward, args, kwargs)
             try:
@@ -77,14 +84,14 @@ def _tried(forward: Callable, args: tuple, kwargs: dict) -> Any:
 
 def through_states(forward: Callable, args: tuple, kwargs: dict) -> Any:
     """What a module makes of its arguments, with differences as those of full states that it is given beside: the model's own
-    row, z, and z + d of each variant, of which each sequence's last has rounding noise. NoRule where the results can't carry
-    them."""
-    riding = list(riding_in((args, kwargs)))
+    row, z, and z + d of each variant, of which each sequence's last has rounding noise, or z with noise at the end. NoRule where
+    the results can't carry them."""
+    riding = riding_in((args, kwargs))
     x, ride = riding[0], riding[0].ride
     if any(isinstance(value, Cache) for value in (*args, *kwargs.values())):
         raise NoRule(f"states can't ride through what keeps a cache, in {ride.name}")
     states = {id(one): _states(one) for one in riding}
-    n_states = 2 * len(x.z) + len(x.d)
+    n_states = (2 if ride.noise_row else 3) * len(x.z) + len(x.d)
     given, asked = ((args, kwargs) for _ in range(2))
     given = replaced(given, lambda one: one.plain)
     asked = replaced(asked, lambda one: _beside(one, x, states), torch.Tensor)
@@ -97,8 +104,11 @@ def _states(x: Riding) -> torch.Tensor:
     """[1, m, *row], or [m, *row] where y is one row behind the other: what rides beside, in y's dtype."""
     noise = torch.rand(x.z.shape[1:], generator=torch.Generator().manual_seed(0)).to(x.z) - 0.5
     base = x.base.expand_as(x.d).clone()
-    base[x.ride.ends] *= 1 + noise * torch.finfo(x.ride.dtype).eps
-    rows = torch.cat([x.last.to(x.z), x.z, base + x.d]).to(x.dtype)
+    factor = 1 + noise * torch.finfo(x.ride.dtype).eps
+    noisy = x.z[:0] if x.ride.noise_row else x.z * factor
+    if x.ride.noise_row:
+        base[x.ride.ends] *= factor
+    rows = torch.cat([x.last.to(x.z), x.z, base + x.d, noisy]).to(x.dtype)
     return rows.reshape(*(1,) * (x.lead - 1), *rows.shape)
 
 
@@ -111,7 +121,8 @@ def _beside(value: torch.Tensor, x: Riding, states: dict[int, torch.Tensor]) -> 
     tail = value.shape[x.lead :]
     last = value.reshape(-1, x.n_rows, *tail)[:, -1]
     spread = x.ride.spread(last).expand(len(x.d), *tail)
-    return torch.cat([last, last, spread]).reshape(*(1,) * (x.lead - 1), -1, *tail)
+    parts = [last, last, spread] if x.ride.noise_row else [last, last, spread, last]
+    return torch.cat(parts).reshape(*(1,) * (x.lead - 1), -1, *tail)
 
 
 def _riding(own: Any, made: Any, x: Riding, n_states: int) -> Any:
@@ -131,5 +142,8 @@ def _riding(own: Any, made: Any, x: Riding, n_states: int) -> Any:
     rows = made.reshape(n_states, *row).to(x.z)
     n_sequences = len(x.z)
     x.ride.check(last, rows[:n_sequences])
-    exact = x.ride.spread(rows[n_sequences : 2 * n_sequences])
-    return x.like(own, last, rows[2 * n_sequences :] - exact, lead)
+    exact, end = rows[n_sequences : 2 * n_sequences], 2 * n_sequences + len(x.d)
+    if not x.ride.noise_row:
+        noise = torch.linalg.vector_norm((rows[end:] - exact).flatten(1), dim=-1)
+        x.ride.noise = noise if x.ride.noise is None else torch.maximum(noise, x.ride.noise)
+    return x.like(own, last, rows[2 * n_sequences : end] - x.ride.spread(exact), lead)

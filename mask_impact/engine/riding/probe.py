@@ -93,7 +93,7 @@ def _run(layers, layer, module, entered, args, kwargs, rides: bool) -> Any:
     ride.open = False
     if not asked:
         return None
-    x = next(riding_in(output), None)
+    x = next(iter(riding_in(output)), None)
     last = next(states_in(output))[:1, -1].to(arithmetic_dtype(entered.dtype)).clone()
     if not rides:
         return last[0]

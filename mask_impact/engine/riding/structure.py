@@ -29,7 +29,7 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 @rule_for("contiguous", "clone", "detach", "alias")
 def _same(function, x: Riding, **how) -> Riding:
-    return x.like(function(x, **how), x.z, x.d, update=x.update, values=x.values)
+    return x.like(function(x, **how), x.z, x.pending or x.held, update=x.update, values=x.values)
 
 
 @rule_for("to", "float", "half", "bfloat16", "double", "type_as", "cuda", "cpu")
@@ -41,7 +41,8 @@ def _cast(function, x: Riding, *args, **how) -> Riding:
     if y.dtype not in FLOATS:
         raise NoRule(f"a cast to {y.dtype}")
     update = None if x.update is None else x.update.to(y.device)
-    return x.like(y, x.z.to(y.device), x.d.to(y.device), update=update, values=x.values)
+    moved = (x.pending if y.device == x.z.device else None) or x.held.to(y.device)
+    return x.like(y, x.z.to(y.device), moved, update=update, values=x.values)
 
 
 @rule_for("dropout")
@@ -72,7 +73,7 @@ def _reshape(function, x: Riding, *args, **how) -> Riding:
     lead = _lead_of(y.shape, x)
     row = y.shape[lead:]
     update = None if x.update is None else x.update.reshape(-1, *row)
-    return x.like(y, x.z.reshape(-1, *row), x.d.reshape(-1, *row), lead, update=update)
+    return x.like(y, x.z.reshape(-1, *row), x.held.reshape(-1, *row), lead, update=update)
 
 
 def in_row(x: Riding, dim: int) -> int:
@@ -86,7 +87,7 @@ def in_row(x: Riding, dim: int) -> int:
 @rule_for("chunk", "split", "tensor_split", "split_with_sizes")
 def _parts(function, x: Riding, size: Any, dim: int = 0) -> tuple[Riding, ...]:
     at = in_row(x, dim)
-    parts = zip(function(x, size, dim), function(x.z, size, at), function(x.d, size, at), strict=True)
+    parts = zip(function(x, size, dim), function(x.z, size, at), function(x.held, size, at), strict=True)
     return tuple(x.like(*part) for part in parts)
 
 

@@ -9,12 +9,14 @@ always does, and has a rule for z and d; one without a rule raises NoRule. Rules
 
 import math
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch.nn import functional
 
 from mask_impact.engine.attention import Lengths, lengths
+from mask_impact.engine.riding.pending import Activated, Pending
 from mask_impact.errors import ExactnessError, UnsupportedArchitecture, is_out_of_memory
 
 HALF = (torch.float16, torch.bfloat16)
@@ -29,19 +31,29 @@ class Ride:
 
     name: of the layer, for messages. entered: [B, S, hidden], what the layer is given. owner: int64 [n], the sequence of each
     variant; None for a single sequence. dtype: the model's. shortcut: whether a variant that has nothing left may take what
-    nothing is mapped to. The checks and what is found on the way are filled by rules.
+    nothing is mapped to. noise_row: whether the last variant of each sequence is none, so that it shows what rounding makes where
+    something is opaque. The checks and what is found on the way are filled by rules.
     """
 
     def __init__(
-        self, name: str, entered: torch.Tensor, owner: torch.Tensor | None = None, shortcut: bool = True
+        self,
+        name: str,
+        entered: torch.Tensor,
+        owner: torch.Tensor | None = None,
+        shortcut: bool = True,
+        noise_row: bool = True,
     ) -> None:
         self.name, self.entered, self.owner, self.shortcut = name, entered, owner, shortcut
+        self.noise_row = noise_row
+        self.noise: torch.Tensor | None = (
+            None  # [B], where there is no such row: what rounding made of an opaque module's result
+        )
         self.dtype = entered.dtype
         self.open = True
         self.in_attention = True  # until the module that called the attention is done
         self.noisy = False  # whether something on the way was opaque
         self.attn: list[Lengths] | None = None  # of each sequence, of the first sum with the residual stream
-        self.checks: list[tuple[torch.Tensor, torch.Tensor]] = []  # |own - recomputed| and |own|
+        self.checks: list[torch.Tensor] = []  # [2, B], |own - recomputed| and |own|
 
     @property
     def half(self) -> bool:
@@ -56,15 +68,23 @@ class Ride:
         owners = self.owner.tolist()
         return [at for at, owner in enumerate(owners) if owners[at + 1 : at + 2] != [owner]]
 
+    @cached_property
+    def spans(self) -> tuple[tuple[int, slice], ...]:
+        """Of each sequence with variants its number, and which of them are its own."""
+        if self.owner is None:
+            return ((0, slice(None)),)
+        owners, starts = self.owner.tolist(), [0, *(end + 1 for end in self.ends)]
+        return tuple((owners[start], slice(start, end + 1)) for start, end in zip(starts, self.ends, strict=False))
+
     def spread(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows [B, *row] of the sequences as they face differences [n, *row]."""
-        return rows if self.owner is None or len(rows) == 1 else rows[self.owner.to(rows.device)]
+        return rows if self.owner is None or rows.shape[0] == 1 else rows[self.owner.to(rows.device)]
 
     def check(self, own: torch.Tensor, recomputed: torch.Tensor) -> None:
         """Hold the model's own rows [B, *row] against z, sequence by sequence."""
-        own = own.to(recomputed.dtype).reshape(len(own), -1)
-        error = torch.linalg.vector_norm(own - recomputed.reshape(len(own), -1), dim=-1)
-        self.checks.append((error, torch.linalg.vector_norm(own, dim=-1)))
+        own = own.to(recomputed.dtype).flatten(1)
+        both = torch.stack([own - recomputed.flatten(1), own])
+        self.checks.append(torch.linalg.vector_norm(both, dim=-1))
 
     def first_sum(self, z: torch.Tensor, d: torch.Tensor) -> None:
         """Keep what meets the residual stream first."""
@@ -83,46 +103,98 @@ Rule = Callable[..., Any]
 RULES: dict[Callable, Rule] = {}
 # What only asks, and is answered about y.
 QUESTIONS: set[Callable] = set()
-_PROPERTIES = frozenset((
+_PROPERTIES = (
     "shape", "dtype", "device", "ndim", "layout", "itemsize", "nbytes", "requires_grad", "is_leaf", "is_cuda", "is_cpu", "is_mps",
     "is_meta", "is_sparse", "is_quantized", "is_nested", "is_xpu", "names", "grad_fn", "_version", "is_mkldnn", "is_sparse_csr",
-))  # fmt: skip
+)  # fmt: skip
+_GETTERS = frozenset(getattr(torch.Tensor, name).__get__ for name in _PROPERTIES if hasattr(torch.Tensor, name))
 
 
 class Riding(torch.Tensor):
     """See the module; lead: how many dimensions stand before the row; n_rows: S; update: [B, *row], what was added to the layer's
     input up to here, None where it is no sum with it; values: gives the variants' own values [n, *row] without cancellation,
-    None where they are z + d."""
+    None where they are z + d; boarded: what `linear` made of it, for the next linear map that is given it."""
 
     z: torch.Tensor
-    d: torch.Tensor
     lead: int
     n_rows: int
     ride: Ride
     update: torch.Tensor | None
     values: Callable[[], torch.Tensor] | None
+    boarded: Any
 
     @staticmethod
     def make(
-        y: torch.Tensor, z: torch.Tensor, d: torch.Tensor, lead: int, n_rows: int, ride: Ride, update=None, values=None
+        y: torch.Tensor,
+        z: torch.Tensor,
+        d: torch.Tensor | Pending,
+        lead: int,
+        n_rows: int,
+        ride: Ride,
+        update=None,
+        values=None,
     ) -> "Riding":
-        """y that carries z and d; NoRule where their rows are not y's."""
+        """y that carries z and d, also as a linear map gave them, or not formed yet; NoRule where their rows are not y's."""
         row = y.shape[lead:]
         if z.shape[1:] != row or d.shape[1:] != row:
             raise NoRule(f"rows of shape {tuple(d.shape[1:])} don't fit {tuple(row)}")
         made = torch.Tensor._make_subclass(Riding, y)
         made.z, made.d, made.lead, made.n_rows, made.ride = z, d, lead, n_rows, ride
-        made.update, made.values = update, values
-        made.mark()
+        made.update, made.values, made.boarded = update, values, None
+        made._written = None if y.is_inference() else y._version
         return made
 
-    def like(self, y: torch.Tensor, z: torch.Tensor, d: torch.Tensor, lead: int | None = None, **more) -> "Riding":
+    @property
+    def d(self) -> torch.Tensor:
+        """The differences [n, *row], in z's dtype."""
+        held = self.held
+        if held.dtype != self.z.dtype:
+            self._d = held = held.to(self.z.dtype)
+        return held
+
+    @d.setter
+    def d(self, differences: torch.Tensor | Pending) -> None:
+        self._d = differences
+
+    @property
+    def held(self) -> torch.Tensor:
+        """The same in the dtype in which they are held."""
+        if not isinstance(self._d, torch.Tensor):
+            self._d = self._d.into(self.z.new_empty(self._d.shape))
+        return self._d
+
+    @property
+    def moved_shape(self) -> torch.Size:
+        """[n, *row]."""
+        return self._d.shape
+
+    @property
+    def pending(self) -> Pending | None:
+        """What they follow from, where they are not formed yet."""
+        return None if isinstance(self._d, torch.Tensor) else self._d
+
+    @property
+    def activated(self) -> Activated | None:
+        """The same, where it is an activation."""
+        return self._d if isinstance(self._d, Activated) else None
+
+    def put(self, out: torch.Tensor) -> None:
+        """The differences, written to `out` [n, *row], of any dtype and on any device."""
+        if isinstance(self._d, torch.Tensor):
+            out.copy_(self._d)
+        else:
+            self._d.into(out)
+
+    def like(
+        self, y: torch.Tensor, z: torch.Tensor, d: torch.Tensor | Pending, lead: int | None = None, **more
+    ) -> "Riding":
         """Another one of the same ride. more: n_rows, update, values."""
         n_rows = more.pop("n_rows", self.n_rows)
         return Riding.make(y, z, d, self.lead if lead is None else lead, n_rows, self.ride, **more)
 
     def mark(self) -> None:
         """z and d belong to y as it is now: what is written into its memory afterwards makes it stale."""
+        self.boarded = None
         with torch._C.DisableTorchFunctionSubclass():
             self._written = None if self.is_inference() else self._version
 
@@ -153,16 +225,18 @@ class Riding(torch.Tensor):
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
-            riding = list(riding_in((args, kwargs)))
-            rides = {x.ride for x in riding if x.ride.open}
-            if function in QUESTIONS or _asked(function) in _PROPERTIES or not rides:
+            rule = RULES.get(function)
+            if rule is None and (function in QUESTIONS or function in _GETTERS):
                 return function(*args, **kwargs)
-            name, where = _named(function), next(iter(rides)).name
+            riding = [*riding_in(args), *riding_in(kwargs)]
+            ride = next((x.ride for x in riding if x.ride.open), None)
+            if ride is None:
+                return function(*args, **kwargs)
+            name, where = _named(function), ride.name
             if any(not x.ride.open for x in riding):  # left over from another layer: there they are done
                 args, kwargs = (replaced(value, lambda x: x if x.ride.open else x.plain) for value in (args, kwargs))
-            if any(x.stale for x in riding):
+            if any(x._written is not None and x._written != x._version for x in riding):
                 raise NoRule(f"{name} in {where}: what it is given was written to in place, so differences are lost")
-            rule = RULES.get(function)
             if rule is None:
                 raise NoRule(f"{name} in {where}: differences have no rule for this operation")
             try:
@@ -175,9 +249,21 @@ class Riding(torch.Tensor):
                 raise NoRule(f"{name} in {where}: used in a way that differences have no rule for: {error}") from error
 
 
-def riding_in(value: Any) -> Iterator[Riding]:
+def riding_in(value: Any) -> list[Riding]:
     """The riding tensors in a value, or in the tuples, lists and mappings that it is made of."""
-    return (x for x in _tensors_in(value) if isinstance(x, Riding))
+    if isinstance(value, Riding):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, tuple | list):
+        return []
+    found = []
+    for part in value:
+        if isinstance(part, Riding):
+            found.append(part)
+        elif isinstance(part, tuple | list | dict):
+            found += riding_in(part)
+    return found
 
 
 def states_in(value: Any) -> Iterator[torch.Tensor]:
@@ -264,7 +350,7 @@ def written(x: torch.Tensor, result: Riding) -> Riding:
     if result.shape != x.shape:
         raise NoRule("it changes its shape in place")
     torch.Tensor.copy_(x, result)
-    x.z, x.d, x.update, x.values = result.z, result.d, result.update, result.values
+    x.z, x.d, x.update, x.values = result.z, result._d, result.update, result.values
     x.mark()
     return x
 
