@@ -90,7 +90,7 @@ def check_one(folder, kind, at, value):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_changed_meta_file_gives_a_whole_result_or_one_line_with_file_and_field(files, kind):
-    """60 changes of each kind of file, 300 in all."""
+    """60 changes of each kind of file."""
     paths = list(places(json.loads((files / KINDS[kind][0]).read_bytes())))
 
     @settings(max_examples=60, derandomize=True, deadline=None, database=None, phases=[Phase.generate])
