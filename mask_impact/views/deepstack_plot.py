@@ -67,12 +67,13 @@ def _parts(found: DeepstackEffects, target: DeepstackTarget, room: float) -> Blo
     largest = float(np.abs(target.shapley).max()) or 1.0
     length = (0.4 if room + 2 * MARGIN >= BESIDE else 0.34) * (room - left)
     told = left + length + 0.15
+    whole = length / (length - max(inches(nats(float(value)), TEXT) for value in target.shapley) - 0.04)
 
     def draw(sheet: Sheet, x: float, y: float) -> None:
         from matplotlib.patches import Rectangle
 
         bars = sheet.axes(x + left, y, length, ROW * len(names))
-        bars.set(xlim=(0, 1.3), ylim=(ROW * len(names), 0))
+        bars.set(xlim=(0, whole), ylim=(ROW * len(names), 0))
         bars.axis("off")
         for place, name in enumerate(names):
             value, top = float(target.shapley[place]), place * ROW
@@ -83,7 +84,7 @@ def _parts(found: DeepstackEffects, target: DeepstackTarget, room: float) -> Blo
             sheet.text(x, middle, name, va="center_baseline")
             norms = f"{percent(float(found.norm_share[place]))} of norms"
             sheet.text(x, middle + 0.14, norms, SMALL, color=GREY, va="center_baseline")
-            sheet.text(x + left + (part + 0.03) * length / 1.3, middle, nats(value), va="center_baseline")
+            sheet.text(x + left + part * length / whole + 0.04, middle, nats(value), va="center_baseline")
             for line, (what, kept) in enumerate(_sets(place, len(names))):
                 before = f"{what} {nats(float(target.logprob_change[kept]))}: "
                 said = fitted(*_said(found, target, kept, before), SMALL, room - told)
