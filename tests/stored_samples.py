@@ -4,11 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from looked import make_deepstack, make_patches
 from synthetic import make_result, with_effects
 
 from mask_impact.findings.comparison import Settings, compare_results
 from mask_impact.results.answer_files import save_whatif
 from mask_impact.results.answers import Answer, WhatIf
+from mask_impact.results.deepstack_files import save_deepstack
 from mask_impact.results.explanations import (
     Agreement,
     Evidence,
@@ -21,6 +23,7 @@ from mask_impact.results.explanations import (
 )
 from mask_impact.results.flow_files import save_flows
 from mask_impact.results.flows import Flow, FlowPositions, FlowStep, Knockouts
+from mask_impact.results.patch_files import save_patches
 from mask_impact.results.records import Estimated, Result
 from mask_impact.results.store import save
 from mask_impact.results.stored import Stored, read_stored
@@ -28,11 +31,21 @@ from mask_impact.views.answers import render_whatif
 from mask_impact.views.comparison_json import as_json
 from mask_impact.views.comparison_page import build_page
 from mask_impact.views.comparison_text import render
+from mask_impact.views.deepstack import render_deepstack
 from mask_impact.views.explanation import render_explanation
 from mask_impact.views.flows import render_flows
+from mask_impact.views.pixels import render_patches
 from mask_impact.views.report import build_report
 from mask_impact.views.summary import render_summary
-from mask_impact.views.summary_json import explanation_entry, knockouts_entry, result_entry, to_text, whatif_entry
+from mask_impact.views.summary_json import (
+    deepstack_entry,
+    explanation_entry,
+    knockouts_entry,
+    patches_entry,
+    result_entry,
+    to_text,
+    whatif_entry,
+)
 from mask_impact.views.tables import effect_table, top_table
 from mask_impact.views.tables import render as render_table
 
@@ -138,6 +151,8 @@ KINDS = {
     "answer": ("run.answer.meta.json", "run.answer"),
     "flows": ("cut.flows.meta.json", "cut.flows"),
     "whatif": ("cut.whatif.json", "cut.whatif.json"),
+    "patches": ("look.patches.meta.json", "look.patches"),
+    "deepstack": ("look.deepstack.meta.json", "look.deepstack"),
 }
 
 
@@ -147,6 +162,8 @@ def write_all(folder: Path, form: str = "csv") -> Path:
     save(grouped_result(), folder / "grouped", [form])
     save_flows(make_knockouts(images=["picture0.png"]), folder / "cut", [form])
     save_whatif(make_whatif(images=["picture0.png"]), folder / "cut")
+    save_patches(make_patches(), folder / "look", [form])
+    save_deepstack(make_deepstack(), folder / "look", [form])
     return folder
 
 
@@ -173,4 +190,8 @@ def show(stored: Stored, compared: bool = True) -> int:
         texts += [render_flows(stored.flows), to_text(knockouts_entry(stored.flows))]
     if stored.whatif is not None:
         texts += [render_whatif(stored.whatif), to_text(whatif_entry(stored.whatif))]
+    if stored.patches is not None:
+        texts += [render_patches(stored.patches, verbose=True), to_text(patches_entry(stored.patches))]
+    if stored.deepstack is not None:
+        texts += [render_deepstack(stored.deepstack, verbose=True), to_text(deepstack_entry(stored.deepstack))]
     return sum(len(text.encode()) for text in texts)

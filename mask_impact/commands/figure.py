@@ -17,16 +17,20 @@ from mask_impact.commands.options import Groups, add_source, add_talk, count
 from mask_impact.errors import OutputError, UsageError
 from mask_impact.findings.comparison import Settings, compare_results
 from mask_impact.findings.impact import METRICS
+from mask_impact.results.deepstack import DeepstackEffects
 from mask_impact.results.explanations import Explanation
 from mask_impact.results.files import name_and_kind
+from mask_impact.results.patches import PatchEffects
 from mask_impact.results.records import Result
 from mask_impact.results.stored import Stored, read_stored, stem_of
 from mask_impact.views.card_figure import card_figure
 from mask_impact.views.comparison_plot import comparison_figure
+from mask_impact.views.deepstack_plot import deepstack_figure
 from mask_impact.views.estimates_plot import ESTIMATES, estimates_figure
 from mask_impact.views.figure_files import WIDTHS, figure_path, figure_width, save_figure
 from mask_impact.views.layers_plot import layers_figure
 from mask_impact.views.patches_plot import patches_figure
+from mask_impact.views.pixels import pixels_figure
 from mask_impact.views.plots import caption_of
 from mask_impact.views.routes_plot import flows_strips, routes_figure
 from mask_impact.views.summary_json import to_text
@@ -40,6 +44,8 @@ KINDS = {
     ),
     "routes": ("which flows of tokens carry the answer, in which layers", ("target", "step")),
     "patches": ("each image under the impact of its patches", ("step", "variant", "metric", "grid", "prompt_name")),
+    "pixels": ("each image under what replacing the pixels of regions does", ("target",)),
+    "deepstack": ("what each part of an image's features does", ("target",)),
     "compare": ("several results side by side", ("step", "variant", "metric", "grid", "prompt_name")),
 }
 
@@ -55,7 +61,7 @@ examples:
   mask-impact figure card output/vl_masking_results
   mask-impact figure map output/vl_masking_results -o map.svg --width column
   mask-impact figure compare output/first output/second -o both.pdf
-""".format("\n".join(f"  {name:<9}{about}" for name, (about, _) in KINDS.items()))
+""".format("\n".join(f"  {name:<11}{about}" for name, (about, _) in KINDS.items()))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,8 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         name="sources",
         nargs="+",
-        help="a stored result (output/NAME), what `explain` or `knockout` stored, or a table with the seven columns; "
-        "for compare two or more",
+        help="a stored result (output/NAME), what `explain`, `knockout`, `pixels` or `deepstack` stored, or a table with the "
+        "seven columns; for compare two or more",
     )
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="a .pdf, .svg or .png (default: NAME.KIND.pdf beside the result)"
@@ -85,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         metavar="N",
         type=count,
-        help="of card, map and routes: which target of the answer, from 0 (default: 0)",
+        help="of all but patches and compare: which target of the answer, from 0 (default: 0)",
     )
     parser.add_argument(
         "--step", metavar="N", type=count, help="the produced token, from 0 (default: all for map and patches, else 0)"
@@ -143,7 +149,8 @@ def _drawing(args: argparse.Namespace) -> tuple[Callable[[], Any], Path]:
         )
     stem = _stem(source)
     stored = _stored(args)
-    draw = {"card": _card, "map": _map, "routes": _routes, "patches": _patches}[args.kind](args, stem.name, stored)
+    kinds = {"card": _card, "map": _map, "routes": _routes, "patches": _patches}
+    draw = (kinds | {"pixels": _pixels, "deepstack": _deepstack})[args.kind](args, stem.name, stored)
     return draw, stem.with_name(f"{stem.name}.{args.kind}.pdf")
 
 
@@ -223,6 +230,18 @@ def _patches(args: argparse.Namespace, name: str, stored: Stored) -> Callable[[]
     return partial(patches_figure, *what, **how)
 
 
+def _pixels(args: argparse.Namespace, name: str, stored: Stored) -> Callable[[], Any]:
+    if (found := stored.patches) is None:
+        _lacks(name, "pixels", 'replace the pixels of regions with "mask-impact pixels"')
+    return partial(pixels_figure, found, _target(args, found), args.width, caption_of(found.meta))
+
+
+def _deepstack(args: argparse.Namespace, name: str, stored: Stored) -> Callable[[], Any]:
+    if (found := stored.deepstack) is None:
+        _lacks(name, "parts of features", 'take them away with "mask-impact deepstack"')
+    return partial(deepstack_figure, found, _target(args, found), args.width)
+
+
 def _distances(args: argparse.Namespace, name: str, stored: Stored) -> tuple[tuple[Result, int | None], dict[str, Any]]:
     """What the two pictures of distances take."""
     if (result := stored.result) is None:
@@ -235,7 +254,7 @@ def _distances(args: argparse.Namespace, name: str, stored: Stored) -> tuple[tup
     return (result, args.step), how | {"caption": caption_of(result.meta)}
 
 
-def _target(args: argparse.Namespace, found: Explanation) -> int:
+def _target(args: argparse.Namespace, found: Explanation | PatchEffects | DeepstackEffects) -> int:
     _check_number("target", args.target or 0, len(found.targets))
     return args.target or 0
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import exp, log
 
-from mask_impact.findings.looked import weakest_change
 from mask_impact.results.patches import HIDDEN, OTHERS, OWN, TOTAL, PatchEffects, PatchTarget, PictureRegion
 from mask_impact.views.card_html import FAINT, MOST_TARGETS, image_source, picture_key
 from mask_impact.views.layer_bars import nats

@@ -28,6 +28,7 @@ from mask_impact.views.plots import (
     with_model,
     write_png,
 )
+from mask_impact.views.plots import wrapped as textlines
 from mask_impact.views.text import (
     escape,
     model_lines,
@@ -132,17 +133,21 @@ def pixels_png(found: PatchEffects) -> bytes:
     return picture.getvalue()
 
 
-def pixels_figure(found: PatchEffects, target: int = 0):
+def pixels_figure(found: PatchEffects, target: int = 0, width: float | None = None, caption: str = ""):
     """Each image (the first MAX_IMAGES), as it is and under the regions that were asked about, coloured by what replacing them
-    does to a target. A frame is around what matters most."""
+    does to a target. A frame is around what matters most. width: inches (None: what the images take); caption: below it."""
     asked = found.targets[target]
     images = found.images[:MAX_IMAGES]
-    sizes = [panel_size(image) for image in images]
-    width = max(6.0, 2 * max(wide for wide, _ in sizes) + GAP + 2 * MARGIN)
+    sizes = [panel_size(image, PANEL if width is None else min(PANEL, (width - GAP) / 2 - MARGIN)) for image in images]
+    width = width or max(6.0, 2 * max(wide for wide, _ in sizes) + GAP + 2 * MARGIN)
     head = fitted('Pixels and the answer "', asked.text, f'" ({percent(asked.probability)})', TITLE, width - 2 * MARGIN)
     about = with_model(found.meta.get("model"), f"replaced by {' or '.join(found.fills)}", width - 2 * MARGIN)
-    page = Page(width, HEAD + sum(ROOM + tall for _, tall in sizes) + 0.45, (head, about))
+    left = f" · the first {len(images)} of {len(found.images)} images" if len(images) < len(found.images) else ""
     largest = max((abs(weakest_change(asked, place)) for place in {*asked.place.tolist()}), default=0.0) or 1.0
+    note = f"orange: the answer is less likely without it, by {largest:.3g} nats at most; blue: more likely{left}"
+    notes = textlines(note, TEXT, width - 2 * MARGIN, 3)
+    foot = 0.3 + 0.15 * len(notes)
+    page = Page(width, HEAD + sum(ROOM + tall for _, tall in sizes) + foot, (head, about), caption)
     y = HEAD
     for number, (image, (wide, tall)) in enumerate(zip(images, sizes, strict=True)):
         page.text(
@@ -159,16 +164,15 @@ def pixels_figure(found: PatchEffects, target: int = 0):
         _colour(axes, found, asked, number, largest)
         axes.set(xlim=(0, wide_px), ylim=(high_px, 0))
         y += tall + 0.1
-    left = f" · the first {len(images)} of {len(found.images)} images" if len(images) < len(found.images) else ""
-    note = f"orange: the answer is less likely without it, by {largest:.3g} nats at most; blue: more likely{left}"
-    page.text(MARGIN, y + 0.05, note, TEXT, color=GREY)
+    for number, line in enumerate(notes):
+        page.text(MARGIN, y + 0.05 + 0.15 * number, line, TEXT, color=GREY)
     return page.finished()
 
 
-def panel_size(image: ImageRecord) -> tuple[float, float]:
-    """Width and height in inches."""
+def panel_size(image: ImageRecord, panel: float = PANEL) -> tuple[float, float]:
+    """Width and height in inches, no wider than the panel."""
     aspect = image.size[0] / image.size[1]
-    wide = min(PANEL, HIGHEST * aspect)
+    wide = min(panel, HIGHEST * aspect)
     return max(wide, 0.3), min(max(wide / aspect, 0.3), HIGHEST)
 
 

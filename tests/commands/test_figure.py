@@ -11,14 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from explained import explained
+from looked import make_deepstack, make_patches
 from PIL import Image
 from synthetic import make_explanation, make_result, make_tokens
 
 from mask_impact.commands.main import main
+from mask_impact.results.deepstack_files import save_deepstack
 from mask_impact.results.explanation_files import save_explanation
 from mask_impact.results.explanations import LayerEstimates
 from mask_impact.results.flow_files import save_flows
 from mask_impact.results.flows import Flow, FlowPositions, FlowStep, Knockouts
+from mask_impact.results.patch_files import save_patches
 from mask_impact.results.store import save
 
 Outcome = namedtuple("Outcome", "code out err")
@@ -27,13 +30,15 @@ Outcome = namedtuple("Outcome", "code out err")
 @pytest.fixture
 def figure(capsys, monkeypatch, tmp_path):
     """Calls `mask-impact figure` in a folder with stored results: `full` (distances of a text), `pictured` (of an image),
-    `explained` (what an answer used), `cut` (knockouts); returns exit code, stdout and stderr."""
+    `explained` (what an answer used), `cut` (knockouts), `looked` (pixels and features); returns exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     save(make_result(n_steps=2, n_layers=4, meta={"model": "tiny", "command": "mask-impact run x"}), "full", "csv")
     save(make_result(n_layers=4, grids=[(2, 3)]), "pictured", "csv")
     save_explanation(make_explanation(), "explained", "csv", "mask-impact explain x")
     save(make_estimated(), "estimated", "csv")
     save_flows(knockouts(), "cut", "csv", "mask-impact knockout x")
+    save_patches(make_patches(), "looked", "csv", "mask-impact pixels x")
+    save_deepstack(make_deepstack(), "looked", "csv")
 
     def call(*argv):
         code = main(["figure", *map(str, argv)])
@@ -92,6 +97,9 @@ def texts_in(svg):
         ("routes", ["explained"], "explained.routes", "image → last"),
         ("routes", ["cut"], "cut.routes", "most around layer 1: \u22122.00"),
         ("routes", ["cut.flows.meta.json"], "cut.routes", "tiny · mask-impact knockout x"),
+        ("pixels", ["looked"], "looked.pixels", "image 0: picture0.png"),
+        ("pixels", ["looked.patches.meta.json"], "looked.pixels", "tiny · mask-impact pixels x"),
+        ("deepstack", ["looked"], "looked.deepstack", "alone \u22120.26: “Rome”"),
         ("compare", ["full", "pictured"], "compare_full_pictured", "impact by depth, %"),
     ],
 )
@@ -162,6 +170,8 @@ def test_choices_choose_what_is_shown(figure):
         (["patches", "cut"], 'cut has no patches: measure the impact of its tokens with "mask-impact run"'),
         (["patches", "full"], "full has no patches: no token of an image was hidden; run it again with an image, and not with "
                               "--mask-mode text"),
+        (["pixels", "full"], 'full has no pixels: replace the pixels of regions with "mask-impact pixels"'),
+        (["deepstack", "full"], 'full has no parts of features: take them away with "mask-impact deepstack"'),
         (["card", "nothere"], "no result there: nothere does not exist"),
     ],
 )  # fmt: skip
@@ -181,13 +191,17 @@ def test_a_target_without_routes_says_so(refused):
         (["card", "explained", "-o", "a"], "a is no figure: its name must end in .pdf, .svg or .png"),
         (["card", "explained", "--width", "2"], "must be column, text, page or inches from 3 to 20, not '2'"),
         (["card", "explained", "--target", "1"], "--target 1 is not there; only 0 is"),
+        (["deepstack", "looked", "--target", "2"], "--target 2 is not there; there are 0 to 1"),
         (["map", "full", "--step", "2"], "--step 2 is not there; there are 0 to 1"),
         (["routes", "cut", "--step", "2"], "--step 2 is not there; there are 0 to 1"),
         (
             ["map", "full", "--variant", "Head_9"],
             "--variant Head_9 is not there; the result has Full, Attn, Head_0, Head_1",
         ),
-        (["patches", "full", "--target", "0"], "--target is of card, map and routes, not of patches"),
+        (
+            ["patches", "full", "--target", "0"],
+            "--target is of card, map, routes, pixels and deepstack, not of patches",
+        ),
         (["card", "explained", "--shown", "impact"], "--shown is of map, not of card"),
         (
             ["map", "estimated", "--shown", "estimate", "--step", "0"],

@@ -1,6 +1,5 @@
 """What pixels and parts of an image's features do, there and back: csv, json, parquet; alone, beside others, damaged."""
 
-import json
 import shutil
 
 import numpy as np
@@ -106,42 +105,3 @@ def test_a_table_of_another_run_a_lost_one_and_a_short_one_are_refused_in_one_li
     table.unlink()
     with pytest.raises(OutputError, match=f"expected x.{kind}.csv or the like"):
         load(tmp_path / "x")
-
-
-LITERAL = [
-    ("patches", "targets.0.place.0", 9, "targets.0.place.0 is 9, expected 0 to 6"),
-    ("patches", "targets.1.fill.0", "pink", "targets.1.fill.0 is none of fills"),
-    ("patches", "targets.0.route.1", "else", "targets.0.route.1"),
-    ("patches", "targets.0.found", 7, "targets.0.found.0 is 7, expected 0 to 6"),
-    ("patches", "targets.0.top1_texts", {}, "targets.0.top1_texts has no text of token"),
-    ("patches", "targets.0.steps", [2], "targets.0.steps.0 is 2, expected 0 to 1"),
-    ("patches", "regions.0.image", 1, "regions.0.image.0 is 1, expected 0 to 0"),
-    ("patches", "regions.2.box", [5.0, 0.0, 5.0, 1.0], "regions.2.box is not left, top, right, bottom"),
-    ("patches", "regions.2.level", "pixel", "regions.2.level"),
-    ("patches", "images", [], "images"),
-    ("deepstack", "parts.1.name", "main", "parts: names are there once each"),
-    ("deepstack", "norm_share", [0.5], "norm_share has 1 entries, expected 3 as parts says"),
-    ("deepstack", "targets.0.differs", [True], "targets.0.differs has 1 entries, expected 8 as parts says"),
-    ("deepstack", "targets.0.interaction.1", [0.0], "targets.0.interaction.1 has 1 entries"),
-    ("deepstack", "answers.0.set", 8, "answers.0 is 8, expected 0 to 7"),
-    ("deepstack", "baseline", "pink", "baseline"),
-    ("deepstack", "positions", [], "positions"),
-]
-
-
-@pytest.mark.parametrize(("kind", "at", "value", "said"), LITERAL)
-def test_a_meta_file_that_does_not_fit_is_refused_with_its_field(tmp_path, kind, at, value, said):
-    make, save, load = KINDS[kind]
-    save(make(), tmp_path / "x", ["csv"])
-    path = tmp_path / f"x.{kind}.meta.json"
-    meta = json.loads(path.read_bytes())
-    *way, last = (int(key) if key.isdigit() else key for key in at.split("."))
-    one = meta
-    for key in way:
-        one = one[key]
-    one[last] = value
-    path.write_text(json.dumps(meta))
-    with pytest.raises(OutputError) as refused:
-        load(tmp_path / "x")
-    assert said in str(refused.value)
-    assert "\n" not in str(refused.value)

@@ -90,7 +90,7 @@ def check_one(folder, kind, at, value):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_changed_meta_file_gives_a_whole_result_or_one_line_with_file_and_field(files, kind):
-    """60 changes of each kind of file, 300 in all."""
+    """60 changes of each kind of file."""
     paths = list(places(json.loads((files / KINDS[kind][0]).read_bytes())))
 
     @settings(max_examples=60, derandomize=True, deadline=None, database=None, phases=[Phase.generate])
@@ -184,6 +184,23 @@ LITERAL = [
     ("whatif", "others.0.positions", [50], "others.0.positions.0 is 50"),
     ("whatif", "others.0.differs_at", 8, "others.0.differs_at is 8, and there are 2 tokens"),
     ("whatif", "schema_version", True, "schema version True"),
+    ("patches", "targets.0.place.0", 9, "targets.0.place.0 is 9, expected 0 to 6"),
+    ("patches", "targets.1.fill.0", "pink", "targets.1.fill.0 is none of fills"),
+    ("patches", "targets.0.route.1", "else", "targets.0.route.1"),
+    ("patches", "targets.0.found", 7, "targets.0.found.0 is 7, expected 0 to 6"),
+    ("patches", "targets.0.top1_texts", {}, "targets.0.top1_texts has no text of token"),
+    ("patches", "targets.0.steps", [2], "targets.0.steps.0 is 2, expected 0 to 1"),
+    ("patches", "regions.0.image", 1, "regions.0.image.0 is 1, expected 0 to 0"),
+    ("patches", "regions.2.box", [5.0, 0.0, 5.0, 1.0], "regions.2.box is not left, top, right, bottom"),
+    ("patches", "regions.2.level", "pixel", "regions.2.level"),
+    ("patches", "images", [], "images"),
+    ("deepstack", "parts.1.name", "main", "parts: names are there once each"),
+    ("deepstack", "norm_share", [0.5], "norm_share has 1 entries, expected 3 as parts says"),
+    ("deepstack", "targets.0.differs", [True], "targets.0.differs has 1 entries, expected 8 as parts says"),
+    ("deepstack", "targets.0.interaction.1", [0.0], "targets.0.interaction.1 has 1 entries"),
+    ("deepstack", "answers.0.set", 8, "answers.0 is 8, expected 0 to 7"),
+    ("deepstack", "baseline", "pink", "baseline"),
+    ("deepstack", "positions", [], "positions"),
 ]  # fmt: skip
 
 

@@ -1,0 +1,140 @@
+"""What a page shows of pixels and of parts of features, without a browser: who is in it, texts that run nothing, one file."""
+
+import dataclasses
+import re
+
+import pytest
+from looked import META, make_deepstack, make_patches
+from pages import HOSTILE, Page, cleaned
+from stored_samples import make_knockouts
+
+from mask_impact.commands.main import main
+from mask_impact.results.deepstack_files import save_deepstack
+from mask_impact.results.flow_files import save_flows
+from mask_impact.results.patch_files import save_patches
+from mask_impact.results.stored import Stored
+from mask_impact.views.overview import overview_row
+from mask_impact.views.patches_html import patches_html
+from mask_impact.views.report import build_report
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A name with pixels, features and cut flows; one with pixels alone."""
+    save_patches(make_patches(), tmp_path / "all", ["csv"])
+    save_deepstack(make_deepstack(), tmp_path / "all", ["parquet"])
+    save_flows(make_knockouts(images=["picture0.png"]), tmp_path / "all", ["json"])
+    save_patches(make_patches(meta=META | {"prompt": "What else?"}), tmp_path / "only", ["json"])
+    return tmp_path
+
+
+def test_report_opens_a_name_alone_and_with_others_and_a_folder(folder, capsys):
+    assert main(["report", str(folder / "all")]) == 0
+    page = Page((folder / "all.html").read_bytes())
+    (one,) = page.data["prompts"]
+    assert one["tables"] == ["flows", "patches", "deepstack"]
+    assert [one["looked"][kind]["targets"] for kind in ("patches", "deepstack")] == [[" Paris", "."]] * 2
+    assert main(["report", str(folder), "--output", str(folder / "both.html")]) == 0
+    page = Page((folder / "both.html").read_bytes())
+    assert [one["tables"] for one in page.data["prompts"]] == [["flows", "patches", "deepstack"], ["patches"]]
+    text = (folder / "both.html").read_text()
+    assert text.count("Of 7 regions, token [1, 0] matters most.") >= 2  # rows of the table, and a section
+    assert "What else?" in text
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("kind", ["patches", "deepstack"])
+def test_a_damaged_file_is_one_line_and_what_else_there_is_is_shown(folder, capsys, kind):
+    (folder / f"all.{kind}.meta.json").write_text('{"schema_version": 1, "run": 5}')
+    assert main(["report", str(folder / f"all.{kind}.meta.json")]) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(
+        rf"mask-impact report: error: \S+all.{kind}.meta.json is not the meta file of a result: .*\n", said
+    )
+    assert main(["report", str(folder / "all")]) == 0
+    assert f"Left out: {folder / f'all.{kind}.meta.json'} is not the meta file" in capsys.readouterr().err
+
+
+def hostile(one, text):
+    """The record with a text in every place that has one."""
+    targets = [
+        dataclasses.replace(target, text=text, top1_texts=dict.fromkeys(target.top1_texts, text))
+        for target in one.targets
+    ]
+    given = {"targets": tuple(targets), "generated_text": text, "meta": {**one.meta, "prompt": text, "model": text}}
+    if hasattr(one, "regions"):
+        given["regions"] = tuple(
+            dataclasses.replace(region, name=f"{text}{at}") for at, region in enumerate(one.regions)
+        )
+    else:
+        given |= {"region": text, "answers": dict.fromkeys(one.answers, text)}
+    return dataclasses.replace(one, **given)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_text_becomes_markup(text):
+    plain = Stored(patches=hostile(make_patches(), "x"), deepstack=hostile(make_deepstack(), "x"))
+    stored = Stored(patches=hostile(make_patches(), text), deepstack=hostile(make_deepstack(), text))
+    page, other = Page(build_report(stored).html), Page(build_report(plain).html)
+    tags = [tag for tag, _, _ in page.elements]
+    assert tags == [tag for tag, _, _ in other.elements]
+    assert page.data["prompts"][0]["looked"]["patches"]["targets"][0] == cleaned(text)
+    assert overview_row("a", stored)["how"] == "measured"
+
+
+def covered(svg_path, x, y):
+    """Whether a point is inside a path of rectangles `MxyhWvHh-Wz`, by the even-odd rule."""
+    n = 0
+    for left, top, wide, high in re.findall(r"M(\S+) (\S+?)h([^v]+)v([^h]+)h-[^z]+z", svg_path):
+        n += float(left) < x < float(left) + float(wide) and float(top) < y < float(top) + float(high)
+    return n % 2 == 1
+
+
+def smallest(found, target, fill, x, y):
+    """Of the regions that were asked about, patches left out, the row of the smallest around a point."""
+    rows = [row for row in range(len(target.place)) if (target.fill[row], target.route[row]) == (fill, "total")]
+    areas = {}
+    for row in rows:
+        region = found.regions[target.place[row]]
+        left, top, right, bottom = region.box
+        if region.level != "patch" and left < x < right and top < y < bottom:
+            areas[row] = (right - left) * (bottom - top)
+    return min(areas, key=areas.get)
+
+
+def tinted_rows(html, x, y):
+    """The rows of the paths with a tint that cover a point, in the first view."""
+    first = html.split("data-route=")[1]
+    paths = re.findall(r'<path class="mi-cell ([^"]*)"[^>]* d="([^"]*)"[^>]*data-place="(\d+)"', first)
+    return [int(row) for look, path, row in paths if "mi-clear" not in look and covered(path, x, y)]
+
+
+def test_each_point_of_an_image_has_the_colour_of_its_smallest_region_alone():
+    found = make_patches()
+    target = found.targets[0]
+    html = patches_html(found)[0]
+    strong = target.logprob_change / abs(target.logprob_change).max()
+    n = 0
+    for x in range(3, 100, 7):
+        for y in range(3, 80, 7):
+            row = smallest(found, target, "blur", x, y)
+            expected = [row] if abs(strong[row]) >= 0.02 else []
+            assert tinted_rows(html, x, y) == expected, (x, y)
+            n += bool(expected)
+    assert n > 50
+    without_holes = re.sub(r'd="(M[^M"]*)M[^"]*"', r'd="\1"', html)
+    assert len(tinted_rows(without_holes, 20, 60)) > 1  # a drawing without them would be found
+
+
+def test_patches_alone_have_tints_of_their_own():
+    found = make_patches()
+    rows = [row for row, place in enumerate(found.targets[0].place) if found.regions[place].level == "patch"]
+    target = found.targets[0]
+    fields = {
+        name: getattr(target, name)[rows] for name in ("place", "logprob_change", "kl_divergence", "top1", "differs")
+    }
+    texts = {name: tuple(getattr(target, name)[row] for row in rows) for name in ("fill", "route")}
+    alone = dataclasses.replace(target, **fields, **texts, found=5)
+    html = patches_html(dataclasses.replace(found, targets=(alone,)))[0]
+    assert tinted_rows(html, 30, 50) != []
+    assert tinted_rows(html, 80, 20) == []
