@@ -36,12 +36,12 @@ def without_a_multiplier(monkeypatch, model):
     """Of what a layer adds to the residual stream, while it runs again."""
     own = replay._through_layer
 
-    def through(*given):
+    def through(*given, **more):
         held = [(layer, layer.residual_multiplier) for layer in model.model.layers]
         try:
             for layer, _ in held:
                 layer.residual_multiplier = 1.0
-            return own(*given)
+            return own(*given, **more)
         finally:
             for layer, multiplier in held:
                 layer.residual_multiplier = multiplier

