@@ -108,6 +108,23 @@ class ImageRecord:
         return left + box[0] * across, top + box[1] * down, left + box[2] * across, top + box[3] * down
 
 
+# What a source is followed by where the record is of a part of a picture: see `prompts.cells`.
+_PART = re.compile(r", (tile \d+ \(row \d+, column \d+ of \d+ x \d+\)|thumbnail|in detail)\Z")
+
+
+def n_pictures(images: Sequence[ImageRecord]) -> int:
+    """How many pictures the records are of: parts of one, such as its tiles, count once."""
+    n, source, parts = 0, None, set()
+    for image in images:
+        part = _PART.search(image.source)
+        of = image.source[: part.start()] if part else image.source
+        name = part[1] if part else None
+        if name is None or of != source or name in parts:
+            n, source, parts = n + 1, of if name else None, set()
+        parts.add(name)
+    return n
+
+
 def original_box_of(tokens: TokenTable, images: Sequence[ImageRecord], positions: Sequence[int]) -> Box | None:
     """The same as `box_of`, in pixels of the original image."""
     box = box_of(tokens, images, positions)

@@ -7,7 +7,7 @@ from os import PathLike
 from mask_impact.analyses.candidates import EVERYTHING, costs
 from mask_impact.analyses.settings import SETTINGS
 from mask_impact.results.explanations import Agreement, Evidence, ExplainedTarget, Explanation, TokenSet
-from mask_impact.results.tokens import original_box_of
+from mask_impact.results.tokens import n_pictures, original_box_of
 from mask_impact.views.card import SEVERAL, doubt
 from mask_impact.views.text import (
     columns,
@@ -51,7 +51,8 @@ def answer_sections(found: Explanation, top: int = TOP, verbose: bool = False) -
 
 def _heading(found: Explanation) -> Iterator[str]:
     prompt = found.meta.get("prompt")
-    images = f" ({len(found.images)} image{'s' * (len(found.images) > 1)})" if found.images else ""
+    n = n_pictures(found.images)
+    images = f" ({n} image{'s' * (n > 1)})" if n else ""
     if isinstance(prompt, str):
         yield from wrapped(f"{quoted(prompt, 150)}{images}", "Question:  ", " " * 11)
     single = len(found.targets) == 1 and found.is_all(found.targets[0])
