@@ -24,12 +24,16 @@ from mask_impact.results.tables import COLUMNS
 MOST_ROWS = 50_000_000  # of a table that is read whole, or of one prompt in the parts of a dataset
 # Files of their own that no page shows: by what stands before their format.
 UNSHOWN = {
-    "patches": "what replacing pixels does",
-    "deepstack": "what the parts of an image's features do",
     "tower": "what a vision tower's layers read",
     "tower_effects": "what hiding patches in a vision tower does",
 }
-OTHERS = {"flows": "knockouts", "whatif": "answers without some tokens", "answer": "what an answer used"}
+OTHERS = {
+    "flows": "knockouts",
+    "whatif": "answers without some tokens",
+    "answer": "what an answer used",
+    "patches": "what replacing pixels does",
+    "deepstack": "what the parts of an image's features do",
+}
 
 
 class Results(Mapping[str, Result]):

@@ -149,7 +149,7 @@ def image_title(images: Sequence[ImageRecord], number: int) -> str:
 
 def counted(images: Sequence[ImageRecord]) -> str:
     """How many there are, in words: 2 images, 1 video of 8 frames; empty where there are none."""
-    n_images = sum(one.moment is None for one in images)
+    n_images = n_pictures([one for one in images if one.moment is None])
     frames: dict[int, int] = {}
     for one in images:
         if one.moment is not None:
@@ -159,6 +159,23 @@ def counted(images: Sequence[ImageRecord]) -> str:
         n = sum(frames.values())
         said.append(f"{len(frames)} video{'s' * (len(frames) > 1)} of {n} frame{'s' * (n > 1)}")
     return ", ".join(said)
+
+
+# What a source is followed by where the record is of a part of a picture: see `prompts.cells`.
+_PART = re.compile(r", (tile \d+ \(row \d+, column \d+ of \d+ x \d+\)|thumbnail|in detail)\Z")
+
+
+def n_pictures(images: Sequence[ImageRecord]) -> int:
+    """How many pictures the records are of: parts of one, such as its tiles, count once."""
+    n, source, parts = 0, None, set()
+    for image in images:
+        part = _PART.search(image.source)
+        of = image.source[: part.start()] if part else image.source
+        name = part[1] if part else None
+        if name is None or of != source or name in parts:
+            n, source, parts = n + 1, of if name else None, set()
+        parts.add(name)
+    return n
 
 
 def original_box_of(tokens: TokenTable, images: Sequence[ImageRecord], positions: Sequence[int]) -> Box | None:

@@ -355,7 +355,9 @@ def test_an_empty_token_text_is_one_but_a_missing_one_is_an_error(tmp_path, fram
         only(read_results(tmp_path / "x.parquet"))
 
 
-@pytest.mark.parametrize("name", ["k.flows.csv", "k.flows", "k.flows.meta.json", "w.whatif.json"])
+@pytest.mark.parametrize(
+    "name", ["k.flows.csv", "k.flows", "k.flows.meta.json", "w.whatif.json", "k.patches.csv", "k.deepstack"]
+)
 def test_files_of_other_runs_are_said_to_be_so(name, tmp_path):
     with pytest.raises(OutputError, match="not a result of distances"):
         read_results(tmp_path / name)

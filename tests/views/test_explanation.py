@@ -57,6 +57,26 @@ def evidence_of(**changes):
     return " ".join(page[page.index("Evidence") :].split())
 
 
+TILES = [f"tile {row * 3 + column} (row {row}, column {column} of 2 x 3)" for row in range(2) for column in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (["a.png"], "(1 image)"),
+        (["a.png", "a.png"], "(2 images)"),
+        ([f"a.png, {part}" for part in (*TILES, "thumbnail")], "(1 image)"),
+        ([f"a, b.png, {part}" for part in (*TILES, "thumbnail")] * 2, "(2 images)"),
+        ([f"{name}, {part}" for name in "ab" for part in ("thumbnail", "in detail")] + ["c"], "(3 images)"),
+    ],
+)
+def test_the_parts_of_a_picture_are_one_image(parts, said):
+    found = made()
+    images = tuple(replace(found.images[0], source=part) for part in parts)
+    heading = render_explanation(replace(found, images=images, meta=found.meta | {"prompt": "Where?"})).splitlines()
+    assert [line for line in heading if line.startswith("Question:")] == [f'Question:  "Where?" {said}']
+
+
 def test_evidence_is_said_in_sentences():
     assert 'Without image 0 [0, 0] it is " <b>".' in evidence_of()
     assert 'With image 0 [0, 0] alone, all other cells of the image hidden, it is " mat".' in evidence_of()
