@@ -57,6 +57,27 @@ def in_place(x):
     return gate
 
 
+OTHER_WEIGHT = drawn(8, WIDTH, seed=11)
+
+
+def linear_gated(activation):
+    """As in a gated MLP: what is multiplied is formed as it enters the last map."""
+
+    def operation(x):
+        gate, up = (functional.linear(x, one.to(x.dtype)) for one in (WEIGHT, OTHER_WEIGHT))
+        return functional.linear(activation(gate) * up, WEIGHT.t().to(x.dtype))
+
+    return operation
+
+
+def written_over(x):
+    """What an activation was given is written over before its differences are formed."""
+    x = x * 1
+    gate, up = functional.silu(x), x + 0
+    x.mul_(2)
+    return gate * up
+
+
 OPERATIONS = {
     "linear": lambda x: functional.linear(x, WEIGHT.to(x.dtype)),
     "linear with bias": lambda x: functional.linear(x, WEIGHT.to(x.dtype), BIAS.to(x.dtype)),
@@ -104,6 +125,11 @@ OPERATIONS = {
     "flat rows": lambda x: functional.silu(x.view(-1, WIDTH)).unsqueeze(0).squeeze(0).view(x.shape),
     "addcmul": lambda x: torch.addcmul(PLAIN.to(x.dtype), x, GAIN.to(x.dtype), value=0.5),
     "in place": in_place,
+    "linear gated": linear_gated(functional.silu),
+    "linear gated by gelu": linear_gated(lambda x: functional.gelu(x, approximate="tanh")),
+    "activation written over": written_over,
+    "activation squared": lambda x: (lambda gate: gate * gate + gate)(functional.silu(x)),
+    "activation of parts": lambda x: functional.silu(x.view(*x.shape[:-1], 2, 3)).flatten(-2) * x,
     "float and back": lambda x: (x.float() if x.dtype != torch.float64 else x).mul(2).to(x.dtype),
 }  # fmt: skip
 
@@ -146,7 +172,18 @@ def test_differences_through_an_operation_are_those_of_the_operation(name):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "name", ["gelu", "softplus", "layer_norm", "rms by hand", "linear with bias", "gelu by erf", "clamp"]
+    "name",
+    [
+        "gelu",
+        "softplus",
+        "layer_norm",
+        "rms by hand",
+        "linear with bias",
+        "gelu by erf",
+        "clamp",
+        "linear gated",
+        "gelu tanh",
+    ],
 )
 def test_in_float64_they_are_exact_to_its_digits(name):
     x = riding(torch.float64)
@@ -170,6 +207,21 @@ def test_a_linear_map_in_half_precision_keeps_what_was_rounded_away(dtype):
     lost = (out.last.double() - own).abs().max()  # the output's own rounding, which is not its business
     assert (out.z.double() - wanted_z).abs().max() <= lost + 1e-5
     torch.testing.assert_close(out.d.double(), wanted, rtol=2e-2, atol=1e-9)
+
+
+@torch.no_grad()
+def test_a_gated_product_in_half_precision_is_rounded_once_before_its_map():
+    """The differences behind it are those of the operation, to what a bfloat16 map keeps."""
+    x = riding(torch.bfloat16)
+    out = linear_gated(functional.silu)(x)
+    weights = WEIGHT.to(torch.bfloat16).double(), OTHER_WEIGHT.to(torch.bfloat16).double()
+    base, moved = (
+        functional.linear(functional.silu(rows @ weights[0].t()) * (rows @ weights[1].t()), weights[0].t())
+        for rows in (x.base.double(), x.base.double() + x.d.double())
+    )
+    wanted = moved - base
+    assert float((out.d - wanted).norm() / wanted.norm()) < 1e-2
+    assert float((out.d.roll(1, 0) - wanted).norm() / wanted.norm()) > 0.1
 
 
 @torch.no_grad()

@@ -80,6 +80,25 @@ def test_it_measures_what_the_engine_with_a_table_measures(name, dtype):
     assert_same(riding, today, BOUNDS[dtype], experts=name == "qwen3_vl_moe")
 
 
+def test_experts_that_were_not_expected_get_their_noise_floor_too():
+    """A layer in which nothing was opaque before carries no row for noise; what is opaque then has rows of its own for it."""
+    model = tiny_model("qwen3_vl_moe")
+    inputs = tiny_inputs(model, N_PROMPT)
+    usual, _ = measure(RidingEngine, model, inputs)
+    known = usual.layers.known
+    kinds = {layer.kind for layer in usual.layers.layers}
+    assert any(kind not in known.quiet for kind in kinds)
+    known.quiet |= kinds
+    surprised, _ = measure(RidingEngine, model, inputs)
+    assert any(kind not in known.quiet for kind in kinds)
+    noisy = torch.isfinite(usual.steps[0].noise_floor)
+    assert bool(noisy.any())
+    assert torch.equal(torch.isfinite(surprised.steps[0].noise_floor), noisy)
+    ratio = (surprised.steps[0].noise_floor / usual.steps[0].noise_floor)[noisy]
+    assert bool(((ratio > 0.1) & (ratio < 10)).all())
+    assert_same(surprised, usual, BOUNDS[torch.float32], experts=True)
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "mistral"])
 def test_with_eager_attention_too(name):
     model = tiny_model(name, dtype=torch.float64)

@@ -113,6 +113,7 @@ def test_a_module_with_parts_or_a_matrix_is_not_asked_and_a_forward_of_yours_is_
     assert not recognised.may_be_norm(nn.Linear(4, 4))
     assert not recognised.may_be_norm(nn.Sequential(LlamaRMSNorm(4)))
     assert not recognised.may_be_norm(nn.LayerNorm(4))
+    assert not recognised.may_be_norm(torch.ao.quantization.MinMaxObserver())  # would note what it is asked
     norm = LlamaRMSNorm(WIDTH)
     assert recognise(norm) is not None
     x = torch.zeros(1, 2, WIDTH)

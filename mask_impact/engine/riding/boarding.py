@@ -95,16 +95,16 @@ class Measuring:
 
     def differences(self, noise_row: bool) -> torch.Tensor:
         """[n, H, E], of the attention output for each key in sight that is to be hidden; noise_row: and none at the end."""
-        keys = self.keys
-        output, seen = self.attention.output, self.attention
-        if len(keys) < seen.n_keys:
+        keys, output, seen = self.keys, self.attention.output, self.attention
+        n = keys.shape[0]
+        if n < seen.n_keys:
             seen = seen.of_keys(keys.to(seen.values.device))
-        moved = output.new_empty(len(keys) + noise_row, *output.shape)
-        moved[len(keys) :] = 0
+        moved = output.new_empty(n + noise_row, *output.shape)
+        moved[n:] = 0
         found = []
-        for rows in blocks(moved[: len(keys)]):
-            block = moved[rows.start : min(rows.stop, len(keys))]
-            masking_differences(seen, rows.start, rows.start + len(block), out=block)
+        for rows in blocks(moved[:n]):
+            stop = min(rows.stop, n)
+            block = masking_differences(seen, rows.start, stop, out=moved[rows.start : stop])
             if "heads" in self.groups:
                 found.append(lengths(output, block))
         if "heads" in self.groups:
@@ -132,10 +132,10 @@ class Measuring:
 
     def _gathered(self, name: str) -> torch.Tensor:
         """One of the lengths of all positions and variants, [P, V]; zero for positions out of sight."""
-        n = len(self.keys)
+        n, n_all = self.keys.shape[0], self.positions.shape[0]
         columns = [getattr(self.kept[group], name)[:n] for group in self.groups]
         values = torch.cat([column if column.dim() == 2 else column.unsqueeze(1) for column in columns], dim=1)
-        return functional.pad(values, (0, 0, len(self.positions) - n, 0)) if n < len(self.positions) else values
+        return functional.pad(values, (0, 0, n_all - n, 0)) if n < n_all else values
 
 
 @dataclass

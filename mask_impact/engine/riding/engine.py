@@ -290,11 +290,10 @@ class RidingEngine:
             records = {layer: of_all[number] for layer, of_all in self._records.items()}
             if len({record.l2.shape for record in records.values()}) > 1:
                 raise UnsupportedArchitecture("layers have different numbers of heads: leave out `heads`")
-            for layer, record in records.items():
-                self._check(layer, record)
             received = self._received.get(number, [])
-            self.sequences[number].append(gather(list(records.values()), self._positions[number], seconds, received))
-
-    def _check(self, layer: Layer, record: LayerRecord) -> None:
-        error = float(record.self_check) if bool(torch.isfinite(record.l2).all()) else float("nan")
-        check_reproduced(f"{layer.name} at step {self._step}", error, self.model.dtype)
+            step = gather(list(records.values()), self._positions[number], seconds, received)
+            finite = torch.isfinite(step.l2).flatten(1).all(1).tolist()
+            for layer, error, sound in zip(records, step.self_check.tolist(), finite, strict=True):
+                where = f"{layer.name} at step {self._step}"
+                check_reproduced(where, error if sound else float("nan"), self.model.dtype)
+            self.sequences[number].append(step)

@@ -34,29 +34,33 @@ class RmsNorm:
 
     def through(self, module: nn.Module, forward: Forward, x: Riding) -> Riding:
         """x after the module, whose own code makes y."""
-        weight = self.of(module, x.z.dtype, x.z.device)
-        return normed(forward(x.plain), x, x.z, x.d, getattr(module, self.eps), weight, None)
+        y = forward(x.plain)
+        z, d = x.z.to(y.device), x.d.to(y.device)  # the module may lie elsewhere, and take what it is given there
+        return normed(y, x, z, d, getattr(module, self.eps), self.of(module, z.dtype, z.device), None)
 
 
-_found: WeakKeyDictionary[nn.Module, tuple[Callable, RmsNorm | None]] = WeakKeyDictionary()
+# For which code and dtype, and what was found.
+_found: WeakKeyDictionary[nn.Module, tuple[tuple[Callable, torch.dtype], RmsNorm | None]] = WeakKeyDictionary()
 
 
 def rms_norm_of(module: nn.Module, forward: Forward, x: Riding, patched: bool) -> RmsNorm | None:
     """What a module is, that is given x; patched: whether forward is not that of its class, so that nothing is remembered."""
-    code = type(module).forward
+    key = type(module).forward, x.dtype
     known = None if patched else _found.get(module)
-    if known is not None and known[0] is code:
+    if known is not None and known[0] == key:
         return known[1]
     found = _asked(module, forward, x.shape[-1], x.dtype, x.device)
     if not patched:
-        _found[module] = code, found
+        _found[module] = key, found
     return found
 
 
 def may_be_norm(module: nn.Module) -> bool:
-    """Whether it has no parts, and no parameter or one, of one dimension."""
+    """Whether it has no parts, nothing that it may note what it is given in, and no parameter or one, of one dimension."""
+    if next(module.children(), None) is not None or next(module.buffers(recurse=False), None) is not None:
+        return False
     parameters = list(module.parameters(recurse=False))
-    return not any(True for _ in module.children()) and len(parameters) <= 1 and all(p.dim() == 1 for p in parameters)
+    return len(parameters) <= 1 and all(p.dim() == 1 for p in parameters)
 
 
 def _asked(module: nn.Module, forward: Forward, width: int, dtype: torch.dtype, device: torch.device) -> RmsNorm | None:
