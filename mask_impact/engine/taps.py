@@ -5,9 +5,10 @@ config changes: the lookup answers the block's own thread, for the modules of it
 finds what it always finds. Before the block ends, by whatever way, everything is as it was.
 """
 
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -33,11 +34,13 @@ _mine = _Mine()
 
 
 class _Lookup:
-    """What stands in the place of AttentionInterface.get_interface while any thread has a block open."""
+    """What stands in the place of AttentionInterface.get_interface while any thread has a block open. What torch.compile has
+    compiled then runs as it is written: compiled code looks nothing up, and differences can't ride through it."""
 
     def __init__(self) -> None:
         self._lock, self._n_open = threading.Lock(), 0
         self._own = AttentionInterface.get_interface
+        self._eager = ExitStack()
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -46,6 +49,8 @@ class _Lookup:
             if self._n_open == 0:
                 self._own = own = AttentionInterface.get_interface
                 AttentionInterface.get_interface = lambda *args, **kwargs: _answer(own(*args, **kwargs))
+                if "torch._dynamo" in sys.modules:  # else nothing is compiled
+                    self._eager.enter_context(torch.compiler.set_stance("force_eager"))
             self._n_open += 1
         try:
             yield
@@ -54,6 +59,7 @@ class _Lookup:
                 self._n_open -= 1
                 if self._n_open == 0:
                     AttentionInterface.get_interface = self._own
+                    self._eager.close()
 
 
 _lookup = _Lookup()

@@ -1,8 +1,8 @@
 """From a video to the frames that a model gets.
 
-A video is a file, a folder of frames, a list of them or an array. GIF, animated WebP and PNG are read by Pillow, other films by PyAV (`prompts.films`). Frames are taken by the time at which they
-are seen, and are as images are: upright, RGB on white, without metadata. What can't be read whole is an error of one line. Knows
-no model.
+A video is a file, a folder of frames, a list of them or an array. GIF, animated WebP and PNG are read by Pillow, other films by
+PyAV (`prompts.films`). Frames are taken by the time at which they are seen, and are as images are: upright, RGB on white, without
+metadata. What can't be read whole is an error of one line. Knows no model.
 """
 
 import os

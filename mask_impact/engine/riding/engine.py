@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
+from mask_impact.engine.attention import arithmetic_dtype
 from mask_impact.engine.choices import VARIANT_GROUPS
 from mask_impact.engine.measurement import LayerRecord, check_reproduced
 from mask_impact.engine.ownership import Block
@@ -30,6 +31,7 @@ from mask_impact.engine.riding.keeping import FoundDecoder, StatesKeeping
 from mask_impact.engine.riding.layers import Attending, Layer, Layers, find_layers, no_attention
 from mask_impact.engine.riding.probe import prove, snapshot
 from mask_impact.engine.riding.remeasuring import Remeasuring
+from mask_impact.engine.riding.room import check_room
 from mask_impact.engine.riding.tensor import Riding, replaced, states_in
 from mask_impact.engine.states import LayerState
 from mask_impact.engine.tail import Tail
@@ -223,6 +225,8 @@ class RidingEngine:
         softcap, sinks = attention_options(self.layers, kwargs)
         call = Call(query, key, value, attention_mask, scaling_of(query, kwargs), softcap, sinks, window)
         measuring = [self._measured(number, call) for number in self._active]
+        n_variants = sum(len(one.positions) for one in measuring)
+        check_room(layer.name, layer.module, n_variants, arithmetic_dtype(entered.dtype), entered.device)
         self._boarded[layer], x = let_on(layer, entered, output[0], measuring, noise_row=layer.kind not in known.quiet)
         return output if self.groups == ("heads",) else (x, *output[1:])
 

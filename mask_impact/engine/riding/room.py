@@ -1,0 +1,39 @@
+"""Whether what rides in a layer fits into memory, before it gets on.
+
+A device says when its memory is full. A computer ends the process, without a word.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mask_impact.errors import DeviceError
+
+TENSORS_AT_ONCE = 7  # of all variants and the widest row, as measured
+FEW = 256  # variants that are never asked about
+GIB = 2**30
+
+
+def check_room(name: str, module: nn.Module, n_variants: int, dtype: torch.dtype, device: torch.device) -> None:
+    """DeviceError where n_variants differences of a layer don't fit into a computer's memory; dtype: of the differences."""
+    if n_variants <= FEW or device.type != "cpu":
+        return
+    free = available()
+    widest = max((max(part.shape[-2:]) for part in module.parameters() if part.dim() > 1), default=1)
+    needed = TENSORS_AT_ONCE * n_variants * widest * dtype.itemsize
+    if free is not None and needed > free:
+        raise DeviceError(
+            f"hiding {n_variants:,} tokens at once takes about {needed / GIB:.1f} GiB in {name}, and {free / GIB:.1f} GiB are "
+            "free: shorten the prompt, hide text or image tokens alone (`mask_mode`), or take a computer with more memory"
+        )
+
+
+def available(path: Path = Path("/proc/meminfo")) -> int | None:
+    """Bytes that can be had; None where the system does not say it there."""
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", path.read_text(encoding="ascii"), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
