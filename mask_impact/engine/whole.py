@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicCache
 
 from mask_impact.engine.attention import arithmetic_dtype
 from mask_impact.engine.kept import Kept
-from mask_impact.engine.masked_attention import Edges, attend
+from mask_impact.engine.masked_attention import Edges, attend_whole
 from mask_impact.engine.ownership import Block
 from mask_impact.engine.packing import LinearMaps, OfNothing, Packed, Run
 from mask_impact.engine.sight import starts_of
@@ -82,7 +82,7 @@ def through_whole(
         def attention(own, module, query, key, value, *rest, edges=edges, **arguments):
             if seen is not None:
                 seen.extend((key, value))
-            return attend(query, key, value, of_nothing, index, edges), None
+            return attend_whole(query, key, value, of_nothing, index, edges), None
 
         own = torch.arange(n, device=device).repeat(len(which))
         output = run_layer(kept, index, sequences.unflatten(0, (len(which), n)), maps and maps(own), attention, {})
