@@ -299,7 +299,7 @@ def prove(kept: Kept) -> None:
                 f"{layer.name} ({type(kept.model).__name__}) can't run again by itself ({error}): no effects, estimates or "
                 "knockouts can be had"
             ) from error
-    kept.decoder.found.known.replayed = True
+    kept.decoder.found.known.replayed = kept.n_positions > 1  # a single one tells nothing of what reads others
 
 
 def _prove_layer(kept: Kept, index: int) -> None:

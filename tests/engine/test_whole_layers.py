@@ -114,7 +114,8 @@ def some_by_force(model, inputs, produced, token, queries, pairs):
     return [float(torch.log_softmax(oracle.logits(inputs, produced, one), dim=-1)[token] - before) for one in hide]
 
 
-DECODED = [(name, queries) for name in (*BETWEEN, *COUNTING, "gemma3", *SHARING) for queries in ("last", "all")]
+DECODED = [(name, queries) for name in ("lfm2", "nemotron_h", *COUNTING) for queries in ("last", "all")]
+DECODED += [("qwen3_next", "last"), ("qwen3_5_text", "all"), ("gemma3", "all"), *((name, "all") for name in SHARING)]
 
 
 @pytest.mark.parametrize("case", slow_but((("lfm2", "all"),), DECODED), ids=str)
