@@ -7,9 +7,9 @@ import torch
 from mask_impact.analyses.candidates import costs
 from mask_impact.analyses.observer import Observer
 from mask_impact.engine.kept import KeptPass
-from mask_impact.engine.replay import rows_through_layers
 from mask_impact.engine.targets import Target, TargetEffects, measure_targets
 from mask_impact.engine.variants import Masks, Variants, each_window_and_group, in_each
+from mask_impact.engine.whole import rows_through_layers
 
 
 class Hiding:

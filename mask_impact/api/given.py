@@ -49,6 +49,7 @@ def several(images: Any) -> tuple[Any, ...]:
 
 
 def observer_of(observer: Observer | None) -> Observer | None:
+    """An observer that is none is told at once."""
     need("`observer`", observer, (Observer, type(None)), "an Observer, or None")
     return observer
 

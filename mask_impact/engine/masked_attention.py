@@ -50,12 +50,17 @@ def attend_packed(query, key, value, state: LayerState, layer: int, runs: Sequen
     positions with nothing hidden, of which a sequence sees those before its rows; runs: with what each hides, None for nothing.
     """
     parts = [
-        attend(run.of(query), run.of(key), run.of(value), state, layer, edges).flatten(0, 1) for run, edges in runs
+        _attend(run.of(query), run.of(key), run.of(value), state, layer, edges).flatten(0, 1) for run, edges in runs
     ]
     return (torch.cat(parts) if len(parts) > 1 else parts[0]).contiguous().unsqueeze(0)
 
 
-def attend(query, key, value, state: LayerState, layer: int, edges: Edges | None) -> torch.Tensor:
+def attend_whole(query, key, value, state: LayerState, layer: int, edges: Edges | None) -> torch.Tensor:
+    """[V, S, H, E] of V whole sequences; query: [V, H, S, D]; key: [V, K, S, D]; value: [V, K, S, E]; see `attend_packed`."""
+    return _attend(query, key, value, state, layer, edges)
+
+
+def _attend(query, key, value, state: LayerState, layer: int, edges: Edges | None) -> torch.Tensor:
     """[V, R, H, E] for V variants of R rows, over the keys of the positions before the rows and the variant's own.
 
     query: [V, H, R, D]; key: [V, K, R, D]; value: [V, K, R, E].

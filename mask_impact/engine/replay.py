@@ -103,14 +103,6 @@ def outputs(
         done += n_together
 
 
-def rows_through_layers(kept: Kept, variants: Variants, directly: bool = False) -> int:
-    """How many rows go through how many layers for the variants, as a sum, with what hides nothing."""
-    n_layers, own, starts = len(kept.states), 0, starts_of(kept, variants)
-    if len(variants) and not directly:
-        own = (kept.n_positions - int(starts.min())) * (n_layers - int(variants.first.min()))
-    return int(((kept.n_positions - starts) * (n_layers - variants.first)).sum()) + own
-
-
 def _parts(lengths: torch.Tensor, most: int) -> list[torch.Tensor]:
     """int64 [k] each, neighbours of as many rows together as are allowed; one variant at least."""
     parts, first = [], 0
@@ -235,7 +227,7 @@ class _Nothing:
         if self.kept.decoder.runs_whole(index):
             before = state.entered[: -self.running.shape[1]]
             state = replace(state, entered=torch.cat([before.to(wide), self.running[0]]))
-            if self.kept.decoder.carries(index) and self.running.shape[1] == 1:
+            if self.kept.decoder.carries(index) and self.running.shape[1] == 1 < self.kept.n_positions:
                 state = with_state(self.kept, index, state)
         seen: list[torch.Tensor] = []
         maps = OfNothing()
@@ -307,7 +299,7 @@ def prove(kept: Kept) -> None:
                 f"{layer.name} ({type(kept.model).__name__}) can't run again by itself ({error}): no effects, estimates or "
                 "knockouts can be had"
             ) from error
-    kept.decoder.found.known.replayed = True
+    kept.decoder.found.known.replayed = kept.n_positions > 1  # a single one tells nothing of what reads others
 
 
 def _prove_layer(kept: Kept, index: int) -> None:

@@ -20,10 +20,12 @@ from transformers.cache_utils import DynamicCache
 
 from mask_impact.engine.attention import arithmetic_dtype
 from mask_impact.engine.kept import Kept
-from mask_impact.engine.masked_attention import Edges, attend
+from mask_impact.engine.masked_attention import Edges, attend_whole
 from mask_impact.engine.ownership import Block
 from mask_impact.engine.packing import LinearMaps, OfNothing, Packed, Run
+from mask_impact.engine.sight import starts_of
 from mask_impact.engine.states import LayerState
+from mask_impact.engine.variants import Variants
 
 FAILURES = (
     TypeError,
@@ -80,7 +82,7 @@ def through_whole(
         def attention(own, module, query, key, value, *rest, edges=edges, **arguments):
             if seen is not None:
                 seen.extend((key, value))
-            return attend(query, key, value, of_nothing, index, edges), None
+            return attend_whole(query, key, value, of_nothing, index, edges), None
 
         own = torch.arange(n, device=device).repeat(len(which))
         output = run_layer(kept, index, sequences.unflatten(0, (len(which), n)), maps and maps(own), attention, {})
@@ -110,6 +112,21 @@ def _going_on(
     arguments = of_nothing.arguments_at(torch.tensor([-1])) | _given(of_nothing, cache)
     output = run_layer(kept, index, running.transpose(0, 1), maps and maps(own), None, arguments)
     return output.transpose(0, 1)
+
+
+def rows_through_layers(kept: Kept, variants: Variants, directly: bool = False) -> int:
+    """How many rows go through how many layers for the variants, as a sum, with what hides nothing."""
+    n, n_layers, starts, first = kept.n_positions, len(kept.states), starts_of(kept, variants), variants.first
+    whole = torch.tensor([kept.decoder.runs_whole(index) for index in range(n_layers)])
+    carried = torch.tensor([kept.decoder.carries(index) and not directly for index in range(n_layers)])
+    # Of each layer, how many from it on are given the rows before a variant's, too: where these are the last alone, fewer are.
+    of_all, of_last = (flags.int().flip(0).cumsum(0).flip(0) for flags in (whole, whole & ~carried))
+    before = torch.where(starts == n - 1, of_last[first], of_all[first]) * starts
+    own = 0
+    if len(variants) and not directly:
+        begin, start = int(first.min()), int(starts.min())
+        own = (n - start) * (n_layers - begin) + start * int(of_all[begin])
+    return int(((n - starts) * (n_layers - first) + before).sum()) + own
 
 
 def readers(kept: Kept, index: int) -> list[nn.Module]:

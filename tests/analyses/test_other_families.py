@@ -151,6 +151,49 @@ def test_verify_says_where_nothing_can_be_hidden_and_what_is_not_to_be_had(tmp_p
     assert lines[-1].startswith("PASS: 6 places were really masked, the largest relative error is ")
 
 
+MIXED = {"layer_types": ["full_attention", "conv", "full_attention"]}
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    """Of three layers the one in the middle has no softmax attention."""
+    return loading.wrap(family_model("lfm2", **MIXED), make_tokenizer(CHATML), name="lfm2")
+
+
+def test_effects_go_through_layers_without_an_attention_and_are_nothing_there(mixed):
+    inputs = family_inputs(mixed.model)
+    result = mask_impact.analyze(mixed, inputs, num_tokens=2, effect=True)
+    ids = [step.token_id for step in result.steps]
+    expected = family_oracle.effects(mixed.model, inputs, ids[:1], ids[1])
+    assert [one is None for one in expected] == [False, True, False]
+    for found, wanted in zip(result.steps[1].effect.logprob_change, expected, strict=True):
+        np.testing.assert_allclose(found, 0.0 if wanted is None else wanted, rtol=1e-3, atol=1e-4)
+    silent, rule = result.meta["notices"]
+    assert silent == "Layer 1 has no softmax attention (convolution): nothing can be hidden there"
+    assert rule.startswith("Contributions go through what reads other positions in layer 1 by its true gradient")
+    alone = mask_impact.explain(mixed, inputs, num_tokens=1)
+    assert alone.meta["notices"] == [silent, rule]
+    (target,) = alone.targets
+    oracle = family_oracle.Oracle(mixed.model)
+    before = torch.log_softmax(oracle.logits(inputs), dim=-1)[target.token_ids[0]]
+    for place in np.flatnonzero(target.measured):
+        edges = [(slice(None), position) for position in target.positions[place]]
+        hidden = oracle.logits(inputs, hide=dict.fromkeys((0, 2), edges))
+        wanted = torch.log_softmax(hidden, dim=-1)[target.token_ids[0]] - before
+        assert float(target.logprob_change[place]) == pytest.approx(float(wanted), rel=1e-3, abs=1e-4)
+
+
+def test_only_what_hides_something_is_among_the_strongest_and_their_controls(mixed):
+    inputs = family_inputs(mixed.model)
+    for queries in ("last", "all"):
+        effect = mask_impact.analyze(mixed, inputs, effect=True, top=2, queries=queries, answer=False).steps[0].effect
+        assert not np.isfinite(effect.logprob_change[1]).any()
+        assert np.isfinite(effect.logprob_change[[0, 2]]).sum() > 4
+    (flow,) = mask_impact.knockout(mixed, inputs, window=1, num_tokens=1).steps[0].logprob_change
+    assert flow[1] == 0
+    assert (flow[[0, 2]] != 0).all()
+
+
 def test_local_maps_stay_where_the_answer_can_t_be_had():
     """And it is said why; what asks for nothing else is refused. Rows of ours would go through a hook of others."""
     loaded = loaded_of("gpt2")

@@ -10,7 +10,7 @@ import family_oracle
 import numpy as np
 import pytest
 import torch
-from family_models import NotHere, family_config
+from family_models import NotHere, family_config, family_inputs, family_model
 from marks import slow_but
 from PIL import Image
 from tokenizers import processors
@@ -18,6 +18,7 @@ from transformers.models.smolvlm import processing_smolvlm
 from vision_families import FAMILIES, SIZE, family_checkpoint
 
 import mask_impact
+from mask_impact.analyses.explain import extended
 from mask_impact.commands.main import main
 from mask_impact.errors import InputError
 from mask_impact.models import loading
@@ -486,3 +487,17 @@ def test_effects_of_cells_and_words_are_those_of_the_whole_model_with_them_hidde
     np.testing.assert_allclose(step.effect.logprob_change, expected, atol=1e-4)
     (target,) = result.answer.targets
     assert {"image", "text"} <= set(target.kinds)
+
+
+@pytest.mark.parametrize("name", ["paligemma", "gemma3"])
+def test_a_sequence_with_its_answer_behind_it_is_what_generate_saw(name):
+    """PaliGemma's prompt sees all of itself, what it produces does not see ahead."""
+    model = family_model(name)
+    inputs = family_inputs(model)
+    found = model.generate(
+        **inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
+    produced = found.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+    with torch.no_grad():
+        logits = model(**extended(inputs, produced[:-1], name), use_cache=False, logits_to_keep=4).logits[0]
+    torch.testing.assert_close(logits, torch.cat(found.logits), rtol=1e-4, atol=1e-4)

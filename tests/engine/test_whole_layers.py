@@ -8,9 +8,10 @@ import family_oracle
 import numpy as np
 import pytest
 import torch
-from family_models import NotHere, family_inputs, family_model
+from family_models import NotHere, build, family_inputs, family_model
 from marks import slow_but
 from test_family_effects import EVERY, Constants, at_each_step, brute_force, by_autograd, replayed
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
 from mask_impact.engine import effects, replay, sight, whole
 from mask_impact.engine.backward import estimate_last, estimates
@@ -22,6 +23,7 @@ from mask_impact.engine.shared import ForGradients, ForRows
 from mask_impact.engine.states import LayerState
 from mask_impact.engine.targets import Target, measure_targets
 from mask_impact.engine.variants import Masks, Variants, each_window_and_group
+from mask_impact.engine.whole import rows_through_layers
 from mask_impact.errors import ExactnessError, UnsupportedArchitecture
 
 # Layers without a softmax attention stand behind others that have one, so that what is hidden there has to go through them.
@@ -112,7 +114,8 @@ def some_by_force(model, inputs, produced, token, queries, pairs):
     return [float(torch.log_softmax(oracle.logits(inputs, produced, one), dim=-1)[token] - before) for one in hide]
 
 
-DECODED = [(name, queries) for name in (*BETWEEN, *COUNTING, "gemma3", *SHARING) for queries in ("last", "all")]
+DECODED = [(name, queries) for name in ("lfm2", "nemotron_h", *COUNTING) for queries in ("last", "all")]
+DECODED += [("qwen3_next", "last"), ("qwen3_5_text", "all"), ("gemma3", "all"), *((name, "all") for name in SHARING)]
 
 
 @pytest.mark.parametrize("case", slow_but((("lfm2", "all"),), DECODED), ids=str)
@@ -338,6 +341,31 @@ def test_an_attention_that_looks_ahead_without_a_mask_is_refused():
         UnsupportedArchitecture, match=r"^a query of layers\.0 sees what stands behind it, and no mask says so"
     ):
         keep(model, {"input_ids": inputs["input_ids"]})
+
+
+def test_what_a_layer_gives_the_next_one_beside_its_states_is_refused():
+    """ZAYA's routers get the states of the router before: a variant's own would not reach them."""
+    if "zaya" not in CONFIG_MAPPING:
+        pytest.skip("this transformers has no zaya")
+    tiny = {"vocab_size": 160, "hidden_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 16}
+    tiny |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 4, "router_hidden_size": 16}
+    model = build(CONFIG_MAPPING["zaya"](**tiny, pad_token_id=None), MODEL_FOR_CAUSAL_LM_MAPPING)
+    said = r"^layers\.1 is given `prev_router_hidden_states` by the layer before it, beside its states \(ZayaForCausalLM\): no "
+    with pytest.raises(UnsupportedArchitecture, match=said):
+        keep(model, family_inputs(model))
+
+
+def test_rows_of_whole_sequences_are_counted(exact):
+    """Four layers of LFM2, the second and the last of which run whole, or go on from a state."""
+    _, _, kept = exact("lfm2")
+    n = kept.n_positions
+    with family_oracle.in_float64():
+        replay.prove(kept)
+    every = each_window_and_group([(4,)], n, 4, "all", "all")
+    assert rows_through_layers(kept, every) == 2 * (2 * (n - 4) + 2 * n)
+    assert rows_through_layers(kept, every, directly=True) == 2 * (n - 4) + 2 * n
+    last = each_window_and_group([(4,)], n, 4, "all", "last")
+    assert rows_through_layers(kept, last) == 4 + (2 + 2 * n)
 
 
 def looking(visible):

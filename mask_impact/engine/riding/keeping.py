@@ -138,6 +138,7 @@ class StatesKeeping:
         ] = []  # of the first pass, before any attention was called
         self._n_new = 0  # positions that are given in this pass
         self._last: torch.Tensor | None = None  # the output of the layer that was left last
+        self._beside_last: list[torch.Tensor] = []  # what else it gave
         self._watch = TailWatch(model)
 
     @contextmanager
@@ -158,7 +159,7 @@ class StatesKeeping:
     def begin(self, anew: bool) -> None:
         """A pass begins; anew: with the sequence from its beginning."""
         self._given, self._attended, self._silent, self._last = {}, set(), set(), None
-        self._waiting = []
+        self._waiting, self._beside_last = [], []
         self.keeper.begin(anew)
 
     @staticmethod
@@ -222,6 +223,9 @@ class StatesKeeping:
         if index > 0 and states.shape[1] != self._n_new:
             raise self._refused(f"{layer.name} is given {states.shape[1]} of {self._n_new} positions")
         self._n_new = states.shape[1]
+        for name, value in rest.items():
+            if any(value is one for one in self._beside_last):
+                raise self._refused(f"{layer.name} is given `{name}` by the layer before it, beside its states")
         self.keeper.enter(index, states, rest, not known.replayed or known.ahead or layer.name in known.whole)
         if index > 0 and self.keeper.states[index - 1].added is not None:
             raise self._refused(f"something stands between {layer.name} and the layer before it")
@@ -232,6 +236,8 @@ class StatesKeeping:
         if states is None:
             raise self._refused(f"{layer.name} gives no states [sequences, positions, hidden]")
         self._last = states
+        parts = output if isinstance(output, tuple | list) else ()
+        self._beside_last = [one for one in parts if isinstance(one, torch.Tensor) and one is not states]
         self.keeper.leave(self._order[layer], states)
         self._watch.calls.clear()
 
