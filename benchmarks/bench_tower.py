@@ -34,14 +34,14 @@ TEXT = {
 }  # fmt: skip
 
 
-def build(layers: int, dtype: torch.dtype, seed: int) -> Qwen3VLForConditionalGeneration:
-    """The model, its queries and keys so large that attention is far from uniform."""
+def build(layers: int, dtype: torch.dtype, sharpness: float, seed: int) -> Qwen3VLForConditionalGeneration:
+    """The model; sharpness: a factor of its queries and keys. At 1 a patch's largest weight is some fifth, at 4 nearly all."""
     torch.manual_seed(seed)
     config = Qwen3VLConfig(text_config=TEXT, vision_config=VISION | {"depth": layers})
     model = Qwen3VLForConditionalGeneration(config).eval().to(dtype)
     with torch.no_grad():
         for block in model.model.visual.blocks:
-            block.attn.qkv.weight[: 2 * VISION["hidden_size"]] *= 4
+            block.attn.qkv.weight[: 2 * VISION["hidden_size"]] *= sharpness
     return model
 
 
@@ -62,13 +62,14 @@ def main() -> None:
     parser.add_argument("--probes", type=int, default=0, help="for the layers' whole update (default: 0)")
     parser.add_argument("--rounds", type=int, default=5, help="of a pass and a map each (default: 5)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the model (default: float32)")
+    parser.add_argument("--sharpness", type=float, default=1.0, help="of attention (default: 1)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
     side = round(args.patches**0.5)
     if side * side != args.patches or side % 2:
         parser.error("--patches must be the square of an even number, such as 256 or 1024")
-    model = build(args.layers, DTYPES[args.dtype], args.seed)
+    model = build(args.layers, DTYPES[args.dtype], args.sharpness, args.seed)
     values = torch.randn(args.patches, 3 * 2 * 16 * 16, generator=torch.Generator().manual_seed(args.seed))
     values, grid = values.to(model.dtype), torch.tensor([[1, side, side]])
     decoder, tower = locate(model), tower_of(model)
