@@ -4,6 +4,7 @@
     python benchmarks/bench_truth.py --parts effects   the effects alone: two or three
     python benchmarks/bench_truth.py --parts pixels    pixels replaced, cell by cell and by a search: some four
     python benchmarks/bench_truth.py --parts deepstack what each part of the true cell's features does: some four
+    python benchmarks/bench_truth.py --parts tower     what the vision tower reads, and what matters: some four
     python benchmarks/bench_truth.py --queries         also distances at each position of the question: some ten
 
 The pictures are held-out demo pictures with a question each, whose answer stands in one cell of several that show a
@@ -35,7 +36,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mask_impact
-from mask_impact.analyses import deepstack, pixels
+from mask_impact.analyses import deepstack, pixels, tower
 from mask_impact.analyses.greedy import greedy_config
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.demo import pictures
@@ -50,7 +51,7 @@ from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.encoding import EncodedPrompt, encode
 from mask_impact.prompts.images import read_picture
 
-PARTS = ("distances", "effects", "pixels", "deepstack")
+PARTS = ("distances", "effects", "pixels", "deepstack", "tower")
 USUAL = PARTS[:2]
 TASKS = ("color", "shape")
 FULL, ATTENTION = "Full L2", "Attention weight"
@@ -558,6 +559,50 @@ def report_deepstack(loaded: LoadedModel, cases: Sequence[Case]) -> None:
         print(f"    {task}, n {n}: {'; '.join(counts)}", flush=True)
 
 
+def report_tower(loaded: LoadedModel, cases: Sequence[Case]) -> None:
+    """What the vision tower's layers read of each cell, and what hiding each cell in all of them does to the answer."""
+    print(
+        "\n== The vision tower: a cell hidden from all others in its layers\n"
+        "reads: the true cell has the largest share of the attention's output, mean over the layers, of all cells and of those\n"
+        "with a figure. Then what matters: how often the answer changes when the true cell, a cell with another figure, an\n"
+        "empty cell is hidden in all layers of the tower; and the change of the answer's log-probability"
+    )
+    question = tower.Question(pixels.Question(by="tokens"), unit="token")
+    found = [
+        tower.run(loaded, case.sample.question, question, RunSettings(), [read_picture(case.sample.image)])
+        for case in cases
+    ]
+    asked = np.array([case.sample.task for case in cases])
+    reads = np.stack([one.readings[0].attention.mean(axis=0).ravel() for one in found])
+    true = np.stack([np.arange(len(case.figures)) == case.truth for case in cases])
+    figures = np.stack([case.figures for case in cases])
+    targets = [
+        one.targets[0] for one in found
+    ]  # the cells in reading order: they were asked about first, all in one run
+    cost = -np.stack([one.logprob_change[: figures.shape[1]] for one in targets])
+    changed = np.stack([one.differs[: figures.shape[1]] for one in targets])
+    effects = CellEffects(cost, changed, true, figures)
+    chance = 100 * np.mean(1 / figures.sum(axis=1))
+    for task in (*TASKS, "both"):
+        chosen = (asked == task) | (task == "both")
+        part, of_task = effects[chosen], reads[chosen]
+        most = of_task.argmax(axis=1)
+        rows = np.arange(len(of_task))
+        print(
+            f"{task:6} n {len(rows):3}: read most: the true cell {percent(true[chosen][rows, most], digits=1)}, a figure "
+            f"{percent(figures[chosen][rows, most], digits=1)} (true among figures by chance: {chance:.1f}); hidden, the answer "
+            f"changes: {', '.join(f'{kind} {percent(part.changed(kind), digits=1)}' for kind in part.KINDS)}",
+            flush=True,
+        )
+    ratio = [np.median(read[here]) / np.median(read[~here]) for read, here in zip(reads, figures, strict=True)]
+    print(f"cells with a figure are read {np.median(ratio):.1f} times as much as empty ones (quartiles "
+          f"{np.quantile(ratio, 0.25):.1f} to {np.quantile(ratio, 0.75):.1f})")  # fmt: skip
+    print(
+        f"change of the answer's log-probability with the true cell hidden: median {-np.median(cost[true]):.1e} nats, largest "
+        f"{np.abs(cost[true]).max():.1e}; with the cell that matters most: median {-np.median(cost.max(axis=1)):.1e}"
+    )
+
+
 def report_last(loaded: LoadedModel, counted: Sequence[Case], others: Sequence[Case]) -> None:
     """The distances and attention weights at the position that produces the answer."""
     last = [measure_all(loaded, cases)[0] for cases in (counted, others)]
@@ -625,7 +670,7 @@ def main() -> None:
         nargs="+",
         choices=PARTS,
         default=USUAL,
-        help="distances, effects on the answer (default: both), pixels replaced, DeepStack's levels",
+        help="distances, effects on the answer (default: both), pixels replaced, DeepStack's levels, the vision tower",
     )
     parser.add_argument("--fills", nargs="+", choices=FILLS, default=FILLS, help="what replaces pixels (default: all)")
     parser.add_argument(
@@ -655,6 +700,9 @@ def main() -> None:
         print(f"({time.perf_counter() - started:.0f} s)", flush=True)
     if "deepstack" in args.parts:
         report_deepstack(loaded, counted)
+        print(f"({time.perf_counter() - started:.0f} s)", flush=True)
+    if "tower" in args.parts:
+        report_tower(loaded, counted)
         print(f"({time.perf_counter() - started:.0f} s)", flush=True)
     if args.queries:
         for task in TASKS:

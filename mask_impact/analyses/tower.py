@@ -22,7 +22,7 @@ from mask_impact.engine.choices import UNITS
 from mask_impact.engine.features import Features
 from mask_impact.engine.ownership import owned, refuse_hooks
 from mask_impact.engine.tower import Tower, keys_hidden, readings, tower_of
-from mask_impact.errors import InputError, UsageError
+from mask_impact.errors import UsageError
 from mask_impact.models.architectures import locate
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.images import Picture
@@ -87,9 +87,6 @@ class Plan:
 def plan(reader: Reader, prepared: Prepared, question: Question) -> Plan:
     """What is asked about, in this prompt; works without the model's weights. InputError, UsageError, UnsupportedArchitecture."""
     check_images(reader, prepared)
-    grids = torch.as_tensor(prepared.encoded.inputs["image_grid_thw"])
-    if (grids[:, 0] > 1).any():
-        raise InputError("the vision tower is measured on images; an image of this prompt has several frames")
     n = reader.config.vision_config.depth
     layers = tuple(range(n)) if question.layers is None else tuple(sorted({*question.layers}))
     if not layers:

@@ -84,7 +84,8 @@ def _sums(
 
 class _Attention:
     """middle: [H, 1, D], the mean value; values and output [H, N, D] are from there, which changes no o - v and keeps digits;
-    total: [H, N, 1], log of the sum of a query's exp(logits); gram: [H, D, H, D], W_o^T W_o; between: [H, H, N], o_h G o_g."""
+    total: [H, 1, N], log of the sum of a query's exp(logits); gram: [H, D, H, D], W_o^T W_o; between: [H, H, N], o_h G o_g;
+    counted: [H, N, D + 1], output with a 1 behind it."""
 
     def __init__(
         self,
@@ -103,20 +104,31 @@ class _Attention:
         self.middle = value.mean(dim=1, keepdim=True)
         self.value = value - self.middle
         self.output = torch.empty_like(self.value)
-        self.total = query.new_empty(heads, n, 1)
+        self.total = query.new_empty(heads, 1, n)
+        self._kept: torch.Tensor | None = None
         step = max(1, AT_ONCE // (heads * n))
         for first in range(0, n, step):
             rows = slice(first, first + step)
-            logits = query[:, rows] @ key.transpose(1, 2)
-            largest = logits.amax(dim=-1, keepdim=True)
+            logits = key @ query[:, rows].transpose(1, 2)
+            largest = logits.amax(dim=1, keepdim=True)
             weights = logits.sub_(largest).exp_()
-            sums = weights.sum(dim=-1, keepdim=True)
-            self.total[:, rows] = largest + sums.log()
-            self.output[:, rows] = weights @ self.value / sums
+            sums = weights.sum(dim=1, keepdim=True)
+            self.total[:, :, rows] = largest + sums.log()
+            weights.div_(sums)
+            self.output[:, rows] = weights.transpose(1, 2) @ self.value
+            if step >= n:
+                self._kept = weights
+        self.counted = torch.cat([self.output, torch.ones_like(self.output[..., :1])], dim=-1)
         self.gram = (weight.T @ weight).view(heads, depth, heads, depth)
         each = self.output.transpose(0, 1)
         moved = (each[:, head] @ self.gram[head].flatten(1) for head in range(heads))  # [N, H * D]
         self.between = torch.stack([(one.view_as(each) * each).sum(dim=-1).T for one in moved])
+
+    def weights(self, keys: torch.Tensor) -> torch.Tensor:
+        """[H, n, N], those of n keys."""
+        if self._kept is not None:
+            return self._kept[:, keys]
+        return (self.key[:, keys] @ self.query.transpose(1, 2)).sub_(self.total).exp_()
 
 
 class _Block:
@@ -129,10 +141,9 @@ class _Block:
         heads, n, _ = one.value.shape
         self.keys = units[:, None] * one.unit + torch.arange(one.unit, device=units.device)  # [m, u]
         self.values = one.value[:, self.keys.flatten()]  # [H, m * u, D]
-        logits = one.key[:, self.keys.flatten()] @ one.query.transpose(1, 2)
-        self.chosen = logits.sub_(one.total.transpose(1, 2)).exp_().view(heads, -1, one.unit, n)
-        self.together = self.chosen.sum(dim=2)
-        numbers = torch.arange(n // one.unit, device=logits.device)
+        self.chosen = one.weights(self.keys.flatten()).view(heads, -1, one.unit, n)
+        self.together = self.chosen.sum(dim=2) if one.unit > 1 else self.chosen[:, :, 0]
+        numbers = torch.arange(n // one.unit, device=units.device)
         own = units[:, None] == numbers.repeat_interleave(one.unit)
         self.strong = (self.together > MOST).any(dim=0) & ~own
         kept = ~(self.strong | own)
@@ -141,33 +152,26 @@ class _Block:
 
     def squares(self) -> tuple[torch.Tensor, torch.Tensor]:
         """[m], the sum over queries of |W_o d|^2, but for the pairs that are recomputed; and its terms' absolute values' sum."""
-        found, added = self.one.total.new_zeros(2, self.sums.shape[1])
         of_pair = self._single if self.one.unit == 1 else self._several
-        for h in range(len(self.values)):
-            for g in range(h, len(self.values)):
-                terms = torch.stack(of_pair(h, g)) * (1 if h == g else 2)
-                found += terms.sum(dim=0)
-                added += terms.abs().sum(dim=0)
-        return found, added
+        moved = torch.stack([self.values @ gram.permute(1, 2, 0) for gram in self.one.gram])  # [h, g, m * u, D]: G v_g
+        heads = range(len(self.values))
+        pairs = [(h, g) for h in heads for g in heads if h <= g]
+        terms = torch.stack([torch.stack(of_pair(h, g, moved[h, g], moved[g, h])) for h, g in pairs])
+        times = terms.new_tensor([1 if h == g else 2 for h, g in pairs])
+        return tuple(torch.einsum("p,pnm->m", times, one) for one in (terms, terms.abs()))
 
-    def _moved(self, h: int, g: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """G v_g for o_h or v_h to meet, and the same the other way round, both [m * u, D]."""
-        gram = self.one.gram[h, :, g]
-        return self.values[g] @ gram.T, self.values[h] @ gram
+    def _single(self, h: int, g: int, to_g: torch.Tensor, to_h: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Terms [m], of two heads, of the sum over queries of c_h c_g (o_h - v_h) G (o_g - v_g); units of one key. to_g: G v_g,
+        for o_h or v_h to meet; to_h: the same the other way round; both [m * u, D]."""
+        both = self.sums[h] * self.sums[g]
+        of_g = both @ self.one.counted[h]  # [m, D + 1]
+        of_h = of_g if h == g else both @ self.one.counted[g]
+        crossed = (of_g[:, :-1] * to_g).sum(-1) + (of_h[:, :-1] * to_h).sum(-1)
+        return both @ self.one.between[h, g], -crossed, of_g[:, -1] * (self.values[h] * to_g).sum(-1)
 
-    def _single(self, h: int, g: int) -> tuple[torch.Tensor, ...]:
-        """Terms [m], of two heads, of the sum over queries of c_h c_g (o_h - v_h) G (o_g - v_g); units of one key."""
-        one, (to_g, to_h) = self.one, self._moved(h, g)
-        depth = to_g.shape[1]
-        outputs = [one.output[h]] if h == g else [one.output[h], one.output[g]]
-        ones = one.total.new_ones(len(one.output[h]), 1)
-        summed = (self.sums[h] * self.sums[g]) @ torch.cat([*outputs, one.between[h, g].unsqueeze(1), ones], dim=1)
-        crossed = (summed[:, :depth] * to_g).sum(-1) + (summed[:, -2 - depth : -2] * to_h).sum(-1)
-        return summed[:, -2], -crossed, summed[:, -1] * (self.values[h] * to_g).sum(-1)
-
-    def _several(self, h: int, g: int) -> tuple[torch.Tensor, ...]:
+    def _several(self, h: int, g: int, to_g: torch.Tensor, to_h: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The same for units of several keys, whose changes add up."""
-        one, unit, (to_g, to_h) = self.one, self.one.unit, self._moved(h, g)
+        one, unit = self.one, self.one.unit
         first = (self.sums[h] * self.sums[g]) @ one.between[h, g]
         of_g = (self.sums[h].unsqueeze(1) * self.factors[g]).flatten(0, 1) @ one.output[h]  # [m * u, D]
         of_h = of_g if h == g else (self.factors[h] * self.sums[g].unsqueeze(1)).flatten(0, 1) @ one.output[g]

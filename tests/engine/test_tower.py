@@ -258,7 +258,7 @@ def test_only_one_head_of_a_pair_is_rejected(monkeypatch):
     monkeypatch.setattr(
         tower_map._Block,
         "_single",
-        lambda self, h, g: own(self, h, g) if h == g else tuple(0 * one for one in own(self, h, g)),
+        lambda self, h, g, *moved: tuple((h == g) * one for one in own(self, h, g, *moved)),
     )
     with pytest.raises(AssertionError, match="differs from really hiding"):
         test_the_map_agrees_with_hiding_one_patch_or_token_at_a_time(1, torch.float64)
