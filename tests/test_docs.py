@@ -461,16 +461,18 @@ def test_every_way_to_name_tokens_that_is_listed_is_understood():
 
     from mask_impact.prompts.encoding import encode, layout_of
     from mask_impact.prompts.images import read_pictures
+    from mask_impact.prompts.videos import read_video
 
     turns = [
         ("system", "Say a word."),
-        ("user", "<image>What color is the star? A cat had a hat."),
+        ("user", "<image><video>What color is the star? A cat had a hat."),
         ("assistant", "I say"),
     ]
     prompt = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns).removesuffix("<|im_end|>\n")
     loaded = loading.load("demo")
     with Image.open(REPOSITORY / "examples" / "shapes.png") as image:
-        layout = layout_of(loaded, encode(loaded, prompt, read_pictures([image])))
+        clip = read_video(REPOSITORY / "examples" / "shapes.gif", fps=1)
+        layout = layout_of(loaded, encode(loaded, prompt, [*read_pictures([image]), clip]))
     specs = [cells[0].strip("`") for cells in table_rows(read("docs/reference/naming-tokens.md"), ["part"])]
     assert len(specs) >= 15
     positions = {spec: layout.resolve(spec) for spec in specs}

@@ -221,9 +221,10 @@ class Layout:
         if n == 0:
             raise InputError("the prompt has no image")
         if number is None:
-            if n > 1:
+            pictures = [at for at, one in enumerate(self.images) if one.moment is None]
+            if len(pictures) > 1 or not pictures:
                 raise InputError(f"the prompt has {n} images: say which, image 0 to image {n - 1}")
-            return 0
+            return pictures[0]
         if integer(number) >= n:
             has = f"{n} images, 0 to {n - 1}" if n > 1 else "one image, which is 0"
             raise InputError(f"there is no image {number}; the prompt has {has}")

@@ -25,6 +25,7 @@ from mask_impact.views.figure_blocks import (
     stacked,
     tint,
 )
+from mask_impact.views.film_strip import strips
 from mask_impact.views.plots import (
     AGAINST,
     FOR,
@@ -64,6 +65,7 @@ def card_figure(found: Explanation, number: int = 0, width: float = WIDTH):
     blocks = [
         lines_block(wrapped(card.sentence, title, room, 4), title),
         _heading("question", question_block(card, room)),
+        *strips(card, room),
         *_body(card, room),
         _scale(card, room),
         lines_block(wrapped(card.note, SMALL, room, 3), SMALL, GREY),

@@ -156,8 +156,8 @@ def _is_rtl(text: str) -> bool:
 def images_block(card: Card, room: float, columns: int) -> Block:
     """The images in at most `columns` columns, the cells tinted by their effect and evidence outlined; of more than MAX_IMAGES
     those with the largest effects."""
-    images, by_image = card.found.images, _by_image(card)
-    order = sorted(range(len(images)), key=lambda number: -_weight(by_image[number]))[:MAX_IMAGES]
+    images, cells = card.found.images, by_image(card)
+    order = sorted(range(len(images)), key=lambda number: -_weight(cells[number]))[:MAX_IMAGES]
     shown = sorted(order)
     columns = min(columns, len(shown))
     cell = (room - GAP * (columns - 1)) / columns
@@ -176,13 +176,14 @@ def images_block(card: Card, room: float, columns: int) -> Block:
             if named:
                 sheet.text(left, upper + 0.11, image_title(images, number), SMALL, color=GREY, va="baseline")
             axes = sheet.axes(left, upper + named, wide, high)
-            _draw_image(axes, images[number], by_image[number], card.largest, (wide, high))
+            draw_image(axes, images[number], cells[number], card.largest, (wide, high))
         note.draw(sheet, x, top + y)
 
     return Block(y - GAP + (GAP + note.height if more else 0.0), draw)
 
 
-def _by_image(card: Card) -> list[list[Cell]]:
+def by_image(card: Card) -> list[list[Cell]]:
+    """The cells of each image."""
     found: list[list[Cell]] = [[] for _ in card.found.images]
     for cell in card.cells:
         found[cell.image].append(cell)
@@ -200,7 +201,7 @@ def _size(image: ImageRecord, room: float) -> tuple[float, float]:
     return max(wide, 0.3), min(max(wide / aspect, 0.3), HIGHEST)
 
 
-def _draw_image(axes, image: ImageRecord, cells: Sequence[Cell], largest: float, size: tuple[float, float]) -> None:
+def draw_image(axes, image: ImageRecord, cells: Sequence[Cell], largest: float, size: tuple[float, float]) -> None:
     """The picture under a veil of its cells' colours, in pixels of the original image."""
     from matplotlib.collections import LineCollection
     from matplotlib.colors import to_rgb

@@ -117,7 +117,8 @@ def _evidence(found: Explanation, target: ExplainedTarget) -> Iterator[str]:
 
 
 def _of_kind(found: Explanation, target: ExplainedTarget, one: Evidence) -> Iterator[str]:
-    several = SEVERAL[one.kind]
+    has_videos = one.kind == "image" and any(image.moment is not None for image in found.images)
+    several = "cells" if has_videos else SEVERAL[one.kind]
     if one.necessary is not None:
         unsure = doubt(target, one.necessary.confirmed)
         yield f"  Without {_names(found, target, one.necessary)} it is {quoted(one.necessary.text, 40)}.{unsure}"

@@ -317,7 +317,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(argv, said, refused, no_weights
 @pytest.mark.parametrize(
     ("argv", "code", "said"),
     [
-        (["--mask-mode", "vision"], 2, "--mask-mode vision needs an image: give --image FILE"),
+        (["--mask-mode", "vision"], 2, "--mask-mode vision needs an image or a video: give --image FILE or --video FILE"),
         (["--mask-mode", "images", "--image", "good.png"], 2, "--mask-mode must be text, vision, both or all, not 'images'"),
         (["--max-image-resolution", "0"], 2, "--max-image-resolution must be a whole number of pixels, at least 1, not 0"),
         (["--max-image-resolution", "big"], 2, "must be a whole number of pixels, at least 1, not 'big'"),
