@@ -5,6 +5,7 @@ A worker has one block at a time, and gets the next when all results of the last
 leaves undone when it ends, another does; prompts that end their workers are left out. Only this process writes results.
 """
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -128,6 +129,12 @@ class RayCrew:
                 said = True
                 self._observer.note("No worker has its model yet: it is being loaded, or Ray waits for a free place")
 
+    def wait_for_all(self) -> None:
+        """Until each worker has its model; a study need not wait."""
+        while not all(slot.ready for slot in self._slots):
+            for slot in self._heard():
+                self._take(slot)
+
     def end(self) -> None:
         """Ends all workers at once."""
         for slot in self._slots:
@@ -163,8 +170,7 @@ class RayCrew:
 
     def _start(self, slot: _Slot) -> None:
         self._kill(slot)
-        threads = max(1, int(self._share.cpus))
-        slot.actor = self._make.remote(self._load, threads, self._timeout)
+        slot.actor = self._make.remote(self._load, threads_of(self._share.cpus), self._timeout)
         slot.ready, slot.attempt, slot.heard = False, None, time.monotonic()
         slot.waiting = slot.actor.load.remote()
 
@@ -246,6 +252,12 @@ class RayCrew:
             self._again.append(attempt)
             return ended
         return [*ended, (attempt.block, None)]
+
+
+def threads_of(cpus: float) -> int:
+    """Of one operation in a worker: as many as it has CPUs, or as OMP_NUM_THREADS says."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, int(said) if said.isascii() and said.isdigit() else int(cpus))
 
 
 def reason(error: Exception) -> str:

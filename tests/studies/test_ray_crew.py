@@ -17,7 +17,7 @@ from mask_impact.studies.crew import Block, Done
 from mask_impact.studies.digest import Identity
 from mask_impact.studies.jobs import Job
 from mask_impact.studies.progress import StudyObserver
-from mask_impact.studies.ray_crew import RayCrew, Share, Wish, reason, share_of
+from mask_impact.studies.ray_crew import RayCrew, Share, Wish, reason, share_of, threads_of
 from mask_impact.studies.ray_worker import Begun, Ready, Refused
 
 MODEL = Identity("tiny", None, (("model.safetensors", 10, 1),), "torch.float32", "cpu")
@@ -311,6 +311,13 @@ def test_machines_are_divided_so_that_all_workers_have_room(nodes, n, how, expec
         min(node["CPU"] // share.cpus, node.get("GPU", 0) // share.gpus if share.gpus else 99_999) for node in nodes
     )
     assert room >= share.n
+
+
+def test_a_worker_has_as_many_threads_as_cpus_or_as_are_asked_for(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [threads_of(cpus) for cpus in (0.5, 1.0, 8.0)] == [1, 1, 8]
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert threads_of(8.0) == 3
 
 
 def test_why_a_worker_ended_is_a_few_words():
