@@ -47,6 +47,7 @@ _OWN_FLAGS = (
     "keep_sinks",
     "prompt_name",
     "variant",
+    "workers",
 )
 FLAGS = f"`({'|'.join([*SETTINGS, *_OWN_FLAGS])})`"
 

@@ -84,7 +84,11 @@ def add_sharing(groups: options.Groups) -> None:
         help="share the prompts among N processes with a model each, or auto: one for each GPU (needs Ray: "
         "pip install 'mask-impact[ray]')",
     )
-    add("--address", metavar="WHERE", help="with --workers: a Ray cluster's, or auto for that of this machine")
+    add(
+        "--address",
+        metavar="WHERE",
+        help="with --workers: take a Ray cluster that this machine is part of, by auto or HOST:PORT",
+    )
     add(
         "--timeout",
         metavar="SECONDS",
@@ -174,6 +178,8 @@ def _check(args: argparse.Namespace, flags: dict[str, Any], is_dataset: bool) ->
     for flag in ("address", "timeout"):
         if args.workers is None and getattr(args, flag) is not None:
             raise UsageError(f"--{flag} goes with --workers")
+    if (args.address or "").startswith("ray://"):
+        raise UsageError("--address takes auto or HOST:PORT of a Ray cluster that this machine is part of, not ray://")
     if args.retry_failed and not args.resume:
         raise UsageError("--retry-failed goes with --resume; without it everything is run")
     source = "a dataset" if is_dataset else "a configuration"
@@ -201,12 +207,12 @@ def _run_config(args: argparse.Namespace, caller: Caller, flags: dict, command: 
     for job in jobs:
         written = suffixes(kinds(job.settings), config.formats, args.plots, args.report)
         check_output(config.output_dir, result_name(job), written)
-    observer.title(caller.titles["many"])
     place = Place(
         model=config.model, revision=config.revision, device=config.device, dtype=config.dtype,
         device_map=flags.get("device_map"),
     )  # fmt: skip
     _check_device(args, place.device)
+    observer.title(caller.titles["many"])
     results = {result_name(job) for job in jobs_of(jobs, shard)}
     with (
         writing(config.output_dir, Path(args.file).stem, results, shard=shard) as writer,
