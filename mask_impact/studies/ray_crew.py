@@ -25,6 +25,7 @@ AUTO = "auto"
 TIMEOUT = 1800.0  # seconds without a layer or a forward pass done
 SECONDS_TO_LOOK = 0.5  # for something to come, before Ctrl-C is looked for
 SECONDS_TO_WAIT = 60.0  # for a place for a worker, before it is said
+SECONDS_OF_DELAY = 5.0  # until what a worker says is heard
 LOADS = 2  # how often in a row a worker may end while it loads
 
 
@@ -235,7 +236,8 @@ class RayCrew:
     def _died(self, slot: _Slot, error: Exception) -> list[tuple[Block, Done | None]]:
         """Another worker takes the place of one that has ended."""
         attempt, silent = slot.attempt, time.monotonic() - slot.heard
-        why = f"it did not get on for {self._timeout:.0f} s" if attempt and silent >= self._timeout else reason(error)
+        held_up = attempt is not None and silent >= self._timeout - min(SECONDS_OF_DELAY, self._timeout / 2)
+        why = f"it did not get on for {self._timeout:.0f} s" if held_up else reason(error)
         if attempt is None:
             slot.n_died_loading += 1
             self._observer.note(f"Worker {slot.number} ended while it loaded the model: {why}")
