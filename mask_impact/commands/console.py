@@ -48,6 +48,7 @@ _OWN_FLAGS = (
     "prompt_name",
     "variant",
     "video",
+    "workers",
 )
 FLAGS = f"`({'|'.join([*SETTINGS, *_OWN_FLAGS])})`"
 

@@ -165,6 +165,21 @@ def _prompts(n: int | None) -> str:
     return "1 prompt" if n == 1 else f"{n} prompts"
 
 
+def forecast_lines(found: Any) -> list[str]:
+    """What a study is going to take, in words."""
+    counted = f"{_prompts(found.n_prompts)}, with {found.n_images} image{'s' * (found.n_images != 1)}"
+    lines = [counted + (f"; {found.n_wrong} can't be run:" if found.n_wrong else "")]
+    lines += [f"  {told(problem)}" for problem in found.problems]
+    if found.n_sampled:
+        seen = f" (from the first {found.n_sampled})" if found.n_sampled < found.n_prompts else ""
+        lines += [
+            f"about {found.forwards:.1f} forward passes of {found.n_tokens:.0f} tokens for each, "
+            f"{found.forwards * found.n_prompts:,.0f} in all{seen}",
+            f"about {found.n_bytes / 2**20:,.1f} MiB of distances; {found.n_free / 2**20:,.0f} MiB are free",
+        ]
+    return lines
+
+
 class StudyProgress(Progress):
     """Two bars, prompts above the layers of those at work; on anything but a terminal a line now and then.
 

@@ -127,7 +127,7 @@ def _command(args: argparse.Namespace) -> str:
     return KNOCKOUT if args.knockout is not None else WITHOUT if args.without else RUN
 
 
-OF_STUDIES = ("reduce", "resume", "retry_failed", "limit", "shard", "workers", "address", "timeout")
+OF_STUDIES = ("reduce", "resume", "retry_failed", "limit", "shard", "dry_run", "workers", "address", "timeout")
 # The flags that are no settings, and that only some of the commands take.
 OWN = {
     RUN: ("prompt", "image", "video", "plots", "report", "output"),

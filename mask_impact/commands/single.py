@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,23 @@ def load_from(place: Place, kind: str | None, check: Callable | None = None, pro
         device_map=place.device_map, check=check,
     )  # fmt: skip
     return replace(loaded, note=loaded.note and with_flags(loaded.note))  # as it is stored with a result, too
+
+
+class _Enough(Exception):
+    """The tokenizer is read; the weights are not needed."""
+
+
+def read_without_weights(caller: Caller, place: Place) -> Any:
+    """The reader of a place's model."""
+    found = []
+
+    def check(reader: Any) -> None:
+        found.append(reader)
+        raise _Enough
+
+    with suppress(_Enough):
+        load_from(place, caller.kind, check)
+    return found[0]
 
 
 def read_prompt(argument: str | None, caller: Caller) -> str:

@@ -13,15 +13,15 @@ from mask_impact.analyses.settings import OF_ANSWERS, OF_EFFECTS, STUDY, Place, 
 from mask_impact.commands import options
 from mask_impact.commands.caller import Caller
 from mask_impact.commands.console import launched, remark, say
-from mask_impact.commands.narration import StudyProgress, silence
+from mask_impact.commands.narration import StudyProgress, forecast_lines, silence
 from mask_impact.commands.run import beside, kinds
-from mask_impact.commands.single import load_from, load_model
+from mask_impact.commands.single import load_from, load_model, read_without_weights
 from mask_impact.errors import OutputError, UsageError, WorkerError
 from mask_impact.results.files import check_output
 from mask_impact.results.names import suffixes
 from mask_impact.studies.jobs import result_name
 from mask_impact.studies.parts import check_parts
-from mask_impact.studies.writer import ALL, Shard, jobs_of, writing
+from mask_impact.studies.writer import ALL, Shard, jobs_of, rows_of, writing
 from mask_impact.views.summary_json import tally_entry, to_text
 
 EPILOG = """\
@@ -71,6 +71,11 @@ def add_sharing(groups: options.Groups) -> None:
         type=_shard,
         help="only the I-th of N shares of the prompts, 1/N to N/N; runs of several shares may go on at once",
     )
+    add(
+        "--dry-run",
+        action="store_true",
+        help="measure nothing: check all prompts, and say how many there are, what they take in forward passes, and on disk",
+    )
     add = groups["workers"]
     add(
         "--workers",
@@ -79,7 +84,11 @@ def add_sharing(groups: options.Groups) -> None:
         help="share the prompts among N processes with a model each, or auto: one for each GPU (needs Ray: "
         "pip install 'mask-impact[ray]')",
     )
-    add("--address", metavar="WHERE", help="with --workers: a Ray cluster's, or auto for that of this machine")
+    add(
+        "--address",
+        metavar="WHERE",
+        help="with --workers: take a Ray cluster that this machine is part of, by auto or HOST:PORT",
+    )
     add(
         "--timeout",
         metavar="SECONDS",
@@ -110,6 +119,8 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     observer = StudyProgress(args.quiet, silence if args.quiet or args.json else say, verbose=args.verbose)
     with observer:
         try:
+            if args.dry_run:
+                return _forecast(args, caller, flags, is_dataset)
             tally = (_run_dataset if is_dataset else _run_config)(args, caller, flags, command, observer)
         except KeyboardInterrupt:  # the second one
             tally = None
@@ -167,6 +178,8 @@ def _check(args: argparse.Namespace, flags: dict[str, Any], is_dataset: bool) ->
     for flag in ("address", "timeout"):
         if args.workers is None and getattr(args, flag) is not None:
             raise UsageError(f"--{flag} goes with --workers")
+    if (args.address or "").startswith("ray://"):
+        raise UsageError("--address takes auto or HOST:PORT of a Ray cluster that this machine is part of, not ray://")
     if args.retry_failed and not args.resume:
         raise UsageError("--retry-failed goes with --resume; without it everything is run")
     source = "a dataset" if is_dataset else "a configuration"
@@ -194,12 +207,12 @@ def _run_config(args: argparse.Namespace, caller: Caller, flags: dict, command: 
     for job in jobs:
         written = suffixes(kinds(job.settings), config.formats, args.plots, args.report)
         check_output(config.output_dir, result_name(job), written)
-    observer.title(caller.titles["many"])
     place = Place(
         model=config.model, revision=config.revision, device=config.device, dtype=config.dtype,
         device_map=flags.get("device_map"),
     )  # fmt: skip
     _check_device(args, place.device)
+    observer.title(caller.titles["many"])
     results = {result_name(job) for job in jobs_of(jobs, shard)}
     with (
         writing(config.output_dir, Path(args.file).stem, results, shard=shard) as writer,
@@ -248,6 +261,37 @@ def _run_dataset(args: argparse.Namespace, caller: Caller, flags: dict, command:
             keep_others=args.limit is not None,
             observer=observer,
         )
+
+
+def _forecast(args: argparse.Namespace, caller: Caller, flags: dict, is_dataset: bool) -> int:
+    """What the study is going to take; the exit code is that of a run."""
+    shard = args.shard or ALL
+    settings = {name: value for name, value in flags.items() if name in RunSettings.__dataclass_fields__}
+    if is_dataset:
+        from mask_impact.studies.dataset import read_dataset
+
+        place = Place(**{name: value for name, value in flags.items() if name not in settings})
+        rows = read_dataset(args.file, kind=caller.kind, defaults=settings)
+        rows, formats = rows_of(islice(rows, args.limit), shard), ("parquet",)
+        folder = check_output(place.output_dir, args.output or Path(args.file).stem, ()).parent
+    else:
+        from mask_impact.studies.config import load_config
+
+        config = load_config(args.file, kind=caller.kind, overrides=flags)
+        place = Place(model=config.model, revision=config.revision, device=config.device, dtype=config.dtype)
+        rows, formats = jobs_of(config.jobs[: args.limit], shard), config.formats or ("csv", "json")
+        folder = check_output(config.output_dir, Path(args.file).stem, ()).parent
+    reader = read_without_weights(caller, place)
+
+    from mask_impact.studies.forecast import forecast
+
+    found = forecast(reader, rows, folder, formats, 3 if is_dataset and args.reduce != "none" else None)
+    if args.json:
+        say(to_text(found.entry()))
+    elif not args.quiet:
+        for line in forecast_lines(found):
+            say(line)
+    return 3 if found.n_wrong else 0
 
 
 def _check_device(args: argparse.Namespace, device: str) -> None:

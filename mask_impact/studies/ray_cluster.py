@@ -29,7 +29,7 @@ _QUIET = {
 _ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # the address of this machine is 127.0.0.1, on Linux too
 LONGEST_FOLDER = 40  # bytes: what Ray adds to it is the name of a socket, which may have 107
 SECONDS_TO_CLEAR = 20.0
-INSTALL = "python -m pip install 'mask-impact[ray]'"
+INSTALL = "pip install 'mask-impact[ray]'"
 
 
 @contextmanager
@@ -78,11 +78,7 @@ def _connected(address: str, **how: Any) -> Iterator[Any]:
             ray.init(address, **how)
         except (ConnectionError, OSError, ValueError, RuntimeError) as error:
             said = " ".join(str(error).split())[:300]
-            where = (
-                "Ray does not start on this machine"
-                if address == "local"
-                else f"there is no Ray at `address` {address}"
-            )
+            where = "Ray does not start on this machine" if address == "local" else f"there is no Ray at {address}"
             raise WorkerError(f"{where}: {said}") from error
         with suppress(ValueError):  # not in the main thread
             for number, handler in handlers.items():  # Ray takes SIGTERM for itself

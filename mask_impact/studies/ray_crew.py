@@ -5,6 +5,7 @@ A worker has one block at a time, and gets the next when all results of the last
 leaves undone when it ends, another does; prompts that end their workers are left out. Only this process writes results.
 """
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,7 @@ AUTO = "auto"
 TIMEOUT = 1800.0  # seconds without a layer or a forward pass done
 SECONDS_TO_LOOK = 0.5  # for something to come, before Ctrl-C is looked for
 SECONDS_TO_WAIT = 60.0  # for a place for a worker, before it is said
+SECONDS_OF_DELAY = 5.0  # until what a worker says is heard
 LOADS = 2  # how often in a row a worker may end while it loads
 
 
@@ -128,6 +130,12 @@ class RayCrew:
                 said = True
                 self._observer.note("No worker has its model yet: it is being loaded, or Ray waits for a free place")
 
+    def wait_for_all(self) -> None:
+        """Until each worker has its model; a study need not wait."""
+        while not all(slot.ready for slot in self._slots):
+            for slot in self._heard():
+                self._take(slot)
+
     def end(self) -> None:
         """Ends all workers at once."""
         for slot in self._slots:
@@ -163,8 +171,7 @@ class RayCrew:
 
     def _start(self, slot: _Slot) -> None:
         self._kill(slot)
-        threads = max(1, int(self._share.cpus))
-        slot.actor = self._make.remote(self._load, threads, self._timeout)
+        slot.actor = self._make.remote(self._load, threads_of(self._share.cpus), self._timeout)
         slot.ready, slot.attempt, slot.heard = False, None, time.monotonic()
         slot.waiting = slot.actor.load.remote()
 
@@ -229,7 +236,8 @@ class RayCrew:
     def _died(self, slot: _Slot, error: Exception) -> list[tuple[Block, Done | None]]:
         """Another worker takes the place of one that has ended."""
         attempt, silent = slot.attempt, time.monotonic() - slot.heard
-        why = f"it did not get on for {self._timeout:.0f} s" if attempt and silent >= self._timeout else reason(error)
+        held_up = attempt is not None and silent >= self._timeout - min(SECONDS_OF_DELAY, self._timeout / 2)
+        why = f"it did not get on for {self._timeout:.0f} s" if held_up else reason(error)
         if attempt is None:
             slot.n_died_loading += 1
             self._observer.note(f"Worker {slot.number} ended while it loaded the model: {why}")
@@ -246,6 +254,12 @@ class RayCrew:
             self._again.append(attempt)
             return ended
         return [*ended, (attempt.block, None)]
+
+
+def threads_of(cpus: float) -> int:
+    """Of one operation in a worker: as many as it has CPUs, or as OMP_NUM_THREADS says."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, int(said) if said.isascii() and said.isdigit() else int(cpus))
 
 
 def reason(error: Exception) -> str:

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import gcd
@@ -75,6 +75,11 @@ def blocks_of(jobs: Sequence[Any], shard: Shard = ALL) -> Iterator[tuple[int, Se
     for number, first in enumerate(range(0, len(jobs), size)):
         if number in shard:
             yield number, jobs[first : first + size]
+
+
+def rows_of(rows: Iterable[Any], shard: Shard) -> Iterator[Any]:
+    """The rows of a dataset that are the shard's."""
+    return (row for number, row in enumerate(rows) if number // MAX_TOGETHER in shard)
 
 
 def jobs_of(jobs: Sequence[Any], shard: Shard) -> list[Any]:

@@ -9,16 +9,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from studying import sentences
 
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.errors import DeviceError, WorkerError
+from mask_impact.models import loading
 from mask_impact.studies import ray_guard
 from mask_impact.studies.crew import Block, Done
 from mask_impact.studies.digest import Identity
 from mask_impact.studies.jobs import Job
 from mask_impact.studies.progress import StudyObserver
-from mask_impact.studies.ray_crew import RayCrew, Share, Wish, reason, share_of
-from mask_impact.studies.ray_worker import Begun, Ready, Refused
+from mask_impact.studies.ray_crew import RayCrew, Share, Wish, reason, share_of, threads_of
+from mask_impact.studies.ray_worker import Begun, Ready, Refused, Worker
 
 MODEL = Identity("tiny", None, (("model.safetensors", 10, 1),), "torch.float32", "cpu")
 
@@ -313,6 +315,13 @@ def test_machines_are_divided_so_that_all_workers_have_room(nodes, n, how, expec
     assert room >= share.n
 
 
+def test_a_worker_has_as_many_threads_as_cpus_or_as_are_asked_for(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [threads_of(cpus) for cpus in (0.5, 1.0, 8.0)] == [1, 1, 8]
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert threads_of(8.0) == 3
+
+
 def test_why_a_worker_ended_is_a_few_words():
     low = "The actor died: killed due to the node running low on memory."
     crashed = (
@@ -324,6 +333,26 @@ def test_why_a_worker_ended_is_a_few_words():
         "its process crashed or was ended, as the system does where memory runs out",
         "its machine is gone",
     ]
+
+
+def test_a_prompt_that_is_measured_later_has_the_bits_that_it_has_among_the_others(text_checkpoint):
+    """As after a worker that has ended; by itself it has others, which this shows, too."""
+    worker = Worker(lambda: loading.load(str(text_checkpoint)), None, 600.0)
+    assert worker.load().name == str(text_checkpoint)
+    jobs = tuple(Job(text, text, (), RunSettings(), {}) for text in sentences(6))
+    names = [job.name for job in jobs]
+
+    def measured(wanted, alone=()):
+        events = list(worker.measure(Block(0, jobs, frozenset(wanted)), frozenset(alone), None))
+        begun = [set(event.names) for event in events if isinstance(event, Begun)]
+        done = {event.name: event.content for event in events if isinstance(event, Done)}
+        assert set().union(*begun) == {*done} == {*wanted}
+        return {name: result.steps[0].l2.tobytes() for name, result in done.items()}
+
+    whole = measured(names)
+    for name in names[::2]:
+        assert measured([name]) == {name: whole[name]}
+    assert any(measured([name], [name])[name] != whole[name] for name in names)
 
 
 HOLDER = """

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import importlib.util
 import json
 import os
 import random
@@ -21,6 +22,7 @@ from PIL import Image
 from studying import REPOSITORY, data_files, sentences, write_config, write_dataset
 
 from mask_impact.api.functions import analyze
+from mask_impact.commands.console import launched
 from mask_impact.commands.scripts import main_text, main_vl
 from mask_impact.errors import DeviceError, OutputError
 from mask_impact.models import loading
@@ -119,6 +121,59 @@ def test_flags_of_a_single_prompt_have_no_place_beside_a_configuration(command, 
         assert (code, out) == (2, "")
         assert err.count("\n") == 1
         assert flag[0] in err
+
+
+@pytest.mark.parametrize(("argv", "said"), [
+    (["--address", "auto"], "--address goes with --workers"),
+    (["--timeout", "5"], "--timeout goes with --workers"),
+    (["--retry-failed"], "--retry-failed goes with --resume"),
+    (["--workers", "2", "--device", "cuda:1"], "--workers gives each worker a GPU of its own"),
+    (["--workers", "2", "--address", "ray://there:1"], "--address takes auto or HOST:PORT"),
+    (["--workers", "none"], "--workers"),
+    (["--shard", "3/2"], "a share such as 1/4"),
+    (["--limit", "0"], "--limit"),
+])  # fmt: skip
+def test_flags_about_many_prompts_that_do_not_go_together_are_refused(argv, said, command, tmp_path):
+    write_config(tmp_path / "study.yaml", ["the cat"])
+    code, out, err = command(*argv)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+
+
+def test_workers_without_ray_are_refused_with_what_to_install(command, tmp_path, monkeypatch):
+    write_config(tmp_path / "study.yaml", ["the cat"])
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "ray" else find(name, *more))
+    code, _, err = command("--workers", "2", "--quiet")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "--workers needs Ray, which is not installed: pip install 'mask-impact[ray]'" in err
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_launcher_is_told_of_workers_by_one_of_its_processes(rank, command, tmp_path, monkeypatch):
+    write_config(tmp_path / "study.yaml", ["the cat"])
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    code, out, err = command()
+    assert (code, out) == (2, "")
+    assert err.count("\n") == (rank == 0)
+    assert ("--workers N" in err) == (rank == 0)
+
+
+@pytest.mark.parametrize(("environment", "expected"), [
+    ({}, (0, 1)),
+    ({"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}, (1, 4)),
+    ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}, (0, 1)),
+    ({"RANK": "5", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}, (0, 1)),
+    ({"RANK": "one", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}, (0, 1)),
+    ({"RANK": "1", "WORLD_SIZE": "4"}, (0, 1)),
+])  # fmt: skip
+def test_what_a_launcher_says(environment, expected, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert launched() == expected
 
 
 def test_resume_needs_a_configuration(capsys):
