@@ -220,6 +220,10 @@ def _map(args: argparse.Namespace, name: str, stored: Stored) -> Callable[[], An
 
 
 def _patches(args: argparse.Namespace, name: str, stored: Stored) -> Callable[[], Any]:
+    """Of distances, or of replaced pixels where there is nothing else."""
+    of_distances = any(getattr(args, one) is not None for one in ("step", "variant", "metric"))
+    if stored.result is None and stored.patches is not None and not of_distances:
+        return _pixels(args, name, stored)
     what, how = _distances(args, name, stored)
     if not any((what[0].tokens.image[step.positions] >= 0).any() for step in what[0].steps):
         _lacks(

@@ -99,6 +99,7 @@ def texts_in(svg):
         ("routes", ["cut.flows.meta.json"], "cut.routes", "tiny · mask-impact knockout x"),
         ("pixels", ["looked"], "looked.pixels", "image 0: picture0.png"),
         ("pixels", ["looked.patches.meta.json"], "looked.pixels", "tiny · mask-impact pixels x"),
+        ("patches", ["looked"], "looked.patches", "image 0: picture0.png"),
         ("deepstack", ["looked"], "looked.deepstack", "alone \u22120.26: “Rome”"),
         ("compare", ["full", "pictured"], "compare_full_pictured", "impact by depth, %"),
     ],
@@ -172,6 +173,8 @@ def test_choices_choose_what_is_shown(figure):
                               "--mask-mode text"),
         (["pixels", "full"], 'full has no pixels: replace the pixels of regions with "mask-impact pixels"'),
         (["deepstack", "full"], 'full has no parts of features: take them away with "mask-impact deepstack"'),
+        (["patches", "looked", "--step", "0"],
+         'looked has no patches: measure the impact of its tokens with "mask-impact run"'),
         (["card", "nothere"], "no result there: nothere does not exist"),
     ],
 )  # fmt: skip

@@ -649,6 +649,26 @@ def test_each_part_saves_a_picture_of_itself(tab, card):
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 10  # not empty
 
 
+@pytest.mark.parametrize("chart", ["heat", "heads"])
+def test_the_bar_beside_a_map_says_what_its_numbers_say_and_a_saved_picture_has_one(tab, chart):
+    tab.choose("colours", "global")
+    for scale in ("linear", "log"):
+        tab.choose("scale", scale)
+        said = tab.page.evaluate(f"document.getElementById('{chart}').data[0].colorbar")
+        assert tab.texts(f"#{chart} > .bar span") == said["ticktext"]
+        tops = [float(top) for top in said["ticktext"]]
+        assert tops[-1] == pytest.approx(np.nanmax(tab.matrix(chart)), rel=5e-3)
+        places = tab.page.locator(f"#{chart} > .bar span").evaluate_all(
+            "all => all.map((one) => parseFloat(one.style.bottom))"
+        )
+        assert places == [0, 25, 50, 75, 100]
+        bar, plot = (tab.page.locator(f"#{chart} {one}").first.bounding_box() for one in ("> .bar i", ".nsewdrag"))
+        assert (bar["y"], bar["height"]) == (pytest.approx(plot["y"], abs=1), pytest.approx(plot["height"], abs=1))
+    svg = tab.download(f"[data-card={chart}] button:text-is('SVG')")[0].decode()
+    assert svg.count("cbaxis") > 0
+    assert tab.page.locator(f"#{chart} .cbaxis").count() == 0
+
+
 # --- texts that would like to be code ---------------------------------------------------------------------------------
 
 

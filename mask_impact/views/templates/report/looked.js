@@ -23,12 +23,12 @@ function drawTargets(kind) {
   drawOwn(kind, ({ target }) => Number(target) === targetOf(kind));
 }
 
-function radio(group, value, text, title) {
+function radio(group, value, text) {
   const input = element("input", { type: "radio", name: group, value });
-  return element("label", { title }, input, element("span", { textContent: text }));
+  return element("label", {}, input, element("span", { textContent: text }));
 }
 
-const viewsShown = () => [...$("patches").querySelectorAll(`:scope > :not([hidden]) [data-route]`)];
+const viewsShown = () => [...$("patches").querySelectorAll(":scope > :not([hidden]) [data-route]")];
 
 // The one that is asked for; where there is none, another one of the route, or the first.
 function viewOf(views) {
@@ -42,11 +42,13 @@ function drawPatches() {
   const own = viewOf(views);
   for (const one of views) one.hidden = one !== own;
   const { fill, route } = own.dataset;
-  if (changed("patches-choices", state.prompt, targetOf("patches"), route)) {
+  if (changed("routes-there", state.prompt, targetOf("patches"))) {
     const routes = new Map(views.map(({ dataset }) => [dataset.route, dataset.label]));
+    $("route").replaceChildren(...[...routes].map(([name, label]) => radio("route", name, label)));
+  }
+  if (changed("fills-there", state.prompt, targetOf("patches"), route)) {
     const fills = views.filter(({ dataset }) => dataset.route === route).map(({ dataset }) => dataset.fill);
-    $("route").replaceChildren(...[...routes].map(([name, label]) => radio("route", name, label, "")));
-    $("fill").replaceChildren(...fills.filter(Boolean).map((name) => radio("fill", name, visible(name), "")));
+    $("fill").replaceChildren(...fills.filter(Boolean).map((name) => radio("fill", name, visible(name))));
   }
   $("fill").parentElement.hidden = fill === "";
   checkRadio("fill", fill);
