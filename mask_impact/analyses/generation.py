@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedConfig, PreTrainedModel
 
 from mask_impact.analyses.greedy import ends_of
 from mask_impact.analyses.observer import Observer
@@ -16,7 +16,6 @@ from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.engine.taps import n_held
 from mask_impact.errors import DeviceError, ExactnessError, is_out_of_memory
-from mask_impact.models.architectures import locate
 
 N_CANDIDATES = 5
 SMALLER = "shorten the prompt, take a smaller model or `dtype` bfloat16, or a device with more memory"
@@ -25,14 +24,29 @@ Candidates = list[tuple[list[int], list[float]]]  # of one step, by sequence: id
 
 def default_rows(model: PreTrainedModel) -> int:
     """How many masked tokens may ride at once: what a quarter of the free memory, and at most 256 MB on a CPU, holds."""
-    decoder = locate(model)
+    config = model.config.get_text_config()
+    n_heads, hidden = config.num_attention_heads, config.hidden_size
+    head_dim, between = (
+        _largest(config, "head_dim", hidden // n_heads),
+        _largest(config, "intermediate_size", 4 * hidden),
+    )
     # Of each row: head differences and two updates in float32, and gate, up, their product and its copy in the model's dtype.
-    row = 4 * (2 * decoder.n_heads * decoder.head_dim + 3 * decoder.hidden_size)
-    row += next(model.parameters()).element_size() * (4 * decoder.intermediate_size + 2 * decoder.hidden_size)
+    row = 4 * (2 * n_heads * head_dim + 3 * hidden)
+    row += next(model.parameters()).element_size() * (4 * between + 2 * hidden)
     if model.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(model.device)
         return max(1, int(free / 4 / row))
     return max(64, int(2**28 / row))
+
+
+def _largest(config: PreTrainedConfig, name: str, usual: int) -> int:
+    """A size of a configuration, the largest where each layer has its own; `usual` where it does not say."""
+    try:
+        said = getattr(config, name)
+    except (AttributeError, ValueError, RuntimeError):  # not there, or another in each layer
+        return usual
+    sizes = said if isinstance(said, list | tuple) else [said]
+    return max((size for size in sizes if size), default=usual)
 
 
 def smaller_chunk(error: RuntimeError, max_rows: int, n_tokens: int, observer: Observer) -> int:
@@ -42,8 +56,6 @@ def smaller_chunk(error: RuntimeError, max_rows: int, n_tokens: int, observer: O
     if max_rows <= 1:
         raise DeviceError(
             f"out of memory with a single masked token riding along ({n_tokens} prompt tokens): {SMALLER}"
-            if max_rows
-            else f"out of memory with all masked tokens riding along ({n_tokens} prompt tokens): {SMALLER}"
         ) from error
     smaller = max(1, min(max_rows, n_tokens) // 2)
     if torch.cuda.is_available():

@@ -68,9 +68,8 @@ def run_together(loaded: LoadedModel, prompts: Sequence[Prepared], *, observer: 
     alone, but for rounding.
     """
     observer = observer or Observer()
-    max_rows = min((one.settings.batch_size for one in prompts if one.settings.batch_size), default=0)
-    # 0 where no table says how large a row is: all ride together, whatever was asked for.
-    max_rows = (max_rows or default_rows(loaded.model)) if is_located(loaded.config.model_type) else 0
+    asked = [one.settings.batch_size for one in prompts if one.settings.batch_size]
+    max_rows = min(asked) if asked else default_rows(loaded.model)
     groups = effect_groups(loaded, prompts[0])
     with owned(decoder_of(loaded.model)):
         started = time.perf_counter()
@@ -130,11 +129,12 @@ def _generate(
             SequencePlan(padding, _masked(one), one.settings.num_tokens)
             for padding, one in zip(paddings, prompts, strict=True)
         ],
+        "max_rows": max_rows,
         "on_layer": observer.layer_done,
     }
     states = "all" if keeps else prompts[0].settings.queries if prompts[0].settings.effect else None
     if is_located(model.config.model_type):
-        engine = MaskingEngine(model, **what, max_rows=max_rows, record_layers=frozenset(layers), keep_states=states)
+        engine = MaskingEngine(model, **what, record_layers=frozenset(layers), keep_states=states)
     else:
         engine = RidingEngine(model, **what, keep_states=states, must_keep=prompts[0].settings.effect, verify=layers)
     chosen: list[Chosen] = []

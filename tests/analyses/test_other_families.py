@@ -65,6 +65,18 @@ def test_the_local_impact_is_that_of_really_hiding(name):
                 )
 
 
+@pytest.mark.parametrize("name", ["gpt2", "gemma2"])
+def test_few_tokens_at_once_give_the_same_numbers(name):
+    loaded = loaded_of(name)
+    inputs = family_inputs(loaded.model)
+    few, all_at_once = (
+        mask_impact.analyze(loaded, inputs, num_tokens=2, batch_size=size, answer=False) for size in (3, None)
+    )
+    assert (few.meta["batch_size"], all_at_once.meta["batch_size"] > 9) == (3, True)
+    for step, wanted in zip(few.steps, all_at_once.steps, strict=True):
+        np.testing.assert_allclose(step.l2, wanted.l2, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "gpt_oss"])
 def test_what_the_answer_used_is_that_of_hiding_in_the_whole_model(name):
     """Measured effects of tokens, hidden in all layers from every query, against full forwards with these edges cut."""

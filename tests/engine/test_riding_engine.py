@@ -80,6 +80,51 @@ def test_it_measures_what_the_engine_with_a_table_measures(name, dtype):
     assert_same(riding, today, BOUNDS[dtype], experts=name == "qwen3_vl_moe")
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "dtype"),
+    [
+        ("llama", {}, torch.float32),
+        ("llama", {"attention_bias": True, "mlp_bias": True}, torch.float32),
+        ("phi3", {}, torch.float32),
+        ("gemma3_text", {}, torch.bfloat16),
+        ("qwen3", {}, torch.float16),
+    ],
+)
+def test_no_more_rows_than_may_be_are_between_two_linear_maps_and_the_numbers_are_the_same(
+    name, settings, dtype, monkeypatch
+):
+    model = tiny_model(name, dtype=dtype, **settings)
+    inputs = tiny_inputs(model, N_PROMPT)
+    n_rows, real = [], torch.nn.functional.linear
+
+    def counted(rows, *args):
+        if type(rows) is torch.Tensor:
+            n_rows.append(rows.numel() // rows.shape[-1])
+        return real(rows, *args)
+
+    whole, _ = measure(RidingEngine, model, inputs)
+    monkeypatch.setattr(torch.nn.functional, "linear", counted)
+    n_rows.clear()
+    parts, _ = measure(RidingEngine, model, inputs, max_rows=2)
+    assert max(n_rows) <= N_PROMPT + 1  # the prompt's own, and what one lost by rounding
+    assert n_rows.count(2) > 40
+    assert_same(parts, whole, BOUNDS.get(dtype, 5e-3))
+    n_rows.clear()
+    measure(RidingEngine, model, inputs)
+    assert max(n_rows) >= 2 * N_PROMPT
+
+
+def test_sequences_of_a_batch_go_in_parts_too():
+    model = tiny_model("llama")
+    inputs = tiny_inputs(model, N_PROMPT)
+    inputs = {name: torch.cat([value, value.flip(1)]) for name, value in inputs.items()}
+    plans = [SequencePlan(), SequencePlan(masked=Masked(torch.arange(N_PROMPT) % 2 == 0, produced=True))]
+    whole, parts = (measure(RidingEngine, model, inputs, plans=plans, max_rows=most)[0] for most in (None, 3))
+    for number in range(2):
+        one, other = (SimpleNamespace(steps=engine.sequences[number]) for engine in (parts, whole))
+        assert_same(one, other, 1e-5)
+
+
 def test_experts_that_were_not_expected_get_their_noise_floor_too():
     """A layer in which nothing was opaque before carries no row for noise; what is opaque then has rows of its own for it."""
     model = tiny_model("qwen3_vl_moe")

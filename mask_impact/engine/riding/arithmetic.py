@@ -99,7 +99,7 @@ def _mul(function, a: Any, b: Any) -> Riding:
         z = a.z * b.z
         gate, up = (a, b) if a.activated is not None else (b, a)
         if gate.activated is not None and gate.z.shape == up.z.shape:
-            return a.like(y, z, Gated(gate.activated, up.z.clone(), up.held))
+            return a.like(y, z, Gated(gate.activated, up.z.clone(), up.pending or up.held))
         return a.like(y, z, _full(a.d * b.base + (a.base + a.d) * b.d, z))
     x, other = (a, b) if isinstance(a, Riding) else (b, a)
     return _scaled(x, y, facing(x, other))

@@ -176,10 +176,15 @@ class Boarded:
 
 
 def let_on(
-    layer: Layer, entered: torch.Tensor, output: torch.Tensor, measuring: list[Measuring], noise_row: bool
+    layer: Layer,
+    entered: torch.Tensor,
+    output: torch.Tensor,
+    measuring: list[Measuring],
+    noise_row: bool,
+    max_rows: int | None,
 ) -> tuple[Boarded, Riding]:
     """The differences of all sequences that are measured get on at the model's own attention output [B, S, H, E]. entered: [B, S,
-    hidden], what the layer is given; noise_row: see Ride."""
+    hidden], what the layer is given; noise_row, max_rows: see Ride."""
     differences = [one.differences(noise_row) for one in measuring]
     rows = torch.empty_like(output[:, -1], dtype=differences[0].dtype).copy_(output[:, -1])
     for one in measuring:
@@ -190,4 +195,5 @@ def let_on(
         owner = torch.tensor([one.number for one in measuring]).repeat_interleave(torch.tensor(counts))
     ride = Ride(layer.name, entered, owner, noise_row=noise_row)
     moved = differences[0] if len(differences) == 1 else torch.cat(differences)
+    ride.max_rows, ride.n_variants = max_rows, moved.shape[0]
     return Boarded(layer, ride, measuring, output[:, -1], rows), board(output, ride, rows, moved)

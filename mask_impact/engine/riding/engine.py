@@ -47,6 +47,7 @@ class RidingEngine:
 
     groups: which of full, attn, heads to measure. ablation: what hiding means, see attention.query_attention. plans: one for each
     sequence of the batch that the model will be given; one whose number is put into `finished` is measured no more.
+    max_rows: how many hidden tokens may be between two linear maps at once (None: all); results do not depend on it.
     on_layer(step, layer) is called when a layer is done; layer: its number in its list. probe: whether each kind of layer is
     proven the first time. keep_states: whether `states` has a LayerState of each layer after a step, for a single sequence: of
     the `last` position or of `all`; then layers without an attention are refused, and hooks of others; or, unless it must_keep,
@@ -64,6 +65,7 @@ class RidingEngine:
         groups: tuple[str, ...] = VARIANT_GROUPS,
         ablation: str = "mask",
         plans: Sequence[SequencePlan] = (SequencePlan(),),
+        max_rows: int | None = None,
         on_layer: Callable[[int, int], None] | None = None,
         probe: bool = True,
         keep_states: str | None = None,
@@ -73,7 +75,7 @@ class RidingEngine:
         self.model, self.layers = model, find_layers(model)
         self.groups = tuple(group for group in VARIANT_GROUPS if group in groups)
         self.ablation, self.plans, self.on_layer = ablation, tuple(plans), on_layer
-        self.probe = probe
+        self.max_rows, self.probe = max_rows or None, probe
         self._remeasuring = Remeasuring(verify, self.groups, ablation) if verify else None
         if (keep_states or verify) and len(self.plans) > 1:
             raise UsageError("what layers are given can be kept for a single sequence only")
@@ -226,8 +228,9 @@ class RidingEngine:
         call = Call(query, key, value, attention_mask, scaling_of(query, kwargs), softcap, sinks, window)
         measuring = [self._measured(number, call) for number in self._active]
         n_variants = sum(len(one.positions) for one in measuring)
-        check_room(layer.name, layer.module, n_variants, arithmetic_dtype(entered.dtype), entered.device)
-        self._boarded[layer], x = let_on(layer, entered, output[0], measuring, noise_row=layer.kind not in known.quiet)
+        check_room(layer.name, layer.module, n_variants, self.max_rows, arithmetic_dtype(entered.dtype), entered.device)
+        with_noise = layer.kind not in known.quiet
+        self._boarded[layer], x = let_on(layer, entered, output[0], measuring, with_noise, self.max_rows)
         return output if self.groups == ("heads",) else (x, *output[1:])
 
     def _measured(self, number: int, call: Call) -> Measuring:

@@ -43,7 +43,7 @@ def _activated(x: Riding, activation: Activation) -> Riding:
     if x.z.dim() != 2:
         return _pointwise(x, activation.value, activation.difference)
     gate = x.z.clone()  # it may be a part of y, which others may write to
-    moved = Activated(activation, gate, x.held, x.ride.spans)
+    moved = Activated(activation, gate, x.pending or x.held, x.plain, x.ride.pieces)
     return x.like(activation.value(x.plain), activation.value(gate), moved)
 
 

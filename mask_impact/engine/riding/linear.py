@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from mask_impact.engine.propagation import scale_of_rows
+from mask_impact.engine.riding.pending import Mapped
 from mask_impact.engine.riding.tensor import HALF, NoRule, Riding, rule_for
 
 
@@ -22,27 +23,44 @@ def mapped(
     ride, wide = x.ride, x.z.dtype
     if x.lead == x.dim() or isinstance(weight, Riding) or isinstance(bias, Riding):
         raise NoRule("a linear map that differs in each variant")
-    entering = x.boarded  # gate and up are given the same tensor
-    if entering is None or entering.key != (weight.dtype, bias is not None):
-        entering = x.boarded = _entering(x, weight.dtype, bias is not None)
+    entering, has_bias = x.boarded, bias is not None  # gate and up are given the same tensor
+    if entering is None or entering.key != (weight.dtype, has_bias):
+        entering = x.boarded = _entering(x, weight.dtype, has_bias)
     out, n_own = apply(entering.rows), entering.n_own
     y = out[:n_own].reshape(*x.shape[:-1], -1)
     row = (*x.shape[x.lead : -1], out.shape[-1])
-    differences = out[n_own:]
-    if entering.scale is not None:
-        differences = differences.to(wide)
-        if bias is not None:
-            differences -= bias.to(differences)
-        differences /= entering.scale.to(differences.device)
+    differences = _without(out[n_own:], bias, entering.scale, wide)
     z = y.reshape(-1, x.n_rows, *row)[:, -1].to(wide)
     if entering.n_lost:
         n_moved = differences.shape[0] - entering.n_lost
         z = z + differences[n_moved:].reshape(-1, *row).to(wide)
         differences = differences[:n_moved]
-    new = x.like(y, z, differences.reshape(-1, *row))
+    if x.in_pieces:
+
+        def of_piece(rows: torch.Tensor) -> torch.Tensor:
+            scale = scale_of_rows(rows.to(wide), weight.dtype, has_bias)
+            rows = (rows if scale is None else rows * scale).to(y)
+            return _without(apply(rows), bias, scale, wide)
+
+        moved = Mapped(x.pending or x.held, of_piece, y, torch.Size((x.moved_shape[0], *row)), ride.pieces)
+    else:
+        moved = differences.reshape(-1, *row)
+    new = x.like(y, z, moved)
     if ride.shortcut:
         _of_nothing(x, new, bias)
     return new
+
+
+def _without(
+    mapped: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None, wide: torch.dtype
+) -> torch.Tensor:
+    """What a map made of scaled rows, without its bias and their scale [., 1]; as it is where they have none."""
+    if scale is None:
+        return mapped
+    mapped = mapped.to(wide)
+    if bias is not None:
+        mapped -= bias.to(mapped)
+    return mapped.div_(scale.to(mapped.device))
 
 
 @dataclass(frozen=True)
@@ -60,18 +78,20 @@ class _Entering:
 def _entering(x: Riding, dtype: torch.dtype, has_bias: bool) -> _Entering:
     own, z, last = x.plain.flatten(0, -2), x.z.flatten(0, -2), x.last
     x.ride.check(last, x.z)
-    n_moved, width = math.prod(x.moved_shape[:-1]), own.shape[-1]
+    n_moved, width = 0 if x.in_pieces else math.prod(x.moved_shape[:-1]), own.shape[-1]
     rounded = x.ride.half or own.dtype in HALF
     lost = z - last.flatten(0, -2).to(z) if rounded else z[:0]
     n_own, n_lost, scale = own.shape[0], lost.shape[0], None
     rows = own.new_empty(n_own + n_moved + n_lost, width)
     rows[:n_own] = own
     if dtype == torch.float16 or has_bias:
-        riders = torch.cat([x.d.flatten(0, -2), lost])
-        scale = scale_of_rows(riders, dtype, has_bias)
-        rows[n_own:] = riders * scale
+        riders = torch.cat([x.d.flatten(0, -2), lost]) if n_moved else lost
+        if riders.shape[0]:
+            scale = scale_of_rows(riders, dtype, has_bias)
+            rows[n_own:] = riders * scale
     else:
-        x.put(rows[n_own : n_own + n_moved].view(x.moved_shape))
+        if n_moved:
+            x.put(rows[n_own : n_own + n_moved].view(x.moved_shape))
         if n_lost:
             rows[n_own + n_moved :] = lost
     return _Entering(rows, n_own, n_lost, scale, (dtype, has_bias))

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from mask_impact.engine.attention import Lengths, lengths
-from mask_impact.engine.riding.pending import Activated, Pending
+from mask_impact.engine.riding.pending import Activated, Pending, Piece
 from mask_impact.errors import ExactnessError, UnsupportedArchitecture, is_out_of_memory
 
 HALF = (torch.float16, torch.bfloat16)
@@ -45,6 +45,8 @@ class Ride:
     ) -> None:
         self.name, self.entered, self.owner, self.shortcut = name, entered, owner, shortcut
         self.noise_row = noise_row
+        self.max_rows: int | None = None  # how many variants may be between two linear maps at once
+        self.n_variants = 0
         self.noise: torch.Tensor | None = (
             None  # [B], where there is no such row: what rounding made of an opaque module's result
         )
@@ -69,12 +71,17 @@ class Ride:
         return [at for at, owner in enumerate(owners) if owners[at + 1 : at + 2] != [owner]]
 
     @cached_property
-    def spans(self) -> tuple[tuple[int, slice], ...]:
-        """Of each sequence with variants its number, and which of them are its own."""
-        if self.owner is None:
+    def pieces(self) -> tuple[Piece, ...]:
+        """Of each sequence with variants its number, and which of them are its own: no more than `max_rows` at once."""
+        if self.owner is None and self.max_rows is None:
             return ((0, slice(None)),)
-        owners, starts = self.owner.tolist(), [0, *(end + 1 for end in self.ends)]
-        return tuple((owners[start], slice(start, end + 1)) for start, end in zip(starts, self.ends, strict=False))
+        owners = [0] * self.n_variants if self.owner is None else self.owner.tolist()
+        most, pieces, start = self.max_rows or len(owners), [], 0
+        for at in range(1, len(owners) + 1):
+            if at == len(owners) or owners[at] != owners[start] or at - start == most:
+                pieces.append((owners[start], slice(start, at)))
+                start = at
+        return tuple(pieces)
 
     def spread(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows [B, *row] of the sequences as they face differences [n, *row]."""
@@ -177,6 +184,11 @@ class Riding(torch.Tensor):
     def activated(self) -> Activated | None:
         """The same, where it is an activation."""
         return self._d if isinstance(self._d, Activated) else None
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether there are more of them than may be between two linear maps at once."""
+        return self.ride.max_rows is not None and self.moved_shape[0] > self.ride.max_rows
 
     def put(self, out: torch.Tensor) -> None:
         """The differences, written to `out` [n, *row], of any dtype and on any device."""
