@@ -194,7 +194,7 @@ class _Block:
         """Of the pairs in which a unit has most of a query's weight in any head: the queries [c], which of the m units
         [c], and d [c, H, D]."""
         heads, _, depth = self.one.value.shape
-        step = max(1, AT_ONCE // (heads * depth * self.one.unit))
+        step = max(1, AT_ONCE // max(heads * depth * self.one.unit, self.one.value.shape[1]))
         for pairs in self.strong.nonzero().split(step):
             places, rows = pairs.unbind(1)
             yield rows, places, self._differences(rows, places)

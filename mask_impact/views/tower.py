@@ -66,6 +66,8 @@ def _of_target(found: TowerEffects, target: TowerTarget, verbose: bool) -> Itera
     if not any(matters(target, row) for row in hidden):
         largest = max(abs(float(target.logprob_change[row])) for row in hidden)
         yield f"{said}; none matters, the answer stays (by {largest:.2g} nats at most)."
+    elif not matters(target, best):
+        yield f"{said}; the answer needs none of them, and is more likely with some of them hidden."
     else:
         then = f"the answer becomes {_becomes(target, best)}" if target.differs[best] else "the answer stays"
         yield f"{said}; {called(found.regions[target.found])} matters most. With it hidden, {then}."

@@ -130,14 +130,14 @@ def test_the_whole_update_is_estimated_to_first_order_within_its_standard_error(
     model = model_of(sharpness=3.0)
     inputs = tiny_image_inputs(model, grids=GRIDS)
     for unit in (1, 4):
-        _, full, error = measured(model, unit=unit, probes=256)
+        _, full, error = measured(model, unit=unit, probes=128)
         wanted = tower_oracle.first_order_map(
             model, inputs["pixel_values"], inputs["image_grid_thw"], units_of(24, unit)
         )
         off = (full - wanted).abs() / error
         assert (off < 5).all()
         assert 0.4 < off.median() < 1.2  # the error says how far off it is
-        assert (error / full).median() < 0.1
+        assert (error / full).median() < 0.12
         attention = measured(model, unit=unit)[0]
         assert ((attention - wanted).abs() / error > 5).float().mean() > 0.5  # what the MLP does is seen
 
