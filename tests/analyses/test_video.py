@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import inspect
+import json
 
 import family_oracle
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from vision_families import family_checkpoint
 
 from mask_impact.api.functions import analyze, analyze_many, explain, knockout, pixels, without
+from mask_impact.commands.main import main
 from mask_impact.errors import InputError, UsageError
 from mask_impact.models import loading
 from mask_impact.prompts.clips import prepare_clip
@@ -21,6 +23,9 @@ from mask_impact.prompts.encoding import encode, join, layout_of
 from mask_impact.prompts.images import read_picture
 from mask_impact.prompts.videos import read_video
 from mask_impact.results.store import load_result
+from mask_impact.views.card import Card
+from mask_impact.views.card_parts import by_image
+from mask_impact.views.film_strip import strips, totals
 
 SIZE = (48, 32)
 PROMPT = "What is it?"
@@ -367,7 +372,7 @@ def test_flows_hidden_parts_and_explanations_take_videos(tiny):
         *("video -> question", "video -> last", "timestamps -> video", "timestamps -> question", "question -> last"),
     ]
     changed = without(tiny, PROMPT, ["video 0 frames 0-1", "timestamps"], videos=movie(), num_tokens=2)
-    assert len(changed.answers) == 3 if hasattr(changed, "answers") else changed
+    assert len(changed.alternatives) == 2
     told = explain(tiny, PROMPT, videos=movie(), num_tokens=1, budget=4)
     cells = [place for place, kind in enumerate(told.targets[0].kinds) if kind == "video"]
     assert told.targets[0].names[cells[0]] == "frames 0-1 [0, 0]"
@@ -397,3 +402,64 @@ def test_a_result_is_read_back_with_its_videos(tiny, tmp_path):
     assert again.tokens.kinds == result.tokens.kinds
     assert [one.moment for one in again.images] == [one.moment for one in result.images]
     assert again.images[0].source == "video, 0.2 s"
+
+
+# --- the command line -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A checkpoint, an animation and a dataset that names it."""
+    folder = tmp_path_factory.mktemp("line")
+    save_checkpoint(folder / "model", "qwen3_vl", max_position_embeddings=512)
+    frames = [Image.fromarray(frame) for frame in movie()]
+    frames[0].save(folder / "a.webp", save_all=True, append_images=frames[1:], duration=500, lossless=True)
+    rows = [
+        {"name": "one", "prompt": PROMPT, "video": "a.webp", "video_frames": 2},
+        {"prompt": PROMPT, "video": "b.gif"},
+    ]
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def test_the_command_run_draws_a_video_over_time(folder, tmp_path, capsys):
+    """Also in the page, by its frames."""
+    how = [
+        "-m",
+        str(folder / "model"),
+        "--output-dir",
+        str(tmp_path),
+        "--dtype",
+        "float32",
+        "--plots",
+        "--report",
+        "--budget",
+        "2",
+    ]
+    assert main(["run", PROMPT, "--video", str(folder / "a.webp"), *how]) == 0
+    said = capsys.readouterr().out
+    assert "(1 video of 4 frames)" in said
+    assert (
+        "frames 0-1: " in (tmp_path / "result.html").read_text()
+        or "frames 2-3" in (tmp_path / "result.html").read_text()
+    )
+    found = load_result(tmp_path / "result")
+    assert [one.moment.time_s for one in found.images] == [0.25, 1.25]
+    assert (tmp_path / "result.card.png").stat().st_size > 10_000
+
+
+def test_a_dataset_names_videos(folder, tmp_path, capsys):
+    how = ["-m", str(folder / "model"), "--output-dir", str(tmp_path), "--dtype", "float32"]
+    assert main(["study", str(folder / "data.jsonl"), *how]) == 3
+    (failure,) = (json.loads(line) for line in (tmp_path / "data.errors.jsonl").read_text().splitlines())
+    assert "b.gif" in failure["message"]
+    assert "does not exist; give a file, or a folder of frames" in failure["message"]
+
+
+def test_the_strip_of_a_card_adds_up_the_cells_of_each_pair(tiny):
+    card = Card(explain(tiny, PROMPT, videos=movie(), num_tokens=1, budget=4))
+    cells = by_image(card)
+    expected = [sum(one.change for one in card.cells if one.image == pair) for pair in (0, 1)]
+    assert totals(cells, [0, 1]) == pytest.approx(expected)
+    assert len(strips(card, 6.0)) == 1
+    assert card.name(card.cells[-1].place).endswith("of frames 2-3")
