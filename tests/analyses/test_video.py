@@ -260,14 +260,14 @@ def measured(tiny):
     return result, inputs, produced, oracle
 
 
-def error_of(step, expected):
-    """The largest relative error of a step's distances."""
+def error_of(l2, expected):
+    """The largest relative error of a step's distances [layer, position, variant]."""
     worst = 0.0
     for layer, one in enumerate(expected):
         for got, wanted in (
-            (step.l2[layer, :, 0], one.full),
-            (step.l2[layer, :, 1], one.attn),
-            (step.l2[layer, :, 2:], one.heads.T),
+            (l2[layer, :, 0], one.full),
+            (l2[layer, :, 1], one.attn),
+            (l2[layer, :, 2:], one.heads.T),
         ):
             worst = max(worst, float((np.abs(got - wanted) / np.maximum(wanted, 1e-6 * wanted.max())).max()))
     return worst
@@ -276,14 +276,14 @@ def error_of(step, expected):
 def test_distances_are_those_of_really_hiding_in_prefill_and_decode(measured):
     result, inputs, produced, oracle = measured
     for number, step in enumerate(result.steps):
-        assert error_of(step, oracle.measure(inputs, produced[:number])) < 1e-9
+        assert error_of(step.l2, oracle.measure(inputs, produced[:number])) < 1e-9
 
 
 def test_a_table_with_the_frames_of_two_times_swapped_would_be_found(measured, tiny):
     result, _, _, oracle = measured
     other = encoded_with(tiny, movie()[[2, 3, 0, 1]]).inputs
     other["pixel_values_videos"] = other["pixel_values_videos"].double()
-    assert error_of(result.steps[0], oracle.measure(other, [])) > 1e-3
+    assert error_of(result.steps[0].l2, oracle.measure(other, [])) > 1e-3
 
 
 def logprob(logits, token):
@@ -315,6 +315,19 @@ def test_effects_are_those_of_really_hiding(measured):
 @pytest.mark.slow
 def test_effects_of_every_position_are_those_of_really_hiding(measured):
     assert max(effect_errors(measured, lambda result, step: range(step.n_positions))) < 1e-7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_distances_of_other_families_are_those_of_really_hiding(family, name):
+    loaded = family(name)
+    loaded = dataclasses.replace(loaded, model=copy.deepcopy(loaded.model).double())
+    with family_oracle.in_float64():
+        result = analyze(loaded, PROMPT, videos=movie(), answer=False)
+    expected = family_oracle.measure(loaded.model, encoded_with(loaded, movie()).inputs)
+    layers = [layer for layer, one in enumerate(expected) if one is not None]
+    assert list(result.layers) == layers
+    assert error_of(result.steps[0].l2[layers], [expected[layer] for layer in layers]) < 1e-6
 
 
 def test_the_mode_vision_hides_the_cells_of_videos(tiny):
