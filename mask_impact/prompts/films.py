@@ -57,6 +57,10 @@ class Film:
             self._known = Timeline(starts, float(starts[-1]) + last)
         return self._known
 
+    def close(self) -> None:
+        """Let go of the file."""
+        self._film.close()
+
     def _packets(self) -> Iterator[Any]:
         n = 0
         for packet in self._film.demux(self._stream):

@@ -9,7 +9,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -82,8 +82,7 @@ def read_video(
         raise InputError(f"video '{name[:100]}' is an address, and videos are not fetched; give a file")
     if os.path.isdir(path):
         return _of_frames(name, _frames_in(Path(path), name), fps, most, max_resolution)
-    with _opened(path, name) as file, _reading(name):
-        reader = _reader(file, name)
+    with _opened(path, name) as file, _reading(name), closing(_reader(file, name)) as reader:
         taken = take(_checked(reader.timeline(), name), fps, most)
         _check_room(reader.size, len(taken.numbers), max_resolution, name)
         frames = [
@@ -183,6 +182,10 @@ class _Animation:
         for number in taken.numbers:
             self._seek(number)
             yield self._image.copy()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._image.close()
 
     def _seek(self, number: int) -> None:
         self._image.seek(number)

@@ -33,6 +33,7 @@ PAD = 0.02  # inches around a shaded word
 LIGHT = 0.88  # of the largest effect: from there on white is easier to read on blue than black
 SHARP = 300  # pixels of an image for an inch
 HIGHEST, GAP, TITLE_ROOM = 2.4, 0.08, 0.17  # of an image, in inches
+MAX_OF_FILMS = 4  # images where a strip shows all of a video
 VEIL = 0.7  # opacity of the strongest effect's colour over an image; what does nothing covers nothing
 
 
@@ -157,7 +158,8 @@ def images_block(card: Card, room: float, columns: int) -> Block:
     """The images in at most `columns` columns, the cells tinted by their effect and evidence outlined; of more than MAX_IMAGES
     those with the largest effects."""
     images, cells = card.found.images, by_image(card)
-    order = sorted(range(len(images)), key=lambda number: -_weight(cells[number]))[:MAX_IMAGES]
+    most = MAX_OF_FILMS if any(one.moment is not None for one in images) else MAX_IMAGES
+    order = sorted(range(len(images)), key=lambda number: -_weight(cells[number]))[:most]
     shown = sorted(order)
     columns = min(columns, len(shown))
     cell = (room - GAP * (columns - 1)) / columns
