@@ -6,7 +6,8 @@
 
 One process and the workers take turns in slices of the same prompts, so that all see the same machine; each slice is a dataset
 of its own, written to disk. Loading is not counted; the time until the first worker is ready is printed. OMP_NUM_THREADS holds
-for both (default here: 1). Percentages are of the one process in the same turns.
+for both (default here: 1). Percentages are of the one process in the same turns; processor time does not depend on what else
+the machine does.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import psutil
 import torch
 
 from mask_impact.analyses.settings import Place
@@ -49,12 +51,19 @@ def write_rows(path: Path, n: int, pictures: bool) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def seconds(crew: Crew, data: Path) -> float:
-    """Of a study of the whole file."""
+def seconds(crew: Crew, data: Path) -> tuple[float, float]:
+    """(seconds, processor seconds) of a study of the whole file; the latter of this process and, with workers, all of Ray."""
+    before = processor_seconds(not isinstance(crew, ThisProcess))
     with tempfile.TemporaryDirectory() as folder, writing(Path(folder), "out") as writer:
         tally = run_dataset(crew, read_dataset(data, kind=None), writer)
         assert not tally.failed
-        return tally.seconds
+        return tally.seconds, processor_seconds(not isinstance(crew, ThisProcess)) - before
+
+
+def processor_seconds(with_children: bool) -> float:
+    own = psutil.Process()
+    processes = [own, *(own.children(recursive=True) if with_children else ())]
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 def main() -> None:
@@ -80,9 +89,14 @@ def main() -> None:
                 crew.wait_for_all()
                 seconds(crew, data)
                 turns = [(seconds(alone, data), seconds(crew, data)) for _ in range(args.turns)]
-            one, many = (args.rows / statistics.median(column) for column in zip(*turns, strict=True))
-            low, middle, high = statistics.quantiles([first / second for first, second in turns], n=4)
-            print(f"{n:8}{ready:12.1f}{one:12.2f}/s{many:8.2f}/s{middle:8.0%}   {low:.0%} to {high:.0%}", flush=True)
+            one, many = (args.rows / statistics.median(one for one, _ in column) for column in zip(*turns, strict=True))
+            low, middle, high = statistics.quantiles([first[0] / second[0] for first, second in turns], n=4)
+            work = statistics.median(second[1] / first[1] for first, second in turns)
+            print(
+                f"{n:8}{ready:12.1f}{one:12.2f}/s{many:8.2f}/s{middle:8.0%}   {low:.0%} to {high:.0%}"
+                f"{work:12.0%} of the processor time",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,10 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what is to come; without it Ray warns of it
     "RAY_enable_pipe_based_agent_to_parent_health_check": "1",  # its helpers end as soon as it does
 }
-_ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # the address of this machine is 127.0.0.1, on Linux too
+_ALONE = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the address of this machine is 127.0.0.1, on Linux too
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # if somebody ends Ray under us
+}
 LONGEST_FOLDER = 40  # bytes: what Ray adds to it is the name of a socket, which may have 107
 SECONDS_TO_CLEAR = 20.0
 INSTALL = "pip install 'mask-impact[ray]'"
@@ -75,7 +78,8 @@ def _connected(address: str, **how: Any) -> Iterator[Any]:
         if ray.is_initialized():
             raise WorkerError("this process is connected to Ray already; end that (ray.shutdown()) first")
         try:
-            ray.init(address, **how)
+            with _apart():
+                ray.init(address, **how)
         except (ConnectionError, OSError, ValueError, RuntimeError) as error:
             said = " ".join(str(error).split())[:300]
             where = "Ray does not start on this machine" if address == "local" else f"there is no Ray at {address}"
@@ -86,6 +90,22 @@ def _connected(address: str, **how: Any) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """While the block is open, processes that are started are of another group than this one, if that can be had: a signal to
+    the whole group, as `timeout` sends it, is then for this process alone."""
+    group = os.getpgrp() if hasattr(os, "setpgid") else None
+    with suppress(OSError):  # the first of a session
+        if group is not None:
+            os.setpgid(0, 0)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if group is not None:
+                os.setpgid(0, group)
 
 
 def _temporary_folder() -> str:

@@ -81,19 +81,26 @@ class Share:
 
 
 def share_of(nodes: list[dict[str, float]], n: int | None, gpus: bool = True, whole: bool = False) -> Share:
-    """How the CPUs and GPUs of the machines are divided among n workers. nodes: CPU and GPU of each."""
-    n_gpus = sum(node.get("GPU", 0) for node in nodes) if gpus else 0
-    cpus = [node.get("CPU", 0) for node in nodes]
-    if not any(cpus):
-        raise WorkerError("Ray has no CPUs to give to a worker; start it with some")
-    n = n or int(n_gpus) or len([one for one in cpus if one])
-    each = int(sum(cpus) / n)
-    while each > 1 and sum(one // each for one in cpus) < n:
-        each -= 1
-    per_worker = 0.0
-    if n_gpus:
-        per_worker = float(n_gpus // n) if whole and n_gpus >= n else min(1.0, n_gpus / n)
-    return Share(n, float(each) if each else sum(cpus) / n, per_worker)
+    """How the CPUs and GPUs of the machines are divided among n workers, so that all find room. nodes: CPU and GPU of each."""
+    n_gpus = int(sum(node.get("GPU", 0) for node in nodes)) if gpus else 0
+    nodes = [node for node in nodes if node.get("CPU", 0) and (not n_gpus or node.get("GPU", 0))]
+    if not nodes:
+        raise WorkerError("Ray has no machine with CPUs to give to a worker; start it with some")
+    n = n or n_gpus or len(nodes)
+    of_gpus = [0.0] if not n_gpus else [*range(n_gpus // n if whole else 1, 0, -1), 1 / -(-n // n_gpus)]
+    most = int(sum(node["CPU"] for node in nodes) / n)
+    of_cpus = [*range(most, 0, -1), *(1 / part for part in range(2, 10 * n + 2))]
+    for gpu in of_gpus:
+        for cpu in of_cpus:
+            if sum(_room(node, cpu, gpu) for node in nodes) >= n:
+                return Share(n, float(cpu), float(gpu))
+    raise WorkerError(f"there is no room for {n} workers on the GPUs of the machines: give fewer `workers`")
+
+
+def _room(node: dict[str, float], cpus: float, gpus: float) -> int:
+    """How many workers with so many CPUs and GPUs a machine takes."""
+    by_cpus = int(node["CPU"] / cpus + 1e-9)
+    return min(by_cpus, int(node["GPU"] / gpus + 1e-9)) if gpus else by_cpus
 
 
 class RayCrew:
@@ -217,7 +224,11 @@ class RayCrew:
 
     def _loaded(self, slot: _Slot, said: Ready | Refused) -> None:
         if isinstance(said, Refused):
-            raise error_of(said)
+            if not self._has_model:
+                raise error_of(said)
+            self._observer.note(f"Worker {slot.number} is done without: {said.message}")
+            self._kill(slot)
+            return
         if not self._has_model:
             self.identity, self.name, self.note, self._has_model = said.identity, said.name, said.note, True
             if said.note:

@@ -24,6 +24,13 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc, to see what is left"),
 ]
 GO = "import sys, poisoned; sys.exit(poisoned.go())"
+# A process that starts another in its group, and waits for it whatever comes.
+LEADER = """
+import signal, subprocess, sys
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *_: None)
+sys.exit(subprocess.call(sys.argv[1:]))
+"""
 
 
 @pytest.fixture
@@ -44,6 +51,7 @@ def start(place, tmp_path):
 
     def call(*argv, **more):
         command = [sys.executable, "-c", GO, "study", *map(str, argv), "--workers", "2", "--device", "cpu"]
+        command = [sys.executable, "-c", LEADER, *command] if "GROUP" in more else command
         process = subprocess.Popen(
             command, cwd=tmp_path, env=os.environ | mine | more, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             start_new_session=True,
@@ -194,12 +202,12 @@ def test_whoever_is_killed_nothing_is_lost_and_nothing_is_done_twice(kind, datas
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_interrupt_of_all_processes_lets_what_is_at_work_be_written(end, dataset, start, tmp_path):
-    """Ctrl-C reaches each process of a terminal; the workers are to go on with it."""
+    """Ctrl-C reaches each process of a terminal, and `timeout` each of its group; the workers are to go on with it."""
     argv, expected = dataset
-    process = start(*argv, "--output-dir", tmp_path / "out", SLOWED="0.3")
+    process = start(*argv, "--output-dir", tmp_path / "out", SLOWED="0.3", GROUP="1")
     parts = tmp_path / "out" / "data"
     assert until(lambda: parts.is_dir() and list(parts.glob("*.parquet")), process), outcome(process)
-    os.killpg(process.pid, end) if end == signal.SIGINT else process.send_signal(end)
+    os.killpg(process.pid, end)
     code, _, err = outcome(process)
     assert code == 130, err
     assert "Traceback" not in err

@@ -274,6 +274,16 @@ def test_a_model_that_is_refused_is_refused_as_without_workers():
         crew_of(PlayedRay(together, lambda number: Refused("DeviceError", "no GPU")))
 
 
+def test_a_machine_without_the_model_is_done_without():
+    ray = PlayedRay(
+        together, lambda number: Ready(MODEL, "tiny", None, "tiny") if number == 2 else Refused("ModelError", "none")
+    )
+    observer = Notes()
+    found, _ = outcome(crew_of(ray, 2, observer), blocks("a", "b", "c"))
+    assert found == {"a": "A", "b": "B", "c": "C"}
+    assert "Worker 1 is done without: none" in observer.notes
+
+
 @pytest.mark.parametrize(("other", "accepted"), [
     (Identity("tiny", None, (("model.safetensors", 10, 2),), "torch.float32", "cpu"), True),  # copied at another time
     (Identity("tiny", None, (("model.safetensors", 11, 1),), "torch.float32", "cpu"), False),
@@ -305,13 +315,17 @@ def test_all_workers_have_the_same_model(other, accepted):
     ([{"CPU": 32, "GPU": 2}], 4, {}, (4, 8, 0.5)),
     ([{"CPU": 32, "GPU": 2}], 4, {"gpus": False}, (4, 8, 0)),
     ([{"CPU": 32, "GPU": 2}], None, {"gpus": False}, (1, 32, 0)),
+    ([{"CPU": 32}, {"CPU": 4, "GPU": 1}, {"CPU": 4, "GPU": 1}], None, {}, (2, 4, 1)),
+    ([{"CPU": 32, "GPU": 2}], 3, {}, (3, 10, 0.5)),
+    ([{"CPU": 2}, {"CPU": 1}], 4, {}, (4, 0.5, 0)),
+    ([{"CPU": 16, "GPU": 3}, {"CPU": 16, "GPU": 1}], 2, {"whole": True}, (2, 16, 1)),
 ])  # fmt: skip
 def test_machines_are_divided_so_that_all_workers_have_room(nodes, n, how, expected):
     share = share_of(nodes, n, **how)
     assert (share.n, share.cpus, share.gpus) == expected
     room = sum(
         min(node["CPU"] // share.cpus, node.get("GPU", 0) // share.gpus if share.gpus else 99_999) for node in nodes
-    )
+    )  # as Ray places them, one machine after the other
     assert room >= share.n
 
 
