@@ -51,14 +51,14 @@ def without_a_multiplier(monkeypatch, model):
 
 def without_the_end_of_values(monkeypatch, model):
     """As if values were as wide as a query's part without a position."""
-    own = replay.attend_packed
+    own = masked_attention._attend
 
     def attend(query, key, value, *rest):
         output = own(query, key, value, *rest).clone()
         output[..., model.config.qk_nope_head_dim :] = 0
         return output
 
-    monkeypatch.setattr(replay, "attend_packed", attend)
+    monkeypatch.setattr(masked_attention, "_attend", attend)
 
 
 BROKEN = [

@@ -135,7 +135,7 @@ def with_another_layer_s_numbers(monkeypatch):
 
 def with_another_key_s_numbers(monkeypatch):
     own = boarding.masking_differences
-    monkeypatch.setattr(boarding, "masking_differences", lambda *given: own(*given).roll(1, 0))
+    monkeypatch.setattr(boarding, "masking_differences", lambda *given, **more: own(*given, **more).roll(1, 0))
 
 
 def without_the_residual_s_branch(monkeypatch):

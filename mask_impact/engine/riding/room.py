@@ -30,8 +30,8 @@ def check_room(
     if free is not None and needed > free:
         raise DeviceError(
             f"hiding {n_variants:,} tokens at once takes about {needed / GIB:.1f} GiB in {name}, and {free / GIB:.1f} GiB are "
-            "free: lower `batch_size`, shorten the prompt, hide text or image tokens alone (`mask_mode`), or take a computer with "
-            "more memory"
+            "free: lower `batch_size`, shorten the prompt, hide text or image tokens alone (`mask_mode`), or take a computer "
+            "with more memory"
         )
 
 
