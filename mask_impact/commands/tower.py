@@ -22,7 +22,7 @@ examples:
   mask-impact tower "What color is the star?" -i examples/shapes.png -m demo
   mask-impact tower "What color is the star?" -i examples/shapes.png \\
       --by tokens --layers 2-3 --unit token --plots
-  mask-impact tower "What color is it?" -i photo.jpg --box 96,0,128,32 --windows 3
+  mask-impact tower "What color is it?" -i photo.jpg --box 0,0,64,64 --windows 3
 """
 
 
