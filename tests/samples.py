@@ -49,7 +49,8 @@ def assert_same(one, other, where="result"):
         for index, (a, b) in enumerate(zip(one, other, strict=True)):
             assert_same(a, b, f"{where}[{index}]")
     else:
-        assert one == other, where
+        are_nan = one != one and other != other
+        assert one == other or are_nan, where
 
 
 def with_values(result, **changes):

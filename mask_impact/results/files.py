@@ -27,7 +27,8 @@ KINDS = ("answer", "routes", "matrix", "estimates", "flows", "whatif", "patches"
 # What else has files of its own, and is no part of what is shown of a prompt.
 _TABLES = ("effect", *KINDS, "tower", "tower_effects")
 _SUFFIX = re.compile(
-    rf"(?<=.)((\.({'|'.join(_TABLES)}))?\.(csv|json|parquet|meta)|\.(flows|pixels|tower)\.png)+\Z", re.DOTALL | re.IGNORECASE
+    rf"(?<=.)((\.({'|'.join(_TABLES)}))?\.(csv|json|parquet|meta)|\.(flows|pixels|tower)\.png)+\Z",
+    re.DOTALL | re.IGNORECASE,
 )
 _OF_KIND = re.compile(
     rf"(?<=.)\.({'|'.join(KINDS)})(\.(csv|json|parquet|png|meta\.json))?\Z", re.DOTALL | re.IGNORECASE

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from mask_impact.results.deepstack import WITH
 from mask_impact.results.patches import HIDDEN, OTHERS, OWN, TOTAL
 from mask_impact.results.schema_parts import (
+    MOST,
     Checksum,
     Count,
     Exact,
@@ -26,6 +27,7 @@ from mask_impact.results.schema_parts import (
 )
 
 MOST_PARTS = 12  # of an image's features: there are 2^n sets of them
+Place = Annotated[int, Field(ge=-1, le=MOST)]  # in a grid; -1: in none
 Edge = Annotated[float, Field(ge=-(2.0**31), le=2.0**31)]
 Finite = Annotated[list[float], Field(min_length=1, max_length=MOST_PARTS)]
 
@@ -79,8 +81,8 @@ class RegionEntry(Exact):
     level: Literal["region", "block", "token", "patch"]
     name: str
     image: Count
-    row: Annotated[int, Field(ge=-1)]
-    column: Annotated[int, Field(ge=-1)]
+    row: Place
+    column: Place
     box: Annotated[list[Edge], Field(min_length=4, max_length=4)]
     size: Annotated[list[Pixels], Field(min_length=2, max_length=2)]
     positions: list[Count]

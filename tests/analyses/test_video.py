@@ -14,7 +14,8 @@ from family_models import NotHere
 from PIL import Image
 from vision_families import family_checkpoint
 
-from mask_impact.api.functions import analyze, analyze_many, explain, knockout, pixels, without
+from mask_impact.api.functions import analyze, analyze_many, explain, knockout, without
+from mask_impact.api.looking import pixels
 from mask_impact.commands.main import main
 from mask_impact.errors import InputError, UsageError
 from mask_impact.models import loading

@@ -258,5 +258,5 @@ def test_an_unknown_mask_mode_is_refused():
 
 def test_ready_inputs_bring_their_own_images():
     loaded = wrapped("qwen3_vl")
-    with pytest.raises(InputError, match="leave `images` out"):
+    with pytest.raises(InputError, match="leave `images` and `videos` out"):
         analyze(loaded, tiny_image_inputs(loaded.model), images=[Image.new("RGB", (8, 8))])

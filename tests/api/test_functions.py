@@ -135,7 +135,7 @@ def test_the_signature_has_every_setting_with_its_default(command):
     assert list(taken) == [one.name for one in of_command(command)]
     parameters = inspect.signature(function).parameters
     keywords = {name: one.default for name, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY}
-    others = {"images": (), "observer": None} | ({"layers": None} if command == "without" else {})
+    others = {"images": (), "videos": (), "observer": None} | ({"layers": None} if command == "without" else {})
     assert keywords == others | taken | own
     assert not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
     lines = inspect.getdoc(function).splitlines()

@@ -113,7 +113,7 @@ def test_json_that_can_t_be_read_is_a_value_error(deep):
 
 # What opens files that no user names: its own templates, locks and notes, files that it writes, the files of a model, nothing.
 OWN = {
-    "commands/console", "commands/entry",
+    "commands/console", "commands/entry", "prompts/films",
     "app/page", "models/sources", "prompts/limits", "results/files", "results/inputs", "studies/progress",
     "studies/writer", "views/page",
 }  # fmt: skip

@@ -3,9 +3,7 @@
 A device says when its memory is full. A computer ends the process, without a word.
 """
 
-import re
-from pathlib import Path
-
+import psutil
 import torch
 from torch import nn
 
@@ -27,7 +25,7 @@ def check_room(
     sizes = [max(part.shape[-2:]) for part in module.parameters() if part.dim() > 1] or [1]
     n_wide = min(n_variants, max_rows or n_variants)
     needed = TENSORS_AT_ONCE * (n_wide * max(sizes) + (n_variants - n_wide) * min(sizes)) * dtype.itemsize
-    if free is not None and needed > free:
+    if needed > free:
         raise DeviceError(
             f"hiding {n_variants:,} tokens at once takes about {needed / GIB:.1f} GiB in {name}, and {free / GIB:.1f} GiB are "
             "free: lower `batch_size`, shorten the prompt, hide text or image tokens alone (`mask_mode`), or take a computer "
@@ -35,10 +33,6 @@ def check_room(
         )
 
 
-def available(path: Path = Path("/proc/meminfo")) -> int | None:
-    """Bytes that can be had; None where the system does not say it there."""
-    try:
-        found = re.search(r"^MemAvailable:\s+(\d+) kB", path.read_text(encoding="ascii"), re.MULTILINE)
-    except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None
+def available() -> int:
+    """Bytes that can be had without swapping."""
+    return psutil.virtual_memory().available
