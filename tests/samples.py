@@ -49,8 +49,7 @@ def assert_same(one, other, where="result"):
         for index, (a, b) in enumerate(zip(one, other, strict=True)):
             assert_same(a, b, f"{where}[{index}]")
     else:
-        are_nan = one != one and other != other
-        assert one == other or are_nan, where
+        assert one == other, where
 
 
 def with_values(result, **changes):

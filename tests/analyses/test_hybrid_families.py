@@ -4,6 +4,7 @@ The others are measured: against brute force, under the model's own numbers, thr
 """
 
 import json
+from dataclasses import replace
 
 import family_oracle
 import numpy as np
@@ -141,7 +142,7 @@ def test_files_hold_rows_of_measured_layers_and_are_read_back(form, measured, tm
     assert (meta["layers"], meta["n_layers"], meta["n_rows"]) == ([*MEASURED], N_LAYERS, len(measured.to_frame()))
     again = mask_impact.load_result(tmp_path / "result")
     assert again.layers == MEASURED
-    assert_same(again, measured)
+    assert_same(replace(again, answer=None), replace(measured, answer=None))
     if form == "csv":
         rows = (tmp_path / "result.csv").read_text(encoding="utf-8").splitlines()[1:]
         assert [int(row.split(",")[1]) for row in rows] == measured.to_frame().layer.tolist()
