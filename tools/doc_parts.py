@@ -106,13 +106,6 @@ def _default(one: settings.Setting) -> str:
     return f"`{','.join(one.default) if isinstance(one.default, tuple) else one.default}`"
 
 
-def architecture_list() -> str:
-    """The supported architectures in one line."""
-    from mask_impact.models.architectures import supported
-
-    return supported()
-
-
 def families_table() -> str:
     """The supported architectures with examples."""
     from mask_impact.models.families import families
@@ -281,7 +274,6 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "help mask-impact study report": lambda: help_of(main.main, "study", "report", "--help"),
     "settings": settings_tables,
     "families": families_table,
-    "architecture list": architecture_list,
     "architecture table": layouts_table,
     "rooms": rooms_table,
     "file map": file_map,
