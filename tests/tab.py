@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,13 @@ class Tab:
     def settle(self):
         """Waits until everything is drawn."""
         self.page.wait_for_selector("html[data-drawn=true]", state="attached", timeout=30_000)
+
+    def wait_until(self, expression):
+        """Until it is true in the page, whose policy forbids playwright's own waiting: that evaluates within the page."""
+        end = time.monotonic() + 30
+        while not self.page.evaluate(expression):
+            assert time.monotonic() < end, expression
+            self.page.wait_for_timeout(20)
 
     def keep_screenshot(self, name, **how):
         """For somebody to look at, in the folder that REPORT_SCREENSHOTS names; without one, nothing is drawn."""

@@ -334,7 +334,7 @@ def test_a_part_is_printed_alone(tmp_path, open_page, card, section):
         window.printed = parts.map((one) => one.id || one.querySelector(".chart, h1")?.id || one.tagName);
     }; }""")
     tab.page.locator(f"[data-card={card}] button:text-is('PDF')").evaluate("(button) => button.click()")
-    tab.page.wait_for_function("window.printed")
+    tab.wait_until("window.printed !== undefined")
     assert tab.page.evaluate("window.printed") == [section]
     tab.settle()
     tab.page.emulate_media(media="screen")

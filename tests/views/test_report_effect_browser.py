@@ -363,7 +363,7 @@ def test_the_pointer_on_the_scatter_names_the_token_and_a_click_chooses_it(tab):
     assert re.search(rf"layer {layer} \(hidden in 0{DASH}2\) · position {position} · ", lines[0])
     assert float(lines[-1].removeprefix("L2 of Full, over the norm ")) == pytest.approx(x, rel=0.01)
     tab.page.mouse.click(*at)
-    tab.page.wait_for_function("document.querySelectorAll('#chips .chip').length === 1")
+    tab.wait_until("document.querySelectorAll('#chips .chip').length === 1")
     tab.settle()
     assert tab.texts("#chips button:first-child")[0].startswith(f"{position} ")
     assert points(tab)[layer, position][2].startswith(f"{position} ")
