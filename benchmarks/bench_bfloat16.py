@@ -22,11 +22,12 @@ sys.path[:0] = [str(TESTS), str(TESTS / "engine"), str(TESTS.parent), str(Path(_
 
 import bench_recall as recall  # noqa: E402
 import bench_truth as truth  # noqa: E402
-from test_bfloat16 import ATTN, FULL, TEXT, measure_bf16, relative_errors, spearman  # noqa: E402
+from test_bfloat16 import ATTN, FULL, TEXT, exact, measure, relative_errors, spearman  # noqa: E402
 
 import mask_impact  # noqa: E402
 from mask_impact.engine.backward import estimates  # noqa: E402
 from mask_impact.engine.kept import keep  # noqa: E402
+from mask_impact.engine.masking import MaskingEngine  # noqa: E402
 from mask_impact.engine.rules import RULES  # noqa: E402
 from mask_impact.engine.targets import Target  # noqa: E402
 from mask_impact.prompts.content import content_positions  # noqa: E402
@@ -79,7 +80,10 @@ def main() -> None:
         torch.set_num_threads(1)
         contributions(name, args.contributions)
         return
-    _, inputs, actual, expected = measure_bf16(name, "text", TEXT if name == "smollm2" else DEMO_STORY)
+    loaded = mask_impact.load(name, kind="text", device="cpu", dtype="bfloat16")
+    prompt, raw = (TEXT, True) if name == "smollm2" else (DEMO_STORY, False)
+    inputs = encode(loaded, prompt, raw=raw).inputs
+    actual, expected = measure(loaded.model, inputs, MaskingEngine), exact(loaded.model, inputs)
     print(
         f"{name}, {inputs['input_ids'].shape[1]} tokens\n{'layer':>5} {'Full median':>12} {'largest':>8} {'rank':>8}",
         end="",
