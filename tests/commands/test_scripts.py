@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -889,18 +888,20 @@ def screen(shown):
 
 
 @pytest.mark.slow
-def test_an_unreachable_hub_is_found_out_within_six_seconds(refused, monkeypatch):
+def test_an_unreachable_hub_is_not_waited_for(refused, monkeypatch):
     """Even one whose name resolution hangs, which no time limit of a request covers."""
+
+    hanging, ended = threading.Event(), []
 
     class Hanging:
         def model_info(self, *args, **options):
-            time.sleep(30)
+            ended.append(hanging.wait(120))
 
     monkeypatch.setattr(sources, "HfApi", Hanging)
     monkeypatch.setattr(sources.hub_constants, "HF_HUB_OFFLINE", False)
-    started = time.perf_counter()
     line = refused(main_text, "--prompt", "the cat", "--model", "nobody/nothing")
-    assert time.perf_counter() - started < 6
+    assert ended == []
+    hanging.set()
     assert "the hub does not answer" in line
 
 
