@@ -14,7 +14,7 @@ from mask_impact.results.files import without_suffix
 from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes, read_meta, texts_by_id
 from mask_impact.results.names import DEEPSTACK
 from mask_impact.results.siblings import asked, write_kinds
-from mask_impact.results.table_files import beside, checksum, parse_formats, table_writers, texts_column
+from mask_impact.results.table_files import beside, changes_checksum, parse_formats, table_writers, texts_column
 from mask_impact.results.table_reading import read_measured
 from mask_impact.results.token_meta import image_entry, image_from, token_entries, tokens_from
 
@@ -86,7 +86,7 @@ def _meta(found: DeepstackEffects, formats: tuple[str, ...], command: str) -> di
         "generated_text": found.generated_text,
         "n_prompt": found.n_prompt,
         "formats": list(formats),
-        "crc32": deepstack_checksum(found),
+        "crc32": changes_checksum(found.targets),
         "region": found.region,
         "positions": line(list(found.positions)),
         "baseline": found.baseline,
@@ -113,11 +113,6 @@ def _meta(found: DeepstackEffects, formats: tuple[str, ...], command: str) -> di
         "images": [image_entry(image) for image in found.images],
         "tokens": [line(entry) for entry in token_entries(found.tokens, found.images)],
     }
-
-
-def deepstack_checksum(found: DeepstackEffects) -> int:
-    """Tells whether the table belongs to the meta file."""
-    return checksum(*(getattr(one, name) for one in found.targets for name in ("logprob_change", "kl_divergence")))
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes, read_meta
 from mask_impact.results.names import PATCHES
 from mask_impact.results.patches import PatchEffects, PatchTarget, PictureRegion
 from mask_impact.results.siblings import asked, write_kinds
-from mask_impact.results.table_files import beside, checksum, parse_formats, table_writers, texts_column
+from mask_impact.results.table_files import beside, changes_checksum, parse_formats, table_writers, texts_column
 from mask_impact.results.table_reading import read_measured
 from mask_impact.results.token_meta import image_entry, image_from, token_entries, tokens_from
 
@@ -97,7 +97,7 @@ def _meta(found: PatchEffects, formats: tuple[str, ...], command: str) -> dict[s
         "generated_text": found.generated_text,
         "n_prompt": found.n_prompt,
         "formats": list(formats),
-        "crc32": patches_checksum(found),
+        "crc32": changes_checksum(found.targets),
         "fills": list(found.fills),
         "floor": found.floor,
         "forwards": found.forwards,
@@ -118,11 +118,6 @@ def _meta(found: PatchEffects, formats: tuple[str, ...], command: str) -> dict[s
         "images": [image_entry(image) for image in found.images],
         "tokens": [line(entry) for entry in token_entries(found.tokens, found.images)],
     }
-
-
-def patches_checksum(found: PatchEffects) -> int:
-    """Tells whether the table belongs to the meta file."""
-    return checksum(*(getattr(one, name) for one in found.targets for name in ("logprob_change", "kl_divergence")))
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------------

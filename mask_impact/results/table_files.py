@@ -51,6 +51,11 @@ def checksum(*arrays: np.ndarray) -> int:
     return checksum
 
 
+def changes_checksum(targets: Iterable[Any]) -> int:
+    """The same, of a table of targets that have a `logprob_change` and a `kl_divergence`."""
+    return checksum(*(getattr(one, name) for one in targets for name in ("logprob_change", "kl_divergence")))
+
+
 def one_line(error: BaseException) -> str:
     """What went wrong, short enough for a message."""
     told = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
