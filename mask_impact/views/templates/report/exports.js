@@ -20,7 +20,8 @@ function isRounded(card) {
 function fileName(card) {
   if (card === "overview") return safeName(`${sourceName}-${card}`);
   const name = prompts.length > 1 ? prompt().name : "";
-  const parts = [sourceName, name, LOOKED_FILES[card] ? "" : `step${state.step}`, card, isRounded(card) ? "rounded" : ""];
+  const step = LOOKED_FILES[card] ? "" : `step${state.step}`;
+  const parts = [sourceName, name, step, card, isRounded(card) ? "rounded" : ""];
   return safeName(parts.filter(Boolean).join("-"));
 }
 
