@@ -10,8 +10,8 @@ from mask_impact.analyses.observer import Observer
 from mask_impact.errors import need
 from mask_impact.models import loading
 from mask_impact.models.loading import LoadedModel
-from mask_impact.prompts.images import Picture, read_pictures
-from mask_impact.prompts.videos import Clip, read_videos
+from mask_impact.prompts.images import Picture
+from mask_impact.prompts.videos import Clip, read_visuals
 
 
 def takes_settings(command: str, **defaults: Any) -> Callable:
@@ -65,7 +65,4 @@ def several_videos(videos: Any) -> tuple[Any, ...]:
 
 def pictures_of(images: Any, chosen: settings.RunSettings, videos: Any = ()) -> tuple[Picture | Clip, ...]:
     """The images and, behind them, the videos."""
-    limit = chosen.max_image_resolution
-    pictures = read_pictures(several(images), max_resolution=limit, allow_remote=chosen.allow_remote)
-    fps, most = chosen.video_fps, chosen.video_frames
-    return *pictures, *read_videos(several_videos(videos), fps=fps, most=most, max_resolution=limit)
+    return read_visuals(several(images), several_videos(videos), chosen)

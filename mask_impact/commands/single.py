@@ -206,15 +206,8 @@ def _read_pictures(
         return ()
     if images or videos or caller.kind == "vl":
         check_image_marks(prompt, len(images), len(videos))
-    found: list[Any] = []
-    if images:
-        from mask_impact.prompts.images import read_pictures
+    if not images and not videos:
+        return ()
+    from mask_impact.prompts.videos import read_visuals
 
-        limit = settings.max_image_resolution
-        found += read_pictures(images, max_resolution=limit, allow_remote=settings.allow_remote)
-    if videos:
-        from mask_impact.prompts.videos import read_videos
-
-        limit = settings.max_image_resolution
-        found += read_videos(videos, fps=settings.video_fps, most=settings.video_frames, max_resolution=limit)
-    return tuple(found)
+    return read_visuals(images, videos, settings)

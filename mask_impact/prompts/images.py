@@ -135,7 +135,7 @@ def _opened(path: str, name: str) -> BinaryIO:
         elif isinstance(error, FileNotFoundError):
             problem = f"does not exist; {ACCEPTED}"
         else:
-            problem = f"cannot be opened: {_reason(error)}; {ACCEPTED}"
+            problem = f"cannot be opened: {reason(error)}; {ACCEPTED}"
         raise InputError(f"image '{shown}' {problem}") from error
 
 
@@ -199,13 +199,13 @@ def _download(url: str, name: str) -> BinaryIO:
             announced = response.length or 0
             data = _content(response) if announced <= MAX_REMOTE_BYTES else b""
     except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = _reason(cause := getattr(error, "reason", error))
+        told = reason(cause := getattr(error, "reason", error))
         if isinstance(error, urllib.error.HTTPError):
             error.close()
-            reason = f"HTTP status {error.code}, {reason}"
+            told = f"HTTP status {error.code}, {told}"
         elif isinstance(cause, TimeoutError):
-            reason = f"no answer for {TIMEOUT_S:g} s"
-        raise InputError(f"image '{name}' cannot be fetched: {reason}") from error
+            told = f"no answer for {TIMEOUT_S:g} s"
+        raise InputError(f"image '{name}' cannot be fetched: {told}") from error
     if max(announced, len(data)) > MAX_REMOTE_BYTES:  # what is announced need not be what comes
         limit = f"{MAX_REMOTE_BYTES / 2**20:g} MiB"
         raise InputError(f"image '{name}' is longer than the {limit} that are fetched at most; give it as a file")
@@ -220,7 +220,8 @@ def _content(response: http.client.HTTPResponse) -> bytes:
     return bytes(data)
 
 
-def _reason(error: object) -> str:
+def reason(error: object) -> str:
+    """What went wrong, in one line."""
     text = str(getattr(error, "strerror", None) or error).strip()
     return type(error).__name__ if text in ("", "None") else text.splitlines()[0]  # "None": a bare SyntaxError
 
@@ -251,7 +252,7 @@ def _decoded(name: str, source: BinaryIO | Image.Image) -> Image.Image:
         limit = f"{Image.MAX_IMAGE_PIXELS:,} at most are accepted"
         raise InputError(f"image '{name}' has {n_pixels}; {limit}, scale it down first") from error
     except Exception as error:  # on damaged files Pillow's plug-ins raise whatever they run into
-        raise InputError(f"image '{name}' cannot be read: {_reason(error)}; {ACCEPTED}") from error
+        raise InputError(f"image '{name}' cannot be read: {reason(error)}; {ACCEPTED}") from error
 
 
 def _flat(image: Image.Image) -> Image.Image:

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from PIL import Image
 
 from mask_impact.errors import InputError, MaskImpactError, UsageError
-from mask_impact.prompts.images import Picture, read_picture
+from mask_impact.prompts.images import Picture, read_picture, read_pictures, reason
 from mask_impact.prompts.sampling import Taken, Timeline, spread, take
 from mask_impact.results.inputs import VIDEO, open_file
 
@@ -52,6 +52,22 @@ def read_videos(
 ) -> tuple[Clip, ...]:
     """Each of `sources` as `read_video` reads it, in their order."""
     return tuple(read_video(one, fps=fps, most=most, max_resolution=max_resolution) for one in sources)
+
+
+class HowToRead(Protocol):
+    """The settings that images and videos are read by."""
+
+    max_image_resolution: int | None
+    allow_remote: bool
+    video_fps: float
+    video_frames: int
+
+
+def read_visuals(images: Sequence[Any], videos: Sequence[Any], how: HowToRead) -> tuple[Picture | Clip, ...]:
+    """A prompt's images and, behind them, its videos. Errors of `read_picture` and `read_video`."""
+    limit = how.max_image_resolution
+    pictures = read_pictures(images, max_resolution=limit, allow_remote=how.allow_remote)
+    return *pictures, *read_videos(videos, fps=how.video_fps, most=how.video_frames, max_resolution=limit)
 
 
 def read_video(
@@ -216,7 +232,7 @@ def _reading(name: str) -> Iterator[None]:
     except (MaskImpactError, MemoryError):
         raise
     except Exception as error:
-        raise InputError(f"video '{name}' cannot be read: {_reason(error)}; {ACCEPTED}") from error
+        raise InputError(f"video '{name}' cannot be read: {reason(error)[:200]}; {ACCEPTED}") from error
 
 
 def _bounded(reader: Any, name: str) -> Any:
@@ -245,8 +261,3 @@ def _check_room(size: tuple[int, int], n: int, max_resolution: int | None, name:
             f"{n} frames of video '{name}', {width} x {height} pixels each, take {held / 2**20:,.0f} MiB, and "
             f"{MOST_HELD / 2**20:,.0f} are allowed: take fewer (`video_frames`), or smaller ones (`max_image_resolution`)"
         )
-
-
-def _reason(error: BaseException) -> str:
-    text = str(getattr(error, "strerror", None) or error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__

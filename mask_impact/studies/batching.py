@@ -19,8 +19,7 @@ from mask_impact.analyses.settings import RunSettings
 from mask_impact.errors import MaskImpactError
 from mask_impact.models.layer_kinds import keeps_states
 from mask_impact.models.loading import LoadedModel
-from mask_impact.prompts.images import read_pictures
-from mask_impact.prompts.videos import read_videos
+from mask_impact.prompts.videos import read_visuals
 from mask_impact.results.records import Result
 
 # Tokens of one shared forward pass, padding included. `benchmarks/bench_batch.py` shows what they make of it.
@@ -79,18 +78,8 @@ def plan(
     ready: list[tuple[Task, Prepared]] = []
     for task in tasks:
         try:
-            pictures = read_pictures(
-                task.images,
-                max_resolution=task.settings.max_image_resolution,
-                allow_remote=task.settings.allow_remote,
-            )
-            clips = read_videos(
-                task.videos,
-                fps=task.settings.video_fps,
-                most=task.settings.video_frames,
-                max_resolution=task.settings.max_image_resolution,
-            )
-            ready.append((task, prepare(loaded, task.prompt, task.settings, (*pictures, *clips))))
+            pictures = read_visuals(task.images, task.videos, task.settings)
+            ready.append((task, prepare(loaded, task.prompt, task.settings, pictures)))
         except MaskImpactError as error:
             failed.append(Outcome(task, None, error))
     together = group_prompts(loaded.model, [prepared for _, prepared in ready])

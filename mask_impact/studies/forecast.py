@@ -13,7 +13,7 @@ from typing import Any
 from mask_impact.analyses.prepared import Prepared, prepare
 from mask_impact.errors import MaskImpactError
 from mask_impact.models.loading import Reader
-from mask_impact.prompts.images import read_pictures
+from mask_impact.prompts.videos import read_visuals
 from mask_impact.studies.jobs import Job, Problem
 
 SAMPLE = 64  # prompts that are looked at
@@ -49,13 +49,14 @@ def forecast(
     """Of the rows that are to be run. formats: of the tables; n_variants: that are kept of each token and layer (None: all)."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     found = Forecast(0, 0, 0, 0.0, 0.0, 0, shutil.disk_usage(there).free, 0, [])
-    rows = iter(rows)
     for row in rows:
         if isinstance(row, Problem):
             _count_wrong(found, row.name or f"row {row.row}", row.message)
             continue
         found.n_prompts += 1
         found.n_images += len(row.images)
+        if found.n_sampled == SAMPLE:
+            continue
         try:
             prepared = _prepared(reader, row)
         except MaskImpactError as error:
@@ -65,13 +66,6 @@ def forecast(
         found.n_tokens += prepared.encoded.n_tokens
         found.forwards += forwards_of(prepared, reader)
         found.n_bytes += rows_of(prepared, reader, n_variants) * sum(BYTES[one] for one in formats)
-        if found.n_sampled == SAMPLE:
-            break
-    for row in rows:
-        if isinstance(row, Problem):
-            _count_wrong(found, row.name or f"row {row.row}", row.message)
-        else:
-            found.n_prompts, found.n_images = found.n_prompts + 1, found.n_images + len(row.images)
     if found.n_sampled:
         found.n_tokens /= found.n_sampled
         found.forwards /= found.n_sampled
@@ -86,10 +80,7 @@ def _count_wrong(found: Forecast, name: str, message: str) -> None:
 
 
 def _prepared(reader: Reader, job: Job) -> Prepared:
-    pictures = read_pictures(
-        job.images, max_resolution=job.settings.max_image_resolution, allow_remote=job.settings.allow_remote
-    )
-    return prepare(reader, job.prompt, job.settings, pictures)
+    return prepare(reader, job.prompt, job.settings, read_visuals(job.images, job.videos, job.settings))
 
 
 def rows_of(prepared: Prepared, reader: Reader, n_variants: int | None) -> int:

@@ -3,10 +3,14 @@
 import json
 
 import pytest
+from PIL import Image
 from studying import sentences, write_config, write_dataset
 
-from mask_impact.commands.scripts import main_text
+from mask_impact.analyses.settings import RunSettings
+from mask_impact.commands.scripts import main_text, main_vl
 from mask_impact.models import loading
+from mask_impact.prompts.encoding import encode
+from mask_impact.prompts.videos import read_visuals
 from mask_impact.results.store import load_result
 
 
@@ -65,6 +69,20 @@ def test_what_is_wrong_is_said_without_a_model(command, tmp_path, without_weight
     assert "long: the prompt has" in out
     assert "forward passes of" in out
     assert "MiB are free" in out
+
+
+def test_the_cells_of_a_video_are_tokens_too(vl_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    frames = [Image.new("RGB", (32, 16), colour) for colour in ("red", "blue")]
+    (tmp_path / "clip").mkdir()
+    for number, frame in enumerate(frames):
+        frame.save(tmp_path / "clip" / f"{number}.png")
+    write_dataset(tmp_path / "data.jsonl", [{"prompt": "the <video> cat", "video": "clip"}])
+    argv = ["--dataset", "data.jsonl", "--model", str(vl_checkpoint)]
+    assert main_vl([*argv, "--dry-run", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    prompt = encode(loading.load(str(vl_checkpoint)), "the <video> cat", read_visuals((), ["clip"], RunSettings()))
+    assert (told["n_wrong"], told["n_tokens"]) == (0, prompt.n_tokens)
 
 
 @pytest.mark.parametrize(("flags", "forwards"), [
