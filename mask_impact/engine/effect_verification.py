@@ -7,7 +7,7 @@ logits are the model's own.
 import random
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -60,11 +60,10 @@ def _hiding(kept: KeptPass, hidden: int | None) -> AbstractContextManager[Block]
     def attend(own, module, query, key, value, mask, *rest: Any, **options: Any) -> tuple:
         asked = PlainAttention(query[0], key[0], value[0], mask, options)
         given = own(query, key, value, mask, *rest, **options)[0]
-        for with_all in (True, False):
-            plain = replace(asked, with_all=with_all)
-            if plain.gives(given[0].transpose(0, 1)):
-                return plain.output(hidden).transpose(0, 1).unsqueeze(0).contiguous().to(given), None
-        raise UnsupportedArchitecture(f"`verify` can't form the attention of {_name(kept.model, module)}")
+        plain = asked.like(given[0].transpose(0, 1))
+        if plain is None:
+            raise UnsupportedArchitecture(f"`verify` can't form the attention of {_name(kept.model, module)}")
+        return plain.output(hidden).transpose(0, 1).unsqueeze(0).contiguous().to(given), None
 
     return tapped(kept.decoder, attend)
 

@@ -4,7 +4,7 @@ Shapes: H heads in K key/value groups, n queries, N keys, D head dimension, E th
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -72,7 +72,12 @@ class PlainAttention:
         # Without any key the output is zero by definition.
         return torch.softmax(logits, dim=-1).nan_to_num(0.0)[..., : value.shape[1]] @ value
 
-    def gives(self, own: torch.Tensor) -> bool:
-        """Whether this is what the model's own backend gives, [H, n, E]."""
-        found = self.output()
-        return bool(torch.linalg.vector_norm(found - own) <= TOLERANCE * torch.linalg.vector_norm(found))
+    def like(self, own: torch.Tensor) -> "PlainAttention | None":
+        """The same as the model's own backend knows it, with a softcap and sinks or without; None where it gives something else.
+        own: what it gives, [H, n, E]."""
+        for with_all in (True, False):
+            plain = replace(self, with_all=with_all)
+            found = plain.output()
+            if bool(torch.linalg.vector_norm(found - own) <= TOLERANCE * torch.linalg.vector_norm(found)):
+                return plain
+        return None

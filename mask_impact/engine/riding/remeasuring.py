@@ -172,13 +172,13 @@ class _Again:
             return replace(asked, with_all=self._with_all).output(key, self.ablation)[:, 0]
         seen = torch.isfinite(asked.logits()).flatten(0, 1).any(dim=0)
         self.visible = {first + key for key in seen.nonzero().flatten().tolist()}
-        for self._with_all in (True, False):
-            plain = replace(asked, with_all=self._with_all)
-            if plain.gives(own.unsqueeze(1)):
-                return plain.output()[:, 0]
-        raise UnsupportedArchitecture(
-            f"`verify` can't form the attention of {self.layer.name} ({type(self.layer.module).__name__}): leave `verify` out"
-        )
+        plain = asked.like(own.unsqueeze(1))
+        if plain is None:
+            raise UnsupportedArchitecture(
+                f"`verify` can't form the attention of {self.layer.name} ({type(self.layer.module).__name__}): leave `verify` out"
+            )
+        self._with_all = plain.with_all
+        return plain.output()[:, 0]
 
 
 def _last(rows: torch.Tensor) -> torch.Tensor:
