@@ -141,8 +141,7 @@ class _Dataset:
         """What became of all rows."""
         tally = self._tally
         tally.failed = [name for _, names in sorted(self._failed.items()) for name in names]
-        tally.stopped, tally.seconds = not complete, seconds
-        tally.errors_path = self._writer.errors_path if tally.failed else None
+        tally.end(complete, seconds, self._writer.errors_path)
         return tally
 
 

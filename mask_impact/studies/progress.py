@@ -79,6 +79,11 @@ class Tally:
         self.n_written += done.error is None
         self.n_tokens += done.n_tokens
 
+    def end(self, complete: bool, seconds: float, errors_path: Path) -> None:
+        """Nothing more is run. errors_path: where it is recorded what failed."""
+        self.stopped, self.seconds = not complete, seconds
+        self.errors_path = errors_path if self.failed else None
+
 
 @dataclass
 class Course:

@@ -19,6 +19,7 @@ from mask_impact.models.loading import LoadedModel
 from mask_impact.results.files import check_output
 from mask_impact.results.records import Result
 from mask_impact.results.store import Saved, load_result, save, stored_digest
+from mask_impact.results.table_files import beside as file_beside
 from mask_impact.studies.crew import Block, Crew, ThisProcess
 from mask_impact.studies.digest import Identity, digest
 from mask_impact.studies.jobs import Job, result_name
@@ -26,10 +27,6 @@ from mask_impact.studies.progress import Course, ErrorLog, StudyObserver, Tally,
 from mask_impact.studies.writer import Writer, blocks_of
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-
-def _with_suffix(path: Path, suffix: str) -> Path:
-    return path.with_name(f"{path.name}.{suffix}")  # a name may contain dots
 
 
 def run_study(
@@ -83,8 +80,7 @@ def run_study(
         observer.job_done(job, done, saved)
     order = {name: number for number, name in enumerate(own)}
     tally.failed.sort(key=order.__getitem__)
-    tally.stopped, tally.seconds = not course.complete, time.perf_counter() - started
-    tally.errors_path = writer.errors_path if tally.failed else None
+    tally.end(course.complete, time.perf_counter() - started, writer.errors_path)
     return tally
 
 
@@ -146,7 +142,7 @@ class _Results:
         """Whether the result of exactly this job is there, with what goes beside it, which is written where it is not. say: is
         told where its files are damaged, so that the job is to be done again."""
         path = self._paths[job.name]
-        missing = [write for suffix, write in self._beside.items() if not _with_suffix(path, suffix).exists()]
+        missing = [write for suffix, write in self._beside.items() if not file_beside(path, suffix).exists()]
         try:
             if stored_digest(path, self._formats) != self._digests[job.name]:
                 return False
