@@ -38,9 +38,10 @@ def make_patches(meta=META, **changes):
         change[3], change[6] = np.float32(-4.25), np.float32(-3.5)
         differs = change < -0.6
         top1 = np.where(differs, np.where(np.arange(n) % 2 == 0, 900, 901), 700)
+        place, fill, route = zip(*rows, strict=True)
         return PatchTarget(
-            (step,), PRODUCED[step], 0.75, np.array([row[0] for row in rows]), *zip(*[row[1:] for row in rows], strict=True),
-            change, np.abs(change) / 2, top1, TEXTS, differs, 3,
+            np.array(place), fill, route, found=3, steps=(step,), text=PRODUCED[step], probability=0.75,
+            logprob_change=change, kl_divergence=np.abs(change) / 2, top1=top1, top1_texts=TEXTS, differs=differs,
         )  # fmt: skip
 
     fields = {
@@ -63,8 +64,9 @@ def make_deepstack(meta=META, **changes):
         differs = change < -2
         interaction = rng.normal(size=(3, 3))
         return DeepstackTarget(
-            (step,), PRODUCED[step], 0.5, change, np.abs(change) / 3, np.where(differs, 900, 700), TEXTS, differs,
-            rng.normal(size=3) * 3, (interaction + interaction.T) * (1 - np.eye(3)),
+            rng.normal(size=3) * 3, (interaction + interaction.T) * (1 - np.eye(3)), steps=(step,), text=PRODUCED[step],
+            probability=0.5, logprob_change=change, kl_divergence=np.abs(change) / 3, top1=np.where(differs, 900, 700),
+            top1_texts=TEXTS, differs=differs,
         )  # fmt: skip
 
     answers = {

@@ -4,11 +4,11 @@ Dimensions: n parts, 2^n sets of them (part k is in set s where bit k of s is se
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from mask_impact.results.tokens import ImageRecord, TokenTable, check_shape
+from mask_impact.results.looked import LookedEffects, LookedTarget
+from mask_impact.results.tokens import check_shape
 
 NONE, WITH = "none", " + "  # how a set of parts is told
 
@@ -24,39 +24,25 @@ class FeaturePart:
 
 
 @dataclass(frozen=True)
-class DeepstackTarget:
-    """What was measured of one target: produced tokens, by their steps.
+class DeepstackTarget(LookedTarget):
+    """What was measured of one target: of each of the 2^n sets, in their order, where its parts are kept and all others are the
+    baseline's. shapley: float64 [n], nats, what each part adds; interaction: float64 [n, n], nats, how much more two add
+    together."""
 
-    probability: of all of them in a row, with all parts kept. logprob_change (nats, negative: less likely), kl_divergence (nats):
-    float32 [2^n], where the parts of a set are kept and all others are the baseline's; top1: int64 [2^n], the most probable token
-    then at the first of the target's tokens where that is another one; top1_texts: by id; differs: bool [2^n], whether there is
-    one. shapley: float64 [n], nats, what each part adds; interaction: float64 [n, n], nats, how much more two add together.
-    """
-
-    steps: tuple[int, ...]
-    text: str
-    probability: float
-    logprob_change: np.ndarray
-    kl_divergence: np.ndarray
-    top1: np.ndarray
-    top1_texts: dict[int, str]
-    differs: np.ndarray
     shapley: np.ndarray
     interaction: np.ndarray
 
     def __post_init__(self) -> None:
         n = len(self.shapley)
-        for name in ("logprob_change", "kl_divergence", "top1", "differs"):
-            check_shape(name, getattr(self, name), (2**n,))
+        self.check_measurements(2**n)
         check_shape("interaction", self.interaction, (n, n))
 
 
 @dataclass(frozen=True)
-class DeepstackEffects:
+class DeepstackEffects(LookedEffects):
     """A whole run. region: how it was named; positions: its image tokens; baseline: `blank`, `mean`, `zero` or `picture`;
     norm_share: float64 [n], of each part the mean L2 norm of its features at these tokens, as a share of all parts' together;
-    answers: of some sets, by number, the answer generated with their parts kept; floor: nats, by how much log-probabilities
-    differ where nothing is replaced; forwards: passes of the prompt that the sets took, beside the answers."""
+    answers: of some sets, by number, the answer generated with their parts kept; `forwards` are without these."""
 
     parts: tuple[FeaturePart, ...]
     region: str
@@ -65,13 +51,6 @@ class DeepstackEffects:
     targets: tuple[DeepstackTarget, ...]
     norm_share: np.ndarray
     answers: dict[int, str]
-    tokens: TokenTable
-    images: tuple[ImageRecord, ...]
-    n_prompt: int
-    generated_text: str
-    floor: float
-    forwards: float
-    meta: dict[str, Any]
 
     def kept(self, number: int) -> str:
         """A set in words."""

@@ -10,17 +10,10 @@ import numpy as np
 from mask_impact.errors import OutputError
 from mask_impact.results.files import without_suffix
 from mask_impact.results.flows import Flow, FlowPositions, FlowStep, Knockouts
-from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes, read_meta, texts_by_id
+from mask_impact.results.meta import SCHEMA_VERSION, line, read_meta, texts_by_id
 from mask_impact.results.names import FLOWS
-from mask_impact.results.siblings import asked, write_kinds
-from mask_impact.results.table_files import (
-    beside,
-    checksum,
-    find_table,
-    parse_formats,
-    table_writers,
-    texts_column,
-)
+from mask_impact.results.siblings import asked, save_kind
+from mask_impact.results.table_files import changes_checksum, checksum, find_table, parse_formats, texts_column
 from mask_impact.results.table_reading import MOST_LAYERS, read_numbers
 from mask_impact.results.token_meta import token_entries, tokens_from
 
@@ -81,8 +74,7 @@ def save_flows(
 
     picture: writes `path`.flows.png. on_removed: is told what was removed, see `write_kinds`. Errors as in `store.save`.
     """
-    path = Path(path)
-    stem, table, formats = path.parent / without_suffix(path.name), flow_table(found), parse_formats(formats)
+    table, formats = flow_table(found), parse_formats(formats)
     meta = {
         "schema_version": SCHEMA_VERSION,
         "run": found.meta | {"command": command},
@@ -105,22 +97,11 @@ def save_flows(
             for step in found.steps
         ],
         "formats": list(formats),
-        "crc32": flows_checksum(found),
+        "crc32": changes_checksum(found.steps),
         "top1_crc32": checksum(*(step.top1 for step in found.steps)),
         "tokens": [line(entry) for entry in token_entries(found.tokens)],
     }
-    text = meta_bytes(meta)
-    writers = table_writers({"flows": table}, formats)
-    if picture is not None:
-        writers["flows.png"] = picture
-    writers[FLOWS.main] = lambda file: file.write(text)
-    on_removed(write_kinds(stem, [FLOWS], writers, asked(found.meta)))
-    return tuple(beside(stem, suffix) for suffix in writers)
-
-
-def flows_checksum(found: Knockouts) -> int:
-    """Tells whether the table belongs to the meta file."""
-    return checksum(*(getattr(step, name) for step in found.steps for name in ("logprob_change", "kl_divergence")))
+    return save_kind(FLOWS, path, {"flows": table}, meta, asked(found.meta), picture, on_removed)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------------
@@ -172,7 +153,7 @@ def load_flows(path: str | os.PathLike) -> Knockouts:
         meta=meta["run"],
     )
     top1_crc32 = checksum(*(step.top1 for step in found.steps))
-    if flows_checksum(found) != meta["crc32"] or meta.get("top1_crc32") not in (None, top1_crc32):
+    if changes_checksum(found.steps) != meta["crc32"] or meta.get("top1_crc32") not in (None, top1_crc32):
         raise OutputError(f"{table[0]} does not hold the numbers of the run in {where}: its crc32 is another")
     for step in found.steps:
         if unnamed := {*step.top1.ravel().tolist()} - {*step.top1_texts}:

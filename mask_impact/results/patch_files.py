@@ -9,15 +9,20 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mask_impact.results.files import without_suffix
-from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes, read_meta, texts_by_id
+from mask_impact.results.looked_files import (
+    DEFAULT_FORMATS,
+    change_columns,
+    looked_from,
+    save_looked,
+    target_columns,
+    target_from,
+)
+from mask_impact.results.meta import line, read_meta, texts_by_id
 from mask_impact.results.names import PATCHES
 from mask_impact.results.patches import PatchEffects, PatchTarget, PictureRegion
-from mask_impact.results.siblings import asked, write_kinds
-from mask_impact.results.table_files import beside, changes_checksum, parse_formats, table_writers, texts_column
+from mask_impact.results.table_files import beside, changes_checksum, parse_formats, texts_column
 from mask_impact.results.table_reading import read_measured
-from mask_impact.results.token_meta import image_entry, image_from, token_entries, tokens_from
 
-DEFAULT_FORMATS = ("csv", "json")
 PATCH_COLUMNS = (
     "step", "target", "image", "row", "column", "size_px", "level", "region", "fill", "route", "logprob_change",
     "kl_divergence", "top1_token", "top1_changed",
@@ -34,17 +39,12 @@ def patch_table(found: PatchEffects):
 def _of_target(found: PatchEffects, target: PatchTarget):
     import pyarrow as pa
 
-    n = len(target.place)
     columns = (
-        np.full(n, target.steps[0], dtype=np.int32),
-        texts_column([target.text] * n),
+        *target_columns(target),
         *region_columns([found.regions[place] for place in target.place]),
         texts_column(fill or None for fill in target.fill),
         texts_column(target.route),
-        target.logprob_change + np.float32(0),  # -0.0 becomes 0.0
-        target.kl_divergence + np.float32(0),
-        texts_column(target.top1_texts[int(token)] for token in target.top1),
-        pa.array(target.differs),
+        *change_columns(target),
     )
     return pa.table(dict(zip(PATCH_COLUMNS, columns, strict=True)))
 
@@ -78,30 +78,12 @@ def save_patches(
 
     picture: writes `path`.pixels.png. on_removed: is told what was removed, see `write_kinds`. Errors as in `store.save`.
     """
-    path = Path(path)
-    stem, table, formats = path.parent / without_suffix(path.name), patch_table(found), parse_formats(formats)
-    text = meta_bytes(_meta(found, formats, command))
-    writers = table_writers({"patches": table}, formats)
-    if picture is not None:
-        writers["pixels.png"] = picture
-    writers[PATCHES.main] = lambda file: file.write(text)
-    question = asked(found.meta, [image.source for image in found.images])
-    on_removed(write_kinds(stem, [PATCHES], writers, question))
-    return tuple(beside(stem, suffix) for suffix in writers)
-
-
-def _meta(found: PatchEffects, formats: tuple[str, ...], command: str) -> dict[str, Any]:
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "run": found.meta | {"command": command},
-        "generated_text": found.generated_text,
-        "n_prompt": found.n_prompt,
-        "formats": list(formats),
+    own = {
         "crc32": changes_checksum(found.targets),
         "fills": list(found.fills),
         "floor": found.floor,
         "forwards": found.forwards,
-        "regions": [line(vars(one) | {"box": [round(edge, 2) for edge in one.box]}) for one in found.regions],
+        "regions": region_entries(found.regions),
         "targets": [
             {
                 "steps": list(one.steps),
@@ -115,9 +97,14 @@ def _meta(found: PatchEffects, formats: tuple[str, ...], command: str) -> dict[s
             }
             for one in found.targets
         ],
-        "images": [image_entry(image) for image in found.images],
-        "tokens": [line(entry) for entry in token_entries(found.tokens, found.images)],
     }
+    tables, formats = {"patches": patch_table(found)}, parse_formats(formats)
+    return save_looked(found, PATCHES, path, tables, formats, command, own, picture, on_removed)
+
+
+def region_entries(regions: Iterable[PictureRegion]) -> list[Any]:
+    """The regions as a meta file has them."""
+    return [line(vars(one) | {"box": [round(edge, 2) for edge in one.box]}) for one in regions]
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------------
@@ -133,13 +120,7 @@ def load_patches(path: str | os.PathLike) -> PatchEffects:
         regions=tuple(map(_region_from, meta["regions"])),
         targets=tuple(_target_from(entry, *numbers) for entry, numbers in zip(meta["targets"], changes, strict=True)),
         fills=tuple(meta["fills"]),
-        tokens=tokens_from(meta["tokens"]),
-        images=tuple(map(image_from, meta["images"])),
-        n_prompt=meta["n_prompt"],
-        generated_text=meta["generated_text"],
-        floor=meta["floor"],
-        forwards=meta["forwards"],
-        meta=meta["run"],
+        **looked_from(meta),
     )
 
 
@@ -149,16 +130,9 @@ def _region_from(entry: dict[str, Any]) -> PictureRegion:
 
 def _target_from(entry: dict[str, Any], change: np.ndarray, kl: np.ndarray) -> PatchTarget:
     return PatchTarget(
-        steps=tuple(entry["steps"]),
-        text=entry["text"],
-        probability=entry["probability"],
+        **target_from(entry, change, kl),
         place=np.array(entry["place"], dtype=np.int64),
         fill=tuple(entry["fill"]),
         route=tuple(entry["route"]),
-        logprob_change=change,
-        kl_divergence=kl,
-        top1=np.array(entry["top1"], dtype=np.int64),
-        top1_texts={int(token): text for token, text in entry["top1_texts"].items()},
-        differs=np.array(entry["differs"], dtype=bool),
         found=entry["found"],
     )

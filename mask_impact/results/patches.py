@@ -4,11 +4,10 @@ Dimensions: n measurements of a target.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from mask_impact.results.tokens import ImageRecord, TokenTable, check_shape
+from mask_impact.results.looked import LookedEffects, LookedTarget
 
 TOTAL, OWN, OTHERS, HIDDEN = "total", "own tokens", "other tokens", "keys hidden"
 
@@ -31,32 +30,17 @@ class PictureRegion:
 
 
 @dataclass(frozen=True)
-class PatchTarget:
-    """What was measured of one target: produced tokens, by their steps.
+class PatchTarget(LookedTarget):
+    """What was measured of one target. place: int64 [n], which of the regions; fill: n names, "" where keys are hidden; route: n
+    of TOTAL, OWN, OTHERS, HIDDEN. found: the region that was found to matter most, or the strongest that was asked about."""
 
-    probability: of all of them in a row, with nothing replaced. place: int64 [n], which of the regions; fill: n names, "" where
-    keys are hidden; route: n of TOTAL, OWN, OTHERS, HIDDEN; logprob_change (nats; negative: less likely), kl_divergence (nats):
-    float32 [n]; top1: int64 [n], the most probable token then at the first of the target's tokens where that is another one;
-    top1_texts: by id; differs: bool [n], whether there is one. found: the region that was found to matter most, or the strongest
-    that was asked about; changes are added over the target's tokens.
-    """
-
-    steps: tuple[int, ...]
-    text: str
-    probability: float
     place: np.ndarray
     fill: tuple[str, ...]
     route: tuple[str, ...]
-    logprob_change: np.ndarray
-    kl_divergence: np.ndarray
-    top1: np.ndarray
-    top1_texts: dict[int, str]
-    differs: np.ndarray
     found: int
 
     def __post_init__(self) -> None:
-        for name in ("logprob_change", "kl_divergence", "top1", "differs"):
-            check_shape(name, getattr(self, name), self.place.shape)
+        self.check_measurements(len(self.place))
 
     def rows(self, place: int | None = None, fill: str | None = None, route: str | None = None) -> list[int]:
         """The measurements of a region, fill, route (None: of any)."""
@@ -70,17 +54,9 @@ class PatchTarget:
 
 
 @dataclass(frozen=True)
-class PatchEffects:
-    """A whole run. fills: in the order in which they were asked for, the first for all regions; floor: nats, by how much
-    log-probabilities differ where nothing is replaced; forwards: passes of the prompt that it took beside the answer's own."""
+class PatchEffects(LookedEffects):
+    """A whole run. fills: in the order in which they were asked for, the first for all regions."""
 
     regions: tuple[PictureRegion, ...]
     targets: tuple[PatchTarget, ...]
     fills: tuple[str, ...]
-    tokens: TokenTable
-    images: tuple[ImageRecord, ...]
-    n_prompt: int
-    generated_text: str
-    floor: float
-    forwards: float
-    meta: dict[str, Any]

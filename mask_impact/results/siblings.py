@@ -9,10 +9,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mask_impact.results.files import check_output, is_regular, write_files
+from mask_impact.results.files import check_output, is_regular, without_suffix, write_files
 from mask_impact.results.inputs import META, TABLE, open_file, parse_json, read_file
+from mask_impact.results.meta import meta_bytes
 from mask_impact.results.names import KINDS, PAGE, Kind
-from mask_impact.results.table_files import FORMATS, beside
+from mask_impact.results.table_files import FORMATS, beside, table_writers
 
 START_OF_PAGE = 2000  # bytes, in which a page says who made it
 Writers = Mapping[str, Callable[[BinaryIO], Any]]
@@ -37,6 +38,31 @@ def write_kinds(stem: Path, kinds: Collection[Kind], writers: Writers, question:
     stale = _stale(stem, kinds, writers, question)
     write_files({beside(stem, suffix): write for suffix, write in writers.items()}, stale)
     return tuple(path for path in stale if not path.exists())
+
+
+def save_kind(
+    kind: Kind,
+    path: str | os.PathLike,
+    tables: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    question: tuple[Any, ...],
+    picture: Callable[[BinaryIO], Any] | None = None,
+    on_removed: Callable[[Iterable[Path]], Any] = tuple,
+) -> tuple[Path, ...]:
+    """Writes all of a kind under `path`, all or none: its tables, by what stands before the format, in the meta file's `formats`;
+    its picture, where there is one; the meta file. Returns the paths.
+
+    picture: writes it. on_removed: is told what was removed, see `write_kinds`. Errors as in `store.save`.
+    """
+    path = Path(path)
+    stem, text = path.parent / without_suffix(path.name), meta_bytes(meta)
+    writers = table_writers(tables, meta["formats"])
+    if picture is not None:
+        (drawn,) = kind.others
+        writers[drawn] = picture
+    writers[kind.main] = lambda file: file.write(text)
+    on_removed(write_kinds(stem, [kind], writers, question))
+    return tuple(beside(stem, suffix) for suffix in writers)
 
 
 def removal(removed: Iterable[Path]) -> tuple[str, ...]:

@@ -5,12 +5,12 @@ tower, n measurements of a target.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from mask_impact.results.looked import LookedEffects, LookedTarget
 from mask_impact.results.patches import PictureRegion
-from mask_impact.results.tokens import ImageRecord, TokenTable, check_shape
+from mask_impact.results.tokens import check_shape
 
 ANSWERS_WHAT = (
     "attn_relative and full_first_order say what each layer reads of a patch; whether the answer needs it, logprob_change of "
@@ -38,31 +38,16 @@ class TowerReading:
 
 
 @dataclass(frozen=True)
-class TowerTarget:
-    """What hiding regions in the tower did to one target: produced tokens, by their steps.
+class TowerTarget(LookedTarget):
+    """What hiding regions in the tower did to one target. place: int64 [n], which of the regions; layers: n times those in which
+    it was hidden; found: the region that matters most of those that were asked about, -1 without any."""
 
-    probability: of all of them in a row, with nothing hidden. place: int64 [n], which of the regions; layers: n times those in
-    which it was hidden; logprob_change (nats; negative: less likely), kl_divergence (nats): float32 [n]; top1: int64 [n], the
-    most probable token then at the first of the target's tokens where that is another one; top1_texts: by id; differs: bool [n],
-    whether there is one. found: the region that matters most of those that were asked about, -1 without any. Changes are added
-    over the target's tokens.
-    """
-
-    steps: tuple[int, ...]
-    text: str
-    probability: float
     place: np.ndarray
     layers: tuple[tuple[int, ...], ...]
-    logprob_change: np.ndarray
-    kl_divergence: np.ndarray
-    top1: np.ndarray
-    top1_texts: dict[int, str]
-    differs: np.ndarray
     found: int
 
     def __post_init__(self) -> None:
-        for name in ("logprob_change", "kl_divergence", "top1", "differs"):
-            check_shape(name, getattr(self, name), self.place.shape)
+        self.check_measurements(len(self.place))
 
     def row(self, place: int, layers: tuple[int, ...]) -> int:
         """The measurement of a region hidden in these layers; ValueError where there is none."""
@@ -70,11 +55,10 @@ class TowerTarget:
 
 
 @dataclass(frozen=True)
-class TowerEffects:
+class TowerEffects(LookedEffects):
     """A whole run. readings: of the images that were asked about, by number; unit: `patch` or `token`; probes: random ones that
     `full` is from; layers: in which regions were hidden; most_read: the region that is the unit with the largest mean of
-    attention over the layers, -1 where no effects were measured; floor: nats, by how much log-probabilities differ where a mask
-    hides nothing; forwards: passes of the prompt that it took beside the answer's own."""
+    attention over the layers, -1 where no effects were measured."""
 
     readings: dict[int, TowerReading]
     unit: str
@@ -84,10 +68,3 @@ class TowerEffects:
     regions: tuple[PictureRegion, ...]
     targets: tuple[TowerTarget, ...]
     most_read: int
-    tokens: TokenTable
-    images: tuple[ImageRecord, ...]
-    n_prompt: int
-    generated_text: str
-    floor: float
-    forwards: float
-    meta: dict[str, Any]

@@ -10,16 +10,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mask_impact.errors import ranges
-from mask_impact.results.files import without_suffix
-from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes, texts_by_id
+from mask_impact.results.looked_files import DEFAULT_FORMATS, change_columns, save_looked, target_columns
+from mask_impact.results.meta import line, texts_by_id
 from mask_impact.results.names import TOWER
-from mask_impact.results.patch_files import region_columns
-from mask_impact.results.siblings import asked, write_kinds
-from mask_impact.results.table_files import beside, checksum, parse_formats, table_writers, texts_column
-from mask_impact.results.token_meta import image_entry, token_entries
+from mask_impact.results.patch_files import region_columns, region_entries
+from mask_impact.results.table_files import checksum, parse_formats, texts_column
 from mask_impact.results.tower import ANSWERS_WHAT, TowerEffects, TowerReading, TowerTarget
 
-DEFAULT_FORMATS = ("csv", "json")
 READING_COLUMNS = (
     "image", "layer", "unit", "row", "column", "attn_relative", "full_first_order", "full_standard_error", "probes",
 )  # fmt: skip
@@ -71,16 +68,11 @@ def effect_table(found: TowerEffects):
 def _of_target(found: TowerEffects, target: TowerTarget):
     import pyarrow as pa
 
-    n = len(target.place)
     columns = (
-        np.full(n, target.steps[0], dtype=np.int32),
-        texts_column([target.text] * n),
+        *target_columns(target),
         *region_columns([found.regions[place] for place in target.place]),
         texts_column(map(ranges, target.layers)),
-        target.logprob_change + np.float32(0),  # -0.0 becomes 0.0
-        target.kl_divergence + np.float32(0),
-        texts_column(target.top1_texts[int(token)] for token in target.top1),
-        pa.array(target.differs),
+        *change_columns(target),
     )
     return pa.table(dict(zip(EFFECT_COLUMNS, columns, strict=True)))
 
@@ -98,31 +90,13 @@ def save_tower(
 
     picture: writes `path`.tower.png. on_removed: is told what was removed, see `write_kinds`. Errors as in `store.save`.
     """
-    path = Path(path)
-    stem, formats = path.parent / without_suffix(path.name), parse_formats(formats)
-    tables = {"tower": reading_table(found)}
+    tables, formats = {"tower": reading_table(found)}, parse_formats(formats)
     if found.regions:
         tables["tower_effects"] = effect_table(found)
-    text = meta_bytes(_meta(found, formats, command))
-    writers = table_writers(tables, formats)
-    if picture is not None:
-        writers["tower.png"] = picture
-    writers[TOWER.main] = lambda file: file.write(text)
-    question = asked(found.meta, [image.source for image in found.images])
-    on_removed(write_kinds(stem, [TOWER], writers, question))
-    return tuple(beside(stem, suffix) for suffix in writers)
-
-
-def _meta(found: TowerEffects, formats: tuple[str, ...], command: str) -> dict[str, Any]:
     numbers = [one.attention.astype(np.float32) for one in found.readings.values()]
     numbers += [getattr(one, name) for one in found.targets for name in ("logprob_change", "kl_divergence")]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "run": found.meta | {"command": command},
+    own = {
         "answers_what": ANSWERS_WHAT,
-        "generated_text": found.generated_text,
-        "n_prompt": found.n_prompt,
-        "formats": list(formats),
         "crc32": checksum(*numbers),
         "unit": found.unit,
         "probes": found.probes,
@@ -131,7 +105,7 @@ def _meta(found: TowerEffects, formats: tuple[str, ...], command: str) -> dict[s
         "most_read": found.regions[found.most_read].name if found.most_read >= 0 else None,
         "floor": found.floor,
         "forwards": found.forwards,
-        "regions": [line(vars(one) | {"box": [round(edge, 2) for edge in one.box]}) for one in found.regions],
+        "regions": region_entries(found.regions),
         "targets": [
             {
                 "steps": list(one.steps),
@@ -142,6 +116,5 @@ def _meta(found: TowerEffects, formats: tuple[str, ...], command: str) -> dict[s
             }
             for one in found.targets
         ],
-        "images": [image_entry(image) for image in found.images],
-        "tokens": [line(entry) for entry in token_entries(found.tokens, found.images)],
     }
+    return save_looked(found, TOWER, path, tables, formats, command, own, picture, on_removed)
