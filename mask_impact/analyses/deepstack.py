@@ -15,9 +15,9 @@ import torch
 from mask_impact.analyses.fills import filled
 from mask_impact.analyses.generation import produce
 from mask_impact.analyses.greedy import greedy_config
-from mask_impact.analyses.looking import Asked, Looking, check_images, check_rows, images_of
+from mask_impact.analyses.looking import Asked, Change, Looking, changes_of, check_images, check_rows
 from mask_impact.analyses.observer import Observer
-from mask_impact.analyses.prepared import Prepared, describe_run, prepare
+from mask_impact.analyses.prepared import Prepared, prepare
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.engine.choices import BASELINES
 from mask_impact.engine.features import Features
@@ -169,13 +169,7 @@ def run(
         targets=tuple(_target(looking, *pair) for pair in zip(looking.asked, effects, strict=True)),
         norm_share=_norm_share(looking.own, asked.tokens),
         answers=answers,
-        tokens=looking.tokens,
-        images=prepared.encoded.images,
-        n_prompt=looking.n_prompt,
-        generated_text=looking.generated_text,
-        floor=looking.floor,
-        forwards=forwards,
-        meta=describe_run(loaded, prepared) | images_of(prepared) | meta,
+        **looking.record(meta) | {"forwards": forwards},
     )
 
 
@@ -216,21 +210,10 @@ def _norm_share(own: Features, tokens: torch.Tensor) -> np.ndarray:
 
 def _target(looking: Looking, asked: Asked, effects: TargetEffects) -> DeepstackTarget:
     """With the set that has all parts behind those that were run."""
-    change = np.append(effects.logprob_change, np.float32(0))
-    likeliest = int(looking.logits[asked.steps[0]].argmax())
-    top1 = np.append(effects.top1, likeliest)
-    return DeepstackTarget(
-        steps=asked.steps,
-        text=asked.text,
-        probability=asked.probability,
-        logprob_change=change,
-        kl_divergence=np.append(effects.kl_divergence, np.float32(0)),
-        top1=top1,
-        top1_texts=looking.texts_of(top1.tolist()),
-        differs=np.append(effects.differs >= 0, False),
-        shapley=shapley(change.astype(np.float64)),
-        interaction=interactions(change.astype(np.float64)),
-    )
+    nothing = Change(0.0, 0.0, int(looking.logits[asked.steps[0]].argmax()), False)
+    fields = looking.target(asked, [*changes_of(effects), nothing])
+    change = fields["logprob_change"].astype(np.float64)
+    return DeepstackTarget(shapley=shapley(change), interaction=interactions(change), **fields)
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------------

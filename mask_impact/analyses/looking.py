@@ -7,7 +7,7 @@ why, say `pixels` and `deepstack`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ import torch
 from mask_impact.analyses.explain import extended
 from mask_impact.analyses.generation import SMALLER, on_input_device
 from mask_impact.analyses.observer import Observer
-from mask_impact.analyses.prepared import Prepared
+from mask_impact.analyses.prepared import Prepared, describe_run
 from mask_impact.analyses.targets import resolve
 from mask_impact.analyses.without import generate
 from mask_impact.engine.effects import TOLERANCE, apart
@@ -62,6 +62,21 @@ def check_rows(rows: int, forward: int, max_cost: int, hint: str) -> None:
             f"this takes {rows:,} rows through layers, as many as {rows / forward:,.0f} forward passes of this prompt, and "
             f"{max_cost:,} are allowed: {hint}, or allow it with `max_cost` {rows}"
         )
+
+
+class Change(NamedTuple):
+    """What one variant does to a target: see results.looked.LookedTarget."""
+
+    logprob: float
+    kl: float
+    top1: int
+    differs: bool
+
+
+def changes_of(effects: TargetEffects) -> list[Change]:
+    """Of each variant."""
+    columns = zip(effects.logprob_change, effects.kl_divergence, effects.top1, effects.differs, strict=True)
+    return [Change(float(change), float(kl), int(top1), bool(differs >= 0)) for change, kl, top1, differs in columns]
 
 
 @dataclass(frozen=True)
@@ -130,9 +145,37 @@ class Looking:
         self.rows += n * (tower + self.again.decoder_rows())
         return [_joined(parts) for parts in found]
 
-    def texts_of(self, ids: Sequence[int]) -> dict[int, str]:
+    def record(self, own: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of LookedEffects. own: what is said of the run besides."""
+        encoded = self.prepared.encoded
+        run = describe_run(self.loaded, self.prepared) | {"images": [image.source for image in encoded.images]}
+        return {
+            "tokens": self.tokens,
+            "images": encoded.images,
+            "n_prompt": self.n_prompt,
+            "generated_text": self.generated_text,
+            "floor": self.floor,
+            "forwards": self.forwards,
+            "meta": run | dict(own),
+        }
+
+    def target(self, asked: Asked, changes: Sequence[Change]) -> dict[str, Any]:
+        """The fields of LookedTarget."""
+        change, kl, top1, differs = zip(*changes, strict=True) if changes else ((),) * 4
+        return {
+            "steps": asked.steps,
+            "text": asked.text,
+            "probability": asked.probability,
+            "logprob_change": np.array(change, dtype=np.float32),
+            "kl_divergence": np.array(kl, dtype=np.float32),
+            "top1": np.array(top1, dtype=np.int64),
+            "top1_texts": self._texts_of(top1),
+            "differs": np.array(differs, dtype=bool),
+        }
+
+    def _texts_of(self, ids: Sequence[int]) -> dict[int, str]:
         """By id."""
-        ids = [*dict.fromkeys(int(one) for one in ids)]
+        ids = [*dict.fromkeys(ids)]
         return dict(zip(ids, token_texts(self.loaded.tokenizer, ids)[0], strict=True))
 
     def _resolved(self, kinds: Sequence[str]) -> list[tuple[int, ...]]:
@@ -172,8 +215,3 @@ def _joined(parts: Sequence[TargetEffects]) -> TargetEffects:
     names = ("logprob_change", "kl_divergence", "top1", "differs")
     joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     return TargetEffects(**joined, probability=parts[0].probability)
-
-
-def images_of(prepared: Prepared) -> Mapping[str, Any]:
-    """What a meta file's `run` says of the prompt's images."""
-    return {"images": [image.source for image in prepared.encoded.images]}

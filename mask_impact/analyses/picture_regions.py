@@ -30,6 +30,27 @@ class Place:
     tokens: torch.Tensor
 
 
+class Numbered:
+    """Regions in the order in which they were first asked about. places: these."""
+
+    def __init__(self) -> None:
+        self.places: list[Place] = []
+        self._numbers: dict[tuple[int, str], int] = {}
+
+    def number(self, place: Place) -> int:
+        """Of a region, which is a new one if none of its image has its name."""
+        key = place.region.image, place.region.name
+        if key not in self._numbers:
+            self._numbers[key] = len(self.places)
+            self.places.append(place)
+        return self._numbers[key]
+
+    @property
+    def regions(self) -> tuple[PictureRegion, ...]:
+        """All of them."""
+        return tuple(place.region for place in self.places)
+
+
 class Regions:
     """Makes the regions of one image. number: of the image; several: whether the prompt has more of them."""
 
@@ -147,6 +168,25 @@ def _reach(flags: torch.Tensor) -> tuple[int, int]:
 # --- coarse to fine ---------------------------------------------------------------------------------------------------------
 
 Cut = tuple[int, Edges]  # which of the images, and a rectangle of its tokens
+
+
+def wholes(images: Sequence[Regions]) -> list[Edges]:
+    """Of each image all of its tokens."""
+    return [(0, 0, *one.grid.tokens[::-1]) for one in images]
+
+
+def coarse_to_fine(
+    images: Sequence[Regions], beam: int, changes: Callable[[Sequence[Place]], list[float]]
+) -> tuple[list[Place], list[Place]]:
+    """The tokens that are found to matter most, the strongest first, `beam` at most, and their patches. changes: what becomes of
+    the answer without each of some regions, the lowest for the strongest."""
+
+    def ask(cuts: list[Cut]) -> list[float]:
+        return changes([images[number].block(edges) for number, edges in cuts])
+
+    cuts = search(wholes(images), beam, ask)
+    patches = [one for number, edges in cuts for one in images[number].patches_of(edges)]
+    return [images[number].block(edges) for number, edges in cuts], patches
 
 
 def quarters(tokens: Edges) -> Iterator[Edges]:

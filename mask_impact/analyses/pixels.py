@@ -15,10 +15,10 @@ import torch
 
 from mask_impact.analyses.fills import filled
 from mask_impact.analyses.hiding import Hiding
-from mask_impact.analyses.looking import Looking, check_images, check_rows, images_of
+from mask_impact.analyses.looking import Change, Looking, changes_of, check_images, check_rows
 from mask_impact.analyses.observer import Observer
-from mask_impact.analyses.picture_regions import Cut, Place, Regions, search
-from mask_impact.analyses.prepared import Prepared, describe_run, prepare
+from mask_impact.analyses.picture_regions import Cut, Numbered, Place, Regions, coarse_to_fine, search, wholes
+from mask_impact.analyses.prepared import Prepared, prepare
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.engine.choices import FILLS, REGIONS
 from mask_impact.engine.features import Features
@@ -86,14 +86,15 @@ class Plan:
             runs += n_fills * sum(one.grid.rows * one.grid.columns for one in self.images)
         else:
             asked: list[int] = []
-            tokens = search(_wholes(self.images), self.question.beam, lambda cuts: _largest_first(cuts, asked))
+            tokens = search(wholes(self.images), self.question.beam, lambda cuts: _largest_first(cuts, asked))
             n_patches = self.images[0].grid.merge ** 2
             runs += 0 if how is None else sum(asked) + len(tokens) * n_patches + 2 * (n_fills - 1)
         return runs + 2 * self.question.split
 
-
-def _wholes(images: Sequence[Regions]) -> list[tuple[int, int, int, int]]:
-    return [(0, 0, *one.grid.tokens[::-1]) for one in images]
+    def every(self) -> list[Place]:
+        """Each token, or each patch, as the question asks."""
+        tokens = self.question.how == "tokens"
+        return [place for one in self.images for place in (one.all_tokens() if tokens else one.all_patches())]
 
 
 def _largest_first(cuts: Sequence[Cut], asked: list[int]) -> list[float]:
@@ -157,16 +158,15 @@ def run(
 
 @dataclass
 class _Measured:
-    """What is known so far, of all targets. known: by region, fill and route of each target (change, KL, top1, differs)."""
+    """What is known so far, of all targets. known: by region, fill and route of each target."""
 
     looking: Looking
     plan: Plan
-    places: list[Place] = field(default_factory=list)
-    known: dict[tuple[int, str, str], list[tuple[float, float, int, bool]]] = field(default_factory=dict)
+    asked: Numbered = field(default_factory=Numbered)
+    known: dict[tuple[int, str, str], list[Change]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         again = self.looking.again
-        self._numbers: dict[tuple[int, str], int] = {}
         self._pictures = {
             one.number: one.grid.picture(again.pixel_values(one.number).cpu()) for one in self.plan.images
         }
@@ -184,15 +184,13 @@ class _Measured:
             return [self._strongest(self.plan.given, target) for target in range(n_targets)]
         if how == "search":
             return [self._searched(target) for target in range(n_targets)]
-        every = [
-            place for one in self.plan.images for place in (one.all_tokens() if how == "tokens" else one.all_patches())
-        ]
+        every = self.plan.every()
         for fill in fills:
             self.measure(every, fill)
         found = [self._strongest(every, target) for target in range(n_targets)]
         if question.split:
             for number in dict.fromkeys(found):
-                self.split(self.places[number])
+                self.split(self.asked.places[number])
         return found
 
     def _searched(self, target: int) -> int:
@@ -203,24 +201,19 @@ class _Measured:
             self.measure(places, first)
             return [self._change(place, first, target) for place in places]
 
-        def ask(cuts: list[Cut]) -> list[float]:
-            return changes([self.plan.images[number].block(tokens) for number, tokens in cuts])
-
-        cuts = search(_wholes(self.plan.images), self.plan.question.beam, ask)
-        tokens = [self.plan.images[number].block(edges) for number, edges in cuts]
-        patches = [one for number, edges in cuts for one in self.plan.images[number].patches_of(edges)]
+        tokens, patches = coarse_to_fine(self.plan.images, self.plan.question.beam, changes)
         best = patches[int(np.argmin(changes(patches)))]
         for fill in others:
             self.measure([tokens[0], best], fill)
         if self.plan.question.split:
             self.split(tokens[0])
-        return self._number(tokens[0])
+        return self.asked.number(tokens[0])
 
     # --- asking -------------------------------------------------------------------------------------------------------------
 
     def measure(self, places: Sequence[Place], fill: str) -> None:
         """The total effect of each of the regions that is not known yet."""
-        new = [one for one in places if (self._number(one), fill, TOTAL) not in self.known]
+        new = [one for one in places if (self.asked.number(one), fill, TOTAL) not in self.known]
         for image in dict.fromkeys(place.region.image for place in new):
             of_image = [place for place in new if place.region.image == image]
 
@@ -232,7 +225,7 @@ class _Measured:
 
     def split(self, place: Place) -> None:
         """What of a region's effect goes by its own tokens, by all others, and is lost where it is hidden in the decoder."""
-        if (self._number(place), "", HIDDEN) in self.known:
+        if (self.asked.number(place), "", HIDDEN) in self.known:
             return
         looking, fill, image = self.looking, self.plan.question.fills[0], place.region.image
         own, seen = looking.own, self._seen(image, [place], fill)
@@ -265,27 +258,11 @@ class _Measured:
         return found
 
     def _note(self, places: Sequence[Place], fill: str, route: str, effects: Sequence[TargetEffects]) -> None:
-        for place, one in enumerate(places):
-            self.known[self._number(one), fill, route] = [
-                (
-                    float(of_target.logprob_change[place]),
-                    float(of_target.kl_divergence[place]),
-                    int(of_target.top1[place]),
-                    bool(of_target.differs[place] >= 0),
-                )
-                for of_target in effects
-            ]
-
-    def _number(self, place: Place) -> int:
-        """Of the region among those that were asked about."""
-        key = place.region.image, place.region.name
-        if key not in self._numbers:
-            self._numbers[key] = len(self.places)
-            self.places.append(place)
-        return self._numbers[key]
+        for place, *found in zip(places, *map(changes_of, effects), strict=True):
+            self.known[self.asked.number(place), fill, route] = found
 
     def _change(self, place: Place, fill: str, target: int) -> float:
-        return self.known[self._number(place), fill, TOTAL][target][0]
+        return self.known[self.asked.number(place), fill, TOTAL][target].logprob
 
     def _strongest(self, places: Sequence[Place], target: int) -> int:
         """By the fill that does less: what both show."""
@@ -294,48 +271,32 @@ class _Measured:
         def weaker(place: Place) -> float:
             return max(self._change(place, fill, target) for fill in fills)
 
-        return self._number(min(places, key=weaker))
+        return self.asked.number(min(places, key=weaker))
 
     # --- the record ---------------------------------------------------------------------------------------------------------
 
     def result(self, found: Sequence[int]) -> PatchEffects:
         """All that was measured; found: of each target the region that matters most."""
-        looking, question, encoded = self.looking, self.plan.question, self.looking.prepared.encoded
+        looking, question = self.looking, self.plan.question
+        own = {
+            "by": question.how,
+            "beam": question.beam,
+            "fills": list(question.fills),
+            "target": looking.prepared.settings.target,
+        }
         return PatchEffects(
-            regions=tuple(place.region for place in self.places),
+            regions=self.asked.regions,
             targets=tuple(self._target(number, place) for number, place in enumerate(found)),
             fills=question.fills,
-            tokens=looking.tokens,
-            images=encoded.images,
-            n_prompt=looking.n_prompt,
-            generated_text=looking.generated_text,
-            floor=looking.floor,
-            forwards=looking.forwards,
-            meta=describe_run(looking.loaded, looking.prepared)
-            | images_of(looking.prepared)
-            | {
-                "by": question.how,
-                "beam": question.beam,
-                "fills": list(question.fills),
-                "target": looking.prepared.settings.target,
-            },
+            **looking.record(own),
         )
 
     def _target(self, number: int, found: int) -> PatchTarget:
-        asked = self.looking.asked[number]
         keys = sorted(self.known, key=lambda key: (key[0], [*self.plan.question.fills, ""].index(key[1])))
-        change, kl, top1, differs = zip(*(self.known[key][number] for key in keys), strict=True)
         return PatchTarget(
-            steps=asked.steps,
-            text=asked.text,
-            probability=asked.probability,
             place=np.array([key[0] for key in keys], dtype=np.int64),
             fill=tuple(key[1] for key in keys),
             route=tuple(key[2] for key in keys),
-            logprob_change=np.array(change, dtype=np.float32),
-            kl_divergence=np.array(kl, dtype=np.float32),
-            top1=np.array(top1, dtype=np.int64),
-            top1_texts=self.looking.texts_of(top1),
-            differs=np.array(differs, dtype=bool),
             found=found,
+            **self.looking.target(self.looking.asked[number], [self.known[key][number] for key in keys]),
         )

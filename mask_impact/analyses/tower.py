@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from mask_impact.analyses import pixels
-from mask_impact.analyses.looking import Looking, check_images, check_rows, images_of
+from mask_impact.analyses.looking import Change, Looking, changes_of, check_images, check_rows
 from mask_impact.analyses.observer import Observer
-from mask_impact.analyses.picture_regions import Cut, Place, Regions, search
-from mask_impact.analyses.prepared import Prepared, describe_run, prepare
+from mask_impact.analyses.picture_regions import Numbered, Place, Regions, coarse_to_fine
+from mask_impact.analyses.prepared import Prepared, prepare
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.engine.choices import UNITS
 from mask_impact.engine.features import Features
@@ -154,18 +154,14 @@ def _read(looking: Looking, tower: Tower, asked: Plan, image: int) -> TowerReadi
 
 @dataclass
 class _Measured:
-    """What is known so far of hidden regions, of all targets. known: by region and layers of each target (change, KL, top1,
-    differs)."""
+    """What is known so far of hidden regions, of all targets. known: by region and layers of each target."""
 
     looking: Looking
     tower: Tower
     plan: Plan
-    places: list[Place] = field(default_factory=list)
-    known: dict[tuple[int, tuple[int, ...]], list[tuple[float, float, int, bool]]] = field(default_factory=dict)
+    asked: Numbered = field(default_factory=Numbered)
+    known: dict[tuple[int, tuple[int, ...]], list[Change]] = field(default_factory=dict)
     floor: float = 0.0
-
-    def __post_init__(self) -> None:
-        self._numbers: dict[tuple[int, str], int] = {}
 
     def all_regions(self, found: Mapping[int, TowerReading]) -> tuple[list[int], int]:
         """Asks about all regions; returns of each target the one that matters most, and what is read most."""
@@ -175,36 +171,26 @@ class _Measured:
         if how == "search":
             most = [self._searched(target) for target in range(n_targets)]
         else:
-            every = list(regions.given) if how is None else [
-                place for one in regions.images for place in (one.all_tokens() if how == "tokens" else one.all_patches())
-            ]  # fmt: skip
+            every = regions.given if how is None else regions.every()
             self.measure(every)
             most = [self._strongest(every, target) for target in range(n_targets)]
         read = self._most_read(found)
         self.measure([read])
         for layers in self.plan.windows:
-            self.measure([*regions.given, *(self.places[number] for number in dict.fromkeys(most))], layers)
+            self.measure([*regions.given, *(self.asked.places[number] for number in dict.fromkeys(most))], layers)
         self._note_floor(read)
-        return most, self._number(read)
+        return most, self.asked.number(read)
 
     def _searched(self, target: int) -> int:
         """The token that the search finds; its patches are asked about, too."""
-        regions, question = self.plan.regions, self.plan.question.regions
 
-        def ask(cuts: list[Cut]) -> list[float]:
-            places = [self._regions(number).block(tokens) for number, tokens in cuts]
+        def changes(places: Sequence[Place]) -> list[float]:
             self.measure(places)
             return [self._change(place, target) for place in places]
 
-        cuts = search([(0, 0, *one.grid.tokens[::-1]) for one in regions.images], question.beam, ask)
-        cuts = [(regions.images[number].number, edges) for number, edges in cuts]
-        self.measure([one for number, edges in cuts for one in self._of_image(number).patches_of(edges)])
-        number, edges = cuts[0]
-        return self._number(self._of_image(number).block(edges))
-
-    def _regions(self, place: int) -> Regions:
-        """By the place among the images that are asked about."""
-        return self.plan.regions.images[place]
+        (found, *_), patches = coarse_to_fine(self.plan.regions.images, self.plan.question.regions.beam, changes)
+        self.measure(patches)
+        return self.asked.number(found)
 
     def _of_image(self, number: int) -> Regions:
         return next(one for one in self.plan.regions.images if one.number == number)
@@ -222,15 +208,15 @@ class _Measured:
     def measure(self, places: Sequence[Place], layers: tuple[int, ...] | None = None) -> None:
         """The effect of each of the regions that is not known yet, hidden in some layers (None: in those of the plan)."""
         layers = self.plan.layers if layers is None else layers
-        new = [one for one in places if (self._number(one), layers) not in self.known]
+        new = [one for one in places if (self.asked.number(one), layers) not in self.known]
         for image in dict.fromkeys(place.region.image for place in new):
             of_image = [place for place in new if place.region.image == image]
             for place, *found in zip(of_image, *self._effects(image, of_image, layers), strict=True):
-                self.known[self._number(place), layers] = found
+                self.known[self.asked.number(place), layers] = found
 
     def _effects(
         self, image: int, places: Sequence[Place], layers: tuple[int, ...], hides: bool = True
-    ) -> list[list[tuple[float, float, int, bool]]]:
+    ) -> list[list[Change]]:
         """Of each target, of each of the regions of one image. hides: whether the mask hides them, or nothing."""
         looking, grid = self.looking, self._of_image(image).grid
         again = looking.again
@@ -244,79 +230,48 @@ class _Measured:
             with keys_hidden(locate(looking.loaded.model), self.tower, some, flags[which]):
                 return again.seen(looking.own, image, values.expand(len(some), -1, -1))
 
-        return [
-            [
-                (float(change), float(kl), int(top1), bool(differs >= 0))
-                for change, kl, top1, differs in zip(
-                    one.logprob_change, one.kl_divergence, one.top1, one.differs, strict=True
-                )
-            ]
-            for one in looking.effects(len(places), features, again.tower_rows(image))
-        ]
+        return [changes_of(one) for one in looking.effects(len(places), features, again.tower_rows(image))]
 
     def _note_floor(self, place: Place) -> None:
         """By how much a mask that hides nothing changes log-probabilities."""
         found = self._effects(place.region.image, [place], self.plan.layers, hides=False)
-        self.floor = max(abs(change) for ((change, *_),) in found)
-
-    def _number(self, place: Place) -> int:
-        """Of the region among those that were asked about."""
-        key = place.region.image, place.region.name
-        if key not in self._numbers:
-            self._numbers[key] = len(self.places)
-            self.places.append(place)
-        return self._numbers[key]
+        self.floor = max(abs(one.logprob) for (one,) in found)
 
     def _change(self, place: Place, target: int) -> float:
-        return self.known[self._number(place), self.plan.layers][target][0]
+        return self.known[self.asked.number(place), self.plan.layers][target].logprob
 
     def _strongest(self, places: Sequence[Place], target: int) -> int:
-        return self._number(min(places, key=lambda place: self._change(place, target)))
+        return self.asked.number(min(places, key=lambda place: self._change(place, target)))
 
     # --- the record ---------------------------------------------------------------------------------------------------------
 
     def result(self, found: Mapping[int, TowerReading], most: Sequence[int], read: int) -> TowerEffects:
         """All that was measured. most: of each target the region that matters most; read: the one that is read most."""
         looking, question, plan = self.looking, self.plan.question, self.plan
+        own = {
+            "tower_attention_backend": self.tower.module.config._attn_implementation,
+            "by": question.regions.how if question.effects else None,
+            "beam": question.regions.beam,
+            "windows": question.windows,
+            "target": looking.prepared.settings.target,
+        }
         return TowerEffects(
             readings=dict(found),
             unit=question.unit,
             probes=question.probes,
             n_layers=plan.n_layers,
             layers=plan.layers,
-            regions=tuple(place.region for place in self.places),
+            regions=self.asked.regions,
             targets=tuple(self._target(number, place) for number, place in enumerate(most)),
             most_read=read,
-            tokens=looking.tokens,
-            images=looking.prepared.encoded.images,
-            n_prompt=looking.n_prompt,
-            generated_text=looking.generated_text,
-            floor=max(self.floor, looking.floor),
-            forwards=looking.forwards,
-            meta=describe_run(looking.loaded, looking.prepared)
-            | images_of(looking.prepared)
-            | {
-                "tower_attention_backend": self.tower.module.config._attn_implementation,
-                "by": question.regions.how if question.effects else None,
-                "beam": question.regions.beam,
-                "windows": question.windows,
-                "target": looking.prepared.settings.target,
-            },
+            **looking.record(own) | {"floor": max(self.floor, looking.floor)},
         )
 
     def _target(self, number: int, found: int) -> TowerTarget:
-        asked, keys = self.looking.asked[number], sorted(self.known)
-        change, kl, top1, differs = zip(*(self.known[key][number] for key in keys), strict=True) if keys else ((),) * 4
+        keys = sorted(self.known)
         return TowerTarget(
-            steps=asked.steps,
-            text=asked.text,
-            probability=asked.probability,
             place=np.array([key[0] for key in keys], dtype=np.int64),
             layers=tuple(key[1] for key in keys),
-            logprob_change=np.array(change, dtype=np.float32),
-            kl_divergence=np.array(kl, dtype=np.float32),
-            top1=np.array(top1, dtype=np.int64),
-            top1_texts=self.looking.texts_of(top1),
-            differs=np.array(differs, dtype=bool),
             found=found,
+            **self.looking.target(self.looking.asked[number], [self.known[key][number] for key in keys]),
         )
