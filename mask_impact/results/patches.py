@@ -28,6 +28,17 @@ class PictureRegion:
     size: tuple[int, int]
     positions: tuple[int, ...]
 
+    @property
+    def called(self) -> str:
+        """As a sentence names it."""
+        return f"{self.level} {self.name}" if self.level in ("token", "block") else self.name
+
+    @property
+    def area(self) -> float:
+        """Of the box, in pixels of the original image."""
+        left, top, right, bottom = self.box
+        return (right - left) * (bottom - top)
+
 
 @dataclass(frozen=True)
 class PatchTarget(LookedTarget):

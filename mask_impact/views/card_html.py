@@ -6,7 +6,6 @@ Every text of a prompt, a token or a file goes through Jinja2's escaping. What c
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, log
 from zlib import crc32
 
 from mask_impact.results.explanations import Explanation
@@ -14,7 +13,7 @@ from mask_impact.results.tokens import ImageRecord, image_title
 from mask_impact.views.card import Box, Card, Cell, Row, Word
 from mask_impact.views.layer_bars import nats
 from mask_impact.views.page import rendered, shown, template_text
-from mask_impact.views.text import percent
+from mask_impact.views.text import percent, percent_after
 
 FAINT = 0.02  # of the largest change: cells with less are not drawn
 MOST_TARGETS = 64  # that have a card
@@ -97,7 +96,7 @@ class CardView:
         probability = self.target.probability
         if not row.measured or self.target.instead or probability <= 0:
             return ""
-        return f"{percent(probability)} → {percent(min(1.0, exp(log(probability) + row.change)))}"
+        return f"{percent(probability)} → {percent_after(probability, row.change)}"
 
     def several(self, kind: str) -> str:
         """What the units of a kind are called."""

@@ -1,15 +1,13 @@
 """What each part of an image's features does to an answer, as HTML without a script: each alone and taken away, what it adds,
 and which two need each other. Knows what was measured and the card's classes."""
 
-from math import exp, log
-
 from mask_impact.findings.looked import strongest_pair, strongest_part
 from mask_impact.results.deepstack import DeepstackEffects, DeepstackTarget
 from mask_impact.views.card_html import MOST_TARGETS
 from mask_impact.views.deepstack import BASELINES
 from mask_impact.views.layer_bars import nats
 from mask_impact.views.page import rendered, shown
-from mask_impact.views.text import percent
+from mask_impact.views.text import percent, percent_after
 
 
 def deepstack_html(found: DeepstackEffects) -> list[str]:
@@ -95,7 +93,7 @@ class DeepstackView:
         before = self.target.probability
         if before <= 0:
             return ""
-        return percent(exp(min(log(before) + float(self.target.logprob_change[number]), 0.0)))
+        return percent_after(before, float(self.target.logprob_change[number]))
 
     def says(self, number: int) -> str:
         """What becomes of the answer: all of it where it was generated, else the first token."""

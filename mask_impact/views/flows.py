@@ -1,6 +1,5 @@
 """Knockouts as text for a terminal and as a line plot. Knows flows and plots; writes no files. matplotlib is imported late."""
 
-import io
 from collections.abc import Callable, Iterable
 from os import PathLike
 from typing import BinaryIO
@@ -8,7 +7,7 @@ from typing import BinaryIO
 import numpy as np
 
 from mask_impact.results.flows import Knockouts
-from mask_impact.views.plots import DPI, SMALL, TEXT, TITLE, drawn_as_text, fitted, quiet, write_png
+from mask_impact.views.plots import DPI, SMALL, TEXT, TITLE, drawn_as_text, fitted, png_of, writer_of
 from mask_impact.views.text import columns, cut, escape, model_lines, padded, percent, quoted, saved_lines, wrapped
 
 MAX_NAME = 20  # columns of a flow's name in the page of text
@@ -19,16 +18,12 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # 
 
 def flows_png(found: Knockouts) -> bytes:
     """The line plot as a PNG file."""
-    picture = io.BytesIO()
-    with quiet():
-        write_png(flows_figure(found), picture)
-    return picture.getvalue()
+    return png_of(lambda: flows_figure(found))
 
 
 def picture_of(found: Knockouts) -> Callable[[BinaryIO], None]:
-    """What `save_flows` writes beside the table: the line plot, drawn at once so that what fails does so before."""
-    picture = flows_png(found)
-    return lambda file: file.write(picture)
+    """What `save_flows` writes beside the table."""
+    return writer_of(flows_png(found))
 
 
 def flows_figure(found: Knockouts):

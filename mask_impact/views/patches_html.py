@@ -5,13 +5,12 @@ Knows what was measured and the card's classes. The page's script shows one fill
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import exp, log
 
 from mask_impact.results.patches import HIDDEN, OTHERS, OWN, TOTAL, PatchEffects, PatchTarget, PictureRegion
 from mask_impact.views.card_html import FAINT, MOST_TARGETS, image_source, picture_key
 from mask_impact.views.layer_bars import nats
 from mask_impact.views.page import rendered, shown
-from mask_impact.views.text import percent
+from mask_impact.views.text import percent, percent_after
 
 MOST_ROWS = 12  # regions that are named
 ROUTES = {
@@ -42,13 +41,8 @@ def regions_said(found: PatchEffects, target: PatchTarget) -> str:
     rows = [row for row in target.rows(target.found, route=TOTAL) if target.differs[row]]
     then = f"the answer becomes “{_then(target, rows[0])}”" if rows else "the answer stays"
     if asked > 1:
-        return f"Of {asked:,} regions, {called(best)} matters most. With its pixels replaced, {then}."
-    return f"With {called(best)} replaced, {then}."
-
-
-def called(region: PictureRegion) -> str:
-    """A region as a sentence names it."""
-    return f"{region.level} {region.name}" if region.level in ("token", "block") else region.name
+        return f"Of {asked:,} regions, {best.called} matters most. With its pixels replaced, {then}."
+    return f"With {best.called} replaced, {then}."
 
 
 def _then(target: PatchTarget, row: int) -> str:
@@ -83,7 +77,7 @@ class PatchesView:
     def ways(self) -> list[tuple[str, list[str]]]:
         """(region, nats by route) of each whose effect was split, by the first fill."""
         split = dict.fromkeys(self.target.place[self.target.rows(route=OWN)].tolist())
-        return [(called(self.found.regions[place]), [self._way(place, route) for route in ROUTES]) for place in split]
+        return [(self.found.regions[place].called, [self._way(place, route) for route in ROUTES]) for place in split]
 
     def _way(self, place: int, route: str) -> str:
         rows = self.target.rows(place, None if route == HIDDEN else self.found.fills[0], route)
@@ -117,7 +111,7 @@ class MeasuredView:
 
     def name(self, row: int) -> str:
         """Its region's name."""
-        return shown(called(self.region(row)))
+        return shown(self.region(row).called)
 
     def number(self, row: int) -> str:
         """Its change, nats."""
@@ -140,7 +134,7 @@ class MeasuredView:
         before = self.target.probability
         if before <= 0:
             return ""
-        return f"{percent(before)} → {percent(exp(min(log(before) + float(self.target.logprob_change[row]), 0.0)))}"
+        return f"{percent(before)} → {percent_after(before, float(self.target.logprob_change[row]))}"
 
     def tip(self, row: int) -> str:
         """What is said of a region under the pointer."""
@@ -174,7 +168,7 @@ class ImageView:
         mine = [row for row in of.rows if of.region(row).image == self.number]
         alone = all(of.region(row).level == "patch" for row in mine)
         tinted = [row for row in mine if alone or of.region(row).level != "patch"]
-        tinted.sort(key=lambda row: -_area(of.part(row)))
+        tinted.sort(key=lambda row: -of.region(row).area)
         shapes = [
             Shape(row, self._path(row, tinted[place + 1 :]), of.strength(row) < FAINT)
             for place, row in enumerate(tinted)
@@ -197,10 +191,6 @@ class ImageView:
         best = self.view.found.regions[self.view.target.found]
         left, top, right, bottom = best.box
         return _rectangle((left, top, right - left, bottom - top)) if best.image == self.number else ""
-
-
-def _area(part: tuple[float, float, float, float]) -> float:
-    return part[2] * part[3]
 
 
 def _holds(part: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:

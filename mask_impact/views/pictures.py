@@ -1,6 +1,5 @@
 """The pictures of a result as files, or as bytes for who shows them instead of keeping them."""
 
-import io
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -15,7 +14,7 @@ from mask_impact.results.table_files import beside
 from mask_impact.views.card_figure import card_figure
 from mask_impact.views.layers_plot import layers_figure
 from mask_impact.views.patches_plot import patches_figure
-from mask_impact.views.plots import quiet, write_png
+from mask_impact.views.plots import png_of, quiet, write_png
 
 
 def save_plots(result: Result, path: str | os.PathLike) -> tuple[Path, ...]:
@@ -52,7 +51,4 @@ def _save(pictures: Mapping[str, Callable[[], Any]], path: str | os.PathLike) ->
 
 def layers_png(result: Result) -> bytes:
     """The picture of layers x tokens as PNG, for who shows it instead of keeping it."""
-    file = io.BytesIO()
-    with quiet():
-        write_png(layers_figure(result), file)
-    return file.getvalue()
+    return png_of(lambda: layers_figure(result))

@@ -24,9 +24,9 @@ from mask_impact.views.plots import (
     TITLE,
     Page,
     fitted,
-    quiet,
+    png_of,
     with_model,
-    write_png,
+    writer_of,
 )
 from mask_impact.views.plots import wrapped as textlines
 from mask_impact.views.text import (
@@ -74,7 +74,9 @@ def _of_target(found: PatchEffects, target: PatchTarget, verbose: bool) -> Itera
     ]
     then = f"the answer becomes {quoted(becomes[0], BECOMES)}" if becomes else "the answer stays"
     of_all = (
-        f"of {asked} regions, {_called(best)} matters most. With" if asked > 1 else f"with {_called(best)} replaced,"
+        f"of {asked} regions, {escape(best.called)} matters most. With"
+        if asked > 1
+        else f"with {escape(best.called)} replaced,"
     )
     said = f"{of_all} its pixels replaced, {then}." if asked > 1 else f"{of_all} {then}."
     yield f"{quoted(target.text, 24)} ({percent(target.probability)}): {said}"
@@ -90,10 +92,6 @@ def _of_target(found: PatchEffects, target: PatchTarget, verbose: bool) -> Itera
         yield from _split(found, target, place)
 
 
-def _called(one) -> str:
-    return f"{one.level} {escape(one.name)}" if one.level in ("token", "block") else escape(one.name)
-
-
 def _row(found: PatchEffects, target: PatchTarget, place: int) -> str:
     cells, becomes = [], []
     for fill in found.fills:
@@ -101,7 +99,7 @@ def _row(found: PatchEffects, target: PatchTarget, place: int) -> str:
         cells.append(f"{target.logprob_change[rows[0]] + 0.0:>9.3g}" if rows else f"{'':>9}")
         becomes += [target.top1_texts[int(target.top1[row])] for row in rows if target.differs[row]]
     said = quoted(becomes[0], BECOMES) if becomes else ""
-    return f"  {padded(_called(found.regions[place])[:NAME], NAME)}  {'  '.join(cells)}  {said}".rstrip()
+    return f"  {padded(escape(found.regions[place].called)[:NAME], NAME)}  {'  '.join(cells)}  {said}".rstrip()
 
 
 def _split(found: PatchEffects, target: PatchTarget, place: int) -> Iterator[str]:
@@ -109,7 +107,7 @@ def _split(found: PatchEffects, target: PatchTarget, place: int) -> Iterator[str
     fill = found.fills[0]
     yield ""
     total = float(target.logprob_change[target.rows(place, fill, TOTAL)[0]])
-    yield f"  {_called(found.regions[place])}, {fill}: {total + 0.0:.3g} in total; of it"
+    yield f"  {escape(found.regions[place].called)}, {fill}: {total + 0.0:.3g} in total; of it"
     for route, said in WAYS.items():
         for row in target.rows(place, route=route):
             becomes = f"  {quoted(target.top1_texts[int(target.top1[row])], BECOMES)}" if target.differs[row] else ""
@@ -120,17 +118,13 @@ def _split(found: PatchEffects, target: PatchTarget, place: int) -> Iterator[str
 
 
 def picture_of(found: PatchEffects) -> Callable[[BinaryIO], None]:
-    """What `save_patches` writes beside the table: the picture, drawn at once so that what fails does so before."""
-    picture = pixels_png(found)
-    return lambda file: file.write(picture)
+    """What `save_patches` writes beside the table."""
+    return writer_of(pixels_png(found))
 
 
 def pixels_png(found: PatchEffects) -> bytes:
     """The picture as a PNG file."""
-    picture = io.BytesIO()
-    with quiet():
-        write_png(pixels_figure(found), picture)
-    return picture.getvalue()
+    return png_of(lambda: pixels_figure(found))
 
 
 def pixels_figure(found: PatchEffects, target: int = 0, width: float | None = None, caption: str = ""):
@@ -188,7 +182,7 @@ def _colour(axes, found: PatchEffects, target: PatchTarget, number: int, largest
     asked = [place for place in {*target.place.tolist()} if found.regions[place].image == number]
     patches_alone = all(found.regions[place].level == "patch" for place in asked)
     lines = []
-    for place in sorted(asked, key=lambda place: (-_area(found.regions[place].box), place)):
+    for place in sorted(asked, key=lambda place: (-found.regions[place].area, place)):
         left, top, right, bottom = found.regions[place].box
         change = weakest_change(target, place)
         if patches_alone or found.regions[place].level != "patch":
@@ -201,10 +195,6 @@ def _colour(axes, found: PatchEffects, target: PatchTarget, number: int, largest
     axes.imshow(overlay, extent=(0, wide, high, 0), aspect="auto", interpolation="nearest", origin="upper")
     for one in lines:
         axes.add_patch(one)
-
-
-def _area(box: tuple[float, float, float, float]) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def preview_pixels(image: ImageRecord) -> np.ndarray:

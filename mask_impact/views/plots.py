@@ -5,10 +5,11 @@ because tokens, their number and the shape of images are data, and any of them m
 formulas; a character that no font has is written as its code. The same result gives the same bytes.
 """
 
+import io
 import logging
 import warnings
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -47,6 +48,19 @@ FONTS = (
 def write_png(figure, file: BinaryIO) -> None:
     """The same bytes for the same figure."""
     figure.canvas.print_png(file, metadata={"Software": None})  # else the version of matplotlib
+
+
+def png_of(draw: Callable[[], Any]) -> bytes:
+    """A figure as a PNG file. draw: makes it."""
+    file = io.BytesIO()
+    with quiet():
+        write_png(draw(), file)
+    return file.getvalue()
+
+
+def writer_of(picture: bytes) -> Callable[[BinaryIO], None]:
+    """What writes a picture that is drawn already, so that what fails does so before any file is written."""
+    return lambda file: file.write(picture)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Knows no results but for the name of a token in one. A width is in columns: two 
 import shutil
 import unicodedata
 from collections.abc import Iterable, Mapping
+from math import exp, log
 from os import PathLike, fspath
 from typing import Any
 
@@ -110,6 +111,11 @@ def token_label(result: Result, position: int, width: int = TOKEN_WIDTH) -> str:
 def percent(share: float) -> str:
     """A share as a percentage of fixed width with one decimal; what would round to nothing is `<0.1 %`."""
     return "<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
+
+
+def percent_after(probability: float, change: float) -> str:
+    """What is left of a probability above 0 whose logarithm changes by so many nats."""
+    return percent(exp(min(log(probability) + change, 0.0)))
 
 
 def layers_counted(result: Result) -> str:

@@ -1,6 +1,5 @@
 """What the vision tower's layers read and what matters to the answer, as text and as a picture. Writes no files."""
 
-import io
 from collections.abc import Callable, Iterable, Iterator
 from os import PathLike
 from typing import Any, BinaryIO
@@ -8,7 +7,6 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mask_impact.errors import ranges
-from mask_impact.results.patches import PictureRegion
 from mask_impact.results.tower import TowerEffects, TowerTarget
 from mask_impact.views.patches_plot import layer_bands
 from mask_impact.views.pixels import panel_size, preview_pixels
@@ -27,9 +25,9 @@ from mask_impact.views.plots import (
     Page,
     colour_map,
     norm,
-    quiet,
+    png_of,
     with_model,
-    write_png,
+    writer_of,
 )
 from mask_impact.views.plots import fitted as fitted_text
 from mask_impact.views.text import escape, fitted, model_lines, padded, percent, quoted, saved_lines, wrapped
@@ -70,12 +68,12 @@ def _of_target(found: TowerEffects, target: TowerTarget, verbose: bool) -> Itera
         yield f"{said}; the answer needs none of them, and is more likely with some of them hidden."
     else:
         then = f"the answer becomes {_becomes(target, best)}" if target.differs[best] else "the answer stays"
-        yield f"{said}; {called(found.regions[target.found])} matters most. With it hidden, {then}."
+        yield f"{said}; {escape(found.regions[target.found].called)} matters most. With it hidden, {then}."
     yield ""
     yield f"  {padded('hidden in the tower', NAME)}  {padded('layers', LAYERS)} {'change':>9}  becomes"
     order = sorted(range(len(target.place)), key=lambda row: float(target.logprob_change[row]))
     for row in order if verbose else order[:MOST_ROWS]:
-        name = padded(called(found.regions[target.place[row]])[:NAME], NAME)
+        name = padded(escape(found.regions[target.place[row]].called)[:NAME], NAME)
         becomes = _becomes(target, row) if target.differs[row] else ""
         layers = padded(ranges(target.layers[row])[:LAYERS], LAYERS)
         yield f"  {name}  {layers} {target.logprob_change[row] + 0.0:>9.3g}  {becomes}".rstrip()
@@ -90,11 +88,6 @@ def _becomes(target: TowerTarget, row: int) -> str:
 
 def _layers(layers: tuple[int, ...]) -> str:
     return f"tower layer{'s' * (len(layers) > 1)} {ranges(layers)}"
-
-
-def called(region: PictureRegion) -> str:
-    """A region in words."""
-    return f"{region.level} {escape(region.name)}" if region.level in ("token", "block") else escape(region.name)
 
 
 def _readings(found: TowerEffects, verbose: bool) -> Iterator[str]:
@@ -124,7 +117,7 @@ def _verdicts(found: TowerEffects) -> Iterator[str]:
     for target in found.targets:
         row = target.row(found.most_read, found.layers)
         what = "it is read and it matters" if matters(target, row) else "it is read, and it does not matter"
-        name, change = called(found.regions[found.most_read]), float(target.logprob_change[row]) + 0.0
+        name, change = escape(found.regions[found.most_read].called), float(target.logprob_change[row]) + 0.0
         yield f"Read most over all layers is {name}. Hidden, it changes {quoted(target.text, 24)} by {change:.2g} nats: {what}."
     yield "Reads is one question, matters another: the map alone does not explain the answer."
 
@@ -184,17 +177,13 @@ def tower_entry(found: TowerEffects, paths: Iterable[str | PathLike] = ()) -> di
 
 
 def picture_of(found: TowerEffects) -> Callable[[BinaryIO], None]:
-    """What `save_tower` writes beside the tables: the picture, drawn at once so that what fails does so before."""
-    picture = tower_png(found)
-    return lambda file: file.write(picture)
+    """What `save_tower` writes beside the table."""
+    return writer_of(tower_png(found))
 
 
 def tower_png(found: TowerEffects) -> bytes:
     """The picture as a PNG file."""
-    picture = io.BytesIO()
-    with quiet():
-        write_png(tower_figure(found), picture)
-    return picture.getvalue()
+    return png_of(lambda: tower_figure(found))
 
 
 def tower_figure(found: TowerEffects, target: int = 0):
@@ -264,8 +253,7 @@ def _colour(axes, found: TowerEffects, target: TowerTarget, number: int) -> None
     largest = max(10 * MATTERS, *(abs(float(target.logprob_change[row])) for row in rows))
 
     def size(row: int) -> float:
-        left, top, right, bottom = found.regions[target.place[row]].box
-        return (right - left) * (bottom - top)
+        return found.regions[target.place[row]].area
 
     for row in sorted(
         (row for row in rows if found.regions[target.place[row]].image == number), key=size, reverse=True
