@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -199,18 +199,34 @@ def _check(args: argparse.Namespace, flags: dict[str, Any], is_dataset: bool) ->
         raise UsageError(f"--{wrong[0].replace('_', '-')} does not go with {source} (--help says what it is for)")
 
 
-def _run_config(args: argparse.Namespace, caller: Caller, flags: dict, command: str, observer: StudyProgress):
+def _read_config(args: argparse.Namespace, caller: Caller, flags: dict[str, Any]) -> tuple[Any, Place, Sequence[Any]]:
+    """The configuration, where its model is, and its jobs, as many as are asked for."""
     from mask_impact.studies.config import load_config
 
     config = load_config(args.file, kind=caller.kind, overrides=flags)
-    jobs, shard = config.jobs[: args.limit], args.shard or ALL
-    for job in jobs:
-        written = suffixes(kinds(job.settings), config.formats, args.plots, args.report)
-        check_output(config.output_dir, result_name(job), written)
     place = Place(
         model=config.model, revision=config.revision, device=config.device, dtype=config.dtype,
         device_map=flags.get("device_map"),
     )  # fmt: skip
+    return config, place, config.jobs[: args.limit]
+
+
+def _read_dataset(args: argparse.Namespace, caller: Caller, flags: dict[str, Any]) -> tuple[Place, Iterator[Any], str]:
+    """Where a dataset's model is, its rows, as many as are asked for, and what its results are called."""
+    from mask_impact.studies.dataset import read_dataset
+
+    settings = {name: value for name, value in flags.items() if name in RunSettings.__dataclass_fields__}
+    place = Place(**{name: value for name, value in flags.items() if name not in settings})
+    rows = islice(read_dataset(args.file, kind=caller.kind, defaults=settings), args.limit)
+    return place, rows, args.output or Path(args.file).stem
+
+
+def _run_config(args: argparse.Namespace, caller: Caller, flags: dict, command: str, observer: StudyProgress):
+    config, place, jobs = _read_config(args, caller, flags)
+    shard = args.shard or ALL
+    for job in jobs:
+        written = suffixes(kinds(job.settings), config.formats, args.plots, args.report)
+        check_output(config.output_dir, result_name(job), written)
     _check_device(args, place.device)
     observer.title(caller.titles["many"])
     results = {result_name(job) for job in jobs_of(jobs, shard)}
@@ -234,13 +250,11 @@ def _run_config(args: argparse.Namespace, caller: Caller, flags: dict, command: 
 
 
 def _run_dataset(args: argparse.Namespace, caller: Caller, flags: dict, command: str, observer: StudyProgress):
-    from mask_impact.studies.dataset import count_rows, read_dataset
+    from mask_impact.studies.dataset import count_rows
 
-    settings = {name: value for name, value in flags.items() if name in RunSettings.__dataclass_fields__}
-    place = Place(**{name: value for name, value in flags.items() if name not in settings})
+    place, rows, name = _read_dataset(args, caller, flags)
     _check_device(args, place.device)
-    rows = islice(read_dataset(args.file, kind=caller.kind, defaults=settings), args.limit)
-    name, shard = args.output or Path(args.file).stem, args.shard or ALL
+    shard = args.shard or ALL
     check_parts(check_output(place.output_dir, name, ()))
     observer.title(caller.titles["many"])
     with (
@@ -266,20 +280,13 @@ def _run_dataset(args: argparse.Namespace, caller: Caller, flags: dict, command:
 def _forecast(args: argparse.Namespace, caller: Caller, flags: dict, is_dataset: bool) -> int:
     """What the study is going to take; the exit code is that of a run."""
     shard = args.shard or ALL
-    settings = {name: value for name, value in flags.items() if name in RunSettings.__dataclass_fields__}
     if is_dataset:
-        from mask_impact.studies.dataset import read_dataset
-
-        place = Place(**{name: value for name, value in flags.items() if name not in settings})
-        rows = read_dataset(args.file, kind=caller.kind, defaults=settings)
-        rows, formats = rows_of(islice(rows, args.limit), shard), ("parquet",)
-        folder = check_output(place.output_dir, args.output or Path(args.file).stem, ()).parent
+        place, rows, name = _read_dataset(args, caller, flags)
+        rows, formats = rows_of(rows, shard), ("parquet",)
+        folder = check_output(place.output_dir, name, ()).parent
     else:
-        from mask_impact.studies.config import load_config
-
-        config = load_config(args.file, kind=caller.kind, overrides=flags)
-        place = Place(model=config.model, revision=config.revision, device=config.device, dtype=config.dtype)
-        rows, formats = jobs_of(config.jobs[: args.limit], shard), config.formats or ("csv", "json")
+        config, place, jobs = _read_config(args, caller, flags)
+        rows, formats = jobs_of(jobs, shard), config.formats or ("csv", "json")
         folder = check_output(config.output_dir, Path(args.file).stem, ()).parent
     reader = read_without_weights(caller, place)
 

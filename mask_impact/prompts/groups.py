@@ -101,6 +101,7 @@ class Layout:
             raise ValueError(f"n_prompt is {n_prompt}, expected 1 to {len(tokens)}, the number of tokens")
         self.tokens, self.images, self.n_prompt = tokens, tuple(images), n_prompt
         self._films = Films(tokens, self.images, n_prompt)
+        self._pictures = [number for number, one in enumerate(self.images) if one.moment is None]  # of no video
         kinds = tokens.kinds[:n_prompt]
         runs = (list(run) for kind, run in groupby(range(n_prompt), kinds.__getitem__) if kind == "text")
         self._runs = [list(_units(run, tokens, decode)) for run in runs]  # of text, without special tokens and images
@@ -156,7 +157,7 @@ class Layout:
 
     def parts(self) -> list[str]:
         """What flows are between, of image, video and timestamps, as far as the prompt has them."""
-        found = ["image"] if any(one.moment is None for one in self.images) else []
+        found = ["image"] if self._pictures else []
         if self._films:
             found += ["video", "timestamps"] if self._films.timed else ["video"]
         return found
@@ -221,10 +222,9 @@ class Layout:
         if n == 0:
             raise InputError("the prompt has no image")
         if number is None:
-            pictures = [at for at, one in enumerate(self.images) if one.moment is None]
-            if len(pictures) > 1 or not pictures:
+            if len(self._pictures) != 1:
                 raise InputError(f"the prompt has {n} images: say which, image 0 to image {n - 1}")
-            return pictures[0]
+            return self._pictures[0]
         if integer(number) >= n:
             has = f"{n} images, 0 to {n - 1}" if n > 1 else "one image, which is 0"
             raise InputError(f"there is no image {number}; the prompt has {has}")
@@ -236,10 +236,9 @@ class Layout:
 
     def _image(self, number: str | None, rows: str | None, columns: str | None) -> list[int]:
         if (number, rows, columns) == (None, None, None) and self.images:
-            pictures = [number for number, one in enumerate(self.images) if one.moment is None]
-            if not pictures:
+            if not self._pictures:
                 raise InputError("the prompt has no image; its video is called video")
-            return self._cells(np.isin(self.tokens.image, pictures))
+            return self._cells(np.isin(self.tokens.image, self._pictures))
         image = self._numbered_image(number)
         chosen = self.tokens.image == image
         n_rows, n_columns = self.images[image].grid
