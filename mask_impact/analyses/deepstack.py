@@ -1,8 +1,8 @@
 """DeepStack: which of an image's features the answer needs: the main ones, or those that are added behind decoder layers.
 
 At the image tokens of a region, each set of parts is kept and the rest is a baseline's: the same picture with the region blanked,
-another picture, the mean over the image's tokens, or zero. The tower runs once for the picture and once for a baseline that is a
-picture; the decoder runs once for each set. From all sets follow exact Shapley values and interactions.
+another picture, the mean over the image's tokens, or zero. The tower runs once more, for a baseline that is a picture; the
+decoder runs for all sets together (`engine.feature_sets`). From all sets follow exact Shapley values and interactions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,7 @@ from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.prepared import Prepared, prepare
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.engine.choices import BASELINES
+from mask_impact.engine.feature_sets import EverySet, Rows, noting, rows_of_sets
 from mask_impact.engine.features import Features
 from mask_impact.engine.ownership import owned
 from mask_impact.engine.targets import TargetEffects
@@ -61,12 +62,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where it is asked about. positions: of the region's image tokens; tokens: bool [M], the same among the prompt's image
-    tokens; images: their images; values: pixel_values of the other picture, where there is one."""
+    """Where it is asked about. positions: of the region's image tokens; every: int64 [M], of all image tokens; tokens: bool [M],
+    which of these are the region's; images: their images; values: pixel_values of the other picture, where there is one."""
 
     question: Question
     parts: tuple[FeaturePart, ...]
     positions: tuple[int, ...]
+    every: torch.Tensor
     tokens: torch.Tensor
     images: tuple[int, ...]
     grids: tuple[PatchGrid, ...]
@@ -107,7 +109,8 @@ def plan(reader: Reader, prepared: Prepared, question: Question) -> Plan:
             )
         values = _values_of(reader, question.other, grids[images[0]])
     every = np.flatnonzero(encoded.tokens.image >= 0)
-    return Plan(question, parts, positions, torch.from_numpy(np.isin(every, positions)), images, grids, values)
+    chosen = torch.from_numpy(np.isin(every, positions))
+    return Plan(question, parts, positions, torch.from_numpy(every), chosen, images, grids, values)
 
 
 def _values_of(reader: Reader, picture: Picture, grid: PatchGrid) -> torch.Tensor:
@@ -143,19 +146,18 @@ def run(
     observer = observer or Observer()
     prepared = prepare(loaded, prompt, settings, pictures)
     asked = plan(loaded, prepared, question)
-    kept = torch.from_numpy(members(len(asked.parts)))
-    with owned(locate(loaded.model)), torch.no_grad():
+    with owned(locate(loaded.model)), torch.no_grad(), noting(loaded.model) as noted:
         observer.begin(prepared.encoded.n_tokens, len(locate(loaded.model).layers), settings.num_tokens)
-        looking = Looking(loaded, prepared, observer)
-        again = looking.again
-        rows = (len(kept) - 1) * again.decoder_rows()
-        check_rows(rows, again.forward_rows(), settings.max_cost, "shorten the prompt or shrink its images")
+        looking = Looking(loaded, prepared, observer, noted)
+        again, rows = looking.again, _rows(looking, asked)
+        n_rows = rows_of_sets(again, len(asked.parts), rows)
+        check_rows(n_rows, again.forward_rows(), settings.max_cost, "shorten the prompt or shrink its images")
         base = _baseline(looking, asked)
-        observer.changing("Keeping parts", len(kept) - 1)
-        # The last set has all parts: nothing is replaced.
-        effects = looking.effects(
-            len(kept) - 1, lambda which: looking.own.taking(base, asked.tokens, ~kept[:-1][which]), 0
-        )
+        every = EverySet(again, noted.keys, looking.own, base, asked.every, asked.tokens, rows)
+        observer.changing("Keeping parts", 2 ** len(asked.parts))
+        logits = every.logits(looking.smaller, observer.changed)
+        looking.against(logits[-1], n_rows)  # the last set has all parts: nothing is replaced
+        effects = looking.held(logits[:-1])
         observer.all_changed()
         forwards = looking.forwards
         answers = _answers(looking, asked, base) if question.answers else {}
@@ -171,6 +173,12 @@ def run(
         answers=answers,
         **looking.record(meta) | {"forwards": forwards},
     )
+
+
+def _rows(looking: Looking, asked: Plan) -> Rows:
+    """From the first token of the region to the last row that is asked about."""
+    n = looking.n_prompt
+    return Rows(min(asked.positions), n + looking.last_step, n - 1)
 
 
 def _baseline(looking: Looking, asked: Plan) -> Features:

@@ -19,6 +19,7 @@ from mask_impact.analyses.prepared import Prepared, describe_run
 from mask_impact.analyses.targets import resolve
 from mask_impact.analyses.without import generate
 from mask_impact.engine.effects import TOLERANCE, apart
+from mask_impact.engine.feature_sets import Noted
 from mask_impact.engine.features import FeaturePass, Features, in_batches
 from mask_impact.engine.ownership import refuse_hooks
 from mask_impact.engine.targets import Target, TargetEffects, effects_of_logits
@@ -92,14 +93,16 @@ class Asked:
 class Looking:
     """An answer, ready to be held against others. produced: its ids; again: the sequence that runs again; own: the features that
     the model had; asked: the targets; floor: by how much, in nats, log-probabilities of this run differ from the answer's own;
-    rows: through layers, so far."""
+    rows: through layers, so far. noted: what `generate()` leaves, where it is to be noted; then the features are its own, and
+    whoever looks runs the sequence, and says so by `against`."""
 
-    def __init__(self, loaded: LoadedModel, prepared: Prepared, observer: Observer) -> None:
+    def __init__(self, loaded: LoadedModel, prepared: Prepared, observer: Observer, noted: Noted | None = None) -> None:
         self.loaded, self.prepared, self.observer = loaded, prepared, observer
         refuse_hooks(locate(loaded.model))
         logits: list[torch.Tensor] = []
         inputs, settings = prepared.encoded.inputs, prepared.settings
-        self.produced = generate(loaded, inputs, (), (), settings.num_tokens, lambda one: logits.append(one[0]))
+        held = {} if noted is None else {"past_key_values": noted.keys}
+        self.produced = generate(loaded, inputs | held, (), (), settings.num_tokens, lambda one: logits.append(one[0]))
         self.texts, kinds = token_texts(loaded.tokenizer, self.produced)
         self.tokens: TokenTable = prepared.encoded.tokens.extended(self.produced, self.texts, kinds)
         moved = on_input_device(loaded.model, inputs)
@@ -108,11 +111,23 @@ class Looking:
         )  # of which means are formed, unrounded
         self.inputs = extended(moved, self.produced[:-1])
         self.again = FeaturePass(loaded.model, self.inputs, len(self.produced))
-        self.own = self.again.own()
-        self.logits = self.again.logits(self.own)[0]
-        self.rows = self.again.forward_rows()
-        self.floor = self._checked(torch.stack(logits))
-        self.asked = tuple(self._asked(steps) for steps in self._resolved(kinds))
+        self._answered, self._resolved = torch.stack(logits), self._steps_of(kinds)
+        self.own = self.again.own() if noted is None else noted.own()
+        self.rows = 0
+        if noted is None:
+            self.against(self.again.logits(self.own)[0], self.again.forward_rows())
+
+    def against(self, logits: torch.Tensor, rows: int) -> None:
+        """Variants are held against this run of the sequence with its own features, which took so many rows. logits: [T,
+        vocabulary], of the first T produced tokens, all that are asked about among them. ExactnessError."""
+        self.logits, self.rows = logits, self.rows + rows
+        self.floor = self._checked(self._answered[: len(logits)])
+        self.asked = tuple(self._asked(steps) for steps in self._resolved)
+
+    @property
+    def last_step(self) -> int:
+        """The last produced token that is asked about."""
+        return max(step for steps in self._resolved for step in steps)
 
     @property
     def n_prompt(self) -> int:
@@ -135,15 +150,18 @@ class Looking:
         found: list[list[TargetEffects]] = [[] for _ in self.asked]
 
         def run(which: slice) -> None:
-            changed = self.again.logits(features_of(which))
-            for of_target, one in zip(found, self.asked, strict=True):
-                steps = list(one.steps)
-                of_target.append(effects_of_logits(self.logits[steps], changed[:, steps], one.targets))
+            for of_target, one in zip(found, self.held(self.again.logits(features_of(which))), strict=True):
+                of_target.append(one)
             self.observer.changed(which.stop - which.start)
 
-        in_batches(n, max(self.again.n_positions, *self.again.n_patches), run, self._smaller)
+        in_batches(n, max(self.again.n_positions, *self.again.n_patches), run, self.smaller)
         self.rows += n * (tower + self.again.decoder_rows())
         return [_joined(parts) for parts in found]
+
+    def held(self, changed: torch.Tensor) -> list[TargetEffects]:
+        """What variants do to each target. changed: [n, T, vocabulary], their logits."""
+        every = [(list(one.steps), one.targets) for one in self.asked]
+        return [effects_of_logits(self.logits[steps], changed[:, steps], targets) for steps, targets in every]
 
     def record(self, own: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of LookedEffects. own: what is said of the run besides."""
@@ -178,7 +196,7 @@ class Looking:
         ids = [*dict.fromkeys(ids)]
         return dict(zip(ids, token_texts(self.loaded.tokenizer, ids)[0], strict=True))
 
-    def _resolved(self, kinds: Sequence[str]) -> list[tuple[int, ...]]:
+    def _steps_of(self, kinds: Sequence[str]) -> list[tuple[int, ...]]:
         tokenizer, spec = self.loaded.tokenizer, self.prepared.settings.target
         return resolve(spec, self.produced, self.texts, kinds, tokenizer.decode)
 
@@ -197,11 +215,12 @@ class Looking:
                 f"the model run with its own features differs from its answer by {error:.1e} of its logits' spread "
                 f"({tolerance:.0e} allowed): no effects are given"
             )
-        ids = torch.tensor(self.produced, device=own.device).unsqueeze(1)
+        ids = torch.tensor(self.produced[: len(own)], device=own.device).unsqueeze(1)
         first, second = (torch.log_softmax(one.double(), dim=-1).gather(1, ids) for one in (own, self.logits))
         return float((first - second).abs().max())
 
-    def _smaller(self, error: RuntimeError, size: int) -> int:
+    def smaller(self, error: RuntimeError, size: int) -> int:
+        """How many variants go together where `size` were too many; any other error goes on its way. DeviceError."""
         if not is_out_of_memory(error):
             raise error
         if size <= 1:

@@ -93,6 +93,23 @@ class FeaturePass:
         return (self.n_positions - self.first) * self._n_layers
 
     @property
+    def n_layers(self) -> int:
+        """Of the decoder."""
+        return self._n_layers
+
+    @property
+    def entering_share(self) -> float:
+        """Which share of a decoder layer forms its queries, keys and values."""
+        text = self.model.config.get_text_config()
+        heads = text.num_attention_heads + 2 * text.num_key_value_heads
+        return text.hidden_size * heads * _head_dim(text) / _decoder_layer(text)
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """int64 [3, 1, N], of time, height and width."""
+        return self._positions
+
+    @property
     def _n_layers(self) -> int:
         return self.model.config.get_text_config().num_hidden_layers
 
@@ -192,10 +209,13 @@ def _tower_layer(vision: Any) -> int:
 def _decoder_layer(text: Any) -> int:
     """Weights that a token meets in a layer of the decoder."""
     heads = 2 * text.num_attention_heads + 2 * text.num_key_value_heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     experts = getattr(text, "num_experts_per_tok", 0) or 0
     inner = experts * text.moe_intermediate_size if experts else text.intermediate_size
-    return text.hidden_size * (heads * head_dim + 3 * inner)
+    return text.hidden_size * (heads * _head_dim(text) + 3 * inner)
+
+
+def _head_dim(text: Any) -> int:
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
 
 def in_batches(n: int, rows: int, run: Callable[[slice], None], smaller: Callable[[RuntimeError, int], int]) -> None:
