@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mask_impact.analyses.settings import OF_ANSWERS, OF_EFFECTS, STUDY, Place, RunSettings
+from mask_impact.analyses.settings import OF_ANSWERS, OF_EFFECTS, OF_PICTURES, PICTURES, STUDY, Place, RunSettings
 from mask_impact.commands import options
 from mask_impact.commands.caller import Caller
 from mask_impact.commands.console import launched, remark, say
@@ -18,7 +18,7 @@ from mask_impact.commands.run import beside, kinds
 from mask_impact.commands.single import load_from, load_model, read_without_weights
 from mask_impact.errors import OutputError, UsageError, WorkerError
 from mask_impact.results.files import check_output
-from mask_impact.results.names import suffixes
+from mask_impact.results.names import DEEPSTACK, PATCHES, TOWER, suffixes
 from mask_impact.studies.jobs import result_name
 from mask_impact.studies.parts import check_parts
 from mask_impact.studies.writer import ALL, Shard, jobs_of, rows_of, writing
@@ -37,6 +37,7 @@ examples:
 CONFIGS = (".yaml", ".yml")
 DATASETS = (".jsonl", ".csv", ".parquet")
 REDUCE = ("summary", "none")
+LOOK_FILES = dict(zip(PICTURES, (PATCHES, DEEPSTACK, TOWER), strict=True))
 MOST_WORKERS = 10_000
 
 
@@ -193,7 +194,13 @@ def _check(args: argparse.Namespace, flags: dict[str, Any], is_dataset: bool) ->
         wrong = ["output"]
     if is_dataset and not flags.get("effect") and (idle := [name for name in OF_EFFECTS if name in flags]):
         raise UsageError(f"--{idle[0]} says how the effect is measured: give --effect too")
-    if is_dataset and not flags.get("answer") and (idle := [name for name in OF_ANSWERS if name in flags]):
+    for name, of in OF_PICTURES.items():
+        if is_dataset and name in flags and not any(flags.get(one) for one in of):
+            raise UsageError(
+                f"--{name} goes with {' or '.join(f'--{one}' for one in of)}: give {'one' if of[1:] else 'it'} too"
+            )
+    about_answers = {*OF_ANSWERS} - ({"target"} if any(flags.get(one) for one in PICTURES) else set())
+    if is_dataset and not flags.get("answer") and (idle := [name for name in flags if name in about_answers]):
         raise UsageError(f"--{idle[0].replace('_', '-')} is about what the answer used: give --answer too")
     if wrong:
         raise UsageError(f"--{wrong[0].replace('_', '-')} does not go with {source} (--help says what it is for)")
@@ -225,7 +232,8 @@ def _run_config(args: argparse.Namespace, caller: Caller, flags: dict, command: 
     config, place, jobs = _read_config(args, caller, flags)
     shard = args.shard or ALL
     for job in jobs:
-        written = suffixes(kinds(job.settings), config.formats, args.plots, args.report)
+        looked = [LOOK_FILES[name] for name in PICTURES if getattr(job.settings, name)]
+        written = suffixes((*kinds(job.settings), *looked), config.formats, args.plots, args.report)
         check_output(config.output_dir, result_name(job), written)
     _check_device(args, place.device)
     observer.title(caller.titles["many"])

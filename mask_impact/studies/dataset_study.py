@@ -17,12 +17,13 @@ from mask_impact.results.effect_tables import effect_table
 from mask_impact.results.explanation_tables import explanation_table, matrix_table, routes_table
 from mask_impact.results.files import check_output, is_regular, output_error, write_files
 from mask_impact.results.inputs import TABLE, open_file
-from mask_impact.results.records import Result
 from mask_impact.results.table_files import clean_text, one_line
 from mask_impact.results.tables import to_dataset_table, with_prompt
+from mask_impact.studies.batching import Outcome
 from mask_impact.studies.crew import Block, Crew, Done, ThisProcess
 from mask_impact.studies.digest import digest
 from mask_impact.studies.jobs import Job, Problem
+from mask_impact.studies.looks import tables_of
 from mask_impact.studies.parts import HOW, KINDS, RUN, part_of
 from mask_impact.studies.progress import Course, ErrorLog, StudyObserver, Tally, run_blocks
 from mask_impact.studies.writer import MAX_TOGETHER, Writer, old_parts
@@ -217,8 +218,9 @@ class _Part:
                 path.unlink(missing_ok=True)
 
 
-def _tables_of(result: Result, job: Job, reduce: str) -> dict[str, Any]:
+def _tables_of(outcome: Outcome, reduce: str) -> dict[str, Any]:
     """The tables of one prompt, by KINDS; those of what was not asked for are left out."""
+    result, job = outcome.result, outcome.task.source
     carried = _as_json(job.carried)
 
     def named(table: Any) -> Any:
@@ -234,6 +236,7 @@ def _tables_of(result: Result, job: Job, reduce: str) -> dict[str, Any]:
             tables["routes"] = named(routes_table(result.answer))
         if result.answer.matrix is not None:
             tables["matrix"] = named(matrix_table(result.answer))
+    tables |= {name: named(table) for name, table in tables_of(outcome.looked)}
     return tables
 
 

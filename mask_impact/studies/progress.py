@@ -2,6 +2,7 @@
 
 import json
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -63,7 +64,8 @@ class ErrorLog:
 
 @dataclass
 class Tally:
-    """What became of the jobs so far. stopped: by the user, before the end; failed: their names."""
+    """What became of the jobs so far. stopped: by the user, before the end; failed: their names; left_out: of how many prompts a
+    question about images was left out, by its name and why."""
 
     n_jobs: int = 0
     n_written: int = 0
@@ -73,11 +75,13 @@ class Tally:
     stopped: bool = False
     errors_path: Path | None = None
     seconds: float = 0.0
+    left_out: Counter = field(default_factory=Counter)
 
     def count(self, done: Done) -> None:
         """One more job that was run."""
         self.n_written += done.error is None
         self.n_tokens += done.n_tokens
+        self.left_out.update(done.left_out.items())
 
     def end(self, complete: bool, seconds: float, errors_path: Path) -> None:
         """Nothing more is run. errors_path: where it is recorded what failed."""
