@@ -176,7 +176,8 @@ def forecast_lines(found: Any) -> list[str]:
         lines += [
             f"about {found.forwards:.1f} forward passes of {found.n_tokens:.0f} tokens for each, "
             f"{found.forwards * found.n_prompts:,.0f} in all{seen}",
-            f"about {found.n_bytes / 2**20:,.1f} MiB of distances; {found.n_free / 2**20:,.0f} MiB are free",
+            f"about {found.n_bytes / 2**20:,.1f} MiB of distances"
+            + ("" if found.n_free is None else f"; {found.n_free / 2**20:,.0f} MiB are free"),
         ]
     return lines
 

@@ -19,16 +19,18 @@ from mask_impact.commands.single import load_from, load_model, read_without_weig
 from mask_impact.errors import OutputError, UsageError, WorkerError
 from mask_impact.results.files import check_output
 from mask_impact.results.names import DEEPSTACK, PATCHES, TOWER, suffixes
+from mask_impact.results.remote import is_address, place_of
 from mask_impact.studies.jobs import result_name
-from mask_impact.studies.parts import check_parts
+from mask_impact.studies.parts import check_parts, folder_of
 from mask_impact.studies.writer import ALL, Shard, jobs_of, rows_of, writing
 from mask_impact.views.summary_json import tally_entry, to_text
 
 EPILOG = """\
 FILE is a YAML configuration (each prompt gets files of its own, {name}_results), or a dataset: a
-.jsonl, .csv or .parquet file with a column prompt (results go to NAME/part-*.parquet; with --answer and
---effect also to NAME.answer, NAME.card and NAME.effect). `mask-impact report output/NAME` shows them,
-`mask-impact study report DIR` says what holds over the prompts of one.
+.jsonl, .csv or .parquet file with a column prompt (results go to NAME/TABLE/part-*.parquet, with
+--answer and --effect also tables of these; DIR may be the address of a store, as s3://BUCKET/FOLDER).
+`mask-impact report output/NAME` shows them, `mask-impact study report DIR` says what holds over the
+prompts of one.
 
 examples:
   mask-impact study prompts_config_vl.yaml --resume
@@ -230,6 +232,11 @@ def _read_dataset(args: argparse.Namespace, caller: Caller, flags: dict[str, Any
 
 def _run_config(args: argparse.Namespace, caller: Caller, flags: dict, command: str, observer: StudyProgress):
     config, place, jobs = _read_config(args, caller, flags)
+    if is_address(config.output_dir):
+        raise UsageError(
+            f"a configuration's results go to a folder of this machine, and {config.output_dir} is none; those of "
+            "a dataset may go there"
+        )
     shard = args.shard or ALL
     for job in jobs:
         looked = [LOOK_FILES[name] for name in PICTURES if getattr(job.settings, name)]
@@ -263,10 +270,11 @@ def _run_dataset(args: argparse.Namespace, caller: Caller, flags: dict, command:
     place, rows, name = _read_dataset(args, caller, flags)
     _check_device(args, place.device)
     shard = args.shard or ALL
-    check_parts(check_output(place.output_dir, name, ()))
+    output_dir = place_of(place.output_dir)
+    check_parts(folder_of(output_dir, name), args.resume)
     observer.title(caller.titles["many"])
     with (
-        writing(Path(place.output_dir), name, fresh=not args.resume, shard=shard) as writer,
+        writing(output_dir, name, fresh=not args.resume, shard=shard) as writer,
         _crew(args, caller, place, observer) as crew,
     ):
         from mask_impact.studies.dataset_study import run_dataset
@@ -291,7 +299,7 @@ def _forecast(args: argparse.Namespace, caller: Caller, flags: dict, is_dataset:
     if is_dataset:
         place, rows, name = _read_dataset(args, caller, flags)
         rows, formats = rows_of(rows, shard), ("parquet",)
-        folder = check_output(place.output_dir, name, ()).parent
+        folder = folder_of(place_of(place.output_dir), name).parent
     else:
         config, place, jobs = _read_config(args, caller, flags)
         rows, formats = jobs_of(jobs, shard), config.formats or ("csv", "json")

@@ -14,6 +14,7 @@ from mask_impact.analyses.prepared import Prepared, prepare
 from mask_impact.errors import MaskImpactError
 from mask_impact.models.loading import Reader
 from mask_impact.prompts.videos import read_visuals
+from mask_impact.results.remote import Place
 from mask_impact.studies import looks
 from mask_impact.studies.jobs import Job, Problem
 
@@ -27,8 +28,8 @@ AT_RANDOM = 16  # effects that are measured beside the strongest
 class Forecast:
     """n_prompts, n_images: of the whole study; n_wrong: rows that are no prompts, or can't be run, among those that were looked
     at; n_tokens, forwards: of a prompt, on average, the latter in forward passes of it; n_bytes: of all distances; n_free: bytes
-    that are free there; n_sampled: how many prompts tokens, forwards and bytes are from; problems: the first of what is wrong;
-    left_out: what can't be had of prompts, and of how many of these."""
+    that are free there (None: not known); n_sampled: how many prompts tokens, forwards and bytes are from; problems: the first of
+    what is wrong; left_out: what can't be had of prompts, and of how many of these."""
 
     n_prompts: int
     n_images: int
@@ -36,7 +37,7 @@ class Forecast:
     n_tokens: float
     forwards: float
     n_bytes: int
-    n_free: int
+    n_free: int | None
     n_sampled: int
     problems: list[str]
     left_out: dict[str, int] = field(default_factory=dict)
@@ -47,11 +48,14 @@ class Forecast:
 
 
 def forecast(
-    reader: Reader, rows: Iterable[Job | Problem], folder: Path, formats: Sequence[str], n_variants: int | None
+    reader: Reader, rows: Iterable[Job | Problem], folder: Place, formats: Sequence[str], n_variants: int | None
 ) -> Forecast:
     """Of the rows that are to be run. formats: of the tables; n_variants: that are kept of each token and layer (None: all)."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    found = Forecast(0, 0, 0, 0.0, 0.0, 0, shutil.disk_usage(there).free, 0, [])
+    free = None
+    if isinstance(folder, Path):
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+        free = shutil.disk_usage(there).free
+    found = Forecast(0, 0, 0, 0.0, 0.0, 0, free, 0, [])
     for row in rows:
         if isinstance(row, Problem):
             _count_wrong(found, row.name or f"row {row.row}", row.message)

@@ -154,7 +154,7 @@ class _Results:
             *result.meta.get("notices", ()),
             *(f"No {one}: {why}" for one, why in outcome.left_out.items()),
         ]
-        meta["left_out"] = dict(outcome.left_out)
+        meta |= {"left_out": dict(outcome.left_out)} if outcome.left_out else {}
         result = replace(result, meta=result.meta | meta)
         for name, found in outcome.looked.items():
             LOOKS[name].save(found, path, self._formats or DEFAULT_FORMATS, self._command)
