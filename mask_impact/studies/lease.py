@@ -48,7 +48,7 @@ class Lease:
     def check(self) -> None:
         """OutputError where another run has taken over."""
         if not self.holds:
-            name = self._note.name[1:].removesuffix(".names")
+            name = self._note.name[1:].removesuffix(".names").removesuffix(".lease")
             raise OutputError(
                 f"another run has taken over '{name}' in {self._note.parent}, as this one did not renew its lease for "
                 f"{SECONDS_OF_LEASE:.0f} s: nothing more is written"
