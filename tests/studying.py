@@ -2,8 +2,10 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import yaml
 
 REPOSITORY = Path(__file__).parent.parent
@@ -32,6 +34,19 @@ def data_files(folder):
     whole = (".csv", ".json", ".parquet", ".jsonl", ".png", ".html")
     assert not [name for name in names if not name.endswith(whole)]
     return {name: (Path(folder) / name).read_bytes() for name in names if name.endswith((".csv", ".parquet"))}
+
+
+def study_files(folder):
+    """Content of all parts of a dataset's study by table and file name, that of prompts without their seconds; and none is
+    half-written."""
+    files = [path for path in sorted(Path(folder).glob("*/*")) if not path.name.startswith(".")]
+    assert all(re.fullmatch(r"part-\d{6}\.parquet", path.name) for path in files), files
+    return {
+        f"{path.parent.name}/{path.name}": pq.read_table(path).drop_columns(["seconds"]).to_pylist()
+        if path.parent.name == "prompts"
+        else path.read_bytes()
+        for path in files
+    }
 
 
 def write_dataset(path, rows):

@@ -380,8 +380,10 @@ def test_the_columns_of_tables_are_those_that_are_documented(written, name):
 def test_the_columns_of_a_dataset_are_those_that_are_documented(written):
     from pyarrow import parquet
 
-    names = parquet.read_schema(written / "data" / "part-000000.parquet").names
-    assert sorted(names) == sorted([*columns_below("NAME.csv"), *columns_below("NAME/part-000000.parquet")])
+    names = parquet.read_schema(written / "data" / "impact" / "part-000000.parquet").names
+    assert sorted(names) == sorted([*columns_below("NAME.csv"), *columns_below("NAME/impact")])
+    names = parquet.read_schema(written / "data" / "prompts" / "part-000000.parquet").names
+    assert names == columns_below("NAME/prompts")
 
 
 @pytest.mark.slow

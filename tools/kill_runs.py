@@ -32,8 +32,9 @@ from mask_impact.models import loading
 from mask_impact.results.stored import read_stored
 
 MODEL = ("-m", "demo", "--output-dir", "out")
+SHAPES = Path(__file__).resolve().parent.parent / "examples" / "shapes.png"
 QUESTIONS = ("What is 2+2?", "Say red")
-KINDS = ("run", "knockout", "study", "dataset")
+KINDS = ("run", "knockout", "study", "dataset", "pictures")
 
 
 def arguments(kind: str, variant: int) -> list[str]:
@@ -43,6 +44,10 @@ def arguments(kind: str, variant: int) -> list[str]:
         return ["run", question, "-o", "x", "--report", "--plots", "-n", "1", "--no-answer", *MODEL]
     if kind == "knockout":
         return ["knockout", question, "question -> last", "-o", "x", "-n", "1", *MODEL]
+    if kind == "pictures":
+        row = {"prompt": f"{'What color is the star?' if variant else 'What shape is blue?'}", "image": str(SHAPES)}
+        Path("data.jsonl").write_text("".join(json.dumps(row | {"name": f"r{number}"}) + "\n" for number in range(2)))
+        return ["study", "data.jsonl", "--deepstack", "--pixels", *MODEL]
     prompts = [{"name": f"p{number}", "prompt": f"{question} {number}", "num_tokens": 1} for number in range(3)]
     if kind == "study":
         Path("study.yaml").write_text(yaml.safe_dump({"prompts": prompts}))
@@ -70,9 +75,18 @@ def finish(argv: Sequence[str]) -> None:
 
 
 def content() -> dict[str, bytes]:
-    """Of tables and pictures by name; meta files and pages have times in them, and are only to be there."""
+    """Of tables and pictures by name; meta files and pages have times in them, and are only to be there, as the prompts of a
+    dataset but for their seconds."""
     files = [path for path in Path("out").rglob("*") if path.is_file()]
-    return {str(path): b"" if path.suffix in (".json", ".html") else path.read_bytes() for path in sorted(files)}
+    return {str(path): _content(path) for path in sorted(files)}
+
+
+def _content(path: Path) -> bytes:
+    if path.suffix in (".json", ".html") and path.name != "manifest.json":
+        return b""
+    if path.parent.name == "prompts":
+        return repr(pq.read_table(path).drop_columns(["seconds"]).to_pylist()).encode()
+    return path.read_bytes()
 
 
 def check_whole(folder: Path) -> None:

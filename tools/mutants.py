@@ -270,7 +270,13 @@ MUTANTS = (
         "pass",
         "rows that are no jobs are not recorded",
     ),
-    Mutant("last parts", "studies/writer.py", ">= first]", "> first]", "a part of a longer dataset is left behind"),
+    Mutant(
+        "last parts",
+        "studies/writer.py",
+        "number >= first and",
+        "number > first and",
+        "a part of a longer dataset is left behind",
+    ),
     Mutant(
         "padding budget",
         "studies/batching.py",
@@ -294,8 +300,8 @@ MUTANTS = (
     ),
     Mutant(
         "lease",
-        "studies/writer.py",
-        'return _read_note(self._note).get("run") == self._run',
+        "studies/lease.py",
+        'return read_note(self._note).get("run") == self._run',
         "return True",
         "a run that was taken over goes on to write",
     ),

@@ -11,7 +11,16 @@ from functools import cache
 from typing import Any
 
 from mask_impact.analyses.kinds import WINDOW, YES_NO, Kind, above_zero, matching, one_of, some_of, text, whole
-from mask_impact.engine.choices import ABLATIONS, MEASURES, QUERIES, VARIANT_GROUPS
+from mask_impact.engine.choices import (
+    ABLATIONS,
+    BASELINES,
+    FILLS,
+    MEASURES,
+    QUERIES,
+    REGIONS,
+    UNITS,
+    VARIANT_GROUPS,
+)
 from mask_impact.errors import UsageError, nearest
 from mask_impact.models.names import DEFAULT_MODELS, DEVICE_MAPS, DTYPES
 from mask_impact.results.table_files import FORMATS
@@ -22,7 +31,13 @@ ANSWER_TOKENS = 16  # of an answer with something hidden, where no number is giv
 OF_EFFECTS = ("window", "queries", "top")  # settings that mean nothing without effects
 OF_VIDEOS = ("video_fps", "video_frames")  # the same without a video
 OF_ANSWERS = ("target", "instead", "measure", "budget", "routes", "matrix", "content_only")  # the same without answers
+OF_PICTURES = {  # what studies ask about images besides, and the settings that mean nothing without any of it
+    "by": ("pixels", "tower"), "beam": ("pixels", "tower"), "fills": ("pixels",), "split": ("pixels",),
+    "region": ("deepstack",), "baseline": ("deepstack",), "unit": ("tower",),
+}  # fmt: skip
+PICTURES = ("pixels", "deepstack", "tower")
 MAX_COST = 10_000_000  # row-layers: some hours of a 4B model on two CPU cores, some minutes on a GPU
+MOST_BEAM = 64
 MOST_CHECKS = 1_000  # each is a layer really masked
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]+)?")
 
@@ -105,6 +120,7 @@ class _Checked:
 
 ANSWER = "what the answer used"
 EFFECT = "effect on the answer"
+OF_IMAGES = "pixels and features of the images"
 MODEL = "model"
 OUTPUT = "output"
 
@@ -227,6 +243,52 @@ class RunSettings(_Checked):
     content_only: bool = setting(
         False, YES_NO, "leave the template's tokens and attention sinks out of what the answer used",
         heading=ANSWER, commands=(RUN, STUDY, EXPLAIN),
+    )  # fmt: skip
+    pixels: bool = setting(
+        False, YES_NO, "also replace pixels of regions of the images, and see what becomes of the answer (table patches)",
+        heading=OF_IMAGES, commands=(STUDY,), images=True,
+    )  # fmt: skip
+    by: str | None = setting(
+        None, Kind(one_of(REGIONS).accepted, one_of(REGIONS).check, choices=REGIONS, null=REGIONS[0]),
+        "with --pixels or --tower: which regions are asked about, by search (coarse to fine), tokens (each image token) or "
+        "patches",
+        heading=OF_IMAGES, metavar="HOW", commands=(STUDY,), images=True,
+    )  # fmt: skip
+    beam: int = setting(
+        1, whole(1, " of rectangles", most=MOST_BEAM), "go on from N rectangles at each level of a search",
+        heading=OF_IMAGES, metavar="N", commands=(STUDY,), images=True,
+    )  # fmt: skip
+    fills: tuple[str, ...] = setting(
+        FILLS[:2], some_of(FILLS),
+        "with --pixels: what replaces them, some of border, mean, blur, grey; a search goes by the first in this order",
+        heading=OF_IMAGES, metavar="LIST", commands=(STUDY,), images=True,
+    )  # fmt: skip
+    split: bool = setting(
+        False, YES_NO, "with --pixels: split the effect of the token that is found into the ways that it goes",
+        heading=OF_IMAGES, commands=(STUDY,), images=True,
+    )  # fmt: skip
+    deepstack: bool = setting(
+        False, YES_NO, "also keep each set of the images' features (main ones, DeepStack's levels; table deepstack)",
+        heading=OF_IMAGES, commands=(STUDY,), images=True,
+    )  # fmt: skip
+    region: str = setting(
+        "image", text("text: image tokens, such as image 0 rows 1-2"),
+        "with --deepstack: at which image tokens, such as image 0 rows 1-2 columns 3",
+        heading=OF_IMAGES, metavar="SPEC", commands=(STUDY,), images=True,
+    )  # fmt: skip
+    baseline: str = setting(
+        BASELINES[0], one_of(BASELINES),
+        "with --deepstack: what stands in for what is taken away, blank (the region blanked), mean (over the image's tokens) "
+        "or zero",
+        heading=OF_IMAGES, metavar="WHAT", commands=(STUDY,), images=True,
+    )  # fmt: skip
+    tower: bool = setting(
+        False, YES_NO, "also what the vision tower's layers read, and what hiding it there does (tables tower, tower_effects)",
+        heading=OF_IMAGES, commands=(STUDY,), images=True,
+    )  # fmt: skip
+    unit: str = setting(
+        UNITS[0], one_of(UNITS), "with --tower: what is hidden together, a patch or an image token",
+        heading=OF_IMAGES, metavar="WHAT", commands=(STUDY,), images=True,
     )  # fmt: skip
     batch_size: int | None = setting(
         None, whole(1, null="by free memory"),

@@ -170,12 +170,14 @@ def forecast_lines(found: Any) -> list[str]:
     counted = f"{_prompts(found.n_prompts)}, with {found.n_images} image{'s' * (found.n_images != 1)}"
     lines = [counted + (f"; {found.n_wrong} can't be run:" if found.n_wrong else "")]
     lines += [f"  {told(problem)}" for problem in found.problems]
+    lines += [f"{_prompts(n)} of the first {found.n_sampled}: {told(why)}" for why, n in found.left_out.items()]
     if found.n_sampled:
         seen = f" (from the first {found.n_sampled})" if found.n_sampled < found.n_prompts else ""
         lines += [
             f"about {found.forwards:.1f} forward passes of {found.n_tokens:.0f} tokens for each, "
             f"{found.forwards * found.n_prompts:,.0f} in all{seen}",
-            f"about {found.n_bytes / 2**20:,.1f} MiB of distances; {found.n_free / 2**20:,.0f} MiB are free",
+            f"about {found.n_bytes / 2**20:,.1f} MiB of distances"
+            + ("" if found.n_free is None else f"; {found.n_free / 2**20:,.0f} MiB are free"),
         ]
     return lines
 
@@ -262,6 +264,8 @@ class StudyProgress(Progress):
         counts += [f"{len(tally.failed)} failed: {shown}"] if tally.failed else []
         self.say("")
         self.say(f"{_prompts(tally.n_jobs)}: {'; '.join(counts)}")
+        for (name, why), n in tally.left_out.items():
+            self.say(f"{_prompts(n)} without {name}: {told(why)}")
         if tally.errors_path is not None:
             self.say(f"Errors: {tally.errors_path}")
             if self.quiet:

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mask_impact.analyses.settings import OF_ANSWERS, OF_EFFECTS, STUDY, Place, RunSettings
+from mask_impact.analyses.settings import OF_ANSWERS, OF_EFFECTS, OF_PICTURES, PICTURES, STUDY, Place, RunSettings
 from mask_impact.commands import options
 from mask_impact.commands.caller import Caller
 from mask_impact.commands.console import launched, remark, say
@@ -18,17 +18,19 @@ from mask_impact.commands.run import beside, kinds
 from mask_impact.commands.single import load_from, load_model, read_without_weights
 from mask_impact.errors import OutputError, UsageError, WorkerError
 from mask_impact.results.files import check_output
-from mask_impact.results.names import suffixes
+from mask_impact.results.names import DEEPSTACK, PATCHES, TOWER, suffixes
+from mask_impact.results.remote import is_address, place_of
 from mask_impact.studies.jobs import result_name
-from mask_impact.studies.parts import check_parts
+from mask_impact.studies.parts import check_parts, folder_of
 from mask_impact.studies.writer import ALL, Shard, jobs_of, rows_of, writing
 from mask_impact.views.summary_json import tally_entry, to_text
 
 EPILOG = """\
 FILE is a YAML configuration (each prompt gets files of its own, {name}_results), or a dataset: a
-.jsonl, .csv or .parquet file with a column prompt (results go to NAME/part-*.parquet; with --answer and
---effect also to NAME.answer, NAME.card and NAME.effect). `mask-impact report output/NAME` shows them,
-`mask-impact study report DIR` says what holds over the prompts of one.
+.jsonl, .csv or .parquet file with a column prompt (results go to NAME/TABLE/part-*.parquet, with
+--answer and --effect also tables of these; DIR may be the address of a store, as s3://BUCKET/FOLDER).
+`mask-impact report output/NAME` shows them, `mask-impact study report DIR` says what holds over the
+prompts of one.
 
 examples:
   mask-impact study prompts_config_vl.yaml --resume
@@ -37,6 +39,7 @@ examples:
 CONFIGS = (".yaml", ".yml")
 DATASETS = (".jsonl", ".csv", ".parquet")
 REDUCE = ("summary", "none")
+LOOK_FILES = dict(zip(PICTURES, (PATCHES, DEEPSTACK, TOWER), strict=True))
 MOST_WORKERS = 10_000
 
 
@@ -193,7 +196,13 @@ def _check(args: argparse.Namespace, flags: dict[str, Any], is_dataset: bool) ->
         wrong = ["output"]
     if is_dataset and not flags.get("effect") and (idle := [name for name in OF_EFFECTS if name in flags]):
         raise UsageError(f"--{idle[0]} says how the effect is measured: give --effect too")
-    if is_dataset and not flags.get("answer") and (idle := [name for name in OF_ANSWERS if name in flags]):
+    for name, of in OF_PICTURES.items():
+        if is_dataset and name in flags and not any(flags.get(one) for one in of):
+            raise UsageError(
+                f"--{name} goes with {' or '.join(f'--{one}' for one in of)}: give {'one' if of[1:] else 'it'} too"
+            )
+    about_answers = {*OF_ANSWERS} - ({"target"} if any(flags.get(one) for one in PICTURES) else set())
+    if is_dataset and not flags.get("answer") and (idle := [name for name in flags if name in about_answers]):
         raise UsageError(f"--{idle[0].replace('_', '-')} is about what the answer used: give --answer too")
     if wrong:
         raise UsageError(f"--{wrong[0].replace('_', '-')} does not go with {source} (--help says what it is for)")
@@ -223,9 +232,15 @@ def _read_dataset(args: argparse.Namespace, caller: Caller, flags: dict[str, Any
 
 def _run_config(args: argparse.Namespace, caller: Caller, flags: dict, command: str, observer: StudyProgress):
     config, place, jobs = _read_config(args, caller, flags)
+    if is_address(config.output_dir):
+        raise UsageError(
+            f"a configuration's results go to a folder of this machine, and {config.output_dir} is none; those of "
+            "a dataset may go there"
+        )
     shard = args.shard or ALL
     for job in jobs:
-        written = suffixes(kinds(job.settings), config.formats, args.plots, args.report)
+        looked = [LOOK_FILES[name] for name in PICTURES if getattr(job.settings, name)]
+        written = suffixes((*kinds(job.settings), *looked), config.formats, args.plots, args.report)
         check_output(config.output_dir, result_name(job), written)
     _check_device(args, place.device)
     observer.title(caller.titles["many"])
@@ -255,10 +270,11 @@ def _run_dataset(args: argparse.Namespace, caller: Caller, flags: dict, command:
     place, rows, name = _read_dataset(args, caller, flags)
     _check_device(args, place.device)
     shard = args.shard or ALL
-    check_parts(check_output(place.output_dir, name, ()))
+    output_dir = place_of(place.output_dir)
+    check_parts(folder_of(output_dir, name), args.resume)
     observer.title(caller.titles["many"])
     with (
-        writing(Path(place.output_dir), name, fresh=not args.resume, shard=shard) as writer,
+        writing(output_dir, name, fresh=not args.resume, shard=shard) as writer,
         _crew(args, caller, place, observer) as crew,
     ):
         from mask_impact.studies.dataset_study import run_dataset
@@ -283,7 +299,7 @@ def _forecast(args: argparse.Namespace, caller: Caller, flags: dict, is_dataset:
     if is_dataset:
         place, rows, name = _read_dataset(args, caller, flags)
         rows, formats = rows_of(rows, shard), ("parquet",)
-        folder = check_output(place.output_dir, name, ()).parent
+        folder = folder_of(place_of(place.output_dir), name).parent
     else:
         config, place, jobs = _read_config(args, caller, flags)
         rows, formats = jobs_of(jobs, shard), config.formats or ("csv", "json")

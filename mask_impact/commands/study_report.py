@@ -13,6 +13,7 @@ from mask_impact.errors import OutputError, UsageError
 from mask_impact.findings.correctness import COLUMNS, MATCHES
 from mask_impact.findings.over_prompts import Question, over_prompts
 from mask_impact.results.files import check_files, write_files
+from mask_impact.results.remote import Place, place_of
 from mask_impact.studies.reading import find_study
 from mask_impact.views.report import build_report
 from mask_impact.views.study_page import build_study_page
@@ -23,7 +24,7 @@ from mask_impact.views.summary_json import to_text
 PAGE, CARDS = "report.html", "cards.html"
 
 EPILOG = """\
-DIR is the folder that `mask-impact study` wrote: NAME with part-*.parquet of a dataset, or the folder of the results of a
+DIR is the folder that `mask-impact study` wrote: NAME with the tables of a dataset, or the folder of the results of a
 configuration. No model is loaded. The numbers are those of each prompt, averaged over prompts: a prompt of many tokens counts
 once. Groups are tested by permutation, and p is corrected after Holm.
 
@@ -73,10 +74,10 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     by = tuple(name.strip() for name in (args.by or "").split(",")) if args.by is not None else ()
     if not all(by) or len(set(by)) < len(by):
         raise UsageError(f"--by must be different names of columns with commas between them, not {args.by!r}")
-    studies = [find_study(Path(source)) for source in (args.source, args.against) if source is not None]
-    if len({Path(one.source).resolve() for one in studies}) < len(studies):
+    studies = [find_study(place_of(source)) for source in (args.source, args.against) if source is not None]
+    if len({one.place.resolve() for one in studies}) < len(studies):
         raise UsageError(f"--against {args.against} is the same study")
-    folder = Path(args.output_dir) if args.output_dir else _beside(Path(studies[0].source))
+    folder = Path(args.output_dir) if args.output_dir else _beside(studies[0].place)
     paths = {name: folder / f"report.{name}.csv" for name in TABLES} | {"page": folder / PAGE, "cards": folder / CARDS}
     check_files(paths.values())
     prompts = {one.source: [*one.prompts()] for one in studies}
@@ -107,7 +108,14 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     return 0
 
 
-def _beside(source: Path) -> Path:
+def _beside(source: Place) -> Path:
+    """Where the report goes. UsageError for a study that is not on this machine."""
+    if not isinstance(source, Path):
+        raise UsageError(f"{source} is not on this machine: say with --output-dir where the report goes")
+    return _beside_path(source)
+
+
+def _beside_path(source: Path) -> Path:
     """A folder of its own, as a dataset's other tables have one: whoever reads all files of DIR finds what the study wrote."""
     whole = source if source.name else source.resolve()
     return whole.with_name(f"{whole.name}.report")

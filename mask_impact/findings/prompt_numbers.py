@@ -17,11 +17,15 @@ import numpy as np
 
 EFFECT, ESTIMATED, IMPACT = "measured effect", "effect, partly estimated", "local impact"
 CUT, BY_ESTIMATE = "measured", "estimated"  # of flows
+BY_SHAPLEY = "parts of the images' features, Shapley values"
 FULL, ATTN = -2, -1  # variants as numbers; others are heads
 LITTLE, STRONGEST = 0.1, 2  # nats, units: the reasons where the evidence was not searched, as in `findings.verdict`
 EVIDENCE, STRONG, ALL = "evidence", "the two strongest", "all tokens"
 IMAGE_SHARE, READING, DEPTH, CORRECT, LARGEST = "image share", "reading", "depth", "correct", "largest effect"
 FLOW, HEADS = "flow ", "heads"
+# Of images: what a part of their features adds, and what replacing the pixels of the strongest region does, in total and by ways.
+PART, WITHOUT, PIXELS, WAY = "part ", "without all parts", "pixels of the strongest ", "pixels, by way of "
+TOTAL = "total"  # a route of the table of patches
 
 
 class Kind(NamedTuple):
@@ -92,6 +96,8 @@ class Gathering:
         self._routes: dict[str, np.ndarray] = {}
         self._whole: dict[str, float] = {}
         self._carried = np.zeros((0, 0))
+        self._parts: dict[tuple[str, str], dict[str, float]] = {}
+        self._regions: dict[tuple[int, str, int, str], dict[tuple[str, str], float]] = {}
         self._n_layers = 0
         self._reasons: tuple[str, frozenset[int]] | None = None
 
@@ -157,6 +163,27 @@ class Gathering:
         self._n_layers = max(self._n_layers, len(change))
         self._flows[kind] = self._flows.get(kind, 0) + change.astype(np.float64)
 
+    def parts(
+        self, region: Sequence[str], baseline: Sequence[str], kept: Sequence[str], change: np.ndarray, shapley: np.ndarray
+    ) -> None:  # fmt: skip
+        """Rows of a table of parts of features, one for each set that is kept. change: what keeping that alone does, nats;
+        shapley: of the sets of one part, else NaN. Values of several targets are added, as those of flows are."""
+        for row, name in enumerate(kept):
+            found = self._parts.setdefault((region[row], baseline[row]), {})
+            if math.isfinite(shapley[row]):
+                found[PART + name] = found.get(PART + name, 0.0) + float(shapley[row])
+            elif name == "none":
+                found[WITHOUT] = found.get(WITHOUT, 0.0) + float(change[row])
+
+    def regions(
+        self, step: Sequence[int], image: Sequence[int], level: Sequence[str], region: Sequence[str], fill: Sequence[str],
+        route: Sequence[str], change: np.ndarray,
+    ) -> None:  # fmt: skip
+        """Rows of a table of replaced pixels. step: of the target; change: nats."""
+        for row, value in enumerate(change.tolist()):
+            place = (step[row], level[row], image[row], region[row])
+            self._regions.setdefault(place, {})[route[row], fill[row] or ""] = value
+
     # --- the numbers --------------------------------------------------------------------------------------------------------
 
     def reasons(self) -> tuple[str, frozenset[int]]:
@@ -184,6 +211,7 @@ class Gathering:
             kind = Kind(READING, measure, n, self.how if of == EFFECT else "")
             curves[kind] = reading
             numbers[kind._replace(quantity=DEPTH)] = float(reading @ ((np.arange(n) + 0.5) / n))
+        numbers |= self._of_parts() | self._of_regions()
         largest, strongest, how = self._largest_effect()
         if largest > 0:
             numbers[Kind(LARGEST, EFFECT, n, how)] = largest
@@ -191,6 +219,41 @@ class Gathering:
             self.name, self.answer, self.labels, n, curves, numbers, self._head_shares(), self.reasons()[0], strongest,
             self.place,
         )  # fmt: skip
+
+    def _of_parts(self) -> dict[Kind, float]:
+        return {
+            Kind(name, BY_SHAPLEY, self._n_layers, f"at {region}, baseline {baseline}"): value
+            for (region, baseline), found in self._parts.items()
+            for name, value in found.items()
+        }
+
+    def _of_regions(self) -> dict[Kind, float]:
+        """Of each level the region that matters most, by the fill that does least, which all of them show; of the region that was
+        split and matters most, its ways. Over all targets."""
+        numbers: dict[Kind, float] = {}
+        totals, fills = {}, dict.fromkeys(fill for one in self._regions.values() for _, fill in one if fill)
+        for place, found in self._regions.items():
+            totals[place] = max((value for (route, _), value in found.items() if route == TOTAL), default=math.nan)
+        how = f"pixels replaced by {' and '.join(fills)}"
+
+        def add(quantity: str, value: float) -> None:
+            kind = Kind(quantity, CUT, self._n_layers, how)
+            numbers[kind] = numbers.get(kind, 0.0) + value
+
+        for step, level in dict.fromkeys(place[:2] for place in totals):
+            changes = [value for place, value in totals.items() if place[:2] == (step, level) and math.isfinite(value)]
+            if changes and level != "block":
+                add(PIXELS + level, min(changes))
+        for step in dict.fromkeys(place[0] for place in totals):
+            split = [
+                place for place in totals if place[0] == step and len({*(way for way, _ in self._regions[place])}) > 1
+            ]
+            if split:
+                best = min(split, key=lambda place: totals[place])
+                for (way, _), value in self._regions[best].items():
+                    if way != TOTAL:
+                        add(WAY + way, value)
+        return numbers
 
     def _largest_effect(self) -> tuple[float, str, str]:
         """How much less probable the answer becomes without one unit or token (nats), which that is, and what was hidden how."""

@@ -1,11 +1,10 @@
-"""What answers of a dataset used, prompt by prompt: from NAME.card/part-*.parquet and the same parts of NAME.answer.
+"""What answers of a dataset used, prompt by prompt: from NAME/card/part-*.parquet and the same parts of NAME/answer.
 
-A part of NAME.card has a row for each prompt: all of an explanation but the numbers, which are the prompt's rows in NAME.answer.
+A part of `card` has a row for each prompt: all of an explanation but the numbers, which are the prompt's rows in `answer`.
 Knows explanations and files. pyarrow is imported only where it is used.
 """
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,9 @@ from mask_impact.errors import OutputError
 from mask_impact.results.explanation_files import answer_meta, explanation_from
 from mask_impact.results.explanation_tables import NUMBERS
 from mask_impact.results.explanations import Explanation
-from mask_impact.results.inputs import TABLE, open_file
 from mask_impact.results.meta import checked_meta, meta_bytes
+from mask_impact.results.remote import Place, opened
+from mask_impact.results.study_folder import is_old, parts_of, table_of
 from mask_impact.results.table_files import one_line
 
 PROMPT, CARD = "prompt_name", "card"
@@ -32,18 +32,19 @@ def card_table(found: Explanation):
 
 
 class DatasetAnswers(Mapping[str, Explanation]):
-    """By prompt name, in the order of the parts; each read when it is asked for. folder: of the dataset's distances.
+    """By prompt name, in the order of the parts; each read when it is asked for. folder: of the study.
 
     OutputError for parts that can't be read, and for a prompt whose rows do not fit.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._parts: dict[str, Path] = {}
-        for path in sorted(_beside(folder, "card").glob("part-*.parquet")):
+    def __init__(self, folder: Place) -> None:
+        self._parts: dict[str, Place] = {}
+        old = is_old(folder)
+        for path in parts_of(folder, "card", old):
             names = _read(path, [PROMPT])[PROMPT].to_pylist()
             self._parts |= dict.fromkeys(names, path)
-        self._answers = _beside(folder, "answer")
-        self._open: tuple[Path | None, Any, Any] = (None, None, None)
+        self._answers = table_of(folder, "answer", old)
+        self._open: tuple[Place | None, Any, Any] = (None, None, None)
 
     def __getitem__(self, name: str) -> Explanation:
         import pyarrow.compute as pc
@@ -66,7 +67,7 @@ class DatasetAnswers(Mapping[str, Explanation]):
     def __len__(self) -> int:
         return len(self._parts)
 
-    def _tables(self, path: Path) -> tuple[Any, Any]:
+    def _tables(self, path: Place) -> tuple[Any, Any]:
         """A part's two tables. The last part stays open: prompts are mostly asked for in their order."""
         if self._open[0] != path:
             numbers = _read(self._answers / path.name, [PROMPT, *NUMBERS])
@@ -74,17 +75,13 @@ class DatasetAnswers(Mapping[str, Explanation]):
         return self._open[1:]
 
 
-def _beside(folder: Path, kind: str) -> Path:
-    return folder.with_name(f"{folder.name}.{kind}")
-
-
-def _read(path: Path, columns: list[str]):
+def _read(path: Place, columns: list[str]):
     """Columns of a part, texts as such and numbers as float32."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with open_file(path, TABLE) as opened, pq.ParquetFile(opened) as file:
+        with opened(path) as raw, pq.ParquetFile(raw) as file:
             if missing := [name for name in columns if name not in file.schema_arrow.names]:
                 raise OutputError(f"{path} has no column {missing[0]}; needed are {', '.join(columns)}")
             if file.metadata.num_rows > MOST_ROWS:

@@ -50,7 +50,7 @@ def check_output(output_dir: str | os.PathLike, name: str, suffixes: Iterable[st
     is nearly full.
     """
     name = without_suffix(name)
-    _check_name(name)
+    check_name(name)
     if not str(output_dir):
         raise UsageError("the output folder is empty; give one (. is the current one)")
     stem = Path(output_dir) / name
@@ -136,7 +136,8 @@ def name_and_kind(name: str) -> tuple[str, str | None]:
     return (name[: found.start()], found[1].lower()) if found else (without_suffix(name), None)
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """UsageError for a name that a result can't have, on any platform."""
     problem = name_problem(name)
     if problem is None and (ending := _BEFORE_FORMATS.search(name)):
         problem = f"ends in {ending[0]}, which the files beside those of {name[: ending.start()]!r} do"

@@ -17,6 +17,7 @@ from mask_impact.results.inputs import TABLE, open_file
 from mask_impact.results.meta import read_meta
 from mask_impact.results.records import Result
 from mask_impact.results.store import load_result
+from mask_impact.results.study_folder import IMPACT, parts_of
 from mask_impact.results.table_files import READ_ORDER
 from mask_impact.results.table_reading import read_csv, read_json, read_parquet
 from mask_impact.results.tables import COLUMNS
@@ -135,7 +136,7 @@ def _dataset(folder: Path, grids: Sequence[Grid] | None) -> Results:
     import pyarrow.compute as pc
     import pyarrow.dataset as ds
 
-    parts = sorted(folder.glob("part-*.parquet"))
+    parts = parts_of(folder, IMPACT, True) or parts_of(folder, IMPACT)
     if not parts:
         raise OutputError(f"{folder} is a folder without part-*.parquet; give a result's name or a table")
     try:

@@ -27,6 +27,7 @@ from mask_impact.results.patch_files import load_patches
 from mask_impact.results.patches import PatchEffects
 from mask_impact.results.records import Result
 from mask_impact.results.siblings import asked
+from mask_impact.results.study_folder import IMPACT, parts_of
 from mask_impact.results.table_files import beside
 
 # Of each kind that may stand by itself its main file, and what reads it.
@@ -153,7 +154,7 @@ def _whole(one: Stored) -> Reader:
 
 def _in_folder(folder: Path, grids: Sequence[Grid] | None) -> AllStored:
     """The prompts of a dataset's folder with what their answers used, or all that is stored in a folder."""
-    if not any(folder.glob("part-*.parquet")) and (stems := _stems_in(folder)):
+    if not parts_of(folder, IMPACT, True) and not parts_of(folder, IMPACT) and (stems := _stems_in(folder)):
         if grids:
             raise UsageError(f"{folder} has results with their meta files; `grid` is for tables that have none")
         return AllStored(

@@ -3,7 +3,8 @@
 Knows records and pyarrow; no files.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from mask_impact.results.table_files import clean_text, flat, texts_column
 from mask_impact.results.tokens import TOKEN_KINDS
 
 KIND, CONTENT = "kind", "content"  # further columns of a dataset's distances
+PROMPT_COLUMNS = (
+    "prompt_name", "digest", "generated_text", "correct", "carried", "n_prompt", "n_produced", "left_out", "seconds",
+)  # fmt: skip
 COLUMNS = ("generation_step", "layer", "token_masked", "token_position", "variant", "l2_distance", "cosine_distance")
 
 
@@ -85,6 +89,21 @@ def with_prompt(table, name: str, generated_text: str, carried: str):
 
     table = table.unify_dictionaries().add_column(0, "prompt_name", constant(name))
     return table.append_column("generated_text", constant(generated_text)).append_column("carried", constant(carried))
+
+
+def prompts_table(rows: Sequence[Mapping[str, Any]]):
+    """The table of a dataset's prompts, a row for each, with PROMPT_COLUMNS."""
+    import pyarrow as pa
+
+    kinds = {"correct": pa.bool_(), "n_prompt": pa.int32(), "n_produced": pa.int32(), "seconds": pa.float32()}
+    columns = {
+        name: pa.array(
+            [clean_text(row[name]) if isinstance(row[name], str) else row[name] for row in rows],
+            kinds.get(name, pa.string()),
+        )
+        for name in PROMPT_COLUMNS
+    }
+    return pa.table(columns)
 
 
 def _summary_table(result: Result):

@@ -5,8 +5,9 @@ similar length go together, up to a number of tokens. What goes together follows
 Knows no files.
 """
 
+import time
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -20,7 +21,9 @@ from mask_impact.errors import MaskImpactError
 from mask_impact.models.layer_kinds import keeps_states
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.videos import read_visuals
+from mask_impact.results.looked import LookedEffects
 from mask_impact.results.records import Result
+from mask_impact.studies import looks
 
 # Tokens of one shared forward pass, padding included. `benchmarks/bench_batch.py` shows what they make of it.
 TOKENS_TOGETHER = {"cpu": 512}
@@ -43,11 +46,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task: a result, or the error that kept it from one."""
+    """What became of a task: a result, or the error that kept it from one. looked: what was asked about its images besides, by
+    the setting; left_out: of these why they can't be had of it; seconds: its part of what the forward passes took."""
 
     task: Task
     result: Result | None
     error: MaskImpactError | None = None
+    looked: Mapping[str, LookedEffects] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 Group = Sequence[tuple[Task, Prepared]]  # what shares forward passes
@@ -79,7 +86,10 @@ def plan(
     for task in tasks:
         try:
             pictures = read_visuals(task.images, task.videos, task.settings)
-            ready.append((task, prepare(loaded, task.prompt, task.settings, pictures)))
+            prepared = prepare(loaded, task.prompt, task.settings, pictures)
+            if looks.asked(task.settings) and not task.videos:  # which need them once more
+                task = replace(task, images=pictures)
+            ready.append((task, prepared))
         except MaskImpactError as error:
             failed.append(Outcome(task, None, error))
     together = group_prompts(loaded.model, [prepared for _, prepared in ready])
@@ -99,6 +109,7 @@ def run_group(
 
 
 def _run_group(loaded: LoadedModel, group: Group, observer: Observer | None) -> Iterator[Outcome]:
+    started = time.perf_counter()
     try:
         results = run_together(loaded, [prepared for _, prepared in group], observer=observer)
     except MaskImpactError as error:
@@ -106,11 +117,24 @@ def _run_group(loaded: LoadedModel, group: Group, observer: Observer | None) -> 
             yield Outcome(group[0][0], None, error)
             return
     else:
-        for (task, _), result in zip(group, results, strict=True):
-            yield Outcome(task, result)
+        each = (time.perf_counter() - started) / len(group)
+        for (task, prepared), result in zip(group, results, strict=True):
+            yield _looked(loaded, task, prepared, result, each, observer)
         return
     for one in group:  # one of them fails, and the others need not
         yield from _run_group(loaded, [one], observer)
+
+
+def _looked(
+    loaded: LoadedModel, task: Task, prepared: Prepared, result: Result, seconds: float, observer: Observer | None
+) -> Outcome:
+    """The outcome with what is asked about the images besides. seconds: that its result took."""
+    started = time.perf_counter()
+    try:
+        looked, left_out = looks.look(loaded, prepared, task.images, observer)
+    except MaskImpactError as error:
+        return Outcome(task, None, error)
+    return Outcome(task, result, None, looked, left_out, seconds + time.perf_counter() - started)
 
 
 def group_prompts(model: PreTrainedModel, prompts: Sequence[Prepared]) -> list[list[int]]:

@@ -6,19 +6,18 @@ files of results.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from mask_impact.analyses.observer import Observer
 from mask_impact.errors import WorkerError
 from mask_impact.models.loading import LoadedModel
-from mask_impact.results.records import Result
 from mask_impact.studies.batching import Outcome, Task, run_tasks
 from mask_impact.studies.digest import Identity, identity_of
 from mask_impact.studies.jobs import Job
 
-Shape = Callable[[Result, Job], Any]  # what is kept of a result; where workers are elsewhere, it is formed there
+Shape = Callable[[Outcome], Any]  # what is kept of an outcome; where workers are elsewhere, it is formed there
 MOST_DEATHS = 8  # at none
 DEATHS = 2  # of workers at the same prompts, and then these are looked at one by one, or left out
 
@@ -34,14 +33,15 @@ class Block:
 
 @dataclass(frozen=True)
 class Done:
-    """What became of a prompt. content: what the study's shape made of its result; text: its answer; n_tokens: that were hidden,
-    at all steps; error: (class, message) where it failed."""
+    """What became of a prompt. content: what the study's shape made of its outcome; text: its answer; n_tokens: that were hidden,
+    at all steps; error: (class, message) where it failed; left_out: what can't be had of it, and why."""
 
     name: str
     content: Any = None
     text: str = ""
     n_tokens: int = 0
     error: tuple[str, str] | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 class Crew(Protocol):
@@ -54,7 +54,7 @@ class Crew(Protocol):
         self, blocks: Iterable[Block], shape: Shape | None, stop: Callable[[], bool]
     ) -> Iterator[tuple[Block, Done | None]]:
         """(block, what became of a prompt), in any order, and (block, None) when the block is done. Blocks are taken as they
-        can be worked on, and no more of them where `stop` says so. shape: None keeps the result as it is."""
+        can be worked on, and no more of them where `stop` says so. shape: None keeps the outcome as it is."""
         ...
 
 
@@ -94,8 +94,9 @@ def done_of(outcome: Outcome, shape: Shape | None) -> Done:
     if error is not None:
         return Done(name, error=(type(error).__name__, str(error)))
     n_tokens = sum(len(step.positions) for step in result.steps)
-    content = result if shape is None else shape(result, outcome.task.source)
-    return Done(name, content, result.generated_text, n_tokens)
+    without_pictures = replace(outcome, task=replace(outcome.task, images=(), videos=()))
+    content = without_pictures if shape is None else shape(without_pictures)
+    return Done(name, content, result.generated_text, n_tokens, left_out=outcome.left_out)
 
 
 @dataclass

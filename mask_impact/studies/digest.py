@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mask_impact.analyses.settings import GROUPS, OF_ANSWERS, OF_EFFECTS, OF_VIDEOS
+from mask_impact.analyses.settings import GROUPS, OF_ANSWERS, OF_EFFECTS, OF_PICTURES, OF_VIDEOS, PICTURES
 from mask_impact.models.loading import LoadedModel
 from mask_impact.results.inputs import IMAGE, VIDEO, open_file
 from mask_impact.results.meta import SCHEMA_VERSION
@@ -47,6 +47,9 @@ def digest(model: LoadedModel | Identity, job: Job) -> str:
     idle |= {*OF_EFFECTS} if not settings["effect"] else set()
     idle |= {"answer", *OF_ANSWERS} if not settings["answer"] else set()
     idle |= {*OF_VIDEOS} if not job.videos else set()  # as before there were any
+    of_pictures = {name for name in PICTURES if settings[name]}
+    idle |= {name for name, of in OF_PICTURES.items() if not of_pictures & {*of}} | ({*PICTURES} - of_pictures)
+    idle -= {"target"} if of_pictures else set()
     if settings["top"] is None:  # as before there was one
         idle.add("top")
     if not settings["effect"] and not settings["answer"]:

@@ -6,7 +6,7 @@ days, not more.
 
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from mask_impact.analyses.prepared import Prepared, prepare
 from mask_impact.errors import MaskImpactError
 from mask_impact.models.loading import Reader
 from mask_impact.prompts.videos import read_visuals
+from mask_impact.results.remote import Place
+from mask_impact.studies import looks
 from mask_impact.studies.jobs import Job, Problem
 
 SAMPLE = 64  # prompts that are looked at
@@ -26,7 +28,8 @@ AT_RANDOM = 16  # effects that are measured beside the strongest
 class Forecast:
     """n_prompts, n_images: of the whole study; n_wrong: rows that are no prompts, or can't be run, among those that were looked
     at; n_tokens, forwards: of a prompt, on average, the latter in forward passes of it; n_bytes: of all distances; n_free: bytes
-    that are free there; n_sampled: how many prompts tokens, forwards and bytes are from; problems: the first of what is wrong."""
+    that are free there (None: not known); n_sampled: how many prompts tokens, forwards and bytes are from; problems: the first of
+    what is wrong; left_out: what can't be had of prompts, and of how many of these."""
 
     n_prompts: int
     n_images: int
@@ -34,9 +37,10 @@ class Forecast:
     n_tokens: float
     forwards: float
     n_bytes: int
-    n_free: int
+    n_free: int | None
     n_sampled: int
     problems: list[str]
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def entry(self) -> dict[str, Any]:
         """As JSON types."""
@@ -44,11 +48,14 @@ class Forecast:
 
 
 def forecast(
-    reader: Reader, rows: Iterable[Job | Problem], folder: Path, formats: Sequence[str], n_variants: int | None
+    reader: Reader, rows: Iterable[Job | Problem], folder: Place, formats: Sequence[str], n_variants: int | None
 ) -> Forecast:
     """Of the rows that are to be run. formats: of the tables; n_variants: that are kept of each token and layer (None: all)."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    found = Forecast(0, 0, 0, 0.0, 0.0, 0, shutil.disk_usage(there).free, 0, [])
+    free = None
+    if isinstance(folder, Path):
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+        free = shutil.disk_usage(there).free
+    found = Forecast(0, 0, 0, 0.0, 0.0, 0, free, 0, [])
     for row in rows:
         if isinstance(row, Problem):
             _count_wrong(found, row.name or f"row {row.row}", row.message)
@@ -65,6 +72,8 @@ def forecast(
         found.n_sampled += 1
         found.n_tokens += prepared.encoded.n_tokens
         found.forwards += forwards_of(prepared, reader)
+        for look, why in looks.plans(reader, prepared)[1].items():
+            found.left_out[f"no {look}: {why}"] = found.left_out.get(f"no {look}: {why}", 0) + 1
         found.n_bytes += rows_of(prepared, reader, n_variants) * sum(BYTES[one] for one in formats)
     if found.n_sampled:
         found.n_tokens /= found.n_sampled
@@ -95,10 +104,11 @@ def rows_of(prepared: Prepared, reader: Reader, n_variants: int | None) -> int:
 def forwards_of(prepared: Prepared, reader: Reader) -> float:
     """What a prompt takes, in forward passes of it: one to read it; the distances of each produced token, whose rows are about as
     many as in one more; estimates and the budget of what the answer used, for each target; and the effects of each produced
-    token: from each hidden token's layer on, one row for the last query, or all rows for all queries."""
+    token: from each hidden token's layer on, one row for the last query, or all rows for all queries; and what is asked about the
+    images besides."""
     settings, n_layers = prepared.settings, reader.config.get_text_config().num_hidden_layers
     n_tokens = prepared.encoded.n_tokens
-    forwards = 1.0 + settings.num_tokens
+    forwards = 1.0 + settings.num_tokens + looks.forwards_of(reader, prepared)
     if settings.answer:
         n_targets = settings.num_tokens if settings.target == "each" else 1
         forwards += n_targets * (FORWARDS_TO_ESTIMATE + settings.budget)

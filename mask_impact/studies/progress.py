@@ -2,16 +2,17 @@
 
 import json
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from mask_impact.analyses.observer import Observer
 from mask_impact.errors import public_address
 from mask_impact.prompts.marks import is_data
 from mask_impact.results.files import append_line
+from mask_impact.results.remote import Place, Remote
 from mask_impact.results.store import Saved
 from mask_impact.studies.crew import Block, Crew, Done, Shape
 from mask_impact.studies.jobs import Job, Problem
@@ -35,10 +36,13 @@ class StudyObserver(Observer):
 
 
 class ErrorLog:
-    """A file with a line of JSON for each failure; none where nothing fails."""
+    """A file with a line of JSON for each failure; none where nothing fails. Elsewhere than on this machine it is written whole,
+    when a part is."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self.path = path
+        self._lines: list[str] = []
+        self._n_written = 0
 
     def add(self, job: Job, error: tuple[str, str], **more: Any) -> dict[str, Any]:
         """A job that failed, with (class, message) of its error; returns what is recorded."""
@@ -58,12 +62,23 @@ class ErrorLog:
         self._write({"name": problem.name, "row": problem.row, "error": "InputError", "message": problem.message})
 
     def _write(self, entry: dict[str, Any]) -> None:
-        append_line(self.path, json.dumps(entry, ensure_ascii=True))
+        line = json.dumps(entry, ensure_ascii=True)
+        if isinstance(self.path, Remote):
+            self._lines.append(line)
+        else:
+            append_line(self.path, line)
+
+    def flush(self) -> None:
+        """What is not written yet."""
+        if len(self._lines) > self._n_written:
+            self._n_written = len(self._lines)
+            self.path.write(lambda file: file.write("".join(f"{line}\n" for line in self._lines).encode()))
 
 
 @dataclass
 class Tally:
-    """What became of the jobs so far. stopped: by the user, before the end; failed: their names."""
+    """What became of the jobs so far. stopped: by the user, before the end; failed: their names; left_out: of how many prompts a
+    question about images was left out, by its name and why."""
 
     n_jobs: int = 0
     n_written: int = 0
@@ -71,15 +86,17 @@ class Tally:
     failed: list[str] = field(default_factory=list)
     n_tokens: int = 0  # masked at all steps
     stopped: bool = False
-    errors_path: Path | None = None
+    errors_path: Place | None = None
     seconds: float = 0.0
+    left_out: Counter = field(default_factory=Counter)
 
     def count(self, done: Done) -> None:
         """One more job that was run."""
         self.n_written += done.error is None
         self.n_tokens += done.n_tokens
+        self.left_out.update(done.left_out.items())
 
-    def end(self, complete: bool, seconds: float, errors_path: Path) -> None:
+    def end(self, complete: bool, seconds: float, errors_path: Place) -> None:
         """Nothing more is run. errors_path: where it is recorded what failed."""
         self.stopped, self.seconds = not complete, seconds
         self.errors_path = errors_path if self.failed else None

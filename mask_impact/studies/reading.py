@@ -5,7 +5,7 @@ nothing is kept but the few numbers of each prompt, so that memory does not grow
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,37 +14,48 @@ from typing import Any
 import numpy as np
 
 from mask_impact.errors import OutputError
-from mask_impact.findings.prompt_numbers import ATTN, FULL, Gathering, PromptNumbers, Unit
+from mask_impact.findings.prompt_numbers import Gathering, PromptNumbers, Unit
 from mask_impact.results.dataset_answers import DatasetAnswers
-from mask_impact.results.explanations import Explanation
 from mask_impact.results.files import is_regular
-from mask_impact.results.flows import Knockouts
-from mask_impact.results.inputs import TABLE, open_file
-from mask_impact.results.records import Result
+from mask_impact.results.remote import Place, is_there, opened
 from mask_impact.results.stored import Stored, read_stored, stem_of
+from mask_impact.results.study_folder import (
+    IMPACT,
+    PROMPTS,
+    is_old,
+    parts_of,
+    study_of,
+    table_of,
+)
 from mask_impact.results.table_files import beside, one_line
 from mask_impact.results.table_reading import MOST_LAYERS
 from mask_impact.results.tables import COLUMNS, CONTENT, KIND
 from mask_impact.results.tokens import CELLS, IMAGE_PAD, VIDEO_PAD
-from mask_impact.studies.parts import HOW, KINDS, RUN, part_of
+from mask_impact.studies.manifest import read_manifest
+from mask_impact.studies.parts import HOW, RUN
+from mask_impact.studies.reading_results import PAGES, UNKNOWN_WINDOW, how_text, of_stored, variant_of
 
 BATCH = 2**16  # rows
 MOST_POSITIONS = 2**31
-PAGES = ("html", "card.png", "meta.json", "answer.meta.json", "flows.meta.json")  # of a result: what one looks at first
-UNKNOWN_WINDOW = "window not stored"
 
 
 @dataclass
 class StudyFiles:
-    """Where a study lies. parts: of a dataset; stems: of single results; notes: what was left out, and why; n_batches, n_rows:
-    what was read so far."""
+    """Where a study lies. parts: of a dataset, by the names of their files; old: whether an earlier version wrote them; stems: of
+    single results; notes: what was left out, and why; n_batches, n_rows: what was read so far."""
 
-    source: str
-    parts: tuple[Path, ...] = ()
+    place: Place
+    parts: tuple[str, ...] = ()
+    old: bool = False
     stems: tuple[Path, ...] = ()
     notes: list[str] = field(default_factory=list)
     n_batches: int = 0
     n_rows: int = 0
+
+    @property
+    def source(self) -> str:
+        """The place, as it is told."""
+        return str(self.place)
 
     def prompts(self) -> Iterator[PromptNumbers]:
         """The numbers of each prompt, in the files' order. A single result that can't be read is left out, which a note says;
@@ -57,47 +68,38 @@ class StudyFiles:
             except OutputError as error:
                 self.notes.append(f"Left out: {error}")
                 continue
-            yield _of_stored(stem, stored)
+            yield of_stored(stem, stored)
 
     def cards(self, prompts: Iterable[PromptNumbers]) -> dict[str, Stored]:
         """By name what the answers of these prompts used, without distances; nothing of those of which that was not kept."""
         if self.parts:
-            answers = DatasetAnswers(Path(self.source))
+            answers = DatasetAnswers(self.place)
             return {one.name: Stored(answer=answers[one.name]) for one in prompts if one.name in answers}
         stems = {str(place): stem for stem in self.stems for place in (stem, *(beside(stem, kind) for kind in PAGES))}
         found = {one.name: read_stored(stems[one.place]).lean(stems[one.place].name) for one in prompts}
         return {name: stored for name, stored in found.items() if stored.answer is not None}
 
 
-def find_study(path: Path) -> StudyFiles:
+def find_study(path: Place) -> StudyFiles:
     """What a folder has. OutputError where it has neither parts of a dataset nor stored results."""
-    path = Path(path)
-    for kind in KINDS[1:]:
-        if path.name.endswith(f".{kind}") and path.with_suffix("").is_dir():
-            path = path.with_suffix("")
+    path = study_of(path)
     if not path.is_dir():
         what = "is no folder" if path.exists() else "does not exist"
         raise OutputError(f"{path} {what}; give the folder that a study wrote")
-    parts = tuple(sorted(path.glob("part-*.parquet")))
+    read_manifest(path)  # which says where it is of a later version
+    old = is_old(path)
+    parts = tuple(part.name for part in parts_of(path, IMPACT if old else PROMPTS, old))
     if parts:
-        return StudyFiles(str(path), parts=parts)
+        return StudyFiles(path, parts, old)
+    if not isinstance(path, Path):
+        raise OutputError(f"{path} has no {PROMPTS}/part-*.parquet; a study of a dataset writes them there")
     stems = dict.fromkeys(stem_of(file) for file in sorted(path.glob("*.meta.json")) if is_regular(file))
     if not stems:
-        inside = [one.name for one in sorted(path.iterdir()) if one.is_dir() and [*one.glob("part-*.parquet")]]
-        inside = [name for name in inside if not name.endswith(tuple(f".{kind}" for kind in KINDS[1:]))]
-        hint = f"; {path / inside[0]} has parts" if inside else "; a study writes them there"
-        raise OutputError(f"{path} has neither part-*.parquet nor results (NAME.meta.json){hint}")
-    return StudyFiles(str(path), stems=tuple(stems))
-
-
-def how_text(run: Mapping[str, Any]) -> str:
-    """The settings that effects depend on, in words. run: those of HOW."""
-    if run.get("window") is None:
-        return UNKNOWN_WINDOW
-    window = "all layers" if run["window"] == "all" else f"window {run['window']}"
-    parts = [window, f"{run.get('queries') or 'last'} {'query' if run.get('queries') != 'all' else 'queries'}"]
-    parts += [f"{name} {run[name]}" for name in ("ablation", "groups") if run.get(name) not in (None, "mask", "tokens")]
-    return ", ".join(parts)
+        folders = [one for one in sorted(path.iterdir()) if one.is_dir()]
+        inside = [one for one in folders if parts_of(one, PROMPTS) or (is_old(one) and study_of(one) == one)]
+        hint = f"; {inside[0]} has parts" if inside else "; a study writes them there"
+        raise OutputError(f"{path} has neither parts of a dataset nor results (NAME.meta.json){hint}")
+    return StudyFiles(path, stems=tuple(stems))
 
 
 # --- the parts of a dataset -------------------------------------------------------------------------------------------------
@@ -106,25 +108,35 @@ def how_text(run: Mapping[str, Any]) -> str:
 class _Part:
     """A part, with those of the other kinds of tables that belong to it."""
 
-    def __init__(self, path: Path, study: StudyFiles) -> None:
-        self.path, self.study = path, study
+    def __init__(self, name: str, study: StudyFiles) -> None:
+        self.name, self.study = name, study
+        self.path = self._file(IMPACT)
         self.gatherings: dict[str, Gathering] = {}
         self.order: dict[str, None] = {}
         self.how, self.by_layer, self.reduced = UNKNOWN_WINDOW, True, False
+
+    @property
+    def source(self) -> str:
+        """The place, as it is told."""
+        return str(self.place)
 
     def prompts(self) -> Iterator[PromptNumbers]:
         """In the order of their distances. What is read first decides what is taken for the evidence in what is read then."""
         self._settings()
         for kind, add in (
-            ("answer", self._answer), ("", self._distances), ("effect", self._effects), ("routes", self._routes),
+            ("answer", self._answer), (IMPACT, self._distances), ("effect", self._effects), ("routes", self._routes),
+            ("deepstack", self._deepstack), ("patches", self._patches),
         ):  # fmt: skip
-            path = part_of(self.path, kind)
-            if is_regular(path):
+            path = self._file(kind)
+            if is_there(path):
                 self._add_all(path, kind, add)
         for name in dict.fromkeys((*self.order, *self.gatherings)):
             yield self.gatherings[name].numbers()
 
-    def _add_all(self, path: Path, kind: str, add: Callable[[Gathering, "_Rows"], None]) -> None:
+    def _file(self, table: str) -> Place:
+        return table_of(self.study.place, table, self.study.old) / self.name
+
+    def _add_all(self, path: Place, kind: str, add: Callable[[Gathering, "_Rows"], None]) -> None:
         import pyarrow as pa
 
         try:
@@ -139,7 +151,7 @@ class _Part:
         import pyarrow.parquet as pq
 
         try:
-            with open_file(self.path, TABLE) as file:
+            with opened(self._file(IMPACT if self.study.old else PROMPTS)) as file:
                 stored = (pq.read_schema(file).metadata or {}).get(RUN.encode(), b"{}")
             run = json.loads(stored)
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -148,11 +160,11 @@ class _Part:
         self.how, self.by_layer = how_text({name: run.get(name) for name in HOW}), run.get("window") != "all"
         self.reduced = run.get("reduce") == "summary"
 
-    def _batches(self, path: Path, kind: str) -> Iterator[Any]:
+    def _batches(self, path: Place, kind: str) -> Iterator[Any]:
         import pyarrow.parquet as pq
 
         needed, wanted = _COLUMNS[kind]
-        with open_file(path, TABLE) as file, pq.ParquetFile(file, pre_buffer=False, buffer_size=BATCH) as table:
+        with opened(path) as file, pq.ParquetFile(file, pre_buffer=False, buffer_size=BATCH) as table:
             names = table.schema_arrow.names
             if missing := [name for name in needed if name not in names]:
                 raise OutputError(f"{path} has no column {missing[0]}; a study writes {', '.join(needed)}")
@@ -186,7 +198,7 @@ class _Part:
 
     def _distances(self, gathering: Gathering, rows: "_Rows") -> None:
         self.order[gathering.name] = None
-        variant = rows.coded("variant", _variant)
+        variant = rows.coded("variant", variant_of)
         is_image = rows.coded("token_masked", lambda text: text in (IMAGE_PAD, VIDEO_PAD)).astype(bool)
         content = ~rows.coded("token_masked", lambda text: text.startswith("<|") and text.endswith("|>")).astype(bool)
         content |= is_image
@@ -216,11 +228,20 @@ class _Part:
                 begins = (layer[here] == 0) & (head[here] == 0)
                 gathering.route(name, estimate, float(whole[here][begins][0]) if begins.any() else None)
 
+    def _deepstack(self, gathering: Gathering, rows: "_Rows") -> None:
+        columns = (rows.texts(name) for name in ("region", "baseline", "parts_kept"))
+        gathering.parts(*columns, rows.floats("logprob_change"), rows.floats("shapley"))
+
+    def _patches(self, gathering: Gathering, rows: "_Rows") -> None:
+        images = np.nan_to_num(rows.floats("image"), nan=-1).astype(int).tolist()
+        columns = (rows.texts(name) for name in ("level", "region", "fill", "route"))
+        gathering.regions(rows.whole("step").tolist(), images, *columns, rows.floats("logprob_change"))
+
 
 _TEXTS = ("generated_text", "carried")
 # Of each kind of table: the columns that it must have, and those that are read where they are there.
 _COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "": (("prompt_name", *COLUMNS), (KIND, CONTENT, *_TEXTS)),
+    IMPACT: (("prompt_name", *COLUMNS), (KIND, CONTENT, *_TEXTS)),
     "answer": (
         ("prompt_name", "token", "positions", "contribution", "logprob_change", "content", "necessary"), _TEXTS,
     ),
@@ -229,6 +250,8 @@ _COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("estimate", *_TEXTS),
     ),
     "routes": (("prompt_name", "step", "flow", "layer", "head", "contribution", "whole_change"), _TEXTS),
+    "deepstack": (("prompt_name", "region", "baseline", "parts_kept", "logprob_change", "shapley"), _TEXTS),
+    "patches": (("prompt_name", "step", "image", "level", "region", "fill", "route", "logprob_change"), _TEXTS),
 }  # fmt: skip
 
 
@@ -283,90 +306,8 @@ def _codes(column: Any) -> tuple[np.ndarray, list[str]]:
     return coded.indices.fill_null(len(texts)).to_numpy(zero_copy_only=False).astype(np.int64), [*texts, ""]
 
 
-def _variant(name: str) -> int:
-    if name == "Full":
-        return FULL
-    number = name.removeprefix("Head_")
-    is_head = number != name and number.isascii() and number.isdecimal() and len(number) <= len(str(MOST_LAYERS))
-    return int(number) if is_head else ATTN if name == "Attn" else ATTN - 2
-
-
 def _carried(text: str | None) -> dict[str, Any]:
     with suppress(ValueError):
         found = json.loads(text or "{}")
         return found if isinstance(found, dict) else {}
     return {}
-
-
-# --- single results -----------------------------------------------------------------------------------------------------------
-
-
-def _of_stored(stem: Path, stored: Stored) -> PromptNumbers:
-    """The numbers of all that lies under a name."""
-    meta = stored.meta
-    effect = meta.get("effect") if isinstance(meta.get("effect"), dict) else {}
-    name = meta.get("job") if isinstance(meta.get("job"), str) else stem.name.removesuffix("_results")
-    place = next((beside(stem, suffix) for suffix in PAGES if is_regular(beside(stem, suffix))), stem)
-    labels = meta.get("carried") if isinstance(meta.get("carried"), dict) else {}
-    gathering = Gathering(
-        name,
-        str(getattr(stored.parts[0], "generated_text", "")),
-        labels,
-        how_text({"ablation": meta.get("ablation")} | effect),
-        effect.get("window") != "all",
-        str(place),
-    )
-    if stored.answer is not None:
-        gathering.units += _units(stored.answer)
-        for target in stored.answer.targets:
-            for route in target.routes:
-                gathering.route(route.name, route.contribution, route.whole_change)
-    if stored.result is not None:
-        _add_result(gathering, stored.result)
-    if stored.flows is not None:
-        _add_flows(gathering, stored.flows)
-    return gathering.numbers()
-
-
-def _units(found: Explanation) -> Iterator[Unit]:
-    for target in found.targets:
-        needed = {
-            place for one in target.evidence if one.necessary is not None for place in one.necessary.places
-        }  # fmt: skip
-        for place, name in enumerate(target.names):
-            yield Unit(
-                name, tuple(target.positions[place]), target.change(place), bool(target.measured[place]),
-                bool(target.content[place]), place in needed,
-            )  # fmt: skip
-
-
-def _add_result(gathering: Gathering, result: Result) -> None:
-    variants = np.array([_variant(name) for name in result.variants])
-    kinds = np.array(result.tokens.kinds)
-    content = (kinds != "special") & ~np.isin(np.arange(len(kinds)), result.sinks)
-    for step in result.steps:
-        layer, place, variant = (one.reshape(-1) for one in np.indices(step.l2.shape))
-        at = step.positions[place]
-        gathering.distances(
-            layer, at, variants[variant], np.isin(kinds[at], CELLS), content[at], step.l2.reshape(-1), step.cosine.reshape(-1),
-        )  # fmt: skip
-    for step in result.steps:
-        if (effect := step.effect) is None:
-            continue
-        groups = effect.groups or [(result.tokens.texts[at], (at,)) for at in step.positions.tolist()]
-        layer, group = (one.reshape(-1) for one in np.indices(effect.top1.shape))
-        first, sizes = (np.array([rule(at) for _, at in groups]) for rule in (lambda at: at[0], len))
-        change = np.where(effect.measured, effect.logprob_change, np.nan).reshape(-1).astype(np.float64)
-        estimate = None if effect.estimated is None else effect.estimated.change.reshape(-1).astype(np.float64)
-        names = [groups[one][0] for one in group.tolist()]
-        gathering.effects(
-            layer, first[group], sizes[group], change, effect.below_floor.reshape(-1), estimate, names
-        )  # fmt: skip
-
-
-def _add_flows(gathering: Gathering, found: Knockouts) -> None:
-    how = how_text({"window": found.meta.get("window"), "ablation": found.meta.get("ablation"), "queries": "all"})
-    for number, one in enumerate(found.flows):
-        change = np.sum([step.logprob_change[number] for step in found.steps], axis=0, dtype=np.float64)
-        heads = "" if one.flow.heads is None else f" (heads {', '.join(map(str, one.flow.heads))})"
-        gathering.knockout(one.flow.name + heads, change, how.partition(",")[0])

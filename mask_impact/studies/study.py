@@ -17,12 +17,17 @@ from typing import Any
 from mask_impact.errors import OutputError, WorkerError
 from mask_impact.models.loading import LoadedModel
 from mask_impact.results.files import check_output
+from mask_impact.results.looked_files import DEFAULT_FORMATS
+from mask_impact.results.meta import read_meta
+from mask_impact.results.names import RESULT
 from mask_impact.results.records import Result
 from mask_impact.results.store import Saved, load_result, save, stored_digest
 from mask_impact.results.table_files import beside as file_beside
+from mask_impact.studies.batching import Outcome
 from mask_impact.studies.crew import Block, Crew, ThisProcess
 from mask_impact.studies.digest import Identity, digest
 from mask_impact.studies.jobs import Job, result_name
+from mask_impact.studies.looks import LOOKS, asked
 from mask_impact.studies.progress import Course, ErrorLog, StudyObserver, Tally, run_blocks
 from mask_impact.studies.writer import Writer, blocks_of
 
@@ -124,15 +129,35 @@ class _Results:
     def has(self, job: Job) -> bool:
         """Whether the result of exactly this job is there, complete."""
         try:
-            return stored_digest(self._paths[job.name], self._formats) == self._digests[job.name]
+            return self._is_there(job)
         except OutputError:
             return False
 
-    def keep(self, job: Job, result: Result) -> Saved:
-        """Writes a result, and what goes beside it."""
+    def _is_there(self, job: Job) -> bool:
+        """Whether its meta file has its digest, and all tables that belong to it are there. OutputError where one is not."""
         path = self._paths[job.name]
+        if stored_digest(path, self._formats) != self._digests[job.name]:
+            return False
+        left_out = read_meta(file_beside(path, RESULT.main))["run"].get("left_out") or {}
+        for name in {*asked(job.settings)} - {*left_out}:
+            kind = LOOKS[name].kind
+            for form in read_meta(file_beside(path, kind.main), kind.tables[0])["formats"]:
+                if not file_beside(path, f"{kind.tables[0]}.{form}").is_file():
+                    raise OutputError(f"{file_beside(path, f'{kind.tables[0]}.{form}')} is not there")
+        return True
+
+    def keep(self, job: Job, outcome: Outcome) -> Saved:
+        """Writes a result, and what goes beside it. The result's meta file comes last: by it the job is known as done."""
+        path, result = self._paths[job.name], outcome.result
         meta = {"command": self._command, "job": job.name, "digest": self._digests[job.name], "carried": job.carried}
+        meta["notices"] = [
+            *result.meta.get("notices", ()),
+            *(f"No {one}: {why}" for one, why in outcome.left_out.items()),
+        ]
+        meta |= {"left_out": dict(outcome.left_out)} if outcome.left_out else {}
         result = replace(result, meta=result.meta | meta)
+        for name, found in outcome.looked.items():
+            LOOKS[name].save(found, path, self._formats or DEFAULT_FORMATS, self._command)
         saved = save(result, path, self._formats)
         for write in self._beside.values():
             write(result, path)
@@ -144,7 +169,7 @@ class _Results:
         path = self._paths[job.name]
         missing = [write for suffix, write in self._beside.items() if not file_beside(path, suffix).exists()]
         try:
-            if stored_digest(path, self._formats) != self._digests[job.name]:
+            if not self._is_there(job):
                 return False
             result = load_result(path) if missing else None
         except OutputError as error:

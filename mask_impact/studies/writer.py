@@ -6,15 +6,11 @@ server keeps its lock, the next run takes over; the old one, should it go on, wr
 """
 
 import json
-import os
-import re
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from math import gcd
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -24,22 +20,20 @@ from mask_impact.results.files import (
     check_files,
     check_folder,
     check_output,
-    is_regular,
     output_error,
     remove_temporaries,
     settle,
-    write_files,
 )
-from mask_impact.results.inputs import TABLE, open_file
-from mask_impact.studies.parts import KINDS, part_of, parts_in
+from mask_impact.results.remote import Place, Remote, is_there, opened, place_of
+from mask_impact.results.study_folder import TABLES, number_of
+from mask_impact.studies.lease import SECONDS_OF_LEASE, Lease, in_both, read_note, taken_text
+from mask_impact.studies.parts import all_parts
+from mask_impact.studies.remote_lease import sole_remote_writer
 
 SECONDS_AT_THE_DOOR = 60.0  # while another run of the folder begins or ends
-SECONDS_BETWEEN_RENEWALS = 20.0
-SECONDS_OF_LEASE = 300.0
 MAX_TOGETHER = 16  # prompts of a block: what is lost at most when a run is killed
 DOOR = ".lock"  # of a folder
 ERRORS = "errors.jsonl"  # what failed, by the study's name
-_PARTS = re.compile(r"(.+)\0(\d+)\0(\d+)", re.DOTALL)  # in a note: a dataset's parts number/of
 
 
 @dataclass(frozen=True)
@@ -87,51 +81,11 @@ def jobs_of(jobs: Sequence[Any], shard: Shard) -> list[Any]:
     return [job for _, block in blocks_of(jobs, shard) for job in block]
 
 
-class Lease:
-    """That a run may write, as long as no other has taken over."""
-
-    def __init__(self, note: Path, results: Collection[str]) -> None:
-        self._note, self._run = note, uuid.uuid4().hex
-        content = json.dumps({"results": sorted(results), "run": self._run}).encode()
-        write_files({note: lambda file: file.write(content)})
-
-    @property
-    def holds(self) -> bool:
-        """Whether the note is still this run's."""
-        return _read_note(self._note).get("run") == self._run
-
-    def check(self) -> None:
-        """OutputError where another run has taken over."""
-        if not self.holds:
-            name = self._note.name[1:].removesuffix(".names")
-            raise OutputError(
-                f"another run has taken over '{name}' in {self._note.parent}, as this one did not renew its lease for "
-                f"{SECONDS_OF_LEASE:.0f} s: nothing more is written"
-            )
-
-    @contextmanager
-    def renewed(self) -> Iterator[None]:
-        """While the block is open, the lease is renewed."""
-        over = Event()
-
-        def renew() -> None:
-            while not over.wait(SECONDS_BETWEEN_RENEWALS):
-                with suppress(OSError):
-                    if self.holds:
-                        os.utime(self._note)
-
-        Thread(target=renew, daemon=True).start()
-        try:
-            yield
-        finally:
-            over.set()
-
-
 @dataclass(frozen=True)
 class Writer:
     """The run that writes the results of `name` into `folder`; made by `writing`. fresh: whether parts of an earlier run go."""
 
-    folder: Path
+    folder: Place
     name: str
     lease: Lease
     fresh: bool = False
@@ -139,18 +93,18 @@ class Writer:
     failed_before: tuple[dict, ...] = ()  # what an earlier run recorded
 
     @property
-    def errors_path(self) -> Path:
+    def errors_path(self) -> Place:
         return errors_path(self.folder, self.name, self.shard)
 
 
-def errors_path(folder: Path, name: str, shard: Shard = ALL) -> Path:
+def errors_path(folder: Place | str, name: str, shard: Shard = ALL) -> Place:
     """Where it is recorded what failed."""
-    return Path(folder) / f"{shard.called(name)}.{ERRORS}"
+    return place_of(folder) / f"{shard.called(name)}.{ERRORS}"
 
 
 @contextmanager
 def writing(
-    folder: Path, name: str, results: Collection[str] | None = None, fresh: bool = False, shard: Shard = ALL
+    folder: Place, name: str, results: Collection[str] | None = None, fresh: bool = False, shard: Shard = ALL
 ) -> Iterator[Writer]:
     """The writer of a study; OutputError where another run is writing the same results.
 
@@ -158,36 +112,41 @@ def writing(
     whether the parts in that folder are removed, so that old and new ones are never mixed.
     """
     own = shard.called(name)
-    check_output(folder, own, [ERRORS])
-    check_folder(Path(folder) / f".{name}.claims")  # of an earlier version
     held = {f"{name}\0{shard.index}\0{shard.of}"} if results is None else results
-    with sole_writer(Path(folder), own, held) as lease:
+    if isinstance(folder, Remote):
+        holding = sole_remote_writer(folder, own, held)
+    else:
+        check_output(folder, own, [ERRORS])
+        check_folder(Path(folder) / f".{name}.claims")  # of an earlier version
+        folder = Path(folder)
+        holding = sole_writer(folder, own, held)
+    with holding as lease:
         log = errors_path(folder, name, shard)
         try:
             before = _read_log(log)
             log.unlink(missing_ok=True)
-            for kind in KINDS if results is None else ():
-                remove_temporaries(part_of(Path(folder) / name / "any", kind).parent, shard)
+            for table in TABLES if results is None and isinstance(folder, Path) else ():
+                remove_temporaries(folder / name / table, shard)
         except OSError as error:
-            raise output_error(Path(folder) / name, error) from error
-        yield Writer(Path(folder), name, lease, fresh, shard, before)
+            raise output_error(folder / name, error) from error
+        yield Writer(folder, name, lease, fresh, shard, before)
 
 
-def _read_log(log: Path) -> tuple[dict, ...]:
+def _read_log(log: Place) -> tuple[dict, ...]:
     """The lines of a log that can be read."""
     entries = []
-    if is_regular(log):
-        with open_file(log, TABLE) as file:
+    if is_there(log):
+        with opened(log) as file:
             for line in file:
                 with suppress(ValueError, RecursionError):
                     entries.append(json.loads(line))
     return tuple(entry for entry in entries if isinstance(entry, dict))
 
 
-def old_parts(writer: Writer, folder: Path, first: int = 0) -> list[Path]:
+def old_parts(writer: Writer, folder: Place, first: int = 0) -> list[Place]:
     """The writer's parts in a dataset's folder, from number `first` on."""
-    numbered = [path for path in parts_in(folder) if path.stem.removeprefix("part-").isdigit()]
-    return [p for p in numbered if p.stem in writer.shard and int(p.stem.removeprefix("part-")) >= first]
+    numbered = [(path, number_of(path)) for path in all_parts(folder)]
+    return [path for path, number in numbered if number is not None and number >= first and number in writer.shard]
 
 
 @contextmanager
@@ -240,13 +199,13 @@ def _enter(folder: Path, name: str, note: Path, held: FileLock, results: Collect
         held.acquire()
     except Timeout:
         if not _has_expired(note):
-            raise OutputError(_taken(name, folder)) from None
+            raise OutputError(taken_text(name, folder)) from None
         _remove(Path(held.lock_file), note)
         held.acquire()
     try:
         for other in folder.glob(".*.names"):
-            if other != note and (taken := _in_both(_names_held(other), results)):
-                raise OutputError(_taken(taken, folder))
+            if other != note and (taken := in_both(_names_held(other), results)):
+                raise OutputError(taken_text(taken, folder))
         return Lease(note, results)
     except BaseException:
         _remove(Path(held.lock_file))
@@ -273,12 +232,6 @@ def _remove(*paths: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _taken(name: str, folder: Path) -> str:
-    return (
-        f"another run is writing the results of '{name}' into {folder}: wait for its end, or use another `output_dir`"
-    )
-
-
 def _names_held(note: Path) -> set[str]:
     """What the run of this note writes; nothing where it has ended, and then its note and its lock are removed."""
     lock = note.with_suffix(".lock")
@@ -287,32 +240,6 @@ def _names_held(note: Path) -> set[str]:
             _remove(note, lock)
     except Timeout:
         if not _has_expired(note):
-            return set(_read_note(note).get("results", ()))
+            return set(read_note(note).get("results", ()))
         _remove(note, lock)
     return set()
-
-
-def _read_note(note: Path) -> dict:
-    with suppress(OSError, ValueError):
-        content = json.loads(note.read_text(encoding="utf-8"))
-        if isinstance(content, dict):
-            return content
-        if isinstance(content, list):  # as an earlier version wrote it
-            return {"results": content}
-    return {}
-
-
-def _in_both(one: Collection[str], other: Collection[str]) -> str | None:
-    """A name that two runs would both write: a result's, or that of a dataset of which both have a part."""
-    if both := {*one} & {*other}:
-        return min(both).partition("\0")[0]
-    for name, index, of in filter(None, (_parts(entry) for entry in one)):
-        for same, at, n in filter(None, (_parts(entry) for entry in other)):
-            if same == name and (index - at) % gcd(of, n) == 0:
-                return name
-    return None
-
-
-def _parts(entry: str) -> tuple[str, int, int] | None:
-    found = _PARTS.fullmatch(entry)
-    return (found[1], int(found[2]), int(found[3])) if found else None

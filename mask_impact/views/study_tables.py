@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mask_impact.findings.over_prompts import Averaged, OverPrompts
-from mask_impact.findings.prompt_numbers import DEPTH, FLOW, IMAGE_SHARE, PromptNumbers
+from mask_impact.findings.prompt_numbers import DEPTH, FLOW, IMAGE_SHARE, PART, PIXELS, WAY, WITHOUT, PromptNumbers
 from mask_impact.results.table_files import clean_text
 
 GROUP = ("study", "group")
@@ -16,6 +16,8 @@ OF_KIND = ("measure", "how", "n_layers")
 MEAN = ("n", "mean", "low", "high")
 LAYERS = (*GROUP, "quantity", *OF_KIND, "layer", *MEAN)
 FLOWS = (*GROUP, "flow", *OF_KIND, "layer", *MEAN)
+IMAGES = (*GROUP, "quantity", "measure", "how", *MEAN)
+OF_IMAGES = (PART, WITHOUT, PIXELS, WAY)  # quantities begin so
 HEADS = (*GROUP, *OF_KIND, "layer", "head", *MEAN, "in_top", "share_in_top", "share_low", "share_high")
 TESTS = (
     "group", "other_group", "study", "other_study", "quantity", *OF_KIND, "layer", "paired", "n", "other_n", "difference",
@@ -32,7 +34,7 @@ Row = tuple[Any, ...]
 def layer_rows(found: OverPrompts) -> Iterator[Row]:
     """With LAYERS. Single numbers have no layer."""
     for one, is_curve in _all(found):
-        if not one.kind.quantity.startswith(FLOW):
+        if not one.kind.quantity.startswith((FLOW, *OF_IMAGES)):
             yield from _rows(found, one, one.kind.quantity, is_curve)
 
 
@@ -41,6 +43,14 @@ def flow_rows(found: OverPrompts) -> Iterator[Row]:
     for one, is_curve in _all(found):
         if one.kind.quantity.startswith(FLOW):
             yield from _rows(found, one, one.kind.quantity.removeprefix(FLOW), is_curve)
+
+
+def image_rows(found: OverPrompts) -> Iterator[Row]:
+    """With IMAGES: what parts of the images' features add, and what replacing pixels does."""
+    for one in found.numbers:
+        if one.kind.quantity.startswith(OF_IMAGES):
+            before = (found.sources[one.group.study], one.group.name, one.kind.quantity, one.kind.measure, one.kind.how)
+            yield (*before, int(one.means.n[0]), *_numbers(one.means, 0))
 
 
 def _all(found: OverPrompts) -> Iterator[tuple[Averaged, bool]]:
@@ -120,6 +130,7 @@ def _plain(value: Any) -> float | None:
 TABLES = {
     "layers": (LAYERS, layer_rows),
     "flows": (FLOWS, flow_rows),
+    "images": (IMAGES, image_rows),
     "heads": (HEADS, head_rows),
     "tests": (TESTS, rows_of_tests),
     "prompts": (None, prompt_rows),

@@ -417,7 +417,7 @@ def test_a_study_ends_with_3_where_a_prompt_failed_and_its_json_names_it(run, ca
     code, out, _ = run(*calls["study of a dataset"], "--json")
     assert code == 3
     assert json.loads(out)["failed"] == ["row 2"]
-    assert written("output/data") == ["part-000000.parquet"]
+    assert written("output/data") == ["impact", "manifest.json", "prompts"]
 
 
 # --- models ---------------------------------------------------------------------------------------------------------------
@@ -443,7 +443,7 @@ def test_a_study_runs_on_either_kind(run, text_checkpoint, vl_checkpoint, pictur
     assert run("study", "study.yml", "-m", vl_checkpoint, "--resume").out.count("2 of them are done already") == 1
     write_dataset(tmp_path / "data.jsonl", [{"prompt": "the cat"}])
     assert run("study", "data.jsonl", "-m", text_checkpoint, "-o", "named", "-q").code == 0
-    assert written("output/named") == ["part-000000.parquet"]
+    assert written("output/named/impact") == ["part-000000.parquet"]
 
 
 def test_a_study_s_file_is_known_by_its_suffix(refused, no_weights):

@@ -34,6 +34,13 @@ def files(*names, also=()):
     return {f"{path}.{suffix}" for path in paths for suffix in ("csv", "json", "meta.json", *also)}
 
 
+def dataset(name):
+    """Those of a study of a dataset."""
+    return {
+        f"output/{name}/{one}" for one in ("manifest.json", "impact/part-000000.parquet", "prompts/part-000000.parquet")
+    }
+
+
 VL, TEXT = files("vl_masking_results"), files("masking_results")
 EFFECT = ("effect.csv", "effect.json")
 PLOTS = ("card.png", "layers.png", "patches.png")
@@ -59,7 +66,7 @@ LINES = [
     ("python mask_impact_analysis.py --config prompts_config.yaml", files(*STUDIES["text"])),
     ("accelerate launch --num_processes 4 --multi_gpu mask_impact_vl.py --config prompts_config_vl.yaml", files(*STUDIES["vl"])),
     ("accelerate launch --num_processes 4 --multi_gpu mask_impact_vl.py --dataset questions.jsonl --resume",
-     {"output/questions/part-000000.parquet"}),
+     dataset("questions")),
     ("python -m mask_impact report output/vl_masking_results", {"output/vl_masking_results.html"}),
     ('python mask_impact_vl.py --model demo --prompt "What is 2+2?"', VL),
     ('python mask_impact_analysis.py --model demo --prompt "What is 2+2?"', TEXT),
@@ -95,7 +102,7 @@ LINES = [
      files(*(f"output/study/{name}" for name in STUDIES["vl"]))),
     ("python mask_impact_vl.py --config prompts_config_vl.yaml --output-dir output/study --resume",
      files(*(f"output/study/{name}" for name in STUDIES["vl"]))),
-    ("python mask_impact_analysis.py --model demo --dataset sums.jsonl", {"output/sums/part-000000.parquet"}),
+    ("python mask_impact_analysis.py --model demo --dataset sums.jsonl", dataset("sums")),
     ('python mask_impact_vl.py --model demo --prompt "What is 2+2?" --verify 20 --output checked', files("checked")),
     ('python mask_impact_vl.py --model demo --dtype float32 --prompt "What is 2+2?" --verify 20 --output checked',
      files("checked")),
@@ -114,7 +121,7 @@ LINES = [
     ("python mask_impact_vl.py --prompt question.txt --num-tokens 5 --output my_question --formats csv,parquet",
      {f"output/my_question.{suffix}" for suffix in ("csv", "parquet", "meta.json")}),
     ("python mask_impact_vl.py --config prompts_config_vl.yaml --resume", files(*STUDIES["vl"])),
-    ("python mask_impact_vl.py --dataset questions.jsonl --reduce summary --resume", {"output/questions/part-000000.parquet"}),
+    ("python mask_impact_vl.py --dataset questions.jsonl --reduce summary --resume", dataset("questions")),
     ('python mask_impact_vl.py --image photo.jpg --prompt "What is this?" --plots', files("vl_masking_results", also=PLOTS)),
     ('python mask_impact_vl.py --image a.png --image b.png --prompt "<image> Is it the same as in <image>?" --mask-mode vision',
      VL),
@@ -124,7 +131,7 @@ LINES = [
      {f"output/my_question.{suffix}" for suffix in ("csv", "parquet", "meta.json")}),
     ("python mask_impact_analysis.py --config prompts_config.yaml --resume", files(*STUDIES["text"])),
     ("python mask_impact_analysis.py --dataset questions.jsonl --reduce summary --resume",
-     {"output/questions/part-000000.parquet"}),
+     dataset("questions")),
     ("python -m mask_impact compare output/first output/second output/third --step 1 --json",
      {"output/compare_first_second_third.html"}),
     ("python -m mask_impact top output/vl_masking_results", set()),

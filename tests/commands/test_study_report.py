@@ -18,7 +18,7 @@ from synthetic import make_result
 from mask_impact.commands.main import main
 from mask_impact.results.tables import to_dataset_table
 
-FILES = {"report.html", *(f"report.{name}.csv" for name in ("layers", "flows", "heads", "tests", "prompts"))}
+FILES = {"report.html", *(f"report.{name}.csv" for name in ("layers", "flows", "images", "heads", "tests", "prompts"))}
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from mask_impact.results.dataset_answers import DatasetAnswers, card_table
 from mask_impact.results.explanation_tables import NUMBERS, explanation_table
 from mask_impact.results.store import save
 from mask_impact.results.stored import joined, read_stored
+from mask_impact.results.study_folder import is_old, table_of
 from mask_impact.results.tables import to_dataset_table, with_prompt
 
 NAMES = ("star", "north & south", "a/b")
@@ -25,20 +26,21 @@ def results():
         yield name, explained(made, effects, needed=(2,), becomes={2: " other"})
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A dataset's folder of two parts, as a study writes it."""
+@pytest.fixture(params=["now", "before"])
+def folder(request, tmp_path):
+    """A dataset's folder of two parts, as a study writes it, or an earlier version did."""
     kinds = {
-        "": lambda one, name: to_dataset_table(one, name, "", "none"),
-        ".answer": lambda one, name: with_prompt(explanation_table(one.answer), name, one.generated_text, ""),
-        ".card": lambda one, name: with_prompt(card_table(one.answer), name, one.generated_text, ""),
+        "impact": lambda one, name: to_dataset_table(one, name, "", "none"),
+        "answer": lambda one, name: with_prompt(explanation_table(one.answer), name, one.generated_text, ""),
+        "card": lambda one, name: with_prompt(card_table(one.answer), name, one.generated_text, ""),
     }
     found = list(results())
-    for suffix, make in kinds.items():
-        (tmp_path / f"study{suffix}").mkdir()
+    for name, make in kinds.items():
+        place = table_of(tmp_path / "study", name, request.param == "before")
+        place.mkdir(parents=True)
         for part, of_part in enumerate((found[:2], found[2:])):
-            table = pa.concat_tables([make(one, name).unify_dictionaries() for name, one in of_part])
-            pq.write_table(table, tmp_path / f"study{suffix}" / f"part-{part:06d}.parquet")
+            table = pa.concat_tables([make(one, prompt).unify_dictionaries() for prompt, one in of_part])
+            pq.write_table(table, place / f"part-{part:06d}.parquet")
     return tmp_path / "study"
 
 
@@ -56,7 +58,7 @@ def test_every_prompt_of_a_dataset_is_read_as_it_was_measured(folder):
 
 
 def test_numbers_of_another_run_are_refused(folder):
-    path = folder.with_name("study.answer") / "part-000000.parquet"
+    path = table_of(folder, "answer", is_old(folder)) / "part-000000.parquet"
     table = pq.read_table(path)
     place = table.schema.get_field_index("logprob_change")
     changed = pa.array(table["logprob_change"].to_numpy() * np.float32(1.5))
@@ -73,7 +75,7 @@ def test_numbers_of_another_run_are_refused(folder):
     [("{", "cannot be read"), ("[]", "schema version None"), ('{"schema_version": 1}', "is missing")],
 )
 def test_a_card_that_is_none_is_an_error_in_one_line(folder, content, said):
-    path = folder.with_name("study.card") / "part-000001.parquet"
+    path = table_of(folder, "card", is_old(folder)) / "part-000001.parquet"
     table = pq.read_table(path)
     pq.write_table(table.set_column(table.schema.get_field_index("card"), "card", pa.array([content])), path)
     with pytest.raises(OutputError, match=said) as caught:

@@ -55,18 +55,18 @@ def test_a_dataset_has_a_folder_for_each_kind_of_table(text_checkpoint):
     argv = ["--dataset", "study.jsonl", "--model", str(text_checkpoint), "--quiet", "--raw"]
     assert main_text([*argv, "--answer", "--effect", "--budget", "30", "--matrix", "--routes", "auto"]) == 0
     frames = {
-        kind: pd.read_parquet(f"output/study{kind}/part-000000.parquet")
-        for kind in ("", ".answer", ".card", ".effect", ".routes", ".matrix")
+        kind: pd.read_parquet(f"output/study/{kind}/part-000000.parquet")
+        for kind in ("impact", "prompts", "answer", "card", "effect", "routes", "matrix")
     }
     for frame in frames.values():
         assert frame["prompt_name"].unique().tolist() == ["r0", "r1", "r2"]
         assert frame["generated_text"].notna().all()
-    assert {"contribution", "logprob_change", "necessary"} <= set(frames[".answer"].columns)
-    assert "logprob_change" in frames[".effect"].columns
+    assert {"contribution", "logprob_change", "necessary"} <= set(frames["answer"].columns)
+    assert "logprob_change" in frames["effect"].columns
     # The next one asks for less: what it does not write again is taken away.
     assert main_text(argv) == 0
-    assert not list(Path("output/study.answer").glob("*.parquet"))
-    assert Path("output/study/part-000000.parquet").is_file()
+    assert not list(Path("output/study/answer").glob("*.parquet"))
+    assert Path("output/study/impact/part-000000.parquet").is_file()
 
 
 def test_a_dataset_keeps_what_its_cards_need_and_opens_as_one_page(text_checkpoint, capsys):
@@ -96,10 +96,10 @@ def test_a_shorter_dataset_leaves_no_parts_of_a_longer_one(text_checkpoint, monk
     monkeypatch.setattr("mask_impact.studies.dataset_study.MAX_TOGETHER", 2)
     rows(4)
     assert main_text(argv) == 0
-    assert len(list(Path("output/study.answer").iterdir())) == 2
+    assert len(list(Path("output/study/answer").iterdir())) == 2
     rows(2)
     assert main_text([*argv, "--resume"]) == 0
-    assert [path.name for path in Path("output/study.answer").iterdir()] == ["part-000000.parquet"]
+    assert [path.name for path in Path("output/study/answer").iterdir()] == ["part-000000.parquet"]
 
 
 @pytest.mark.parametrize(

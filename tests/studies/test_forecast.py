@@ -42,7 +42,7 @@ def test_the_bytes_of_a_dataset_are_about_what_it_takes(reduce, command, tmp_pat
     assert (code, told["n_prompts"], told["n_wrong"], told["n_sampled"]) == (0, 80, 0, 64)
     assert not list((tmp_path / "output").glob("*"))
     assert command(*argv)[0] == 0
-    taken = sum(path.stat().st_size for path in (tmp_path / "output" / "data").iterdir())
+    taken = sum(path.stat().st_size for path in (tmp_path / "output" / "data" / "impact").iterdir())
     assert taken / 2.5 < told["n_bytes"] < taken * 2.5
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from studying import REPOSITORY, data_files, sentences, write_config, write_dataset
+from studying import REPOSITORY, sentences, study_files, write_config, write_dataset
 
 from mask_impact.commands.main import main
 
@@ -106,7 +106,7 @@ def dataset(tmp_path_factory, text_checkpoint):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         assert main(["study", *argv, "--output-dir", str(folder / "one"), "--quiet", "--device", "cpu"]) == 3
-    return argv, data_files(folder / "one" / "data")
+    return argv, study_files(folder / "one" / "data")
 
 
 def listening(processes):
@@ -128,12 +128,12 @@ def test_two_workers_write_the_bytes_of_one_process_and_talk_to_nobody_else(data
     argv, expected = dataset
     process = start(*argv, "--output-dir", tmp_path / "two", SLOWED="0.05")
     parts = tmp_path / "two" / "data"
-    assert until(lambda: parts.is_dir() and list(parts.glob("*.parquet")), process), outcome(process)
+    assert until(lambda: parts.is_dir() and list(parts.glob("prompts/*.parquet")), process), outcome(process)
     addresses = listening(processes_of(place))
     code, out, err = outcome(process)
     assert code == 3, err
     assert "100 prompts: 98 written; 2 failed: row 100, row_000099" in out
-    assert data_files(parts) == expected
+    assert study_files(parts) == expected
     assert addresses
     assert addresses <= {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1
     assert [path.name for path in (tmp_path / "two").iterdir() if path.name.startswith(".")] == []
@@ -182,7 +182,8 @@ def test_whoever_is_killed_nothing_is_lost_and_nothing_is_done_twice(kind, datas
             path.unlink()
         process = start(*argv_here, SLOWED="0.1")
         n_before = rng.randrange(4)
-        began = until(lambda: len(list(folder.glob("data/*.parquet"))) >= n_before and list(pids.iterdir()), process)  # noqa: B023
+        parts = folder / "data" / "prompts"
+        began = until(lambda: len(list(parts.glob("*.parquet"))) >= n_before and list(pids.iterdir()), process)  # noqa: B023
         assert began, outcome(process)
         time.sleep(rng.uniform(0, 0.5))
         killed(kind, process, pids, place, rng)
@@ -192,11 +193,11 @@ def test_whoever_is_killed_nothing_is_lost_and_nothing_is_done_twice(kind, datas
             assert "98 written" in out
         else:
             process.wait(60)
-            n_there = len(list(folder.glob("data/*.parquet")))
+            n_there = len(list(folder.glob("data/prompts/*.parquet")))
             code, out, err = outcome(start(*argv_here))
             assert code == 3, err
             assert f"{min(16 * n_there, 98)} were there already" in out or not n_there
-        assert data_files(folder / "data") == expected
+        assert study_files(folder / "data") == expected
         assert not list(folder.rglob("*.tmp"))
 
 
@@ -206,14 +207,14 @@ def test_the_first_interrupt_of_all_processes_lets_what_is_at_work_be_written(en
     argv, expected = dataset
     process = start(*argv, "--output-dir", tmp_path / "out", SLOWED="0.3", GROUP="1")
     parts = tmp_path / "out" / "data"
-    assert until(lambda: parts.is_dir() and list(parts.glob("*.parquet")), process), outcome(process)
+    assert until(lambda: parts.is_dir() and list(parts.glob("prompts/*.parquet")), process), outcome(process)
     os.killpg(process.pid, end)
     code, _, err = outcome(process)
     assert code == 130, err
     assert "Traceback" not in err
-    n_there = len(list(parts.glob("*.parquet")))
+    n_there = len(list(parts.glob("prompts/*.parquet")))
     assert 0 < n_there < 7
-    assert data_files(parts).items() <= expected.items()
+    assert study_files(parts).items() <= expected.items()
     assert "with --resume added goes on from here" in err
 
 

@@ -19,7 +19,8 @@ from mask_impact.results.effect_tables import effect_table
 from mask_impact.results.explanation_tables import explanation_table, routes_table
 from mask_impact.results.flow_files import save_flows
 from mask_impact.results.store import save
-from mask_impact.results.tables import to_dataset_table, with_prompt
+from mask_impact.results.study_folder import table_of
+from mask_impact.results.tables import prompts_table, to_dataset_table, with_prompt
 from mask_impact.studies import reading
 from mask_impact.studies.parts import RUN
 from mask_impact.studies.reading import find_study
@@ -27,11 +28,11 @@ from mask_impact.studies.reading import find_study
 RUN_OF_PART = {"model": "tiny", "window": 3, "queries": "last", "ablation": "mask", "groups": None}
 
 
-def write_part(folder, results, number=0, run=RUN_OF_PART, reduce="none", labels=None):
-    """A part of a dataset, with parts of effects and answers where the results have them."""
+def write_part(folder, results, number=0, run=RUN_OF_PART, reduce="none", labels=None, old=False):
+    """A part of a dataset, with parts of effects and answers where the results have them. old: as an earlier version did."""
     metadata = {RUN: json.dumps(run)} if run else {}
     carried = {name: json.dumps((labels or {}).get(name, {})) for name in results}
-    tables = {"": [to_dataset_table(one, name, carried[name], reduce) for name, one in results.items()]}
+    tables = {"impact": [to_dataset_table(one, name, carried[name], reduce) for name, one in results.items()]}
 
     def named(name, table):
         return with_prompt(table, name, results[name].generated_text, carried[name])
@@ -43,8 +44,10 @@ def write_part(folder, results, number=0, run=RUN_OF_PART, reduce="none", labels
             tables.setdefault("answer", []).append(named(name, explanation_table(one.answer)))
             if any(target.routes for target in one.answer.targets):
                 tables.setdefault("routes", []).append(named(name, routes_table(one.answer)))
+    if not old:
+        tables["prompts"] = [prompts_table([])]
     for kind, several in tables.items():
-        place = folder.with_name(f"{folder.name}.{kind}") if kind else folder
+        place = table_of(folder, kind, old)
         place.mkdir(parents=True, exist_ok=True)
         table = pa.concat_tables([one.unify_dictionaries() for one in several]).unify_dictionaries()
         pq.write_table(
@@ -74,13 +77,13 @@ def share_by_hand(result, sizes):
     return image / total
 
 
-@pytest.fixture(params=["parts", "results"])
+@pytest.fixture(params=["parts", "old parts", "results"])
 def stored(request, tmp_path):
     """Stores results by name as a dataset or one by one, and reads them."""
 
     def store(results, **how):
-        if request.param == "parts":
-            write_part(tmp_path / "study", results, **how)
+        if request.param != "results":
+            write_part(tmp_path / "study", results, old=request.param == "old parts", **how)
         else:
             for name, one in results.items():
                 run = {"job": name, "carried": (how.get("labels") or {}).get(name, {})}
@@ -216,7 +219,7 @@ def test_parts_of_an_earlier_version_are_read_by_their_tokens_texts(tmp_path):
     kinds = ("special", *result.tokens.kinds[1:])
     result = replace(result, tokens=replace(result.tokens, kinds=kinds))
     write_part(tmp_path / "new", {"a": result})
-    write_part(tmp_path / "old", {"a": result}, run=None)
+    write_part(tmp_path / "old", {"a": result}, run=None, old=True)
     part = tmp_path / "old" / "part-000000.parquet"
     pq.write_table(pq.read_table(part).drop_columns(["kind", "content"]), part)
     (new,), (old,) = (find_study(tmp_path / name).prompts() for name in ("new", "old"))
@@ -302,18 +305,20 @@ def test_memory_does_not_grow_with_the_rows(tmp_path, monkeypatch):
 
 
 def test_a_folder_without_a_study_is_refused_with_where_one_is(tmp_path):
-    for path, said in ((tmp_path / "none", "does not exist"), (tmp_path, "has neither part-")):
+    for path, said in ((tmp_path / "none", "does not exist"), (tmp_path, "has neither parts of a dataset")):
         with pytest.raises(OutputError, match=said):
             find_study(path)
     write_part(tmp_path / "sums", {"a": with_effects(make_result())})
     with pytest.raises(OutputError, match="sums has parts"):
         find_study(tmp_path)
-    assert find_study(tmp_path / "sums.effect").source == str(tmp_path / "sums")
+    write_part(tmp_path / "old", {"a": with_effects(make_result())}, old=True)
+    for name, study in (("sums/effect", "sums"), ("old.effect", "old")):
+        assert find_study(tmp_path / name).source == str(tmp_path / study)
 
 
 def test_a_part_that_cannot_be_read_is_named(tmp_path):
     write_part(tmp_path / "study", {"a": make_result()})
-    part = tmp_path / "study" / "part-000000.parquet"
+    part = tmp_path / "study" / "impact" / "part-000000.parquet"
     table = pq.read_table(part)
     pq.write_table(table.drop_columns(["variant"]), part)
     with pytest.raises(OutputError, match=r"part-000000.parquet has no column variant"):

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 from PIL import Image
-from studying import REPOSITORY, data_files, sentences, write_config, write_dataset
+from studying import REPOSITORY, data_files, sentences, study_files, write_config, write_dataset
 
 from mask_impact.api.functions import analyze
 from mask_impact.commands.console import launched
@@ -313,7 +313,7 @@ def test_a_killed_study_goes_on_to_the_same_bytes(source, text_checkpoint, tmp_p
         argv, written, n_kills = ["--formats", "csv,parquet"], "*.meta.json", 2
     else:
         path = write_dataset(tmp_path / "study.jsonl", [{"prompt": prompt} for prompt in sentences(64)])
-        argv, written, n_kills = ["--reduce", "none"], "study/*.parquet", 2
+        argv, written, n_kills = ["--reduce", "none"], "study/prompts/*.parquet", 2
     common = [f"--{source}", str(path), "--model", str(text_checkpoint), "--quiet", *argv]
 
     def start(folder, *argv):
@@ -328,7 +328,7 @@ def test_a_killed_study_goes_on_to_the_same_bytes(source, text_checkpoint, tmp_p
 
     assert start(tmp_path / "whole").wait(120) == 0
     expected = results(tmp_path / "whole")
-    assert len(expected) == (24 if source == "config" else 4)
+    assert len(expected) == (24 if source == "config" else 8)
     rng, n_killed = random.Random(0), 0
     folder = tmp_path / "killed"
     for _ in range(n_kills):
@@ -517,7 +517,11 @@ def on_dataset(text_checkpoint, tmp_path, monkeypatch, capsys):
 
 
 def parts(folder="output/data"):
-    return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+    return {name: content for name, content in study_files(folder).items() if name.startswith(("impact", "prompts"))}
+
+
+def names(*numbers):
+    return [f"{table}/part-{number:06d}.parquet" for table in ("impact", "prompts") for number in numbers]
 
 
 def rows_of(result):
@@ -543,8 +547,8 @@ def test_a_dataset_becomes_a_parquet_dataset(reduce, on_dataset, loaded, tmp_pat
     code, out, _ = on_dataset("--reduce", reduce, "--num-tokens", "2")
     assert code == 0
     assert "20 prompts: 20 written" in out
-    assert sorted(parts()) == ["part-000000.parquet", "part-000001.parquet"]
-    frame = pd.read_parquet("output/data")
+    assert sorted(parts()) == names(0, 1)
+    frame = pd.read_parquet("output/data/impact")
     assert list(frame.columns) == ["prompt_name", *store.COLUMNS, "kind", "content", "generated_text", "carried"]
     assert frame.prompt_name.unique().tolist() == [row["name"] for row in rows]
     for number in (0, 3, 19):
@@ -581,7 +585,7 @@ def test_rows_that_cannot_be_jobs_are_recorded_in_every_run(on_dataset, tmp_path
     assert "[1/5] row 2: FAILED: column 1 of the line is no JSON" in out
     entries = [json.loads(line) for line in Path("output/data.errors.jsonl").read_text().splitlines()]
     assert [(entry["name"], entry.get("row")) for entry in entries] == [(None, 2), ("empty", 3), ("row_000004", None)]
-    frame = pd.read_parquet("output/data")
+    frame = pd.read_parquet("output/data/impact")
     assert frame.prompt_name.unique().tolist() == ["row_000001", "row_000005"]
     code, out, _ = on_dataset("--resume")
     assert code == 3
@@ -598,8 +602,8 @@ def test_resuming_a_dataset_leaves_out_complete_parts(on_dataset, tmp_path):
     write_dataset(tmp_path / "data.jsonl", rows)
     on_dataset()
     before = parts()
-    assert sorted(before) == [f"part-00000{number}.parquet" for number in range(3)]
-    Path("output/data/part-000001.parquet").write_bytes(b"damaged")
+    assert sorted(before) == names(0, 1, 2)
+    Path("output/data/prompts/part-000001.parquet").write_bytes(b"damaged")
     _, out, err = on_dataset("--resume")
     assert "40 prompts: 16 written; 24 were there already" in out
     assert "part-000001.parquet is done again: it cannot be read" in err
@@ -608,22 +612,22 @@ def test_resuming_a_dataset_leaves_out_complete_parts(on_dataset, tmp_path):
     assert "40 prompts: 40 written" in out
     write_dataset(tmp_path / "data.jsonl", rows[:10])
     _, out, _ = on_dataset()
-    assert sorted(parts()) == ["part-000000.parquet"]  # those of the longer dataset are gone
+    assert sorted(parts()) == names(0)  # those of the longer dataset are gone
 
 
 @pytest.mark.parametrize("failures", ["5", "[1]", '[{"name": "x", "error": "InputError"}]', "[" * 99_999, "{}"])
 def test_a_part_whose_failures_are_damaged_is_done_again_and_said(on_dataset, tmp_path, failures):
     write_dataset(tmp_path / "data.jsonl", [{"prompt": "the cat"}])
     on_dataset()
-    path = Path("output/data/part-000000.parquet")
+    path = Path("output/data/prompts/part-000000.parquet")
     table = pq.read_table(path)
-    whole = table.to_pydict()
+    whole = table.drop_columns(["seconds"]).to_pydict()
     pq.write_table(table.replace_schema_metadata(table.schema.metadata | {b"mask_impact_failures": failures}), path)
     code, out, err = on_dataset("--resume")
     assert code == 0
     assert ": 1 written" in out
     assert "part-000000.parquet is done again" in err
-    assert pq.read_table(path).to_pydict() == whole
+    assert pq.read_table(path).drop_columns(["seconds"]).to_pydict() == whole
 
 
 def test_a_failure_that_may_pass_is_tried_again(on_dataset, tmp_path, monkeypatch):
@@ -647,7 +651,7 @@ def test_a_failure_that_may_pass_is_tried_again(on_dataset, tmp_path, monkeypatc
 def test_a_dataset_that_is_begun_anew_and_interrupted_is_no_mixture(on_dataset, tmp_path, monkeypatch):
     write_dataset(tmp_path / "data.jsonl", [{"prompt": prompt} for prompt in sentences(40)])
     on_dataset()
-    assert len(parts()) == 3
+    assert len(parts()) == 6
     run_tasks = crew.run_tasks
 
     def interrupted(*args):
@@ -656,7 +660,7 @@ def test_a_dataset_that_is_begun_anew_and_interrupted_is_no_mixture(on_dataset, 
 
     monkeypatch.setattr(crew, "run_tasks", interrupted)
     assert on_dataset("--reduce", "none")[0] == 130
-    assert sorted(parts()) == ["part-000000.parquet"]
+    assert sorted(parts()) == names(0)
 
 
 @pytest.mark.slow

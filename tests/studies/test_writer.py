@@ -9,10 +9,11 @@ from threading import Event, current_thread, main_thread
 
 import pytest
 from filelock import FileLock
-from studying import REPOSITORY, data_files, sentences, write_config, write_dataset
+from studying import REPOSITORY, data_files, sentences, study_files, write_config, write_dataset
 
 from mask_impact.commands.scripts import main_text
 from mask_impact.errors import OutputError
+from mask_impact.studies import lease as leases
 from mask_impact.studies import writer
 from mask_impact.studies.writer import Shard, blocks_of, sole_writer, writing
 
@@ -85,7 +86,7 @@ def test_a_run_that_does_not_renew_its_lease_is_taken_over_and_writes_nothing_mo
     with sole_writer(tmp_path, old_name, ["x"]) as lost:
         with pytest.raises(OutputError, match="another run is writing"), sole_writer(tmp_path, "study", ["x"]):
             pass
-        made_older(tmp_path / f".{old_name}.names", writer.SECONDS_OF_LEASE + 60)
+        made_older(tmp_path / f".{old_name}.names", leases.SECONDS_OF_LEASE + 60)
         lost.check()
         with sole_writer(tmp_path, "study", ["x"]) as lease:
             lease.check()
@@ -95,9 +96,9 @@ def test_a_run_that_does_not_renew_its_lease_is_taken_over_and_writes_nothing_mo
 
 
 def test_a_lease_is_renewed_while_its_run_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "SECONDS_BETWEEN_RENEWALS", 0.01)
+    monkeypatch.setattr(leases, "SECONDS_BETWEEN_RENEWALS", 0.01)
     renewed, utime = Event(), os.utime
-    monkeypatch.setattr(writer.os, "utime", lambda path: (utime(path), renewed.set()))
+    monkeypatch.setattr(leases.os, "utime", lambda path: (utime(path), renewed.set()))
     with sole_writer(tmp_path, "study", ["x"]) as lease:
         note = tmp_path / ".study.names"
         made_older_by = note.stat().st_mtime - 1000
@@ -156,9 +157,9 @@ def test_the_shares_of_a_study_end_with_the_files_of_the_whole(source, text_chec
         failed.append(main_text([*argv, str(tmp_path / "shares"), "--shard", share]))
     assert sorted(failed) == [0, code]
     folders = [tmp_path / name / ("" if source == "config" else "study") for name in ("whole", "shares")]
-    whole, shares = map(data_files, folders)
+    whole, shares = map(data_files if source == "config" else study_files, folders)
     assert whole == shares
-    assert len(whole) == (5 if source == "config" else 3)
+    assert len(whole) == (5 if source == "config" else 6)
     logs = sorted(path.name for path in (tmp_path / "shares").glob("*.jsonl"))
     assert logs == ([] if source == "config" else ["study.1of2.errors.jsonl"])
 
@@ -171,9 +172,9 @@ def test_a_limit_takes_the_first_prompts_and_a_later_run_the_rest(text_checkpoin
     assert main_text(argv) == 0
     assert "33 prompts: 17 written; 16 were there already" in capsys.readouterr().out
     assert main_text([*argv, "--limit", "16"]) == 0
-    assert len(data_files(tmp_path / "out" / "data")) == 3
+    assert len(study_files(tmp_path / "out" / "data")) == 6
     assert main_text([*argv[:-1], "--limit", "16"]) == 0  # anew: as if the others were not in the file
-    assert len(data_files(tmp_path / "out" / "data")) == 1
+    assert len(study_files(tmp_path / "out" / "data")) == 2
 
 
 # --- real processes -----------------------------------------------------------------------------------------------------
