@@ -26,6 +26,7 @@ from mask_impact.analyses.generation import (
 from mask_impact.analyses.greedy import greedy_config
 from mask_impact.analyses.impact_result import Pass, make_result
 from mask_impact.analyses.observer import Observer
+from mask_impact.analyses.pixels import Question, of_run, plan
 from mask_impact.analyses.prepared import Prepared, prepare
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.analyses.strongest import Chosen, choose_strongest, most
@@ -68,6 +69,9 @@ def run_together(loaded: LoadedModel, prompts: Sequence[Prepared], *, observer: 
     alone, but for rounding.
     """
     observer = observer or Observer()
+    for one in prompts:
+        if one.settings.pixels:  # what can't be asked is refused before hours of work
+            plan(loaded, one, Question())
     asked = [one.settings.batch_size for one in prompts if one.settings.batch_size]
     max_rows = min(asked) if asked else default_rows(loaded.model)
     groups = effect_groups(loaded, prompts[0])
@@ -81,10 +85,18 @@ def run_together(loaded: LoadedModel, prompts: Sequence[Prepared], *, observer: 
                 n_tokens = sum(one.encoded.n_tokens for one in prompts)
                 max_rows = smaller_chunk(error, max_rows, n_tokens, observer)
         seconds = time.perf_counter() - started
-        return [
+        results = [
             _with_answer(loaded, one, make_result(loaded, one, pass_, groups, max_rows, seconds), pass_.kept, observer)
             for one, pass_ in zip(prompts, passes, strict=True)
         ]
+    return [_with_pixels(loaded, one, result, observer) for one, result in zip(prompts, results, strict=True)]
+
+
+def _with_pixels(loaded: LoadedModel, prompt: Prepared, result: Result, observer: Observer) -> Result:
+    """The result with what replacing pixels does, where that is asked for."""
+    if not prompt.settings.pixels:
+        return result
+    return replace(result, patches=of_run(loaded, prompt, [step.token_id for step in result.steps], observer))
 
 
 def _with_answer(

@@ -7,7 +7,7 @@ region's tokens are hidden as keys in the decoder (`hiding`).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,8 @@ from mask_impact.analyses.looking import Change, Looking, changes_of, check_imag
 from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.picture_regions import Cut, Numbered, Place, Regions, coarse_to_fine, coarsest, search
 from mask_impact.analyses.prepared import Prepared, prepare
-from mask_impact.analyses.settings import RunSettings
+from mask_impact.analyses.settings import SETTINGS, RunSettings
+from mask_impact.analyses.targets import resolve
 from mask_impact.engine.choices import FILLS, REGIONS
 from mask_impact.engine.features import Features
 from mask_impact.engine.kept import keep
@@ -29,6 +30,7 @@ from mask_impact.engine.targets import TargetEffects
 from mask_impact.errors import UsageError
 from mask_impact.models.architectures import locate
 from mask_impact.models.loading import LoadedModel, Reader
+from mask_impact.prompts.encoding import token_texts
 from mask_impact.prompts.images import Picture
 from mask_impact.prompts.patches import grids_of
 from mask_impact.prompts.videos import Clip
@@ -136,9 +138,23 @@ def run(
 ) -> PatchEffects:
     """Replace the pixels of the regions, one after the other; the images and videos are already read. Errors as in `plan`, and
     ExactnessError."""
-    observer = observer or Observer()
-    prepared = prepare(loaded, prompt, settings, pictures)
-    asked = plan(loaded, prepared, question)
+    return of_prepared(loaded, prepare(loaded, prompt, settings, pictures), question, observer or Observer())
+
+
+def of_run(loaded: LoadedModel, prepared: Prepared, produced: Sequence[int], observer: Observer) -> PatchEffects:
+    """The search with default settings, for the target of a run, or for its answer's first token where none was named. produced:
+    by the run."""
+    settings = prepared.settings
+    if settings.target == SETTINGS["target"].default:
+        texts, kinds = token_texts(loaded.tokenizer, produced)
+        first = resolve(settings.target, produced, texts, kinds, loaded.tokenizer.decode)[0][0]
+        settings = replace(settings, target=str(first), num_tokens=first + 1)
+    return of_prepared(loaded, replace(prepared, settings=settings), Question(), observer)
+
+
+def of_prepared(loaded: LoadedModel, prepared: Prepared, question: Question, observer: Observer) -> PatchEffects:
+    """The same of a prompt that is ready."""
+    asked, settings = plan(loaded, prepared, question), prepared.settings
     with owned(locate(loaded.model)), torch.no_grad():
         observer.begin(prepared.encoded.n_tokens, len(locate(loaded.model).layers), settings.num_tokens)
         looking = Looking(loaded, prepared, observer)

@@ -228,6 +228,12 @@ class RunSettings(_Checked):
         False, YES_NO, "leave the template's tokens and attention sinks out of what the answer used",
         heading=ANSWER, commands=(RUN, STUDY, EXPLAIN),
     )  # fmt: skip
+    pixels: bool = setting(
+        False, YES_NO,
+        "also replace pixels of the images, coarse to fine, and see what becomes of the answer's first token, or of `target` "
+        "(NAME.patches.csv)",
+        heading=ANSWER, commands=(RUN, STUDY), images=True,
+    )  # fmt: skip
     batch_size: int | None = setting(
         None, whole(1, null="by free memory"),
         "hidden tokens that are carried along at once; results do not depend on it", heading=MODEL, metavar="N", file="sizes",

@@ -193,7 +193,8 @@ def _check(args: argparse.Namespace, flags: dict[str, Any], is_dataset: bool) ->
         wrong = ["output"]
     if is_dataset and not flags.get("effect") and (idle := [name for name in OF_EFFECTS if name in flags]):
         raise UsageError(f"--{idle[0]} says how the effect is measured: give --effect too")
-    if is_dataset and not flags.get("answer") and (idle := [name for name in OF_ANSWERS if name in flags]):
+    of_answers = [name for name in OF_ANSWERS if name != "target" or not flags.get("pixels")]
+    if is_dataset and not flags.get("answer") and (idle := [name for name in of_answers if name in flags]):
         raise UsageError(f"--{idle[0].replace('_', '-')} is about what the answer used: give --answer too")
     if wrong:
         raise UsageError(f"--{wrong[0].replace('_', '-')} does not go with {source} (--help says what it is for)")

@@ -13,14 +13,15 @@ from mask_impact.results.looked_files import (
     DEFAULT_FORMATS,
     change_columns,
     looked_from,
-    save_looked,
+    looked_meta,
     target_columns,
     target_from,
 )
-from mask_impact.results.meta import line, read_meta, texts_by_id
+from mask_impact.results.meta import line, meta_bytes, read_meta, texts_by_id
 from mask_impact.results.names import PATCHES
 from mask_impact.results.patches import PatchEffects, PatchTarget, PictureRegion
-from mask_impact.results.table_files import beside, changes_checksum, parse_formats, texts_column
+from mask_impact.results.siblings import asked, write_kinds
+from mask_impact.results.table_files import beside, changes_checksum, parse_formats, table_writers, texts_column
 from mask_impact.results.table_reading import read_measured
 from mask_impact.results.tokens import ImageRecord
 
@@ -94,7 +95,27 @@ def save_patches(
 
     picture: writes `path`.pixels.png. on_removed: is told what was removed, see `write_kinds`. Errors as in `store.save`.
     """
-    own = {
+    path = Path(path)
+    stem = path.parent / without_suffix(path.name)
+    writers = patch_writers(found, parse_formats(formats), command, picture)
+    on_removed(write_kinds(stem, [PATCHES], writers, asked(found.meta, [image.source for image in found.images])))
+    return tuple(beside(stem, suffix) for suffix in writers)
+
+
+def patch_writers(
+    found: PatchEffects, formats: Iterable[str], command: str = "", picture: Callable[[BinaryIO], Any] | None = None
+) -> dict[str, Callable[[BinaryIO], Any]]:
+    """What writes each file, by its suffix."""
+    formats = tuple(formats)
+    meta = meta_bytes(looked_meta(found, formats, command, _own_meta(found)))
+    writers = table_writers({"patches": patch_table(found)}, formats)
+    if picture is not None:
+        writers[PATCHES.others[0]] = picture
+    return writers | {PATCHES.main: lambda file: file.write(meta)}
+
+
+def _own_meta(found: PatchEffects) -> dict[str, Any]:
+    return {
         "crc32": changes_checksum(found.targets),
         "fills": list(found.fills),
         "floor": found.floor,
@@ -114,8 +135,6 @@ def save_patches(
             for one in found.targets
         ],
     }
-    tables, formats = {"patches": patch_table(found)}, parse_formats(formats)
-    return save_looked(found, PATCHES, path, tables, formats, command, own, picture, on_removed)
 
 
 def region_entries(regions: Iterable[PictureRegion]) -> list[Any]:

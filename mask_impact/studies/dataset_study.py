@@ -17,6 +17,7 @@ from mask_impact.results.effect_tables import effect_table
 from mask_impact.results.explanation_tables import explanation_table, matrix_table, routes_table
 from mask_impact.results.files import check_output, is_regular, output_error, write_files
 from mask_impact.results.inputs import TABLE, open_file
+from mask_impact.results.patch_files import patch_table
 from mask_impact.results.records import Result
 from mask_impact.results.table_files import clean_text, one_line
 from mask_impact.results.tables import to_dataset_table, with_prompt
@@ -234,6 +235,8 @@ def _tables_of(result: Result, job: Job, reduce: str) -> dict[str, Any]:
             tables["routes"] = named(routes_table(result.answer))
         if result.answer.matrix is not None:
             tables["matrix"] = named(matrix_table(result.answer))
+    if result.patches is not None:
+        tables["patches"] = named(patch_table(result.patches))
     return tables
 
 

@@ -46,6 +46,10 @@ def digest(model: LoadedModel | Identity, job: Job) -> str:
     idle = {"allow_remote", "max_cost"}
     idle |= {*OF_EFFECTS} if not settings["effect"] else set()
     idle |= {"answer", *OF_ANSWERS} if not settings["answer"] else set()
+    if settings["pixels"]:
+        idle.discard("target")
+    else:  # as before there was one
+        idle.add("pixels")
     idle |= {*OF_VIDEOS} if not job.videos else set()  # as before there were any
     if settings["top"] is None:  # as before there was one
         idle.add("top")

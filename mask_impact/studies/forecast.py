@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mask_impact.analyses import pixels
 from mask_impact.analyses.prepared import Prepared, prepare
 from mask_impact.errors import MaskImpactError
 from mask_impact.models.loading import Reader
@@ -94,14 +95,17 @@ def rows_of(prepared: Prepared, reader: Reader, n_variants: int | None) -> int:
 
 def forwards_of(prepared: Prepared, reader: Reader) -> float:
     """What a prompt takes, in forward passes of it: one to read it; the distances of each produced token, whose rows are about as
-    many as in one more; estimates and the budget of what the answer used, for each target; and the effects of each produced
-    token: from each hidden token's layer on, one row for the last query, or all rows for all queries."""
+    many as in one more; estimates and the budget of what the answer used, for each target; each search of pixels; and the
+    effects of each produced token: from each hidden token's layer on, one row for the last query, or all rows for all queries."""
     settings, n_layers = prepared.settings, reader.config.get_text_config().num_hidden_layers
     n_tokens = prepared.encoded.n_tokens
     forwards = 1.0 + settings.num_tokens
     if settings.answer:
         n_targets = settings.num_tokens if settings.target == "each" else 1
         forwards += n_targets * (FORWARDS_TO_ESTIMATE + settings.budget)
+    if settings.pixels:
+        plan = pixels.plan(reader, prepared, pixels.Question())
+        forwards += plan.most_runs() * (settings.num_tokens if settings.target == "each" else 1)
     if settings.effect:
         n_all = n_tokens * (1 if settings.window == "all" else n_layers)
         share = 1.0 if settings.top is None else min(1.0, (2 * settings.top + AT_RANDOM) / n_all)

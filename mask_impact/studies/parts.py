@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mask_impact.results.files import check_files, check_folder
 
-KINDS = ("", "effect", "answer", "routes", "matrix", "card")  # the first: distances
+KINDS = ("", "effect", "answer", "routes", "matrix", "card", "patches")  # the first: distances
 RUN = "mask_impact_run"  # in the metadata of each file, as JSON: model, reduce, and these settings
 HOW = ("ablation", "window", "queries", "groups")
 

@@ -65,7 +65,13 @@ def render_patches(found: PatchEffects, paths: Iterable[str | PathLike] = (), ve
     return "\n".join([*lines, "", *saved_lines(paths)]).rstrip()
 
 
-def _of_target(found: PatchEffects, target: PatchTarget, verbose: bool) -> Iterator[str]:
+def found_lines(found: PatchEffects) -> Iterator[str]:
+    """Of each target what matters most, in a sentence."""
+    for target in found.targets:
+        yield _said(found, target)
+
+
+def _said(found: PatchEffects, target: PatchTarget) -> str:
     best, asked = found.regions[target.found], len({*target.place.tolist()})
     becomes = [
         target.top1_texts[int(target.top1[row])]
@@ -79,7 +85,11 @@ def _of_target(found: PatchEffects, target: PatchTarget, verbose: bool) -> Itera
         else f"with {escape(best.called)} replaced,"
     )
     said = f"{of_all} its pixels replaced, {then}." if asked > 1 else f"{of_all} {then}."
-    yield f"{quoted(target.text, 24)} ({percent(target.probability)}): {said}"
+    return f"{quoted(target.text, 24)} ({percent(target.probability)}): {said}"
+
+
+def _of_target(found: PatchEffects, target: PatchTarget, verbose: bool) -> Iterator[str]:
+    yield _said(found, target)
     yield ""
     order = sorted({*target.place.tolist()}, key=lambda place: weakest_change(target, place))
     listed = order if verbose else order[:MOST_ROWS]
