@@ -10,10 +10,13 @@ import numpy as np
 import torch
 
 from mask_impact.analyses.picture_regions import Place, Regions, spanning
+from mask_impact.analyses.shaped_regions import Segments, regions_by
 from mask_impact.errors import InputError, UsageError
 from mask_impact.models.loading import Reader
 from mask_impact.prompts.encoding import EncodedPrompt, layout_of
 from mask_impact.prompts.images import Picture
+from mask_impact.prompts.label_images import LabelImage
+from mask_impact.prompts.patches import PIXELS, grids_in
 from mask_impact.results.tokens import ImageRecord
 
 
@@ -46,6 +49,20 @@ def chosen(reader: Reader, encoded: EncodedPrompt, images: Sequence[Regions], as
     if asked.image is not None and asked.image not in named:
         raise UsageError(f"`where` '{asked.where}' is not in image {asked.image}, which `image_number` names")
     return tuple(one for one in images if one.number in named)
+
+
+def shaped(encoded: EncodedPrompt, images: Sequence[Regions], given: Segments | LabelImage | None) -> list[Place]:
+    """The segments of each image, or the regions of a mask image, which is of one image or of pairs of a video's frames."""
+    if given is None:
+        return []
+    values = [encoded.inputs[name] for name in PIXELS if encoded.inputs.get(name) is not None]
+    sizes = grids_in(encoded.inputs).prod(dim=-1).tolist()
+    of_images = torch.cat(values).split(sizes)
+    found = regions_by(images, [of_images[one.number] for one in images], given)
+    if isinstance(given, LabelImage):
+        _check_together(images)
+        return [_over(images, same) for same in zip(*found, strict=True)]
+    return [place for of_image in found for place in of_image]
 
 
 def regions(reader: Reader, encoded: EncodedPrompt, images: Sequence[Regions], asked: Given) -> list[Place]:

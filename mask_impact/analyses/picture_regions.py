@@ -32,6 +32,12 @@ class Place:
     mask: torch.Tensor
     tokens: torch.Tensor
 
+    @property
+    def is_rectangle(self) -> bool:
+        """Whether it is all of the box around it."""
+        wide, high = self.region.size
+        return int(self.mask.sum()) == wide * high
+
 
 class Numbered:
     """Regions in the order in which they were first asked about. places: these."""
@@ -132,9 +138,9 @@ class Regions:
             raise InputError(f"the mask '{picture.source}' is black all over; make it white where the region is")
         return self.shaped("mask", mask)
 
-    def shaped(self, name: str, mask: torch.Tensor) -> Place:
+    def shaped(self, name: str, mask: torch.Tensor, level: str = "region") -> Place:
         """A region of any shape. mask: bool [H, W], with a pixel at least."""
-        return self._place("region", name, (-1, -1), mask, None)
+        return self._place(level, name, (-1, -1), mask, None)
 
     def of_tokens(self, name: str, tokens: torch.Tensor) -> Place:
         """The pixels of some image tokens. tokens: bool [rows, columns]."""

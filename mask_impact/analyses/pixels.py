@@ -21,6 +21,7 @@ from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.picture_regions import Cut, Numbered, Place, Regions, coarse_to_fine, coarsest, search
 from mask_impact.analyses.prepared import Prepared, prepare
 from mask_impact.analyses.settings import SETTINGS, RunSettings
+from mask_impact.analyses.shaped_regions import Segments
 from mask_impact.analyses.targets import resolve
 from mask_impact.engine.choices import FILLS, REGIONS
 from mask_impact.engine.features import Features
@@ -32,11 +33,13 @@ from mask_impact.models.architectures import locate
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.encoding import token_texts
 from mask_impact.prompts.images import Picture
+from mask_impact.prompts.label_images import LabelImage
 from mask_impact.prompts.patches import grids_of
 from mask_impact.prompts.videos import Clip
 from mask_impact.results.patches import HIDDEN, OTHERS, OWN, TOTAL, PatchEffects, PatchTarget
 
 DEFAULT_FILLS = FILLS[:2]
+GIVEN = "regions"  # how it is asked about segments and the regions of a mask image
 MOST_BEAM = 64
 Box = tuple[float, float, float, float]
 
@@ -46,8 +49,9 @@ class Question:
     """Which regions are asked about. fills: what replaces their pixels, in this order; by: one of REGIONS (None: `search` where
     no region is given); beam: how many rectangles each level of a search goes on from; boxes: left, top, right, bottom in pixels
     of the original image; mask: a picture that is white where the region is; image: number of the image (None: all, or the only
-    one); where: group words of cells, in whose images the regions are, or which are a region where nothing else is given; split:
-    whether the strongest token's effect is split, as that of given regions is. UsageError."""
+    one); where: group words of cells, in whose images the regions are, or which are a region where nothing else is given;
+    regions: segments of the images, or those of a mask image, which are asked about in place of tokens; split: whether the
+    strongest token's effect is split, as that of given regions is. UsageError."""
 
     fills: tuple[str, ...] = DEFAULT_FILLS
     by: str | None = None
@@ -56,6 +60,7 @@ class Question:
     mask: Picture | None = None
     image: int | None = None
     where: str | None = None
+    regions: Segments | LabelImage | None = None
     split: bool = False
 
     def __post_init__(self) -> None:
@@ -65,12 +70,18 @@ class Question:
             raise UsageError(f"`fills` must be some of {', '.join(FILLS)}{said}")
         if self.by is not None and self.by not in REGIONS:
             raise UsageError(f"`by` must be {', '.join(REGIONS[:-1])} or {REGIONS[-1]}, not {self.by!r}")
+        if self.regions is not None and self.by is not None:
+            raise UsageError(
+                f"`regions` and `by` both say which regions are asked about: give one of them, not {self.by!r} too"
+            )
         if type(self.beam) is not int or not 1 <= self.beam <= MOST_BEAM:
             raise UsageError(f"`beam` must be a whole number from 1 to {MOST_BEAM}, not {self.beam!r}")
 
     @property
     def how(self) -> str | None:
         """The regions that are not given; None where there are given ones alone."""
+        if self.regions is not None:
+            return GIVEN
         return self.by or (None if self.has_shape or self.where is not None else REGIONS[0])
 
     @property
@@ -81,11 +92,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Plan:
-    """The images that are asked about, and the regions that are given."""
+    """The images that are asked about, the regions that are given, and those of any shape that are asked about one by one."""
 
     question: Question
     images: tuple[Regions, ...]
     given: tuple[Place, ...]
+    shaped: tuple[Place, ...] = ()
 
     def most_runs(self) -> int:
         """How often the model is run again at most, for one target."""
@@ -93,6 +105,8 @@ class Plan:
         runs = len(self.given) * (n_fills + 2)
         if how == "tokens":
             runs += n_fills * sum(one.record.n_tokens for one in self.images)
+        elif how == GIVEN:
+            runs += n_fills * len(self.shaped)
         elif how == "patches":
             runs += n_fills * sum(one.grid.rows * one.grid.columns for one in self.images)
         else:
@@ -104,10 +118,14 @@ class Plan:
 
     def together(self) -> set[tuple[int, ...]]:
         """The images of which pixels are replaced at once."""
-        return {(one.number,) for one in self.images} | {place.region.every_image for place in self.given}
+        return {(one.number,) for one in self.images} | {
+            place.region.every_image for place in (*self.given, *self.shaped)
+        }
 
     def every(self) -> list[Place]:
-        """Each token, or each patch, as the question asks."""
+        """Each token, each patch, or each region of any shape, as the question asks."""
+        if self.question.how == GIVEN:
+            return [*self.shaped]
         tokens = self.question.how == "tokens"
         return [place for one in self.images for place in (one.all_tokens() if tokens else one.all_patches())]
 
@@ -124,7 +142,8 @@ def plan(reader: Reader, prepared: Prepared, question: Question) -> Plan:
     encoded = prepared.encoded
     every = [Regions(encoded, number, grid) for number, grid in enumerate(grids_of(reader, encoded))]
     images = given_regions.chosen(reader, encoded, every, question)
-    return Plan(question, images, tuple(given_regions.regions(reader, encoded, images, question)))
+    given = given_regions.regions(reader, encoded, images, question)
+    return Plan(question, images, tuple(given), tuple(given_regions.shaped(encoded, images, question.regions)))
 
 
 def run(
@@ -308,6 +327,9 @@ class _Measured:
             regions=self.asked.regions,
             targets=tuple(self._target(number, place) for number, place in enumerate(found)),
             fills=question.fills,
+            shapes={
+                number: place.mask.numpy() for number, place in enumerate(self.asked.places) if not place.is_rectangle
+            },
             **looking.record(own),
         )
 

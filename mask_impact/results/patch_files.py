@@ -20,6 +20,7 @@ from mask_impact.results.looked_files import (
 from mask_impact.results.meta import line, meta_bytes, read_meta, texts_by_id
 from mask_impact.results.names import PATCHES
 from mask_impact.results.patches import PatchEffects, PatchTarget, PictureRegion
+from mask_impact.results.region_images import planes_of, read_shapes
 from mask_impact.results.siblings import asked, write_kinds
 from mask_impact.results.table_files import beside, changes_checksum, parse_formats, table_writers, texts_column
 from mask_impact.results.table_reading import read_measured
@@ -91,7 +92,8 @@ def save_patches(
     picture: Callable[[BinaryIO], Any] | None = None,
     on_removed: Callable[[Iterable[Path]], Any] = tuple,
 ) -> tuple[Path, ...]:
-    """Writes `path`.patches.csv, .json and/or .parquet and `path`.patches.meta.json, all or none; returns the paths.
+    """Writes `path`.patches.csv, .json and/or .parquet and `path`.patches.meta.json, all or none; `path`.patches.regions.png
+    where regions are no rectangles. Returns the paths.
 
     picture: writes `path`.pixels.png. on_removed: is told what was removed, see `write_kinds`. Errors as in `store.save`.
     """
@@ -109,13 +111,17 @@ def patch_writers(
     formats = tuple(formats)
     meta = meta_bytes(looked_meta(found, formats, command, _own_meta(found)))
     writers = table_writers({"patches": patch_table(found)}, formats)
+    if (planes := planes_of(found.regions, found.shapes)) is not None:
+        writers[PATCHES.others[1]] = planes.write
     if picture is not None:
         writers[PATCHES.others[0]] = picture
     return writers | {PATCHES.main: lambda file: file.write(meta)}
 
 
 def _own_meta(found: PatchEffects) -> dict[str, Any]:
+    planes = planes_of(found.regions, found.shapes)
     return {
+        **({} if planes is None else {"shapes": planes.entry}),
         "crc32": changes_checksum(found.targets),
         "fills": list(found.fills),
         "floor": found.floor,
@@ -156,8 +162,11 @@ def load_patches(path: str | os.PathLike) -> PatchEffects:
     stem = path.parent / without_suffix(path.name)
     meta = read_meta(beside(stem, PATCHES.main), "patches")
     changes = read_measured(stem, "patches", meta, [len(one["place"]) for one in meta["targets"]])
+    regions = tuple(map(_region_from, meta["regions"]))
+    shapes = {} if meta.get("shapes") is None else read_shapes(stem, meta["shapes"], regions)
     return PatchEffects(
-        regions=tuple(map(_region_from, meta["regions"])),
+        regions=regions,
+        shapes=shapes,
         targets=tuple(_target_from(entry, *numbers) for entry, numbers in zip(meta["targets"], changes, strict=True)),
         fills=tuple(meta["fills"]),
         **looked_from(meta),

@@ -26,9 +26,11 @@ from mask_impact.results.schema_parts import (
     check_tokens,
 )
 
+MOST_PLANES = 4096
 MOST_PARTS = 12  # of an image's features: there are 2^n sets of them
 Place = Annotated[int, Field(ge=-1, le=MOST)]  # in a grid; -1: in none
 Edge = Annotated[float, Field(ge=-(2.0**31), le=2.0**31)]
+Plane = Annotated[list[Pixels | Literal[0]], Field(min_length=3, max_length=3)]  # image, width, height
 Finite = Annotated[list[float], Field(min_length=1, max_length=MOST_PARTS)]
 
 
@@ -78,7 +80,7 @@ class LookedMeta(Part):
 class RegionEntry(Exact):
     """Pixels of one image."""
 
-    level: Literal["region", "frames", "block", "token", "patch"]
+    level: Literal["region", "frames", "segment", "block", "token", "patch"]
     name: str
     image: Count
     row: Place
@@ -100,6 +102,14 @@ class RegionEntry(Exact):
             raise ValueError(f"{field}.box is not left, top, right, bottom")
 
 
+class ShapesEntry(Exact):
+    """Where the pixels of regions of any shape are."""
+
+    file: Literal["patches.regions.png"]
+    planes: Annotated[list[Plane], Field(min_length=1, max_length=MOST_PLANES)]
+    crc32: Checksum
+
+
 class PatchTargetEntry(LookedEntry):
     """A target: place, fill and route of each of its measurements."""
 
@@ -114,6 +124,7 @@ class PatchesMeta(LookedMeta):
 
     fills: Annotated[list[str], Field(min_length=1, max_length=16)]
     regions: Annotated[list[RegionEntry], Field(min_length=1)]
+    shapes: ShapesEntry | None = None
     targets: Annotated[list[PatchTargetEntry], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -122,6 +133,9 @@ class PatchesMeta(LookedMeta):
         self.check()
         for place, region in enumerate(self.regions):
             region.check(f"regions.{place}", len(self.images), self.n_prompt)
+        for place, (image, width, height) in enumerate(self.shapes.planes if self.shapes else ()):
+            if image >= len(self.images) or [width, height] != self.images[image].resized:
+                raise ValueError(f"shapes.planes.{place} is no plane of one of the images")
         for number, target in enumerate(self.targets):
             field = f"targets.{number}"
             target.check(field, self.n_prompt, len(self.tokens), len(target.place), "place")
