@@ -26,6 +26,7 @@ from mask_impact.analyses.generation import (
 from mask_impact.analyses.greedy import greedy_config
 from mask_impact.analyses.impact_result import Pass, make_result
 from mask_impact.analyses.observer import Observer
+from mask_impact.analyses.pixels import Question, of_run, plan
 from mask_impact.analyses.prepared import Prepared, prepare
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.analyses.strongest import Chosen, choose_strongest, most
@@ -57,15 +58,22 @@ def run(
     *,
     observer: Observer | None = None,
 ) -> Result:
-    """The maps of one prompt; its settings are checked and its images are read."""
-    return run_together(loaded, [prepare(loaded, prompt, settings, pictures)], observer=observer)[0]
+    """The maps of one prompt, and what replacing pixels does, where that is asked for. Its settings are checked, its images are
+    read."""
+    observer, prepared = observer or Observer(), prepare(loaded, prompt, settings, pictures)
+    if settings.pixels:  # what can't be asked is refused before hours of work
+        plan(loaded, prepared, Question())
+    result = run_together(loaded, [prepared], observer=observer)[0]
+    if not settings.pixels:
+        return result
+    return replace(result, patches=of_run(loaded, prepared, [step.token_id for step in result.steps], observer))
 
 
 def run_together(loaded: LoadedModel, prompts: Sequence[Prepared], *, observer: Observer | None = None) -> list[Result]:
     """The results of several prompts that share their forward passes, in their order.
 
     They have to agree in `settings.variants`, and be one where `settings.verify` is set. A result is that of the prompt
-    alone, but for rounding.
+    alone, but for rounding, and without pixels.
     """
     observer = observer or Observer()
     asked = [one.settings.batch_size for one in prompts if one.settings.batch_size]

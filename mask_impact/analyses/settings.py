@@ -59,7 +59,7 @@ class UnknownSetting(UsageError, TypeError):
 RUN, STUDY, EXPLAIN, KNOCKOUT, WITHOUT = "run", "study", "explain", "knockout", "without"
 PIXELS, DEEPSTACK, TOWER = "pixels", "deepstack", "tower"
 ALL = (RUN, STUDY, EXPLAIN, KNOCKOUT, WITHOUT, PIXELS, DEEPSTACK, TOWER)
-WITH_VIDEOS = (RUN, STUDY, EXPLAIN, KNOCKOUT, WITHOUT)
+WITH_VIDEOS = (RUN, STUDY, EXPLAIN, KNOCKOUT, WITHOUT, PIXELS)
 
 
 @dataclass(frozen=True)
@@ -245,8 +245,10 @@ class RunSettings(_Checked):
         heading=ANSWER, commands=(RUN, STUDY, EXPLAIN),
     )  # fmt: skip
     pixels: bool = setting(
-        False, YES_NO, "also replace pixels of regions of the images, and see what becomes of the answer (table patches)",
-        heading=OF_IMAGES, commands=(STUDY,), images=True,
+        False, YES_NO,
+        "also replace pixels of regions of the images, and see what becomes of the answer (table patches); a run asks about its "
+        "first token, or about `target`",
+        heading=OF_IMAGES, commands=(RUN, STUDY), images=True,
     )  # fmt: skip
     by: str | None = setting(
         None, Kind(one_of(REGIONS).accepted, one_of(REGIONS).check, choices=REGIONS, null=REGIONS[0]),

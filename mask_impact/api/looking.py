@@ -6,6 +6,7 @@ from typing import Any
 
 from mask_impact.analyses import deepstack as parts
 from mask_impact.analyses import pixels as replaced
+from mask_impact.analyses import shaped_regions
 from mask_impact.analyses import tower as towers
 from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.settings import ANSWER_TOKENS, make_settings
@@ -14,6 +15,7 @@ from mask_impact.api.results import DeepstackEffects, PatchEffects, TowerEffects
 from mask_impact.errors import UsageError, need
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.images import read_picture
+from mask_impact.prompts.label_images import read_labels
 
 
 @takes_settings("pixels", num_tokens=ANSWER_TOKENS)
@@ -22,8 +24,11 @@ def pixels(
     prompt: str | Mapping[str, Any],
     *,
     images: Any = (),
+    videos: Any = (),
     boxes: Sequence[Any] = (),
     mask: Any = None,
+    where: str | None = None,
+    regions: Any = None,
     by: str | None = None,
     beam: int = 1,
     fills: str | Sequence[str] = replaced.DEFAULT_FILLS,
@@ -32,15 +37,19 @@ def pixels(
     observer: Observer | None = None,
     **given: Any,
 ) -> PatchEffects:
-    """Replace the pixels of regions of an image, one region after the other, and see what becomes of the answer.
+    """Replace the pixels of regions of an image or a video, one region after the other, and see what becomes of the answer.
 
-    model, prompt, images: as in `analyze`. boxes: a region (left, top, right, bottom) in pixels of the image, or a list of them.
-    mask: an image of the same size, white where the region is. by: `search` (coarse to fine, where no region is given), `tokens`
-    or `patches`. beam: how many rectangles each level of a search goes on from. fills: what replaces the pixels, some of
-    `border`, `mean`, `blur`, `grey`. image_number: in which image (None: all, or the only one). split: whether the effect of the
-    token that is found is split, as that of a region given is.
+    model, prompt, images, videos: as in `analyze`. boxes: a region (left, top, right, bottom) in pixels of the image, or a list
+    of them; in a video, of each of its frames. mask: an image of the same size, white where the region is. where: in which
+    images or frames, in group words (video 0 frames 2-3, video 0 seconds 1.5-3); alone, these cells are the region. regions: in
+    place of tokens `segments` or `segments:N` (of the picture, by its colours), or an image of the same size, a path or an
+    array, in which each grey value or colour but black is a region. by: `search` (coarse to fine, where no region is given),
+    `tokens` or `patches`. beam: how many rectangles each level of a search goes on from. fills: what replaces the pixels, some
+    of `border`, `mean`, `blur`, `grey`. image_number: in which image (None: all, or the only one). split: whether the effect of
+    what is found is split, as that of a region given is.
     Errors: InputError for a region that is not in the image, UsageError, UnsupportedArchitecture, ExactnessError.
     """
+    need("`where`", where, (str, type(None)), "text")
     question = replaced.Question(
         fills=(fills,) if isinstance(fills, str) else tuple(fills),
         by=by,
@@ -48,10 +57,12 @@ def pixels(
         boxes=_boxes(boxes),
         mask=None if mask is None else read_picture(mask),
         image=image_number,
+        where=where,
+        regions=_shaped(regions),
         split=split,
     )
     chosen = make_settings("pixels", {"num_tokens": ANSWER_TOKENS} | given)
-    pictures = pictures_of(images, chosen)
+    pictures = pictures_of(images, chosen, videos)
     found = replaced.run(model_of(model), prompt, question, chosen, pictures, observer=observer_of(observer))
     return PatchEffects(**vars(found))
 
@@ -123,6 +134,12 @@ def tower(
     pictures = pictures_of(images, chosen)
     found = towers.run(model_of(model), prompt, question, chosen, pictures, observer=observer_of(observer))
     return TowerEffects(**vars(found))
+
+
+def _shaped(regions: Any) -> Any:
+    """Segments, or a mask image."""
+    named = shaped_regions.parsed(regions) if isinstance(regions, str) else None
+    return None if regions is None else named or read_labels(regions)
 
 
 def _boxes(boxes: Any) -> tuple[replaced.Box, ...]:

@@ -68,6 +68,8 @@ class Result(Showable, records.Result):
         super().__post_init__()
         if self.answer is not None and not isinstance(self.answer, Explanation):
             object.__setattr__(self, "answer", Explanation(**vars(self.answer)))
+        if self.patches is not None and not isinstance(self.patches, PatchEffects):
+            object.__setattr__(self, "patches", PatchEffects(**vars(self.patches)))
 
     def to_frame(self):
         """The result as a pandas DataFrame with the columns and the order of the CSV file."""

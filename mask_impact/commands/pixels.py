@@ -31,9 +31,21 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `mask-impact pixels`."""
     groups = options.Groups(parser)
-    options.add_prompt(groups, videos=False)
+    options.add_prompt(groups)
     add = groups["which pixels"]
     add_regions(add)
+    add(
+        "--regions",
+        metavar="WHAT",
+        help="in place of tokens: segments (of the picture, by its colours; segments:N for about N of them, default 32; needs "
+        "the extra segments), or an image of the same size in which each grey value or colour but black is a region",
+    )
+    add(
+        "--where",
+        metavar="CELLS",
+        help="in which images or frames, in group words: video 0 frames 2-3, video 0 seconds 1.5-3, image 1; without a box, "
+        "a mask and --by these cells are the region (video 0 frames 2-3 rows 1 columns 0-1)",
+    )
     add(
         "--fills",
         metavar="LIST",
@@ -77,10 +89,10 @@ def add_regions(add: Callable[..., Any]) -> None:
 
 def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     """Replaces the pixels, writes NAME.patches.* and NAME.pixels.png and prints what became of the answer."""
-    if not args.image:
-        raise UsageError("pixels are those of an image: give --image FILE")
+    if not args.image and not args.video:
+        raise UsageError("pixels are those of an image or a video: give --image FILE or --video FILE")
     request = single.prepare(args, caller, command, lambda settings: [PATCHES], "pixels", num_tokens=ANSWER_TOKENS)
-    question = regions_of(args, fills=args.fills, split=args.split)
+    question = regions_of(args, fills=args.fills, split=args.split, where=args.where, regions=shaped(args.regions))
 
     def check(reader) -> None:
         from mask_impact.analyses.pixels import plan
@@ -109,6 +121,16 @@ def regions_of(args: argparse.Namespace, **others: Any):
     mask = None if args.mask is None else read_picture(args.mask)
     given = {name: value for name, value in given.items() if value is not None}
     return Question(boxes=tuple(args.box or ()), mask=mask, **given)
+
+
+def shaped(text: str | None) -> Any:
+    """What `--regions` names, None where it is not given."""
+    if text is None:
+        return None
+    from mask_impact.analyses.shaped_regions import parsed
+    from mask_impact.prompts.label_images import read_labels
+
+    return parsed(text) or read_labels(text)
 
 
 def box(text: str) -> tuple[float, ...]:

@@ -9,7 +9,7 @@ from mask_impact.analyses.settings import OF_EFFECTS, RUN, RunSettings
 from mask_impact.commands import options, single
 from mask_impact.commands.caller import MASK_IMPACT, Caller
 from mask_impact.errors import UsageError
-from mask_impact.results.names import ANSWER, PAGE, RESULT, Kind
+from mask_impact.results.names import ANSWER, PAGE, PATCHES, RESULT, Kind
 from mask_impact.results.records import Result
 from mask_impact.results.store import save
 from mask_impact.views.summary import render_summary
@@ -29,7 +29,7 @@ EPILOG = f"""\
 {MEASURED}
 examples:
   mask-impact run "What is 2+2?" -m demo -n 3
-  mask-impact run "What is this?" -i photo.jpg --plots --report
+  mask-impact run "What is this?" -i photo.jpg --pixels --plots --report
   mask-impact run "What is 2+2?" -m demo --effect --window 9
   mask-impact run question.txt -n 5 -o my_question --formats csv,parquet
 """
@@ -50,16 +50,20 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     """Measures, writes NAME.* and prints the summary."""
     if not args.effect and (idle := [name for name in OF_EFFECTS if getattr(args, name) is not None]):
         raise UsageError(f"--{idle[0]} says how the effect is measured: give --effect too")
+    if args.pixels and not args.image and not args.video:
+        raise UsageError("--pixels replaces those of an image or a video: give --image FILE or --video FILE")
     request = single.prepare(args, caller, command, kinds, answer=True)
 
     def check(reader) -> None:
-        from mask_impact.analyses import explain
+        from mask_impact.analyses import explain, pixels
         from mask_impact.analyses.units import effect_groups
 
         prepared = request.prepared(reader)
         effect_groups(reader, prepared)
         if request.settings.answer:
             explain.check(reader, prepared)
+        if request.settings.pixels:
+            pixels.plan(reader, prepared, pixels.Question())
 
     with single.opened(request, check) as loaded:
         from mask_impact.analyses import impact
@@ -79,7 +83,7 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
 
 def kinds(settings: RunSettings) -> tuple[Kind, ...]:
     """What is written of a run."""
-    return (RESULT, ANSWER) if settings.answer else (RESULT,)
+    return (RESULT, *[ANSWER] * settings.answer, *[PATCHES] * settings.pixels)
 
 
 def beside(args: argparse.Namespace) -> dict[str, Writer]:

@@ -47,7 +47,14 @@ def save_looked(
     on_removed: Callable[[Iterable[Path]], Any],
 ) -> tuple[Path, ...]:
     """See `save_kind`. own: what the meta file has of this kind."""
-    meta = {
+    meta = looked_meta(found, formats, command, own)
+    question = asked(found.meta, [image.source for image in found.images])
+    return save_kind(kind, path, tables, meta, question, picture, on_removed)
+
+
+def looked_meta(found: LookedEffects, formats: tuple[str, ...], command: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    """All of the meta file. own: what it has of its kind."""
+    return {
         "schema_version": SCHEMA_VERSION,
         "run": found.meta | {"command": command},
         "generated_text": found.generated_text,
@@ -57,8 +64,6 @@ def save_looked(
         "images": [image_entry(image) for image in found.images],
         "tokens": [line(entry) for entry in token_entries(found.tokens, found.images)],
     }
-    question = asked(found.meta, [image.source for image in found.images])
-    return save_kind(kind, path, tables, meta, question, picture, on_removed)
 
 
 def looked_from(meta: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ ANSWER = Kind("answer.meta.json", ("answer", "routes", "matrix", "estimates"), p
 FLOWS = Kind("flows.meta.json", ("flows",), others=("flows.png",))
 WHATIF = Kind("whatif.json")
 # `patches.png` above is a picture of impacts; what pixels do is drawn in `pixels.png`.
-PATCHES = Kind("patches.meta.json", ("patches",), others=("pixels.png",))
+PATCHES = Kind("patches.meta.json", ("patches",), others=("pixels.png", "patches.regions.png"))
 DEEPSTACK = Kind("deepstack.meta.json", ("deepstack",))
 TOWER = Kind("tower.meta.json", ("tower", "tower_effects"), others=("tower.png",))
 KINDS = (RESULT, ANSWER, FLOWS, WHATIF, PATCHES, DEEPSTACK, TOWER)

@@ -13,19 +13,22 @@ from mask_impact.results.looked_files import (
     DEFAULT_FORMATS,
     change_columns,
     looked_from,
-    save_looked,
+    looked_meta,
     target_columns,
     target_from,
 )
-from mask_impact.results.meta import line, read_meta, texts_by_id
+from mask_impact.results.meta import line, meta_bytes, read_meta, texts_by_id
 from mask_impact.results.names import PATCHES
 from mask_impact.results.patches import PatchEffects, PatchTarget, PictureRegion
-from mask_impact.results.table_files import beside, changes_checksum, parse_formats, texts_column
+from mask_impact.results.region_images import planes_of, read_shapes
+from mask_impact.results.siblings import asked, write_kinds
+from mask_impact.results.table_files import beside, changes_checksum, parse_formats, table_writers, texts_column
 from mask_impact.results.table_reading import read_measured
+from mask_impact.results.tokens import ImageRecord
 
 PATCH_COLUMNS = (
-    "step", "target", "image", "row", "column", "size_px", "level", "region", "fill", "route", "logprob_change",
-    "kl_divergence", "top1_token", "top1_changed",
+    "step", "target", "image", "row", "column", "video", "frame", "time_s", "size_px", "level", "region", "fill", "route",
+    "logprob_change", "kl_divergence", "top1_token", "top1_changed",
 )  # fmt: skip
 
 
@@ -39,9 +42,11 @@ def patch_table(found: PatchEffects):
 def _of_target(found: PatchEffects, target: PatchTarget):
     import pyarrow as pa
 
+    regions = [found.regions[place] for place in target.place]
+    image, row, column, *others = region_columns(regions)
     columns = (
         *target_columns(target),
-        *region_columns([found.regions[place] for place in target.place]),
+        *(image, row, column, *moment_columns(regions, found.images), *others),
         texts_column(fill or None for fill in target.fill),
         texts_column(target.route),
         *change_columns(target),
@@ -66,6 +71,19 @@ def region_columns(regions: Sequence[PictureRegion]):
     )
 
 
+def moment_columns(regions: Sequence[PictureRegion], images: Sequence[ImageRecord]):
+    """The columns video, frame (the first one) and time_s (the middle of the region's pairs of frames); empty for an image."""
+    import pyarrow as pa
+
+    moments = [[images[number].moment for number in one.every_image] for one in regions]
+    of_films = [None if None in one else one for one in moments]
+    return (
+        pa.array([one and one[0].video for one in of_films], pa.int32()),
+        pa.array([one and one[0].frames[0] for one in of_films], pa.int32()),
+        pa.array([one and round((one[0].time_s + one[-1].time_s) / 2, 3) for one in of_films], pa.float32()),
+    )
+
+
 def save_patches(
     found: PatchEffects,
     path: str | os.PathLike,
@@ -74,11 +92,36 @@ def save_patches(
     picture: Callable[[BinaryIO], Any] | None = None,
     on_removed: Callable[[Iterable[Path]], Any] = tuple,
 ) -> tuple[Path, ...]:
-    """Writes `path`.patches.csv, .json and/or .parquet and `path`.patches.meta.json, all or none; returns the paths.
+    """Writes `path`.patches.csv, .json and/or .parquet and `path`.patches.meta.json, all or none; `path`.patches.regions.png
+    where regions are no rectangles. Returns the paths.
 
     picture: writes `path`.pixels.png. on_removed: is told what was removed, see `write_kinds`. Errors as in `store.save`.
     """
-    own = {
+    path = Path(path)
+    stem = path.parent / without_suffix(path.name)
+    writers = patch_writers(found, parse_formats(formats), command, picture)
+    on_removed(write_kinds(stem, [PATCHES], writers, asked(found.meta, [image.source for image in found.images])))
+    return tuple(beside(stem, suffix) for suffix in writers)
+
+
+def patch_writers(
+    found: PatchEffects, formats: Iterable[str], command: str = "", picture: Callable[[BinaryIO], Any] | None = None
+) -> dict[str, Callable[[BinaryIO], Any]]:
+    """What writes each file, by its suffix."""
+    formats = tuple(formats)
+    meta = meta_bytes(looked_meta(found, formats, command, _own_meta(found)))
+    writers = table_writers({"patches": patch_table(found)}, formats)
+    if (planes := planes_of(found.regions, found.shapes)) is not None:
+        writers[PATCHES.others[1]] = planes.write
+    if picture is not None:
+        writers[PATCHES.others[0]] = picture
+    return writers | {PATCHES.main: lambda file: file.write(meta)}
+
+
+def _own_meta(found: PatchEffects) -> dict[str, Any]:
+    planes = planes_of(found.regions, found.shapes)
+    return {
+        **({} if planes is None else {"shapes": planes.entry}),
         "crc32": changes_checksum(found.targets),
         "fills": list(found.fills),
         "floor": found.floor,
@@ -98,13 +141,16 @@ def save_patches(
             for one in found.targets
         ],
     }
-    tables, formats = {"patches": patch_table(found)}, parse_formats(formats)
-    return save_looked(found, PATCHES, path, tables, formats, command, own, picture, on_removed)
 
 
 def region_entries(regions: Iterable[PictureRegion]) -> list[Any]:
     """The regions as a meta file has them."""
-    return [line(vars(one) | {"box": [round(edge, 2) for edge in one.box]}) for one in regions]
+    return [line(_region_entry(one)) for one in regions]
+
+
+def _region_entry(one: PictureRegion) -> dict[str, Any]:
+    entry = vars(one) | {"box": [round(edge, 2) for edge in one.box]}
+    return entry if one.images else {name: value for name, value in entry.items() if name != "images"}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------------
@@ -116,8 +162,11 @@ def load_patches(path: str | os.PathLike) -> PatchEffects:
     stem = path.parent / without_suffix(path.name)
     meta = read_meta(beside(stem, PATCHES.main), "patches")
     changes = read_measured(stem, "patches", meta, [len(one["place"]) for one in meta["targets"]])
+    regions = tuple(map(_region_from, meta["regions"]))
+    shapes = {} if meta.get("shapes") is None else read_shapes(stem, meta["shapes"], regions)
     return PatchEffects(
-        regions=tuple(map(_region_from, meta["regions"])),
+        regions=regions,
+        shapes=shapes,
         targets=tuple(_target_from(entry, *numbers) for entry, numbers in zip(meta["targets"], changes, strict=True)),
         fills=tuple(meta["fills"]),
         **looked_from(meta),
@@ -125,7 +174,10 @@ def load_patches(path: str | os.PathLike) -> PatchEffects:
 
 
 def _region_from(entry: dict[str, Any]) -> PictureRegion:
-    return PictureRegion(**entry | {name: tuple(entry[name]) for name in ("box", "size", "positions")})
+    images = tuple(entry.get("images") or ())
+    return PictureRegion(
+        **entry | {name: tuple(entry[name]) for name in ("box", "size", "positions")} | {"images": images}
+    )
 
 
 def _target_from(entry: dict[str, Any], change: np.ndarray, kl: np.ndarray) -> PatchTarget:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mask_impact.results.explanations import Agreement, Explanation
+from mask_impact.results.patches import PatchEffects
 from mask_impact.results.tokens import ImageRecord, TokenTable, check_shape
 
 
@@ -181,7 +182,7 @@ class Result:
     images are those of the prompt, in its order; TokenTable.image numbers them. sinks are positions that most attention
     collapses onto, excluded from rankings and named in summaries. meta is what
     goes into `NAME.meta.json` beside the records (model, dtype, versions, prompt, timings): JSON types only. answer: what the
-    answer used, None where it was not asked for.
+    answer used; patches: what replacing pixels does; None where it was not asked for.
     """
 
     variants: tuple[str, ...]
@@ -193,6 +194,7 @@ class Result:
     images: tuple[ImageRecord, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
     answer: Explanation | None = None
+    patches: PatchEffects | None = None
 
     def __post_init__(self) -> None:
         if not self.steps:

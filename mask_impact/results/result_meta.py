@@ -9,7 +9,7 @@ from mask_impact.results.effect_tables import rest_checksum
 from mask_impact.results.explanation_files import answer_checksum
 from mask_impact.results.meta import SCHEMA_VERSION, line, meta_bytes
 from mask_impact.results.records import Candidate, EffectRecord, Estimated, Result, StepRecord, placed
-from mask_impact.results.table_files import checksum, clean_text
+from mask_impact.results.table_files import changes_checksum, checksum, clean_text
 from mask_impact.results.token_meta import image_entry, image_from, token_entries, tokens_from
 
 
@@ -51,6 +51,7 @@ def result_meta(result: Result, formats: tuple[str, ...]) -> bytes:
         "distance_dtype": str(result.steps[0].l2.dtype),
         "sinks": [int(position) for position in result.sinks],
         "answer_crc32": None if result.answer is None else answer_checksum(result.answer),
+        **({} if result.patches is None else {"patches_crc32": changes_checksum(result.patches.targets)}),
         "steps": steps,
         "images": [image_entry(image) for image in result.images],
         "tokens": [line(entry) for entry in token_entries(result.tokens, result.images)],

@@ -122,6 +122,7 @@ class ResultMeta(Part):
     distance_dtype: Literal["float32", "float64"]
     sinks: list[Count]
     answer_crc32: Checksum | None = None
+    patches_crc32: Checksum | None = None
     steps: Annotated[list[StepEntry], Field(min_length=1)]
     images: list[Picture]
     tokens: list[Token]

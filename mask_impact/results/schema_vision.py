@@ -26,9 +26,11 @@ from mask_impact.results.schema_parts import (
     check_tokens,
 )
 
+MOST_PLANES = 4096
 MOST_PARTS = 12  # of an image's features: there are 2^n sets of them
 Place = Annotated[int, Field(ge=-1, le=MOST)]  # in a grid; -1: in none
 Edge = Annotated[float, Field(ge=-(2.0**31), le=2.0**31)]
+Plane = Annotated[list[Pixels | Literal[0]], Field(min_length=3, max_length=3)]  # image, width, height
 Finite = Annotated[list[float], Field(min_length=1, max_length=MOST_PARTS)]
 
 
@@ -78,7 +80,7 @@ class LookedMeta(Part):
 class RegionEntry(Exact):
     """Pixels of one image."""
 
-    level: Literal["region", "block", "token", "patch"]
+    level: Literal["region", "frames", "segment", "block", "token", "patch"]
     name: str
     image: Count
     row: Place
@@ -86,14 +88,26 @@ class RegionEntry(Exact):
     box: Annotated[list[Edge], Field(min_length=4, max_length=4)]
     size: Annotated[list[Pixels], Field(min_length=2, max_length=2)]
     positions: list[Count]
+    images: list[Count] | None = None
 
     def check(self, field: str, n_images: int, n_prompt: int) -> None:
         """ValueError where it is of an image or a token that is not there, or its box has no inside."""
         check_below(f"{field}.image", [self.image], n_images)
+        check_below(f"{field}.images", self.images or [], n_images, ascending=True)
+        if self.images is not None and self.image not in self.images[:1]:
+            raise ValueError(f"{field}.images does not begin with its image, which is {self.image}")
         check_below(f"{field}.positions", self.positions, n_prompt)
         left, top, right, bottom = self.box
         if left >= right or top >= bottom:
             raise ValueError(f"{field}.box is not left, top, right, bottom")
+
+
+class ShapesEntry(Exact):
+    """Where the pixels of regions of any shape are."""
+
+    file: Literal["patches.regions.png"]
+    planes: Annotated[list[Plane], Field(min_length=1, max_length=MOST_PLANES)]
+    crc32: Checksum
 
 
 class PatchTargetEntry(LookedEntry):
@@ -110,6 +124,7 @@ class PatchesMeta(LookedMeta):
 
     fills: Annotated[list[str], Field(min_length=1, max_length=16)]
     regions: Annotated[list[RegionEntry], Field(min_length=1)]
+    shapes: ShapesEntry | None = None
     targets: Annotated[list[PatchTargetEntry], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -118,6 +133,9 @@ class PatchesMeta(LookedMeta):
         self.check()
         for place, region in enumerate(self.regions):
             region.check(f"regions.{place}", len(self.images), self.n_prompt)
+        for place, (image, width, height) in enumerate(self.shapes.planes if self.shapes else ()):
+            if image >= len(self.images) or [width, height] != self.images[image].resized:
+                raise ValueError(f"shapes.planes.{place} is no plane of one of the images")
         for number, target in enumerate(self.targets):
             field = f"targets.{number}"
             target.check(field, self.n_prompt, len(self.tokens), len(target.place), "place")

@@ -19,12 +19,14 @@ from mask_impact.results.explanation_files import answer_checksum, explanation_w
 from mask_impact.results.explanations import Explanation
 from mask_impact.results.files import without_suffix
 from mask_impact.results.meta import read_meta
-from mask_impact.results.names import ANSWER, RESULT
+from mask_impact.results.names import ANSWER, PATCHES, RESULT
+from mask_impact.results.patch_files import load_patches, patch_writers
 from mask_impact.results.records import Result
 from mask_impact.results.result_meta import result_from, result_meta
 from mask_impact.results.siblings import asked, removal, write_kinds
 from mask_impact.results.table_files import (
     beside,
+    changes_checksum,
     checksum,
     clean_text,
     find_table,
@@ -81,6 +83,9 @@ def save(result: Result, path: str | os.PathLike, formats: str | Iterable[str] |
     if result.answer is not None:
         writers |= explanation_writers(result.answer, formats, str(result.meta.get("command", "")), by_layer=True)
         kinds.append(ANSWER)
+    if result.patches is not None:
+        writers |= patch_writers(result.patches, formats, str(result.meta.get("command", "")))
+        kinds.append(PATCHES)
     question = asked(result.meta, [image.source for image in result.images])
     removed = write_kinds(stem, kinds, writers | {"meta.json": lambda file: file.write(meta)}, question)
     paths = tuple(beside(stem, suffix) for suffix in dict.fromkeys((*own, *writers)))
@@ -110,6 +115,10 @@ def load_result(path: str | os.PathLike) -> Result:
     result = result_from(meta, l2, cosine)
     if meta["steps"][0].get("effect"):
         result = _with_effects(result, stem, meta)
+    if meta.get("patches_crc32") is not None and beside(stem, PATCHES.main).is_file():
+        patches = load_patches(stem)
+        if changes_checksum(patches.targets) == meta["patches_crc32"]:  # else they were written later, by `pixels`
+            result = replace(result, patches=patches)
     if meta.get("answer_crc32") is not None:
         if not beside(stem, "answer.meta.json").is_file():
             raise OutputError(f"{meta_path} has an answer_crc32, but {stem.name}.answer.meta.json is not there")
@@ -210,6 +219,8 @@ def stored_digest(path: str | os.PathLike, formats: Iterable[str] | None = None)
         tables["effect."] = meta["formats"]
     if meta.get("answer_crc32") is not None:
         tables["answer."] = read_meta(beside(stem, "answer.meta.json"), "answer")["formats"]
+    if meta.get("patches_crc32") is not None:
+        tables["patches."] = read_meta(beside(stem, PATCHES.main), "patches")["formats"]
     for prefix, forms in tables.items():
         for form in forms:
             if not beside(stem, prefix + form).is_file():

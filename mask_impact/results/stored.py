@@ -59,7 +59,7 @@ class Stored:
     ) -> "Stored":
         """One of them by itself."""
         if isinstance(one, Result):
-            return cls(result=one, answer=one.answer)
+            return cls(result=one, answer=one.answer, patches=one.patches)
         kinds = {"answer": Explanation, "flows": Knockouts, "whatif": WhatIf, "patches": PatchEffects}
         for kind, record in (kinds | {"deepstack": DeepstackEffects}).items():
             if isinstance(one, record):
@@ -205,7 +205,7 @@ def _of_name(stem: Path, first: str | None, distances: bool = True) -> Stored:
     is_alone = not any(beside(stem, file).is_file() for file, _ in READERS.values())
     if (distances or is_alone) and beside(stem, "meta.json").is_file():
         result = read_results(stem)[stem.name]
-        found = {"result": result, "answer": result.answer}
+        found = {"result": result, "answer": result.answer, "patches": result.patches}
     for kind, (file, read) in READERS.items():
         if found.get(kind) is None and (beside(stem, file).is_file() or first == kind):
             try:

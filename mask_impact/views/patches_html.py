@@ -6,7 +6,9 @@ Knows what was measured and the card's classes. The page's script shows one fill
 from dataclasses import dataclass
 from functools import cached_property
 
+from mask_impact.findings.outlines import outline
 from mask_impact.results.patches import HIDDEN, OTHERS, OWN, TOTAL, PatchEffects, PatchTarget, PictureRegion
+from mask_impact.results.tokens import image_title
 from mask_impact.views.card_html import FAINT, MOST_TARGETS, image_source, picture_key
 from mask_impact.views.layer_bars import nats
 from mask_impact.views.page import rendered, shown
@@ -150,8 +152,17 @@ class MeasuredView:
     @cached_property
     def images(self) -> list["ImageView"]:
         """The images that have some of the regions."""
-        numbers = sorted({self.region(row).image for row in self.rows})
+        numbers = sorted({number for row in self.rows for number in self.region(row).every_image})
         return [ImageView(self, number) for number in numbers]
+
+    def outline(self, row: int) -> str:
+        """The path around a region that is no rectangle; empty for one that is."""
+        place = int(self.target.place[row])
+        return outline_path(self.found, place)
+
+    def path(self, row: int) -> str:
+        """All of a region, as a path that is filled by the even-odd rule."""
+        return self.outline(row) or _rectangle(self.part(row))
 
 
 class ImageView:
@@ -165,7 +176,7 @@ class ImageView:
     def shapes(self) -> list[Shape]:
         """The regions, larger ones first; where one lies in another, the smaller is seen. Patches have no tint beside others."""
         of = self.view
-        mine = [row for row in of.rows if of.region(row).image == self.number]
+        mine = [row for row in of.rows if self.number in of.region(row).every_image]
         alone = all(of.region(row).level == "patch" for row in mine)
         tinted = [row for row in mine if alone or of.region(row).level != "patch"]
         tinted.sort(key=lambda row: -of.region(row).area)
@@ -173,12 +184,14 @@ class ImageView:
             Shape(row, self._path(row, tinted[place + 1 :]), of.strength(row) < FAINT)
             for place, row in enumerate(tinted)
         ]
-        return [*shapes, *(Shape(row, _rectangle(of.part(row)), True) for row in mine if row not in tinted)]
+        return [*shapes, *(Shape(row, of.path(row), True) for row in mine if row not in tinted)]
 
     def _path(self, row: int, smaller: list[int]) -> str:
         """A region without the smaller ones in it."""
         holes = []
-        if self.view.region(row).level in ("block", "region"):
+        if outline := self.view.outline(row):
+            return outline
+        if self.view.region(row).level in ("block", "region", "frames"):
             for other in smaller:
                 part = self.view.part(other)
                 if _holds(self.view.part(row), part) and not any(_holds(hole, part) for hole in holes):
@@ -188,9 +201,30 @@ class ImageView:
     @property
     def frame(self) -> str:
         """The path around what matters most; empty where that is in another image."""
-        best = self.view.found.regions[self.view.target.found]
-        left, top, right, bottom = best.box
-        return _rectangle((left, top, right - left, bottom - top)) if best.image == self.number else ""
+        found, place = self.view.found, self.view.target.found
+        left, top, right, bottom = found.regions[place].box
+        if self.number not in found.regions[place].every_image:
+            return ""
+        return outline_path(found, place) or _rectangle((left, top, right - left, bottom - top))
+
+    @property
+    def title(self) -> str:
+        """What it is called, a pair of frames with its time, and what replacing the strongest of its regions does."""
+        name = image_title(self.view.found.images, self.number)
+        mine = [row for row in self.view.rows if self.number in self.view.region(row).every_image]
+        whole = [row for row in mine if self.view.region(row).level == "frames"]
+        return f"{name}: {self.view.number((whole or mine)[0])} nats" if self.image.moment is not None else name
+
+
+def outline_path(found: PatchEffects, place: int) -> str:
+    """The path around a region that is no rectangle, in pixels of its image; empty for one that is."""
+    mask = found.shapes.get(place)
+    if mask is None:
+        return ""
+    wide, high = found.images[found.regions[place].image].size
+    x, y = wide / mask.shape[1], high / mask.shape[0]
+    lines = (" ".join(f"{corner[0] * x:.6g} {corner[1] * y:.6g}" for corner in line) for line in outline(mask))
+    return "".join(f"M{line}z" for line in lines)
 
 
 def _holds(part: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:

@@ -8,18 +8,19 @@ from typing import Any
 
 from mask_impact.results.explanations import Explanation
 from mask_impact.results.files import check_output, write_files
-from mask_impact.results.names import ANSWER, RESULT
+from mask_impact.results.names import ANSWER, PATCHES, RESULT
 from mask_impact.results.records import Result
 from mask_impact.results.table_files import beside
 from mask_impact.views.card_figure import card_figure
 from mask_impact.views.layers_plot import layers_figure
 from mask_impact.views.patches_plot import patches_figure
+from mask_impact.views.pixels import pixels_figure
 from mask_impact.views.plots import png_of, quiet, write_png
 
 
 def save_plots(result: Result, path: str | os.PathLike) -> tuple[Path, ...]:
     """Writes `path`.layers.png, `path`.patches.png where image tokens were masked, and `path`.card.png where it is known what the
-    answer used, all or none; returns the paths.
+    answer used, `path`.pixels.png where pixels were replaced, all or none; returns the paths.
 
     Raises UsageError for a name that cannot be right, OutputError for a place that cannot be written.
     """
@@ -30,6 +31,8 @@ def save_plots(result: Result, path: str | os.PathLike) -> tuple[Path, ...]:
     if (answer := result.answer) is not None:
         answer = replace(answer, meta=answer.meta | {"command": result.meta.get("command")})
         pictures[card] = lambda: card_figure(answer)
+    if (patches := result.patches) is not None:
+        pictures[PATCHES.others[0]] = lambda: pixels_figure(patches)
     return _save(pictures, path)
 
 

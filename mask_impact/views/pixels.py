@@ -3,13 +3,15 @@
 import io
 from collections.abc import Callable, Iterable, Iterator
 from os import PathLike
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from mask_impact.findings.looked import weakest_change
+from mask_impact.findings.outlines import outline
 from mask_impact.results.patches import HIDDEN, OTHERS, OWN, TOTAL, PatchEffects, PatchTarget
-from mask_impact.results.tokens import ImageRecord
+from mask_impact.results.tokens import ImageRecord, image_name
+from mask_impact.views.pixels_strip import strip_of
 from mask_impact.views.plots import (
     AGAINST,
     FOR,
@@ -43,7 +45,7 @@ from mask_impact.views.text import (
 )
 
 MOST_ROWS = 12  # regions that are named
-NAME, BECOMES = 20, 16  # columns
+NAME, LONGEST_NAME, BECOMES = 20, 34, 16  # columns
 PANEL, HIGHEST, ROOM = 2.7, 2.8, 0.3  # inches: of an image, and above it
 FINE = 16  # steps in which an image token's edge is coloured
 VEIL = 0.7  # opacity of the strongest change's colour
@@ -65,7 +67,13 @@ def render_patches(found: PatchEffects, paths: Iterable[str | PathLike] = (), ve
     return "\n".join([*lines, "", *saved_lines(paths)]).rstrip()
 
 
-def _of_target(found: PatchEffects, target: PatchTarget, verbose: bool) -> Iterator[str]:
+def found_lines(found: PatchEffects) -> Iterator[str]:
+    """Of each target what matters most, in a sentence."""
+    for target in found.targets:
+        yield _said(found, target)
+
+
+def _said(found: PatchEffects, target: PatchTarget) -> str:
     best, asked = found.regions[target.found], len({*target.place.tolist()})
     becomes = [
         target.top1_texts[int(target.top1[row])]
@@ -79,12 +87,18 @@ def _of_target(found: PatchEffects, target: PatchTarget, verbose: bool) -> Itera
         else f"with {escape(best.called)} replaced,"
     )
     said = f"{of_all} its pixels replaced, {then}." if asked > 1 else f"{of_all} {then}."
-    yield f"{quoted(target.text, 24)} ({percent(target.probability)}): {said}"
+    return f"{quoted(target.text, 24)} ({percent(target.probability)}): {said}"
+
+
+def _of_target(found: PatchEffects, target: PatchTarget, verbose: bool) -> Iterator[str]:
+    yield _said(found, target)
     yield ""
-    yield f"  {padded('pixels replaced', NAME)}  " + "  ".join(f"{fill:>9}" for fill in found.fills) + "  becomes"
     order = sorted({*target.place.tolist()}, key=lambda place: weakest_change(target, place))
-    for place in order if verbose else order[:MOST_ROWS]:
-        yield _row(found, target, place)
+    listed = order if verbose else order[:MOST_ROWS]
+    name = min(max(NAME, *(len(escape(found.regions[place].called)) for place in listed)), LONGEST_NAME)
+    yield f"  {padded('pixels replaced', name)}  " + "  ".join(f"{fill:>9}" for fill in found.fills) + "  becomes"
+    for place in listed:
+        yield _row(found, target, place, name)
     if len(order) > MOST_ROWS and not verbose:
         yield f"  ... and {len(order) - MOST_ROWS} more (--verbose)"
     yield "  (change of the log-probability in nats)"
@@ -92,14 +106,14 @@ def _of_target(found: PatchEffects, target: PatchTarget, verbose: bool) -> Itera
         yield from _split(found, target, place)
 
 
-def _row(found: PatchEffects, target: PatchTarget, place: int) -> str:
+def _row(found: PatchEffects, target: PatchTarget, place: int, name: int) -> str:
     cells, becomes = [], []
     for fill in found.fills:
         rows = target.rows(place, fill, TOTAL)
         cells.append(f"{target.logprob_change[rows[0]] + 0.0:>9.3g}" if rows else f"{'':>9}")
         becomes += [target.top1_texts[int(target.top1[row])] for row in rows if target.differs[row]]
     said = quoted(becomes[0], BECOMES) if becomes else ""
-    return f"  {padded(escape(found.regions[place].called)[:NAME], NAME)}  {'  '.join(cells)}  {said}".rstrip()
+    return f"  {padded(escape(found.regions[place].called)[:name], name)}  {'  '.join(cells)}  {said}".rstrip()
 
 
 def _split(found: PatchEffects, target: PatchTarget, place: int) -> Iterator[str]:
@@ -129,35 +143,44 @@ def pixels_png(found: PatchEffects) -> bytes:
 
 def pixels_figure(found: PatchEffects, target: int = 0, width: float | None = None, caption: str = ""):
     """Each image (the first MAX_IMAGES), as it is and under the regions that were asked about, coloured by what replacing them
-    does to a target. A frame is around what matters most. width: inches (None: what the images take); caption: below it."""
+    does to a target; of a video all pairs of frames as a strip, and the one that matters most large. A frame is around what
+    matters most. width: inches (None: what the images take); caption: below it."""
     asked = found.targets[target]
-    images = found.images[:MAX_IMAGES]
+    films = [number for number, image in enumerate(found.images) if image.moment is not None]
+    large = {*found.regions[asked.found].every_image[:1]} if len(films) > 1 else {*films}
+    stills = [number for number in range(len(found.images)) if number not in films or number in large]
+    numbers = stills[:MAX_IMAGES]
+    images = [found.images[number] for number in numbers]
     sizes = [panel_size(image, PANEL if width is None else min(PANEL, (width - GAP) / 2 - MARGIN)) for image in images]
     width = width or max(6.0, 2 * max(wide for wide, _ in sizes) + GAP + 2 * MARGIN)
     head = fitted('Pixels and the answer "', asked.text, f'" ({percent(asked.probability)})', TITLE, width - 2 * MARGIN)
     about = with_model(found.meta.get("model"), f"replaced by {' or '.join(found.fills)}", width - 2 * MARGIN)
-    left = f" · the first {len(images)} of {len(found.images)} images" if len(images) < len(found.images) else ""
+    left = f" · the first {len(images)} of {len(stills)} images" if len(images) < len(stills) else ""
     largest = max((abs(weakest_change(asked, place)) for place in {*asked.place.tolist()}), default=0.0) or 1.0
     note = f"orange: the answer is less likely without it, by {largest:.3g} nats at most; blue: more likely{left}"
     notes = textlines(note, TEXT, width - 2 * MARGIN, 3)
-    foot = 0.3 + 0.15 * len(notes)
+    strip = strip_of(found, films if len(films) > 1 else [], width - 2 * MARGIN)
+    foot = 0.3 + 0.15 * len(notes) + strip.height
     page = Page(width, HEAD + sum(ROOM + tall for _, tall in sizes) + foot, (head, about), caption)
     y = HEAD
-    for number, (image, (wide, tall)) in enumerate(zip(images, sizes, strict=True)):
-        page.text(
-            MARGIN, y, fitted(f"image {number}: ", image.source, "", SMALL, width - 2 * MARGIN), SMALL, color=GREY
-        )
+
+    def show(axes: Any, number: int, tinted: bool = True) -> None:
+        (wide_px, high_px), picture = found.images[number].size, preview_pixels(found.images[number])
+        axes.imshow(1 - 0.4 * (1 - picture) if tinted else picture, extent=(0, wide_px, high_px, 0), aspect="auto")
+        if tinted:
+            _colour(axes, found, asked, number, largest)
+        axes.set(xticks=[], yticks=[], xlim=(0, wide_px), ylim=(high_px, 0))
+
+    for number, image, (wide, tall) in zip(numbers, images, sizes, strict=True):
+        name = f"{image_name(found.images, number)}: "
+        page.text(MARGIN, y, fitted(name, image.source, "", SMALL, width - 2 * MARGIN), SMALL, color=GREY)
         y += ROOM - 0.1
-        (wide_px, high_px), picture = image.size, preview_pixels(image)
         for place in range(2):
-            axes = page.axes(MARGIN + place * (wide + GAP), y, wide, tall)
-            axes.imshow(
-                picture if place == 0 else 1 - 0.4 * (1 - picture), extent=(0, wide_px, high_px, 0), aspect="auto"
-            )
-            axes.set(xticks=[], yticks=[])
-        _colour(axes, found, asked, number, largest)
-        axes.set(xlim=(0, wide_px), ylim=(high_px, 0))
+            show(page.axes(MARGIN + place * (wide + GAP), y, wide, tall), number, place == 1)
         y += tall + 0.1
+    if strip.pairs:
+        strip.draw(page, MARGIN, y, found, asked, show)
+        y += strip.height
     for number, line in enumerate(notes):
         page.text(MARGIN, y + 0.05 + 0.15 * number, line, TEXT, color=GREY)
     return page.finished()
@@ -174,12 +197,11 @@ def _colour(axes, found: PatchEffects, target: PatchTarget, number: int, largest
     """The regions of an image; where one lies in another, the colour of the smaller. Patches have colours where they alone were
     asked about, else lines."""
     from matplotlib.colors import to_rgba
-    from matplotlib.patches import Rectangle
 
     rows, columns = (FINE * n for n in found.images[number].grid)
     wide, high = found.images[number].size
     overlay = np.zeros((rows, columns, 4))
-    asked = [place for place in {*target.place.tolist()} if found.regions[place].image == number]
+    asked = [place for place in {*target.place.tolist()} if number in found.regions[place].every_image]
     patches_alone = all(found.regions[place].level == "patch" for place in asked)
     lines = []
     for place in sorted(asked, key=lambda place: (-found.regions[place].area, place)):
@@ -188,13 +210,37 @@ def _colour(axes, found: PatchEffects, target: PatchTarget, number: int, largest
         if patches_alone or found.regions[place].level != "patch":
             y, x = (slice(round(a * n / size), round(b * n / size)) for a, b, n, size in
                     ((top, bottom, rows, high), (left, right, columns, wide)))  # fmt: skip
-            overlay[y, x] = to_rgba(FOR if change < 0 else AGAINST, VEIL * min(abs(change) / largest, 1.0))
+            colour = to_rgba(FOR if change < 0 else AGAINST, VEIL * min(abs(change) / largest, 1.0))
+            overlay[y, x] = np.where(_inside(found, place, rows, columns)[y, x], colour, overlay[y, x])
         own = place == target.found
         frame = {"edgecolor": INK, "linewidth": 1.6, "zorder": 4} if own else {"edgecolor": "0.5", "linewidth": 0.3}
-        lines.append(Rectangle((left, top), right - left, bottom - top, fill=False, gid=f"region-{place}", **frame))
+        lines.append(_frame(found, place, gid=f"region-{place}", **frame))
     axes.imshow(overlay, extent=(0, wide, high, 0), aspect="auto", interpolation="nearest", origin="upper")
     for one in lines:
         axes.add_patch(one)
+
+
+def _inside(found: PatchEffects, place: int, rows: int, columns: int) -> np.ndarray:
+    """bool [rows, columns, 1], which of the fine steps of its image a region of any shape has; all of them for a rectangle."""
+    mask = found.shapes.get(place)
+    if mask is None:
+        return np.ones((rows, columns, 1), dtype=bool)
+    y, x = (((np.arange(n) + 0.5) * size / n).astype(int) for n, size in zip((rows, columns), mask.shape, strict=True))
+    return mask[y][:, x, None]
+
+
+def _frame(found: PatchEffects, place: int, **how: Any):
+    """The true outline of a region."""
+    from matplotlib.patches import PathPatch, Rectangle
+    from matplotlib.path import Path
+
+    (left, top, right, bottom), mask = found.regions[place].box, found.shapes.get(place)
+    if mask is None:
+        return Rectangle((left, top), right - left, bottom - top, fill=False, **how)
+    wide, high = found.images[found.regions[place].image].size
+    scale = np.array([wide / mask.shape[1], high / mask.shape[0]])
+    lines = [Path(np.array([*line, line[0]]) * scale, closed=True) for line in outline(mask)]
+    return PathPatch(Path.make_compound_path(*lines), fill=False, **how)
 
 
 def preview_pixels(image: ImageRecord) -> np.ndarray:

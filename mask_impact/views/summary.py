@@ -14,6 +14,7 @@ from mask_impact.findings.ranking import token_importance, vision_impact
 from mask_impact.results.records import Estimated, Result, StepRecord
 from mask_impact.results.tokens import image_name, original_box_of
 from mask_impact.views.explanation import agreement_lines, answer_sections
+from mask_impact.views.pixels import found_lines
 from mask_impact.views.text import (
     TOKEN_WIDTH,
     WIDTH,
@@ -56,6 +57,7 @@ def render_summary(
         _ranking(result, top) if _masks_text(result) or not verbose else [],
         *(further if verbose else []),
         _effects(result, top, verbose) if result.has_effects else [],
+        [] if result.patches is None else ["Pixels replaced, coarse to fine:", *found_lines(result.patches)],
         [*_sinks(result), *_checks(result)],
     ]
     pages = [*map(fitted, sections), saved_lines(paths)]

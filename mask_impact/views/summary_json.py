@@ -37,6 +37,9 @@ def result_entry(result: Result, paths: Iterable[str | PathLike] = (), top: int 
         "answer": None
         if result.answer is None
         else [_target_entry(result.answer, target, top) for target in result.answer.targets],
+        "pixels": None
+        if result.patches is None
+        else [_patch_target(result.patches, one) for one in result.patches.targets],
         "steps": [_step_entry(result, step, top) for step in result.steps],
         "sinks": [_token_entry(result, position) for position in result.sinks],
         "self_check": _largest(step.self_check for step in result.steps),
