@@ -117,14 +117,15 @@ def load_patches(path: str | os.PathLike) -> PatchEffects:
     meta = read_meta(beside(stem, PATCHES.main), "patches")
     changes = read_measured(stem, "patches", meta, [len(one["place"]) for one in meta["targets"]])
     return PatchEffects(
-        regions=tuple(map(_region_from, meta["regions"])),
+        regions=tuple(map(region_from, meta["regions"])),
         targets=tuple(_target_from(entry, *numbers) for entry, numbers in zip(meta["targets"], changes, strict=True)),
         fills=tuple(meta["fills"]),
         **looked_from(meta),
     )
 
 
-def _region_from(entry: dict[str, Any]) -> PictureRegion:
+def region_from(entry: dict[str, Any]) -> PictureRegion:
+    """A region as it was, of its entry in a meta file."""
     return PictureRegion(**entry | {name: tuple(entry[name]) for name in ("box", "size", "positions")})
 
 
