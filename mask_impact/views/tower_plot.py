@@ -196,7 +196,7 @@ def _read_bars(found: TowerEffects, image: int, room: float) -> Block:
     by_region = read_by_region(found, image)[: MOST_ROWS + 1]
     if by_region:
         head += f"; the mean {found.unit} of a region, and of the rest"
-    scales = [float(rows[0][1].max()), *[max(float(one.max()) for _, one in by_region)] * len(by_region)]
+    scales = [float(rows[0][1].max()), *[max((float(one.max()) for _, one in by_region), default=0.0)] * len(by_region)]
     return _bars([*rows, *by_region], scales, head, room, lambda _: READ)
 
 

@@ -301,7 +301,8 @@ def test_the_command_prints_json_and_replaces_what_it_wrote(vl_checkpoint, tmp_p
 def test_the_picture_frames_what_matters_alone(tower):
     found = tower(by="tokens")
     for figure, matter in ((tower_figure(found), None), (tower_figure(quiet_one(found)), False)):
-        lines = [one.get_linewidth() for axes in figure.axes for one in axes.patches]
+        regions = [one for axes in figure.axes for one in axes.patches if (one.get_gid() or "").startswith("region-")]
+        lines = [one.get_linewidth() for one in regions]
         target = found.targets[0]
         matter = matters(target, target.row(target.found, found.layers)) if matter is None else matter
         assert sum(line > 1 for line in lines) == matter
