@@ -1,10 +1,12 @@
-"""Made-up results of `pixels` and `deepstack`: a picture whose regions lie in each other, features of three parts."""
+"""Made-up results of `pixels`, `deepstack` and `tower`: a picture whose regions lie in each other, features of three parts, a
+vision tower of three layers."""
 
 import numpy as np
 from synthetic import make_result
 
 from mask_impact.results.deepstack import DeepstackEffects, DeepstackTarget, FeaturePart
 from mask_impact.results.patches import HIDDEN, OTHERS, OWN, TOTAL, PatchEffects, PatchTarget, PictureRegion
+from mask_impact.results.tower import TowerEffects, TowerReading, TowerTarget
 
 META = {"model": "tiny", "prompt": "Where?", "images": ["picture0.png"]}
 TEXTS = {900: " <b>", 700: " Paris", 901: "\u202eevil"}
@@ -86,3 +88,38 @@ def make_deepstack(meta=META, **changes):
         "generated_text": "".join(PRODUCED), "floor": 1e-6, "forwards": 8.0, "meta": meta,
     }  # fmt: skip
     return DeepstackEffects(**fields | changes)
+
+
+def make_tower(meta=META, effects=True, probes=4, **changes):
+    """Patches in three layers, the whole update from probes. The token [1, 0] matters most, and is hidden in windows, too; the
+    patch [2, 1] is read most and matters little."""
+    result = make_result(n_steps=2, grids=((2, 2),), produced=PRODUCED)
+    rng, shape = np.random.default_rng(5), (3, 4, 4)
+    attention = rng.lognormal(-4, 1, size=shape).astype(np.float32)
+    attention[:, 2, 1] = np.float32([0.5, 0.25, 0.375])
+    full, error = (2 * attention).astype(np.float32), (0.1 * attention).astype(np.float32)
+    reading = TowerReading(attention, full if probes else None, error if probes > 1 else None)
+    whole, windows = (0, 1, 2), ((0, 1), (1, 2), (2,))
+    rows = [(place, whole) for place in range(7)] + [(3, one) for one in windows]
+
+    def target(step, seed):
+        if not effects:
+            rows.clear()
+        draw, n = np.random.default_rng(seed), len(rows)
+        change = (0.02 * draw.normal(size=n)).astype(np.float32)
+        if effects:
+            change[3], change[5], change[7:] = np.float32(-1.25), np.float32(-0.002), np.float32([-0.5, 0.125, -0.25])
+        differs = change < -0.4
+        return TowerTarget(
+            np.array([place for place, _ in rows], dtype=np.int64), tuple(layers for _, layers in rows),
+            found=3 if effects else -1, steps=(step,), text=PRODUCED[step], probability=0.75, logprob_change=change,
+            kl_divergence=np.abs(change) / 2, top1=np.where(differs, 900, 700), top1_texts=TEXTS, differs=differs,
+        )  # fmt: skip
+
+    fields = {
+        "readings": {0: reading}, "unit": "patch", "probes": probes, "n_layers": 3, "layers": whole,
+        "regions": regions() if effects else (), "targets": (target(0, 0), target(1, 1)),
+        "most_read": 5 if effects else -1, "tokens": result.tokens, "images": result.images, "n_prompt": result.n_prompt,
+        "generated_text": "".join(PRODUCED), "floor": 1e-6, "forwards": 9.0, "meta": meta,
+    }  # fmt: skip
+    return TowerEffects(**fields | changes)

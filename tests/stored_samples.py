@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from looked import make_deepstack, make_patches
+from looked import make_deepstack, make_patches, make_tower
 from synthetic import make_result, with_effects
 
 from mask_impact.findings.comparison import Settings, compare_results
@@ -27,6 +27,7 @@ from mask_impact.results.patch_files import save_patches
 from mask_impact.results.records import Estimated, Result
 from mask_impact.results.store import save
 from mask_impact.results.stored import Stored, read_stored
+from mask_impact.results.tower_files import save_tower
 from mask_impact.views.answers import render_whatif
 from mask_impact.views.comparison_json import as_json
 from mask_impact.views.comparison_page import build_page
@@ -48,6 +49,7 @@ from mask_impact.views.summary_json import (
 )
 from mask_impact.views.tables import effect_table, top_table
 from mask_impact.views.tables import render as render_table
+from mask_impact.views.tower import render_tower, tower_entry
 
 META = {"model": "tiny", "prompt": "Where?", "window": 1, "ablation": "mask"}
 RUN = META | {
@@ -153,6 +155,7 @@ KINDS = {
     "whatif": ("cut.whatif.json", "cut.whatif.json"),
     "patches": ("look.patches.meta.json", "look.patches"),
     "deepstack": ("look.deepstack.meta.json", "look.deepstack"),
+    "tower": ("look.tower.meta.json", "look.tower"),
 }
 
 
@@ -164,6 +167,7 @@ def write_all(folder: Path, form: str = "csv") -> Path:
     save_whatif(make_whatif(images=["picture0.png"]), folder / "cut")
     save_patches(make_patches(), folder / "look", [form])
     save_deepstack(make_deepstack(), folder / "look", [form])
+    save_tower(make_tower(), folder / "look", [form])
     return folder
 
 
@@ -194,4 +198,6 @@ def show(stored: Stored, compared: bool = True) -> int:
         texts += [render_patches(stored.patches, verbose=True), to_text(patches_entry(stored.patches))]
     if stored.deepstack is not None:
         texts += [render_deepstack(stored.deepstack, verbose=True), to_text(deepstack_entry(stored.deepstack))]
+    if stored.tower is not None:
+        texts += [render_tower(stored.tower, verbose=True), to_text(tower_entry(stored.tower))]
     return sum(len(text.encode()) for text in texts)

@@ -211,7 +211,7 @@ class TowerEffects(tower.TowerEffects):
 
     def save(self, path: str | PathLike, formats: str | Iterable[str] | None = None) -> tuple[Path, ...]:
         """Write `path`.tower.*, `path`.tower_effects.*: the tables in these formats, a meta file, the picture; returns paths."""
-        from mask_impact.views.tower import picture_of
+        from mask_impact.views.tower_plot import picture_of
 
         return tower_files.save_tower(self, path, formats or tower_files.DEFAULT_FORMATS, picture=picture_of(self))
 
@@ -221,7 +221,7 @@ class TowerEffects(tower.TowerEffects):
         return render_tower(self)
 
     def _repr_html_(self) -> str:
-        from mask_impact.views.tower import tower_png
+        from mask_impact.views.tower_plot import tower_png
 
         return _in_notebook(tower_png(self), "What the vision tower's layers read, and what matters", str(self))
 

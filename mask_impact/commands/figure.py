@@ -23,6 +23,7 @@ from mask_impact.results.files import name_and_kind
 from mask_impact.results.patches import PatchEffects
 from mask_impact.results.records import Result
 from mask_impact.results.stored import Stored, read_stored, stem_of
+from mask_impact.results.tower import TowerEffects
 from mask_impact.views.card_figure import card_figure
 from mask_impact.views.comparison_plot import comparison_figure
 from mask_impact.views.deepstack_plot import deepstack_figure
@@ -34,6 +35,7 @@ from mask_impact.views.pixels import pixels_figure
 from mask_impact.views.plots import caption_of
 from mask_impact.views.routes_plot import flows_strips, routes_figure
 from mask_impact.views.summary_json import to_text
+from mask_impact.views.tower_plot import tower_figure
 
 # What each kind shows, and which of the choices it takes.
 KINDS = {
@@ -46,6 +48,7 @@ KINDS = {
     "patches": ("each image under the impact of its patches", ("step", "variant", "metric", "grid", "prompt_name")),
     "pixels": ("each image under what replacing the pixels of regions does", ("target",)),
     "deepstack": ("what each part of an image's features does", ("target",)),
+    "tower": ("what the vision tower's layers read, and what matters to the answer", ("target",)),
     "compare": ("several results side by side", ("step", "variant", "metric", "grid", "prompt_name")),
 }
 
@@ -71,8 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         name="sources",
         nargs="+",
-        help="a stored result (output/NAME), what `explain`, `knockout`, `pixels` or `deepstack` stored, or a table with the "
-        "seven columns; for compare two or more",
+        help="a stored result (output/NAME), what `explain`, `knockout`, `pixels`, `deepstack` or `tower` stored, or a table "
+        "with the seven columns; for compare two or more",
     )
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="a .pdf, .svg or .png (default: NAME.KIND.pdf beside the result)"
@@ -150,7 +153,7 @@ def _drawing(args: argparse.Namespace) -> tuple[Callable[[], Any], Path]:
     stem = _stem(source)
     stored = _stored(args)
     kinds = {"card": _card, "map": _map, "routes": _routes, "patches": _patches}
-    draw = (kinds | {"pixels": _pixels, "deepstack": _deepstack})[args.kind](args, stem.name, stored)
+    draw = (kinds | {"pixels": _pixels, "deepstack": _deepstack, "tower": _tower})[args.kind](args, stem.name, stored)
     return draw, stem.with_name(f"{stem.name}.{args.kind}.pdf")
 
 
@@ -246,6 +249,12 @@ def _deepstack(args: argparse.Namespace, name: str, stored: Stored) -> Callable[
     return partial(deepstack_figure, found, _target(args, found), args.width)
 
 
+def _tower(args: argparse.Namespace, name: str, stored: Stored) -> Callable[[], Any]:
+    if (found := stored.tower) is None:
+        _lacks(name, "vision tower", 'ask what its layers read with "mask-impact tower"')
+    return partial(tower_figure, found, _target(args, found), args.width)
+
+
 def _distances(args: argparse.Namespace, name: str, stored: Stored) -> tuple[tuple[Result, int | None], dict[str, Any]]:
     """What the two pictures of distances take."""
     if (result := stored.result) is None:
@@ -258,7 +267,7 @@ def _distances(args: argparse.Namespace, name: str, stored: Stored) -> tuple[tup
     return (result, args.step), how | {"caption": caption_of(result.meta)}
 
 
-def _target(args: argparse.Namespace, found: Explanation | PatchEffects | DeepstackEffects) -> int:
+def _target(args: argparse.Namespace, found: Explanation | PatchEffects | DeepstackEffects | TowerEffects) -> int:
     _check_number("target", args.target or 0, len(found.targets))
     return args.target or 0
 

@@ -10,7 +10,8 @@ from mask_impact.engine.choices import UNITS
 from mask_impact.errors import UsageError
 from mask_impact.results.names import TOWER as FILES
 from mask_impact.results.tower_files import DEFAULT_FORMATS, save_tower
-from mask_impact.views.tower import picture_of, render_tower, tower_entry
+from mask_impact.views.tower import render_tower, tower_entry
+from mask_impact.views.tower_plot import picture_of
 
 EPILOG = """\
 Two questions. What a layer reads: by how much its attention output changes where a patch is

@@ -23,15 +23,15 @@ MIN_FREE_BYTES = 16 * 2**20
 MAX_NAME_BYTES = 200  # file systems allow 255; the rest is for suffixes and temporary names
 
 # What is stored of a prompt beside its distances, each with files of its own.
-KINDS = ("answer", "routes", "matrix", "estimates", "flows", "whatif", "patches", "deepstack")
-# What else has files of its own, and is no part of what is shown of a prompt.
-_TABLES = ("effect", *KINDS, "tower", "tower_effects")
+KINDS = ("answer", "routes", "matrix", "estimates", "flows", "whatif", "patches", "deepstack", "tower")
+_SECOND = {"tower_effects": "tower"}  # tables that stand beside that of their kind
+_TABLES = ("effect", *KINDS, *_SECOND)
 _SUFFIX = re.compile(
     rf"(?<=.)((\.({'|'.join(_TABLES)}))?\.(csv|json|parquet|meta)|\.(flows|pixels|tower)\.png)+\Z",
     re.DOTALL | re.IGNORECASE,
 )
 _OF_KIND = re.compile(
-    rf"(?<=.)\.({'|'.join(KINDS)})(\.(csv|json|parquet|png|meta\.json))?\Z", re.DOTALL | re.IGNORECASE
+    rf"(?<=.)\.({'|'.join([*KINDS, *_SECOND])})(\.(csv|json|parquet|png|meta\.json))?\Z", re.DOTALL | re.IGNORECASE
 )
 _BEFORE_FORMATS = re.compile(rf"(?<=.)\.({'|'.join(_TABLES)})\Z", re.DOTALL | re.IGNORECASE)
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
@@ -133,7 +133,10 @@ def without_suffix(name: str) -> str:
 def name_and_kind(name: str) -> tuple[str, str | None]:
     """The name of a result without what follows it in the name of a file, and which of KINDS the file is of (None: of none)."""
     found = _OF_KIND.search(name)
-    return (name[: found.start()], found[1].lower()) if found else (without_suffix(name), None)
+    if found is None:
+        return without_suffix(name), None
+    kind = found[1].lower()
+    return name[: found.start()], _SECOND.get(kind, kind)
 
 
 def check_name(name: str) -> None:

@@ -23,17 +23,13 @@ from mask_impact.results.table_reading import read_csv, read_json, read_parquet
 from mask_impact.results.tables import COLUMNS
 
 MOST_ROWS = 50_000_000  # of a table that is read whole, or of one prompt in the parts of a dataset
-# Files of their own that no page shows: by what stands before their format.
-UNSHOWN = {
-    "tower": "what a vision tower's layers read",
-    "tower_effects": "what hiding patches in a vision tower does",
-}
 OTHERS = {
     "flows": "knockouts",
     "whatif": "answers without some tokens",
     "answer": "what an answer used",
     "patches": "what replacing pixels does",
     "deepstack": "what the parts of an image's features do",
+    "tower": "what a vision tower's layers read",
 }
 
 
@@ -74,8 +70,6 @@ def read_results(
     path = Path(path)
     if (kind := name_and_kind(path.name)[1]) in OTHERS:
         raise OutputError(f"{path} has {OTHERS[kind]}, not a result of distances; `mask-impact report {path}` shows it")
-    if (kind := path.name.removesuffix(path.suffix).removesuffix(".meta").rpartition(".")[2]) in UNSHOWN:
-        raise OutputError(f"{path} has {UNSHOWN[kind]}, not a result of distances; read the table with other programs")
     results = _open(path, grids)
     if prompt_name is None:
         return results

@@ -162,7 +162,7 @@ def load_patches(path: str | os.PathLike) -> PatchEffects:
     stem = path.parent / without_suffix(path.name)
     meta = read_meta(beside(stem, PATCHES.main), "patches")
     changes = read_measured(stem, "patches", meta, [len(one["place"]) for one in meta["targets"]])
-    regions = tuple(map(_region_from, meta["regions"]))
+    regions = tuple(map(region_from, meta["regions"]))
     shapes = {} if meta.get("shapes") is None else read_shapes(stem, meta["shapes"], regions)
     return PatchEffects(
         regions=regions,
@@ -173,7 +173,8 @@ def load_patches(path: str | os.PathLike) -> PatchEffects:
     )
 
 
-def _region_from(entry: dict[str, Any]) -> PictureRegion:
+def region_from(entry: dict[str, Any]) -> PictureRegion:
+    """A region as it was, of its entry in a meta file."""
     images = tuple(entry.get("images") or ())
     return PictureRegion(
         **entry | {name: tuple(entry[name]) for name in ("box", "size", "positions")} | {"images": images}

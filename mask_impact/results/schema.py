@@ -30,6 +30,7 @@ from mask_impact.results.schema_parts import (
     check_length,
     check_tokens,
 )
+from mask_impact.results.schema_tower import TowerMeta
 from mask_impact.results.schema_vision import DeepstackMeta, PatchesMeta
 
 # --- NAME.meta.json -----------------------------------------------------------------------------------------------------------
@@ -394,4 +395,5 @@ SCHEMAS: dict[str, type[Part]] = {
     "whatif": WhatIfMeta,
     "patches": PatchesMeta,
     "deepstack": DeepstackMeta,
+    "tower": TowerMeta,
 }

@@ -1,5 +1,5 @@
 """All that is stored under one name: distances, what the answer used, cut flows, answers without something, what pixels and
-parts of an image's features do.
+parts of an image's features do, what the vision tower reads.
 
 Each kind has files of its own; what belongs to another prompt or model than the first of them is left out, and said.
 """
@@ -29,6 +29,8 @@ from mask_impact.results.records import Result
 from mask_impact.results.siblings import asked
 from mask_impact.results.study_folder import IMPACT, parts_of
 from mask_impact.results.table_files import beside
+from mask_impact.results.tower import TowerEffects
+from mask_impact.results.tower_files import load_tower
 
 # Of each kind that may stand by itself its main file, and what reads it.
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
@@ -37,6 +39,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "whatif": ("whatif.json", load_whatif),
     "patches": ("patches.meta.json", load_patches),
     "deepstack": ("deepstack.meta.json", load_deepstack),
+    "tower": ("tower.meta.json", load_tower),
 }
 
 
@@ -51,17 +54,18 @@ class Stored:
     whatif: WhatIf | None = None
     patches: PatchEffects | None = None
     deepstack: DeepstackEffects | None = None
+    tower: TowerEffects | None = None
     notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
-        cls, one: "Result | Explanation | Knockouts | WhatIf | PatchEffects | DeepstackEffects | Stored"
+        cls, one: "Result | Explanation | Knockouts | WhatIf | PatchEffects | DeepstackEffects | TowerEffects | Stored"
     ) -> "Stored":
         """One of them by itself."""
         if isinstance(one, Result):
             return cls(result=one, answer=one.answer, patches=one.patches)
         kinds = {"answer": Explanation, "flows": Knockouts, "whatif": WhatIf, "patches": PatchEffects}
-        for kind, record in (kinds | {"deepstack": DeepstackEffects}).items():
+        for kind, record in (kinds | {"deepstack": DeepstackEffects, "tower": TowerEffects}).items():
             if isinstance(one, record):
                 return cls(**{kind: one})
         return one
@@ -69,8 +73,13 @@ class Stored:
     @property
     def parts(self) -> list[Any]:
         """Those that there are."""
-        every = (self.result, self.answer, self.flows, self.whatif, self.patches, self.deepstack)
+        every = (self.result, self.answer, self.flows, self.whatif, *self.looked)
         return [one for one in every if one is not None]
+
+    @property
+    def looked(self) -> list[Any]:
+        """Of pixels, parts of features and the vision tower those that there are."""
+        return [one for one in (self.patches, self.deepstack, self.tower) if one is not None]
 
     @property
     def meta(self) -> Mapping[str, Any]:

@@ -23,6 +23,7 @@ MOST_COLUMNS = 4096
 LONGEST_RECORD = 2**24  # characters of a record of a JSON file
 AT_ONCE = 2**20  # characters of a JSON file, of which not more is held
 RECORDS_AT_ONCE = 2**14
+CHANGES = ("logprob_change", "kl_divergence")  # of each measurement, nats
 MOST_LAYERS = 4096  # of a table whose meta file does not say how many
 
 Choose = Callable[[list[str]], list[str]]
@@ -52,20 +53,39 @@ def read_numbers(
 def read_measured(stem: Path, kind: str, meta: Mapping[str, Any], sizes: Sequence[int]) -> list[tuple[np.ndarray, ...]]:
     """Of each target logprob_change and kl_divergence, float32 of so many rows, out of the table of a kind that the meta file
     belongs to. OutputError, also where its checksum is another."""
-    table, where = find_table(stem, meta["formats"], f"{kind}."), beside(stem, f"{kind}.meta.json")
-    if table is None:
-        raise OutputError(
-            f"{where} is there, but its table is not: expected {stem.name}.{kind}.csv or the like beside it, as formats says"
-        )
-    types = dict.fromkeys(("logprob_change", "kl_divergence"), np.float32)
-    columns = read_numbers(*table, types, sum(sizes), f"targets of {where.name}").values()
-    ends = np.cumsum(sizes)[:-1]
-    found = list(zip(*(np.split(column, ends) for column in columns), strict=True))
-    if checksum(*(column for target in found for column in target)) != meta["crc32"]:
-        raise OutputError(f"{table[0]} does not hold the numbers of the run in {where}: its crc32 is another")
-    if not all(np.isfinite(column).all() for target in found for column in target):
-        raise OutputError(f"{table[0]} lacks a number")
+    where = beside(stem, f"{kind}.meta.json")
+    path, columns = read_floats(stem, kind, where, meta, CHANGES, sum(sizes), "targets")
+    found = by_target(columns, sizes)
+    check_checksum([column for target in found for column in target], path, where, meta["crc32"])
     return found
+
+
+def by_target(columns: Sequence[np.ndarray], sizes: Sequence[int]) -> list[tuple[np.ndarray, ...]]:
+    """Columns of a table as those of each target, which has so many rows."""
+    ends = np.cumsum(sizes)[:-1]
+    return list(zip(*(np.split(column, ends) for column in columns), strict=True))
+
+
+def read_floats(
+    stem: Path, table: str, where: Path, meta: Mapping[str, Any], names: Sequence[str], n_rows: int, of: str
+) -> tuple[Path, list[np.ndarray]]:
+    """(its path, the columns, float32 [n_rows]) of a table that belongs to the meta file `where`. OutputError. of: what says how
+    many rows there are."""
+    found = find_table(stem, meta["formats"], f"{table}.")
+    if found is None:
+        raise OutputError(
+            f"{where} is there, but its table is not: expected {stem.name}.{table}.csv or the like beside it, as formats says"
+        )
+    types = dict.fromkeys(names, np.float32)
+    return found[0], list(read_numbers(*found, types, n_rows, f"{of} of {where.name}").values())
+
+
+def check_checksum(columns: Sequence[np.ndarray], path: Path, where: Path, expected: int) -> None:
+    """OutputError where a table has not the numbers that its meta file was written with, or lacks one."""
+    if checksum(*columns) != expected:
+        raise OutputError(f"{path} does not hold the numbers of the run in {where}: its crc32 is another")
+    if not all(np.isfinite(column).all() for column in columns):
+        raise OutputError(f"{path} lacks a number")
 
 
 def _typed(name: str, column, dtype: np.dtype):

@@ -1,6 +1,6 @@
-"""What a report's script gets of what pixels and parts of an image's features do: targets, and tables to save as CSV.
+"""What a report's script gets of pixels, parts of features and the vision tower: targets, and tables to save as CSV.
 
-Knows records and their tables; the page's markup is in `patches_html` and `deepstack_html`.
+Knows records and their tables; the page's markup is in `patches_html`, `deepstack_html` and `tower_html`, which has the maps.
 """
 
 from typing import Any
@@ -10,6 +10,8 @@ import numpy as np
 from mask_impact.results.deepstack_files import deepstack_table
 from mask_impact.results.patch_files import patch_table
 from mask_impact.results.stored import Stored
+from mask_impact.results.tower import TowerEffects
+from mask_impact.results.tower_files import EFFECT_COLUMNS, READING_COLUMNS, effect_table
 from mask_impact.views.page import clean
 
 
@@ -20,7 +22,19 @@ def looked_entry(stored: Stored) -> dict[str, Any]:
         found["patches"] = _entry(stored.patches, patch_table(stored.patches))
     if stored.deepstack is not None:
         found["deepstack"] = _entry(stored.deepstack, deepstack_table(stored.deepstack))
+    if stored.tower is not None:
+        found["tower"] = _tower_entry(stored.tower)
     return found
+
+
+def _tower_entry(found: TowerEffects) -> dict[str, Any]:
+    """The table of effects; of readings all but the numbers."""
+    if found.regions:
+        entry = _entry(found, effect_table(found))
+    else:
+        entry = {"targets": [clean(one.text) for one in found.targets], "columns": list(EFFECT_COLUMNS), "rows": []}
+    about = {"columns": list(READING_COLUMNS), "unit": found.unit, "probes": found.probes, "n_layers": found.n_layers}
+    return entry | {"reading": about}
 
 
 def _entry(found: Any, table: Any) -> dict[str, Any]:

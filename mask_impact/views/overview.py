@@ -9,6 +9,7 @@ from mask_impact.views.card import Card, question_of
 from mask_impact.views.deepstack_html import parts_said
 from mask_impact.views.patches_html import regions_said
 from mask_impact.views.text import percent
+from mask_impact.views.tower_html import tower_said
 
 LONGEST = 160  # characters of a cell
 NOT_KEPT = "not kept: it was run without --answer, or by an earlier version"
@@ -37,11 +38,14 @@ def _how(target: ExplainedTarget) -> str:
 
 
 def _looked(stored: Stored) -> tuple[str, str]:
-    """The same of a prompt of which no answer was explained: the region or the part of features that matters most."""
+    """The same of a prompt of which no answer was explained: the region or the part of features that matters most,
+    or whether what the tower reads does."""
     if stored.patches is not None:
         return regions_said(stored.patches, stored.patches.targets[0]), "measured"
     if stored.deepstack is not None:
         return parts_said(stored.deepstack, stored.deepstack.targets[0]), "measured"
+    if stored.tower is not None:
+        return tower_said(stored.tower, stored.tower.targets[0]), "measured"
     return NOT_KEPT, ""
 
 
@@ -53,8 +57,7 @@ def _said(stored: Stored) -> str:
         return "".join(step.token_text for step in stored.flows.steps)
     if stored.whatif is not None:
         return "".join(stored.whatif.answer.token_texts)
-    looked = stored.patches or stored.deepstack
-    return "" if looked is None else looked.generated_text
+    return stored.looked[0].generated_text if stored.looked else ""
 
 
 def _short(row: dict[str, str]) -> dict[str, str]:

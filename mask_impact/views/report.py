@@ -26,6 +26,7 @@ from mask_impact.results.foreign_tables import Grid
 from mask_impact.results.patches import PatchEffects
 from mask_impact.results.records import Result
 from mask_impact.results.stored import AllStored, Stored, read_stored, stem_of, without_distances
+from mask_impact.results.tower import TowerEffects
 from mask_impact.views.blocks import EXACT, encode
 from mask_impact.views.card_html import cards_html, images_html
 from mask_impact.views.deepstack_html import deepstack_html
@@ -36,8 +37,10 @@ from mask_impact.views.patches_html import patches_html
 from mask_impact.views.report_blocks import effect_values, estimate_values, fitting_blocks, norm_values
 from mask_impact.views.report_data import notices_of, prompt_entry
 from mask_impact.views.routes_html import knockouts_html, routes_html
+from mask_impact.views.tower_html import readings_html, tower_html
 
-One = Result | Explanation | Knockouts | WhatIf | PatchEffects | DeepstackEffects | Stored  # of one prompt
+# Of one prompt.
+One = Result | Explanation | Knockouts | WhatIf | PatchEffects | DeepstackEffects | TowerEffects | Stored
 MAX_MEGABYTES = 15.0
 MAX_PROMPTS = 64  # in one page
 SPARE = 500  # bytes that are left for the remark that heads are rounded
@@ -222,14 +225,14 @@ def _source_name(shown: Mapping[str, Any], source: Any) -> str:
 def _images(one: Stored) -> dict[str, str]:
     """The images of a prompt by the ids of their elements, each once."""
     found: dict[str, str] = {}
-    for part in (one.answer, one.patches):
+    for part in (one.answer, one.patches, one.tower):
         found |= {} if part is None else images_html(part.images)
     return found
 
 
 def _card(one: Stored) -> dict[str, Any]:
-    """What stands in the page as it is: images, of each target its card, routes, regions and parts of features, of each step its
-    cut flows, and the answers without something."""
+    """What stands in the page as it is: images; of each target its card, routes, regions, parts of features, and what matters in
+    the vision tower; what the tower reads; of each step its cut flows; the answers without something."""
     targets = [] if one.answer is None else cards_html(one.answer)[1]
     return {
         "images": "".join(_images(one).values()),
@@ -240,6 +243,8 @@ def _card(one: Stored) -> dict[str, Any]:
         "whatif": "" if one.whatif is None else rendered("whatif.html", {"found": one.whatif}),
         "patches": [] if one.patches is None else patches_html(one.patches),
         "deepstack": [] if one.deepstack is None else deepstack_html(one.deepstack),
+        "tower_reads": "" if one.tower is None else readings_html(one.tower),
+        "tower": [] if one.tower is None else tower_html(one.tower),
     }
 
 

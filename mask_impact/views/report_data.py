@@ -70,8 +70,7 @@ def _produced(stored: Stored) -> Sequence[str]:
         return [step.token_text for step in stored.flows.steps]
     if stored.whatif is not None:
         return stored.whatif.answer.token_texts
-    looked = stored.patches or stored.deepstack
-    return [] if looked is None else looked.tokens.texts[looked.n_prompt :]
+    return stored.looked[0].tokens.texts[stored.looked[0].n_prompt :] if stored.looked else []
 
 
 def _result_entry(result: Result) -> dict[str, Any]:
@@ -110,7 +109,7 @@ def tables_of(stored: Stored) -> Iterator[str]:
             yield "matrix"
     if stored.flows is not None:
         yield "flows"
-    for kind in ("whatif", "patches", "deepstack"):
+    for kind in ("whatif", "patches", "deepstack", "tower"):
         if getattr(stored, kind) is not None:
             yield kind
 

@@ -1,43 +1,18 @@
-"""What the vision tower's layers read and what matters to the answer, as text and as a picture. Writes no files."""
+"""What the vision tower's layers read and what matters to the answer, as text for a terminal and as JSON."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from os import PathLike
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from mask_impact.errors import ranges
+from mask_impact.findings.looked import hidden_rows, matters
 from mask_impact.results.tower import TowerEffects, TowerTarget
-from mask_impact.views.patches_plot import layer_bands
-from mask_impact.views.pixels import panel_size, preview_pixels
-from mask_impact.views.plots import (
-    AGAINST,
-    FOR,
-    GAP,
-    GREY,
-    HEAD,
-    INK,
-    MARGIN,
-    MAX_IMAGES,
-    SMALL,
-    TEXT,
-    TITLE,
-    Page,
-    colour_map,
-    norm,
-    png_of,
-    with_model,
-    writer_of,
-)
-from mask_impact.views.plots import fitted as fitted_text
 from mask_impact.views.text import escape, fitted, model_lines, padded, percent, quoted, saved_lines, wrapped
 
-MATTERS = 0.01  # nats: less changes no answer
 MOST_ROWS, MOST_LAYERS = 12, 12  # regions and layers that are named
 NAME, LAYERS, BECOMES = 20, 12, 16  # columns
-SHORT = 2.7  # inches between a panel's title and the next one's, at least
-VEIL = 0.7  # opacity of the strongest change's colour
-TITLES = 0.22  # inches above a panel
 
 
 def render_tower(found: TowerEffects, paths: Iterable[str | PathLike] = (), verbose: bool = False) -> str:
@@ -52,13 +27,8 @@ def render_tower(found: TowerEffects, paths: Iterable[str | PathLike] = (), verb
     return "\n".join([*lines, "", *saved_lines(paths)]).rstrip()
 
 
-def matters(target: TowerTarget, row: int) -> bool:
-    """Whether a measurement changes the answer, or its log-probability by MATTERS."""
-    return bool(target.differs[row]) or abs(float(target.logprob_change[row])) >= MATTERS
-
-
 def _of_target(found: TowerEffects, target: TowerTarget, verbose: bool) -> Iterator[str]:
-    hidden = [row for row, layers in enumerate(target.layers) if layers == found.layers]
+    hidden = hidden_rows(found, target)
     best = target.row(target.found, found.layers)
     said = f"{quoted(target.text, 24)} ({percent(target.probability)}): {len(hidden)} regions hidden in {_layers(found.layers)}"
     if not any(matters(target, row) for row in hidden):
@@ -171,104 +141,3 @@ def tower_entry(found: TowerEffects, paths: Iterable[str | PathLike] = ()) -> di
         ],
         "files": [str(path) for path in paths],
     }
-
-
-# --- the picture ------------------------------------------------------------------------------------------------------------
-
-
-def picture_of(found: TowerEffects) -> Callable[[BinaryIO], None]:
-    """What `save_tower` writes beside the table."""
-    return writer_of(tower_png(found))
-
-
-def tower_png(found: TowerEffects) -> bytes:
-    """The picture as a PNG file."""
-    return png_of(lambda: tower_figure(found))
-
-
-def tower_figure(found: TowerEffects, target: int = 0):
-    """Each image (the first MAX_IMAGES that were asked about): as it is, under what the layers read, over all of them and in
-    thirds of their depth, and under what hiding its regions does to a target."""
-    from matplotlib.cm import ScalarMappable
-
-    numbers = [*found.readings][:MAX_IMAGES]
-    bands = layer_bands(found.n_layers, range(found.n_layers))
-    maps = {one: [found.readings[one].attention[band].mean(axis=0) for band in bands.values()] for one in numbers}
-    colours = ScalarMappable(
-        norm(np.concatenate([grid.ravel() for row in maps.values() for grid in row])), colour_map((0, 0.9))
-    )
-    sizes = [panel_size(found.images[number]) for number in numbers]
-    titles = ["picture", *(f"reads: {title}" for title in bands), *(["matters"] if found.regions else [])]
-    step = max(SHORT, *(wide for wide, _ in sizes)) + GAP
-    width = len(titles) * step - GAP + 2 * MARGIN
-    asked = found.targets[target]
-    head = fitted_text(
-        'The vision tower and the answer "', asked.text, f'" ({percent(asked.probability)})', TITLE, width - 1
-    )
-    about = with_model(
-        found.meta.get("model"), f"reads: a {found.unit} hidden in one layer; matters: the answer", width - 1
-    )
-    page = Page(width, HEAD + sum(TITLES + 0.35 + tall for _, tall in sizes) + 0.7, (head, about))
-    y = HEAD - 0.1
-    for number, (wide, tall) in zip(numbers, sizes, strict=True):
-        image = found.images[number]
-        page.text(MARGIN, y, fitted_text(f"image {number}: ", image.source, "", SMALL, width - 1), SMALL, color=GREY)
-        y += TITLES
-        pixels, (wide_px, high_px) = preview_pixels(image), image.size
-        place = {"extent": (0, wide_px, high_px, 0), "aspect": "auto"}
-        for column, title in enumerate(titles):
-            page.text(MARGIN + column * step, y, title, SMALL)
-            axes = page.axes(MARGIN + column * step, y + 0.2, wide, tall)
-            axes.set(xticks=[], yticks=[])
-            axes.imshow(pixels if column == 0 else 1 - 0.4 * (1 - pixels), **place)
-            if 0 < column <= len(bands):
-                grid = maps[number][column - 1]
-                axes.imshow(grid, cmap=colours.cmap, norm=colours.norm, interpolation="nearest", **place)
-            elif column:
-                _colour(axes, found, asked, number)
-            axes.set(xlim=(0, wide_px), ylim=(high_px, 0))
-        y += tall + 0.35
-    bar = page.axes(MARGIN, y, 2.3, 0.11)
-    page.colour_bar(bar, colours, "relative change of the attention", "horizontal")
-    if found.regions:
-        page.text(MARGIN + 2.8, y + 0.1, _legend(found, asked), TEXT, color=GREY)
-    return page.finished()
-
-
-def _legend(found: TowerEffects, target: TowerTarget) -> str:
-    rows = [row for row, layers in enumerate(target.layers) if layers == found.layers]
-    largest = max(abs(float(target.logprob_change[row])) for row in rows)
-    if not any(matters(target, row) for row in rows):
-        return f"matters: nothing that was hidden; the answer changes by {largest:.2g} nats at most"
-    return f"matters: orange where the answer is less likely with it hidden, by {largest:.2g} nats at most; blue: more likely"
-
-
-def _colour(axes, found: TowerEffects, target: TowerTarget, number: int) -> None:
-    """The regions of an image by what hiding them does, the smaller ones on top. Full colour is at MATTERS nats at least: where
-    nothing matters, nothing is coloured."""
-    from matplotlib.colors import to_rgba
-    from matplotlib.patches import Rectangle
-
-    rows = [row for row, layers in enumerate(target.layers) if layers == found.layers]
-    largest = max(10 * MATTERS, *(abs(float(target.logprob_change[row])) for row in rows))
-
-    def size(row: int) -> float:
-        return found.regions[target.place[row]].area
-
-    for row in sorted(
-        (row for row in rows if found.regions[target.place[row]].image == number), key=size, reverse=True
-    ):
-        left, top, right, bottom = found.regions[target.place[row]].box
-        change = float(target.logprob_change[row])
-        own = target.place[row] == target.found and matters(target, row)
-        axes.add_patch(
-            Rectangle(
-                (left, top),
-                right - left,
-                bottom - top,
-                facecolor=to_rgba(FOR if change < 0 else AGAINST, VEIL * abs(change) / largest),
-                edgecolor=INK if own else "0.5",
-                linewidth=1.6 if own else 0.3,
-                zorder=4 if own else 3,
-            )
-        )

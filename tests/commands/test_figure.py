@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from explained import explained
-from looked import make_deepstack, make_patches
+from looked import make_deepstack, make_patches, make_tower
 from PIL import Image
 from synthetic import make_explanation, make_result, make_tokens
 
@@ -23,6 +23,7 @@ from mask_impact.results.flow_files import save_flows
 from mask_impact.results.flows import Flow, FlowPositions, FlowStep, Knockouts
 from mask_impact.results.patch_files import save_patches
 from mask_impact.results.store import save
+from mask_impact.results.tower_files import save_tower
 
 Outcome = namedtuple("Outcome", "code out err")
 
@@ -39,6 +40,7 @@ def figure(capsys, monkeypatch, tmp_path):
     save_flows(knockouts(), "cut", "csv", "mask-impact knockout x")
     save_patches(make_patches(), "looked", "csv", "mask-impact pixels x")
     save_deepstack(make_deepstack(), "looked", "csv")
+    save_tower(make_tower(), "looked", "csv")
 
     def call(*argv):
         code = main(["figure", *map(str, argv)])
@@ -101,6 +103,13 @@ def texts_in(svg):
         ("pixels", ["looked.patches.meta.json"], "looked.pixels", "tiny · mask-impact pixels x"),
         ("patches", ["looked"], "looked.patches", "image 0: picture0.png"),
         ("deepstack", ["looked"], "looked.deepstack", "alone \u22120.26: “Rome”"),
+        (
+            "tower",
+            ["looked"],
+            "looked.tower",
+            "where it matters: hidden in the 2 layers around each layer, by 0.5 nats at most",
+        ),
+        ("tower", ["looked.tower_effects.csv"], "looked.tower", "read: early (layer 0)"),
         ("compare", ["full", "pictured"], "compare_full_pictured", "impact by depth, %"),
     ],
 )
@@ -172,6 +181,7 @@ def test_choices_choose_what_is_shown(figure):
         (["patches", "full"], "full has no patches: no token of an image was hidden; run it again with an image, and not with "
                               "--mask-mode text"),
         (["pixels", "full"], 'full has no pixels: replace the pixels of regions with "mask-impact pixels"'),
+        (["tower", "full"], 'full has no vision tower: ask what its layers read with "mask-impact tower"'),
         (["deepstack", "full"], 'full has no parts of features: take them away with "mask-impact deepstack"'),
         (["patches", "looked", "--step", "0"],
          'looked has no patches: measure the impact of its tokens with "mask-impact run"'),
@@ -203,7 +213,7 @@ def test_a_target_without_routes_says_so(refused):
         ),
         (
             ["patches", "full", "--target", "0"],
-            "--target is of card, map, routes, pixels and deepstack, not of patches",
+            "--target is of card, map, routes, pixels, deepstack and tower, not of patches",
         ),
         (["card", "explained", "--shown", "impact"], "--shown is of map, not of card"),
         (

@@ -1,5 +1,8 @@
 """`--pixels` of a run: what the command of that name finds with its default settings, stored beside, shown, and known again."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image

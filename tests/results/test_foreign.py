@@ -356,7 +356,16 @@ def test_an_empty_token_text_is_one_but_a_missing_one_is_an_error(tmp_path, fram
 
 
 @pytest.mark.parametrize(
-    "name", ["k.flows.csv", "k.flows", "k.flows.meta.json", "w.whatif.json", "k.patches.csv", "k.deepstack"]
+    "name",
+    [
+        "k.flows.csv",
+        "k.flows",
+        "k.flows.meta.json",
+        "w.whatif.json",
+        "k.patches.csv",
+        "k.deepstack",
+        "k.tower_effects.csv",
+    ],
 )
 def test_files_of_other_runs_are_said_to_be_so(name, tmp_path):
     with pytest.raises(OutputError, match="not a result of distances"):

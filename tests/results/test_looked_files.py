@@ -1,10 +1,11 @@
-"""What pixels and parts of an image's features do, there and back: csv, json, parquet; alone, beside others, damaged."""
+"""What pixels and parts of an image's features do and the vision tower reads, there and back: csv, json, parquet; alone,
+beside others, damaged."""
 
 import shutil
 
 import numpy as np
 import pytest
-from looked import META, make_deepstack, make_patches
+from looked import META, make_deepstack, make_patches, make_tower
 from stored_samples import make_knockouts
 
 from mask_impact.errors import OutputError
@@ -12,11 +13,13 @@ from mask_impact.results.deepstack_files import load_deepstack, save_deepstack
 from mask_impact.results.flow_files import save_flows
 from mask_impact.results.patch_files import load_patches, save_patches
 from mask_impact.results.stored import Stored, read_stored
+from mask_impact.results.tower_files import load_tower, save_tower
 
 FORMS = ("csv", "json", "parquet")
 KINDS = {
     "patches": (make_patches, save_patches, load_patches),
     "deepstack": (make_deepstack, save_deepstack, load_deepstack),
+    "tower": (make_tower, save_tower, load_tower),
 }
 
 
@@ -32,6 +35,10 @@ def assert_equal(one, other, where="found"):
     elif hasattr(one, "__dict__"):
         for name, value in vars(one).items():
             assert_equal(value, getattr(other, name), f"{where}.{name}")
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for name, value in one.items():
+            assert_equal(value, other[name], f"{where}[{name}]")
     else:
         assert one == other, where
 
@@ -44,6 +51,25 @@ def test_they_come_back_as_they_were(tmp_path, kind, form):
     again = load(tmp_path / f"x.{kind}.{form}")
     assert again.meta["command"] == "as typed"
     assert_equal(make(meta=META | {"command": "as typed"}), again)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("given", [{"effects": False}, {"probes": 0}, {"probes": 1}], ids=str)
+def test_a_tower_comes_back_without_effects_and_with_any_number_of_probes(tmp_path, form, given):
+    save_tower(make_tower(**given), tmp_path / "x", [form])
+    assert_equal(make_tower(meta=META | {"command": ""}, **given), load_tower(tmp_path / "x"))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["full", "error", "attention"])
+def test_what_a_tower_reads_is_checked_beside_what_hiding_does(tmp_path, name, form):
+    save_tower(make_tower(), tmp_path / "x", [form])
+    other = make_tower()
+    getattr(other.readings[0], name)[1, 2, 3] += 1
+    save_tower(other, tmp_path / "y", [form])
+    shutil.copy(tmp_path / f"y.tower.{form}", tmp_path / f"x.tower.{form}")
+    with pytest.raises(OutputError, match=rf"x.tower.{form} does not hold the numbers .* its crc32 is another"):
+        load_tower(tmp_path / "x")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -61,9 +87,10 @@ def test_they_are_found_under_their_name_alone_and_with_others(tmp_path):
     assert (len(only.parts), only.patches.fills) == (1, ("blur", "gray"))
     save_deepstack(make_deepstack(), tmp_path / "x")
     save_flows(make_knockouts(images=["picture0.png"]), tmp_path / "x")
-    for name in ("x", "x.patches.csv", "x.deepstack.meta.json", "x.flows"):
+    save_tower(make_tower(), tmp_path / "x")
+    for name in ("x", "x.patches.csv", "x.deepstack.meta.json", "x.flows", "x.tower.json", "x.tower_effects.csv"):
         (found,) = read_stored(tmp_path / name).values()
-        assert (found.notes, len(found.parts)) == ((), 3), name
+        assert (found.notes, len(found.parts)) == ((), 4), name
     assert [*read_stored(tmp_path)] == ["x"]
 
 
@@ -87,14 +114,15 @@ def test_each_is_a_stored_prompt_by_itself(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_table_of_another_run_a_lost_one_and_a_short_one_are_refused_in_one_line(tmp_path, kind, form):
     make, save, load = KINDS[kind]
-    table = tmp_path / f"x.{kind}.{form}"
+    own_table = {"tower": "tower_effects"}.get(kind, kind)
+    table = tmp_path / f"x.{own_table}.{form}"
     save(make(), tmp_path / "x", [form])
     other = make()
     other.targets[1].logprob_change[2] += 1
     save(other, tmp_path / "y", [form])
     own = table.read_bytes()
     for content, said in (
-        ((tmp_path / f"y.{kind}.{form}").read_bytes(), "its crc32 is another"),
+        ((tmp_path / f"y.{own_table}.{form}").read_bytes(), "its crc32 is another"),
         (own[: len(own) // 2], "cannot be read|is not complete"),
         (b"", "cannot be read|is not a list of records"),
     ):
@@ -103,5 +131,5 @@ def test_a_table_of_another_run_a_lost_one_and_a_short_one_are_refused_in_one_li
             load(tmp_path / "x")
         assert "\n" not in str(refused.value)
     table.unlink()
-    with pytest.raises(OutputError, match=f"expected x.{kind}.csv or the like"):
+    with pytest.raises(OutputError, match=f"expected x.{own_table}.csv or the like"):
         load(tmp_path / "x")

@@ -201,6 +201,18 @@ LITERAL = [
     ("deepstack", "answers.0.set", 8, "answers.0 is 8, expected 0 to 7"),
     ("deepstack", "baseline", "pink", "baseline"),
     ("deepstack", "positions", [], "positions"),
+    ("tower", "layers", [0, 3], "layers.1 is 3, expected 0 to 2"),
+    ("tower", "layer_sets.1", [1, 1], "layer_sets.1 does not ascend"),
+    ("tower", "layer_sets.1", [0, 1, 2], "layer_sets has the same layers twice"),
+    ("tower", "readings.0.grid", [4, 5], "readings.0.grid is not of the patch grid of 2 x 2 image tokens"),
+    ("tower", "readings.0.image", 1, "readings.0 is 1, expected 0 to 0"),
+    ("tower", "unit", "token", "readings.0.grid"),
+    ("tower", "most_read", None, "most_read is one of regions"),
+    ("tower", "most_read", 9, "targets.0: most_read is region 9, which was not hidden in layers"),
+    ("tower", "targets.1.found", 7, "targets.1: found is region 7, which was not hidden in layers"),
+    ("tower", "targets.0.layer_set.0", 4, "targets.0.layer_set.0 is 4, expected 0 to 3"),
+    ("tower", "targets.0.place.0", 1, "targets.0 has a region in the same layers twice"),
+    ("tower", "probes", 2000, "probes"),
 ]  # fmt: skip
 
 

@@ -1,5 +1,5 @@
-"""Pixels and parts of an image's features in a report's page: every number that is shown is one of the record, each fill, route
-and target can be chosen by pointer, key and link, files hold the same, and the page fits a telephone.
+"""Pixels, parts of an image's features and the vision tower in a report's page: every number that is shown is one of the record,
+each fill, route, layer and target can be chosen by pointer, key and link, files hold the same, and the page fits a telephone.
 
 Screenshots go to the folder that REPORT_SCREENSHOTS names.
 """
@@ -9,25 +9,27 @@ import io
 import math
 
 import browser
+import numpy as np
 import pytest
-from looked import make_deepstack, make_patches
+from looked import make_deepstack, make_patches, make_tower
 from PIL import Image
 from tab import percent, table_of
 
 from mask_impact.results.deepstack_files import save_deepstack
 from mask_impact.results.patch_files import save_patches
 from mask_impact.results.stored import Stored
+from mask_impact.results.tower_files import save_tower
 from mask_impact.views.report import write_report
 from mask_impact.views.text import escape
 
 pytestmark = browser.MARKS
 VIEWS = [("total", "blur"), ("total", "gray"), ("own tokens", "blur"), ("other tokens", "blur"), ("keys hidden", "")]
-PATCHES, DEEPSTACK = make_patches(), make_deepstack()
+PATCHES, DEEPSTACK, TOWER = make_patches(), make_deepstack(), make_tower()
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    stored = Stored(patches=PATCHES, deepstack=DEEPSTACK)
+    stored = Stored(patches=PATCHES, deepstack=DEEPSTACK, tower=TOWER)
     return write_report(stored, tmp_path_factory.mktemp("looked") / "page.html")
 
 
@@ -203,12 +205,93 @@ def test_saved_files_hold_the_table_and_the_picture(page, open_page, tmp_path, k
 def test_the_sections_fit_the_window(page, open_page, width, height, theme):
     tab = open_page(page, f"#theme={theme}")
     tab.page.set_viewport_size({"width": width, "height": height})
-    for kind in ("patches", "deepstack"):
+    for kind in ("patches", "deepstack", "tower"):
         tab.page.evaluate(f"document.getElementById('{kind}-card').scrollIntoView()")
         tab.keep_screenshot(f"{kind}-{width}-{theme}")
     assert tab.page.evaluate("document.documentElement.scrollWidth") == width
     cut = tab.page.evaluate(
-        """[...document.querySelectorAll("#patches .mi-number, #deepstack .number, #deepstack .mi-together td")]
+        """[...document.querySelectorAll("#patches .mi-number, #tower .mi-number, #deepstack :is(.number, .mi-together td)")]
             .filter((one) => one.offsetHeight && one.scrollWidth > one.clientWidth + 1).map((one) => one.textContent)"""
     )
     assert cut == []
+
+
+def most_said(numbers, error=None):
+    """What is said below a map of one layer, or of their mean."""
+    row, column = np.unravel_index(int(numbers.argmax()), numbers.shape)
+    doubt = "" if error is None else f" ± {error[row, column]:.3f}"
+    return f"read most patch [{row}, {column}], {numbers.max():.3f}{doubt}; median {np.median(numbers):.3f}"
+
+
+def test_a_map_of_the_tower_is_of_the_layer_and_the_kind_that_are_chosen(page, open_page):
+    tab, one = open_page(page), TOWER.readings[0]
+    most = tab.page.locator("#tower-reads .mi-most")
+    assert most.text_content() == f"mean of all layers: {most_said(one.attention.mean(axis=0))}"
+    opacities = []
+    for layer in range(3):
+        tab.press("ArrowRight")  # without distances, keys choose the tower's layer
+        assert most.text_content() == f"layer {layer}: {most_said(one.attention[layer])}"
+        opacities.append(
+            tab.page.evaluate(
+                """(() => {
+                    const canvas = document.querySelector("#tower-reads canvas");
+                    const [wide, high] = [canvas.width / 4, canvas.height / 4];
+                    const context = new OffscreenCanvas(canvas.width, canvas.height)
+                        .getContext("2d", { willReadFrequently: true });
+                    context.drawImage(canvas, 0, 0);
+                    const at = (row, column) => context
+                        .getImageData((column + 0.5) * wide, (row + 0.5) * high, 1, 1).data[3];
+                    return [0, 1, 2, 3].map((row) => [0, 1, 2, 3].map((column) => at(row, column)));
+                })()"""
+            )
+        )
+    expected = 0.8 * np.sqrt(one.attention / one.attention.max())  # one scale for all layers
+    np.testing.assert_allclose(np.array(opacities) / 255, expected, atol=0.006)
+    assert not np.allclose(np.array(opacities)[::-1] / 255, expected, atol=0.006)
+    assert "tower=2" in tab.page.url
+    tab.choose("tower-shown", "full")
+    assert most.text_content() == f"layer 2: {most_said(one.full[2], one.error[2])}"
+    tab.click("#tower-reads [data-layer='1'] >> nth=0")
+    assert most.text_content() == f"layer 1: {most_said(one.full[1], one.error[1])}"
+    assert tab.page.locator("#tower-reads .mi-now").count() == 3  # of each row of bars the layer's
+    tab.drag("tower-layer", 0)
+    assert most.text_content() == f"layer 0: {most_said(one.full[0], one.error[0])}"
+    tab.choose("tower-range", "all")
+    assert most.text_content() == f"mean of all layers: {most_said(one.full.mean(axis=0))}"
+
+
+def test_what_matters_in_the_tower_is_shown_of_each_target_beside_what_is_read(page, open_page):
+    tab = open_page(page)
+    for number, target in enumerate(TOWER.targets):
+        tab.select("tower-target", number)
+        (shown,) = [one for one in tab.page.locator("#tower > div").all() if one.is_visible()]
+        rows = sorted(range(7), key=lambda row: target.logprob_change[row])
+        assert shown.locator(".mi-row .mi-name b").all_text_contents() == [
+            name_of(TOWER.regions[target.place[row]]) for row in rows
+        ]
+        numbers = [said(float(target.logprob_change[row])) for row in rows]
+        assert shown.locator(".mi-row .mi-number").all_text_contents() == numbers
+        bars = shown.locator(".mi-layers .mi-lane-bar i").evaluate_all(
+            "bars => bars.map((bar) => [bar.className, parseFloat(bar.style.height)])"
+        )
+        assert bars == [["mi-for", 100.0], ["mi-against", 25.0], ["mi-for", 50.0]]
+    assert "it is read, and it does not matter" in tab["tower"].inner_text()
+
+
+def test_the_tower_s_two_tables_are_saved_as_its_files_have_them(page, open_page, tmp_path):
+    tab = open_page(page)
+    save_tower(TOWER, tmp_path / "x", ["csv"])
+    for card, table in (("tower-reads", "tower"), ("tower", "tower_effects")):
+        content, name = tab.download(f"[data-card={card}] button:text-is('CSV')")
+        assert name == f"result-{card}.csv"
+        with (tmp_path / f"x.{table}.csv").open(newline="") as file:
+            header, *rows = csv.reader(file)
+        shown_header, shown = table_of(content)
+        assert (shown_header, len(shown)) == (header, len(rows))
+        for one, other in zip(shown, rows, strict=True):
+            for a, b in zip(one, other, strict=True):
+                assert a == b or np.float32(a) == np.float32(b)
+    content, _ = tab.download("[data-card=tower-reads] button:text-is('SVG')")
+    text = content.decode()
+    assert text.count("<image") >= 2  # the picture and its map
+    assert "What matters to the answer" not in text

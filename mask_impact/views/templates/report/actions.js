@@ -19,13 +19,19 @@ import { connectCut } from "./routes.js";
 import { has } from "./sections.js";
 import { prompt, set, state, takeFromAddress } from "./state.js";
 import { connectText } from "./text.js";
+import { arrowsAreOfTower, connectTower, moveTower } from "./tower.js";
 import { nextLayer, view } from "./view.js";
 
 const RESIZE_MS = 150; // after the last change of the window's size
 
+function moveLayer(by) {
+  if (arrowsAreOfTower()) moveTower(by);
+  else set({ layer: nextLayer(by) ?? state.layer, range: "layer" });
+}
+
 const KEYS = {
-  ArrowLeft: () => set({ layer: nextLayer(-1) ?? state.layer, range: "layer" }),
-  ArrowRight: () => set({ layer: nextLayer(1) ?? state.layer, range: "layer" }),
+  ArrowLeft: () => moveLayer(-1),
+  ArrowRight: () => moveLayer(1),
   ArrowUp: () => set({ step: state.step + 1 }),
   ArrowDown: () => set({ step: state.step - 1 }),
   m: () => set({ metric: state.metric === "l2" ? "cosine" : "l2" }),
@@ -36,7 +42,11 @@ const KEYS = {
 
 // With one step, the page scrolls.
 const isStep = (name) => name === "ArrowUp" || name === "ArrowDown";
-const applies = (name) => (isStep(name) ? prompt().steps.length > 1 : has("distances"));
+const isLayer = (name) => name === "ArrowLeft" || name === "ArrowRight";
+function applies(name) {
+  if (isStep(name)) return prompt().steps.length > 1;
+  return has("distances") || (isLayer(name) && arrowsAreOfTower());
+}
 
 function fitWindow() {
   if (view) drawImages();
@@ -59,6 +69,7 @@ export function connect() {
   connectCard();
   connectCut();
   connectLooked();
+  connectTower();
   connectOverview();
   connectControls();
   $("play").addEventListener("click", togglePlay);

@@ -9,8 +9,9 @@ import { LOOKED_FILES } from "./looked.js";
 import { OVERVIEW_FILE } from "./overview.js";
 import { DISTANCE_FILES } from "./rows.js";
 import { prompt, rounded, set, state } from "./state.js";
+import { TOWER_FILES } from "./tower.js";
 
-const NEVER_ROUNDED = ["effect", "estimates", "agreement", "apart", "patches", "deepstack"];
+const NEVER_ROUNDED = ["effect", "estimates", "agreement", "apart", "patches", "deepstack", "tower", "tower-reads"];
 const MOST_CAPTION = 200; // characters
 
 function isRounded(card) {
@@ -20,7 +21,7 @@ function isRounded(card) {
 function fileName(card) {
   if (card === "overview") return safeName(`${sourceName}-${card}`);
   const name = prompts.length > 1 ? prompt().name : "";
-  const step = LOOKED_FILES[card] ? "" : `step${state.step}`;
+  const step = LOOKED_FILES[card] || TOWER_FILES[card] ? "" : `step${state.step}`;
   const parts = [sourceName, name, step, card, isRounded(card) ? "rounded" : ""];
   return safeName(parts.filter(Boolean).join("-"));
 }
@@ -33,5 +34,6 @@ function captionText() {
 
 export function makeReportExports() {
   whenSaving(() => state.theme, (theme) => set({ theme }));
-  makeExports(fileName, { ...DISTANCE_FILES, ...EFFECT_FILES, ...LOOKED_FILES, ...OVERVIEW_FILE }, captionText);
+  const files = { ...DISTANCE_FILES, ...EFFECT_FILES, ...LOOKED_FILES, ...TOWER_FILES, ...OVERVIEW_FILE };
+  makeExports(fileName, files, captionText);
 }

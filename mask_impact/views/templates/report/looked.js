@@ -1,5 +1,5 @@
-// What pixels and parts of an image's features do. It stands in the page as it is; of pixels one fill and one route are
-// shown at a time.
+// What pixels, parts of an image's features and hiding in the vision tower do. It stands in the page as it is; of
+// pixels one fill and one route are shown at a time.
 
 import { $, checkRadio, element } from "../shared/elements.js";
 import { quoted, visible } from "../shared/texts.js";
@@ -12,7 +12,7 @@ import { prompt, set, state } from "./state.js";
 const targetsOf = (kind) => prompt().looked[kind].targets;
 const targetOf = (kind) => Math.min(state.looked, targetsOf(kind).length - 1);
 
-function drawTargets(kind) {
+export function drawTargets(kind) {
   const texts = targetsOf(kind);
   $(`${kind}-chooser`).hidden = texts.length < 2;
   if (changed(`${kind}-target`, state.prompt)) {
@@ -56,19 +56,21 @@ function drawPatches() {
 }
 
 export function connectLooked() {
-  for (const kind of ["patches", "deepstack"]) {
+  for (const kind of ["patches", "deepstack", "tower"]) {
     $(`${kind}-target`).addEventListener("change", ({ target }) => set({ looked: Number(target.value) }));
   }
   for (const name of ["fill", "route"]) {
     $(name).addEventListener("change", ({ target }) => set({ [name]: target.value }));
   }
-  connectLight($("patches"));
+  for (const kind of ["patches", "tower"]) connectLight($(kind));
 }
 
 const rowsOf = (kind) => [prompt().looked[kind].columns, prompt().looked[kind].rows];
 
 // By card its [header, rows].
-export const LOOKED_FILES = { patches: () => rowsOf("patches"), deepstack: () => rowsOf("deepstack") };
+export const LOOKED_FILES = {
+  patches: () => rowsOf("patches"), deepstack: () => rowsOf("deepstack"), tower: () => rowsOf("tower"),
+};
 
 section("patches-card", ["patches"], { draw: drawPatches });
 section("deepstack-card", ["deepstack"], { draw: () => drawTargets("deepstack") });

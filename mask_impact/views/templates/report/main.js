@@ -38,6 +38,7 @@ import { prompt, set, state, stateInAddress, takeFromAddress, whenSet } from "./
 import "./strongest.js";
 import "./text.js";
 import "./totals.js";
+import { takeReadings } from "./tower.js";
 import { look } from "./view.js";
 
 // What is shown, said to those who can't see it.
@@ -122,7 +123,7 @@ async function draw() {
   const isWanted = () => ticket === latest;
   sayDrawn("false");
   applyTheme(state.theme);
-  await Promise.all([openParts(), takeNumbers(ticket)]);
+  await Promise.all([openParts().then(takeReadings), takeNumbers(ticket)]);
   if (!isWanted()) return;
   drawPage();
   if (!firstMark("text")) await nextFrame();

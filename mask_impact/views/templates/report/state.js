@@ -12,6 +12,7 @@ const empty = () => ({
   prompt: 0, target: 0, step: 0, layer: 0, range: "all", from: 0, to: Infinity, metric: "l2", variant: "",
   scale: "sqrt", colours: "layer", kept: [], tokens: [], focus: -1, unfolded: [], opacity: 70, unit: "share",
   measure: "logprob", shown: "", theme: "auto", looked: 0, fill: "", route: "",
+  tower: -1, reads: "attention",
 });
 
 export let state = empty();
@@ -31,7 +32,9 @@ function normalise(wanted) {
   next.step = clamp(next.step, 0, Math.max(file.steps.length - 1, 0));
   const mostLooked = Math.max(1, ...Object.values(file.looked).map(({ targets }) => targets.length));
   next.looked = clamp(next.looked, 0, mostLooked - 1);
-  const beside = ["prompt", "target", "step", "theme", "looked", "fill", "route"];
+  next.tower = clamp(next.tower, -1, (file.looked.tower?.reading.n_layers ?? 0) - 1); // -1: the mean of all layers
+  next.reads = oneOf(next.reads, file.looked.tower?.reading.probes ? ["attention", "full"] : [], start.reads);
+  const beside = ["prompt", "target", "step", "theme", "looked", "fill", "route", "tower", "reads"];
   if (!file.tables.includes("distances")) return { ...start, ...picked(next, beside) };
   const lastLayer = file.n_layers - 1;
   next.layer = nearest(file.layers, clamp(next.layer, 0, lastLayer)); // others have no numbers
