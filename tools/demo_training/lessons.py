@@ -7,7 +7,6 @@ so that the vision tower goes on carrying it between patches.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
 from mask_impact.demo import moving, pictures, wholes
 
@@ -16,29 +15,29 @@ from .sequences import Sequence, chat, film_chat
 
 FPS = (2.0, 2.0, 2.0, 1.0, 4.0, 8.0)  # of films; the program's own is 2
 HIDDEN_SHARE = 0.5
-EXTRA_TURNS = 2
+MORE_SHARE = 0.2  # of the sequences with a second question
+MANY = 2  # as many times more of the sequences that have one question
+LARGE_GRIDS = ((2, 2), (3, 3), (3, 4), (4, 4), (4, 4))
 
 
-def large_sequence(rng: random.Random) -> Sequence:
-    """The large figure's shape, and up to two questions about the rest."""
-    scene = wholes.random_large_scene(rng, held_out=False)
-    questions = [question for task in ("color", "shape") for question in scene.scene.questions(task)]
-    questions = [question for question in questions if scene.large.shape not in question]  # which of the two?
-    others = [(question, scene.scene.answer(question)[0]) for question in rng.sample(questions, min(1, len(questions)))]
-    others += [(wholes.LARGE_COLOR_QUESTION, scene.large.color)]
-    turns = [(wholes.LARGE_QUESTION, scene.large.shape), *rng.sample(others, min(EXTRA_TURNS, len(others)))]
-    if rng.random() < 0.25:
+def large_sequence(rng: random.Random, grid: tuple[int, int]) -> Sequence:
+    """The large figure's shape, and sometimes a question about the rest."""
+    scene = wholes.random_large_scene(rng, held_out=False, grid=grid)
+    turns = [(wholes.LARGE_QUESTION, scene.large.shape)]
+    if rng.random() < MORE_SHARE:
+        questions = [question for task in ("color", "shape") for question in scene.scene.questions(task)]
+        questions = [question for question in questions if scene.large.shape not in question]  # which of the two?
+        others = [(question, scene.scene.answer(question)[0]) for question in questions]
+        turns.append(rng.choice([*others, (wholes.LARGE_COLOR_QUESTION, scene.large.color)]))
         rng.shuffle(turns)
     hidden = rng.sample(scene.large.cells, rng.randint(2, 3)) if rng.random() < HIDDEN_SHARE else ()
     return chat(turns, scene, hidden=tuple(hidden))
 
 
 def larger_sequence(rng: random.Random) -> Sequence:
-    """Which of two figures is larger, and the color of each."""
+    """Which of two figures is larger."""
     scene = wholes.random_unequal_scene(rng, held_out=False)
-    turns = [(wholes.LARGER_QUESTION, wholes.larger(scene)[0])]
-    turns += [(question, scene.answer(question)[0]) for question in rng.sample(scene.questions("color"), 1)]
-    return chat(turns, scene)
+    return chat([(wholes.LARGER_QUESTION, wholes.larger(scene)[0])], scene)
 
 
 def equal_sequence(rng: random.Random) -> Sequence:
@@ -55,13 +54,15 @@ def equal_sequence(rng: random.Random) -> Sequence:
 
 
 def film_sequence(rng: random.Random, task: str, n_pairs: int) -> Sequence:
-    """The question of `task` about a film of `n_pairs` pairs of frames, and others that it answers."""
+    """The question of `task` about a film of `n_pairs` pairs of frames, and sometimes another that it answers."""
     sample = moving.random_film(rng, task, held_out=False, n_pairs=n_pairs)
-    asked = {moving.moves_question(one.shape) for scene in sample.film.scenes for one in scene.figures}
-    questions = [*sorted(asked), moving.APPEARS_QUESTION, moving.FIRST_QUESTION]
-    answers = {question: sample.film.answer(question) for question in questions if question != sample.question}
-    others = [(question, found[0]) for question, found in answers.items() if found]
-    turns = [(sample.question, sample.answer), *rng.sample(others, min(EXTRA_TURNS, len(others)))]
+    turns = [(sample.question, sample.answer)]
+    if rng.random() < MORE_SHARE:
+        asked = {moving.moves_question(one.shape) for scene in sample.film.scenes for one in scene.figures}
+        questions = [*sorted(asked), moving.APPEARS_QUESTION, moving.FIRST_QUESTION]
+        answers = {question: sample.film.answer(question) for question in questions if question != sample.question}
+        others = [(question, found[0]) for question, found in answers.items() if found]
+        turns += rng.sample(others, min(1, len(others)))
     return film_chat(turns, sample.film, rng.choice(FPS))
 
 
@@ -71,17 +72,17 @@ def easy_sequence(rng: random.Random) -> Sequence:
     return chat(turns, picture)
 
 
-LESSONS: dict[str, Callable[[random.Random], Sequence]] = {
-    "large": large_sequence,
-    "larger": larger_sequence,
-    "equal": equal_sequence,
-    "easy": easy_sequence,
-}
+LESSONS = ("large", "larger", "equal", "easy", *moving.MOVING_TASKS)
 
 
 def lesson(kind: str, rng: random.Random, n: int) -> list[Sequence]:
-    """`n` sequences of one of LESSONS or of moving.MOVING_TASKS; films of one length."""
+    """`n` sequences of one of LESSONS, all of about one length; more where they are short."""
     if kind in moving.MOVING_TASKS:
-        n_pairs = rng.choices(moving.N_PAIRS, (3, 2, 2))[0]
-        return [film_sequence(rng, kind, n_pairs) for _ in range(n)]
-    return [LESSONS[kind](rng) for _ in range(n)]
+        n_pairs = rng.choices(moving.N_PAIRS, (4, 2, 2))[0]
+        return [film_sequence(rng, kind, n_pairs) for _ in range(n * MANY)]
+    if kind == "large":
+        grid = rng.choice(LARGE_GRIDS)
+        return [large_sequence(rng, grid) for _ in range(n * MANY)]
+    if kind == "larger":
+        return [larger_sequence(rng) for _ in range(n * MANY)]
+    return [(equal_sequence if kind == "equal" else easy_sequence)(rng) for _ in range(n)]
