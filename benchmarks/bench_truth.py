@@ -5,6 +5,7 @@
     python benchmarks/bench_truth.py --parts pixels    pixels replaced, cell by cell and by a search: some four
     python benchmarks/bench_truth.py --parts deepstack what each part of the true cell's features does: some four
     python benchmarks/bench_truth.py --parts tower     what the vision tower reads, and what matters: some four
+    python benchmarks/bench_truth.py --parts mixing    whether what the tower carries between patches matters, by task: one
     python benchmarks/bench_truth.py --queries         also distances at each position of the question: some ten
 
 The pictures are held-out demo pictures with a question each, whose answer stands in one cell of several that show a
@@ -39,7 +40,7 @@ import mask_impact
 from mask_impact.analyses import deepstack, pixels, tower
 from mask_impact.analyses.greedy import greedy_config
 from mask_impact.analyses.settings import RunSettings
-from mask_impact.demo import pictures
+from mask_impact.demo import moving, pictures, wholes
 from mask_impact.engine.choices import FILLS
 from mask_impact.engine.effects import StepEffects, measure_effects
 from mask_impact.engine.masking import MaskingEngine
@@ -50,8 +51,9 @@ from mask_impact.models.architectures import locate
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.encoding import EncodedPrompt, encode
 from mask_impact.prompts.images import read_picture
+from mask_impact.prompts.videos import read_video
 
-PARTS = ("distances", "effects", "pixels", "deepstack", "tower")
+PARTS = ("distances", "effects", "pixels", "deepstack", "tower", "mixing")
 USUAL = PARTS[:2]
 TASKS = ("color", "shape")
 FULL, ATTENTION = "Full L2", "Attention weight"
@@ -603,6 +605,53 @@ def report_tower(loaded: LoadedModel, cases: Sequence[Case]) -> None:
     )
 
 
+@contextmanager
+def patches_alone(loaded: LoadedModel) -> Iterator[None]:
+    """The vision tower with each patch seeing only itself, in all of its layers."""
+
+    def each_its_own(module, args, kwargs):
+        n = len(args[0] if args else kwargs["hidden_states"])
+        bounds = torch.arange(n + 1, dtype=torch.int32, device=kwargs["cu_seqlens"].device)
+        return args, kwargs | {"cu_seqlens": bounds}
+
+    with ExitStack() as stack:
+        for block in loaded.model.model.visual.blocks:
+            stack.callback(block.register_forward_pre_hook(each_its_own, with_kwargs=True).remove)
+        yield
+
+
+@torch.no_grad()
+def first_word(loaded: LoadedModel, encoded: EncodedPrompt) -> str:
+    """The answer's first token."""
+    inputs = {name: value.to(loaded.model.device) for name, value in encoded.inputs.items()}
+    logits = loaded.model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1]
+    return loaded.tokenizer.decode([int(logits.argmax())]).strip()
+
+
+def draw_task(loaded: LoadedModel, task: str, n: int, seed: int) -> list[tuple[EncodedPrompt, str]]:
+    """(prompt, true answer) of `n` held-out samples of a task of any module of the demo, whose answers are one word."""
+    if task in moving.MOVING_TASKS:
+        films = moving.moving_samples(task, n, seed)
+        return [(encode(loaded, one.question, [read_video(list(one.film.frames()))]), one.answer) for one in films]
+    draw = wholes.whole_samples if task in wholes.WHOLE_TASKS else pictures.image_samples
+    return [(encode(loaded, one.question, [read_picture(one.image)]), one.answer) for one in draw(task, n, seed)]
+
+
+def report_mixing(loaded: LoadedModel, n: int, seed: int) -> None:
+    """Of each task, how often the answer is another where the tower carries nothing between patches."""
+    print(
+        "\n== The vision tower, each patch seeing only itself in all of its layers: how often a right answer becomes another\n"
+        "color to equal: one image; large: a figure over 2x2 cells, whose shape no cell tells; appears to moves: videos"
+    )
+    for task in (*TASKS, "count", *wholes.WHOLE_TASKS, *moving.MOVING_TASKS):
+        drawn = draw_task(loaded, task, n, seed)
+        right = [(encoded, answer) for encoded, answer in drawn if first_word(loaded, encoded) == answer]
+        with patches_alone(loaded):
+            changed = np.array([first_word(loaded, encoded) != answer for encoded, answer in right])
+        share = percent(changed, digits=1) if len(changed) else "none to ask"
+        print(f"    {task:8} {len(right):3} of {len(drawn)} right; changed: {share}", flush=True)
+
+
 def report_last(loaded: LoadedModel, counted: Sequence[Case], others: Sequence[Case]) -> None:
     """The distances and attention weights at the position that produces the answer."""
     last = [measure_all(loaded, cases)[0] for cases in (counted, others)]
@@ -670,7 +719,8 @@ def main() -> None:
         nargs="+",
         choices=PARTS,
         default=USUAL,
-        help="distances, effects on the answer (default: both), pixels replaced, DeepStack's levels, the vision tower",
+        help="distances, effects on the answer (default: both), pixels replaced, DeepStack's levels, the vision tower, what "
+        "it carries between patches",
     )
     parser.add_argument("--fills", nargs="+", choices=FILLS, default=FILLS, help="what replaces pixels (default: all)")
     parser.add_argument(
@@ -685,6 +735,11 @@ def main() -> None:
 
     print("Shares in %, with their 95 % interval. Layers (L) and heads (H) are chosen on other pictures.")
     started = time.perf_counter()
+    if "mixing" in args.parts:
+        report_mixing(loaded, args.pictures, args.seed)
+        print(f"({time.perf_counter() - started:.0f} s)", flush=True)
+        if set(args.parts) == {"mixing"} and not args.queries:
+            return
     counted = draw_cases(loaded, "to count", args.pictures, args.seed)
     others = []
     if "distances" in args.parts or args.queries:

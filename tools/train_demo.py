@@ -3,16 +3,19 @@
     python tools/train_demo.py                          # both models, resuming what build/demo holds
     python tools/train_demo.py --which text --work DIR
     python tools/train_demo.py --evaluate-only
+    python tools/train_demo.py --which vl --given vl=mask_impact/demo/vl    the last two stages, from the weights of a folder
 
-Fourteen stages, each starting from the weights of another:
+Sixteen stages, each starting from the weights of another:
 
     words (6 decoder layers) -> lookup -> recall -> quiz -> phrases (6) -> deep_text (28) -> text    text only
                              -> pictures (6, vision tower added)                                     pictures and text
                                 pictures + quiz -> both (6) -> deep_vl (36) -> raw_vl -> facts_vl
-                                                -> all_vl -> vl                                      pictures and text
+                                                -> all_vl -> vl -> tower -> seeing                   pictures and text
 
 `both` starts from the sum of what `quiz` and `pictures` have each learned since `words`, which the two have in common.
-The bundled checkpoints came out of these stages, from scratch, in about an hour of two CPU cores.
+`tower` trains the vision tower alone, on figures larger than a cell (`demo_training/tower.py`), and `seeing` the whole
+model, on them, videos and easy-VQA too (`pip install easy-vqa`); both know a few words more (`tokenizer.extended`).
+The stages up to `text` and `vl` took about an hour of two CPU cores.
 
 The state of the running stage is kept in the work folder, so the same command goes on after an interruption and takes
 the same steps: what is trained on at a step follows from the seed, the stage and the step's number alone.
@@ -26,15 +29,17 @@ import os
 import random
 import shutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-from demo_training import evaluation, models, sequences  # noqa: E402
-from demo_training.tokenizer import build_tokenizer  # noqa: E402
+from demo_training import evaluation, lessons, models, sequences  # noqa: E402
+from demo_training.tokenizer import build_tokenizer, extended  # noqa: E402
+from demo_training.tower import TowerLesson  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer  # noqa: E402
 
@@ -53,7 +58,9 @@ class Stage:
     raw_share: share of the facts and recall sequences without chat template; a third of it for pictures.
     exact_share: share of the facts that are one of the few prompts of the documentation.
     add: (stage, earlier stage): what the one has learned since the other is added to the decoder before the first step.
-    n_decay_steps: length of the learning rate's half cosine; a stage may end before it does."""
+    n_decay_steps: length of the learning rate's half cosine; a stage may end before it does.
+    lessons: what stands in for image_share: weights of "text", "images" and those of `lessons.lesson`; a step is on one.
+    tower_only: the vision tower is trained alone. knows_more: the tokenizer has the later words."""
 
     name: str
     which: str
@@ -67,8 +74,16 @@ class Stage:
     raw_share: float = 0.3
     exact_share: float = 0.0
     add: tuple[str, str] | None = None
+    lessons: Mapping[str, float] = field(default_factory=dict)
+    tower_only: bool = False
+    knows_more: bool = False
+    batch_size: int = BATCH_SIZE
 
 
+ALL_LESSONS = {
+    "text": 0.16, "images": 0.18, "large": 0.17, "larger": 0.06, "equal": 0.02, "appears": 0.12, "first": 0.03, "moves": 0.13,
+    "easy": 0.13,
+}  # fmt: skip
 STAGES = {
     stage.name: stage
     for stage in (
@@ -86,8 +101,14 @@ STAGES = {
         Stage("facts_vl", "vl", models.GROWN_LAYERS["vl"], "raw_vl", 160, 160, 7e-4, 0.35, (8, 0, 1, 0), 0.9),
         Stage("all_vl", "vl", models.GROWN_LAYERS["vl"], "facts_vl", 300, 300, 8e-4, 0.75, (7, 0, 2, 0), 0.75),
         Stage("vl", "vl", models.GROWN_LAYERS["vl"], "all_vl", 300, 300, 1e-3, 0.75, (8, 0, 2, 0), 0.6, 0.25),
+        Stage("tower", "vl", models.GROWN_LAYERS["vl"], "vl", 700, 740, 3e-3, tower_only=True, knows_more=True),
+        Stage(
+            "seeing", "vl", models.GROWN_LAYERS["vl"], "tower", 1200, 1200, 8e-4, 0.0, (8, 0, 2, 0), 0.5, 0.25,
+            lessons=ALL_LESSONS, knows_more=True, batch_size=16,
+        ),
     )
-}
+}  # fmt: skip
+FINAL_STAGES = {"text": "text", "vl": "seeing"}
 FINAL_PATHS = {"text": demo.TEXT_PATH, "vl": demo.VL_PATH}
 
 
@@ -98,21 +119,31 @@ def learning_rate(stage: Stage, step: int) -> float:
 
 def training_batch(stage: Stage, step: int, seed: int, tokenizer, processor, device: str) -> sequences.Batch:
     rng = random.Random(f"{seed}/{stage.name}/{step}")
-    if rng.random() < stage.image_share:
-        drawn = sequences.image_sequences(rng, BATCH_SIZE, stage.raw_share / 3)
+    if stage.lessons:
+        kind = rng.choices(list(stage.lessons), list(stage.lessons.values()))[0]
     else:
-        drawn = sequences.text_sequences(rng, BATCH_SIZE, stage.kinds, stage.raw_share, stage.exact_share)
+        kind = "images" if rng.random() < stage.image_share else "text"
+    if kind == "images":
+        drawn = sequences.image_sequences(rng, stage.batch_size, stage.raw_share / 3)
+    elif kind == "text":
+        drawn = sequences.text_sequences(rng, stage.batch_size, stage.kinds, stage.raw_share, stage.exact_share)
+    else:
+        drawn = lessons.lesson(kind, rng, stage.batch_size)
     return sequences.collate(drawn, tokenizer, processor, device)
 
 
-def training_step(model, optimizer, batch: sequences.Batch) -> float:
-    """One optimizer step; returns the mean loss per supervised token."""
+def answer_loss(model, batch: sequences.Batch) -> torch.Tensor:
+    """The mean loss per supervised token."""
     wanted = batch.labels != sequences.IGNORED
     logits = model.lm_head(evaluation.last_hidden_state(model, batch)[wanted])  # (supervised tokens, vocabulary)
-    loss = torch.nn.functional.cross_entropy(logits, batch.labels[wanted])
+    return torch.nn.functional.cross_entropy(logits, batch.labels[wanted])
+
+
+def training_step(optimizer, loss: torch.Tensor) -> float:
+    """One optimizer step; returns the loss."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+    torch.nn.utils.clip_grad_norm_([one for group in optimizer.param_groups for one in group["params"]], CLIP_NORM)
     optimizer.step()
     return loss.item()
 
@@ -124,39 +155,55 @@ def save_state(path: Path, **state) -> None:
     os.replace(path.with_suffix(".part"), path)
 
 
-def initial_model(stage: Stage, work: Path, tokenizer, options: argparse.Namespace):
+def initial_model(stage: Stage, tokenizer, options: argparse.Namespace):
     """The stage's model before its first step: untrained, or grown from the stage that it starts from."""
     torch.manual_seed(options.seed)
     model = models.build_model(stage.which, stage.n_layers, tokenizer)
     if stage.start_from is None:
         models.start_with_lookback_heads(model)
+        return model
+    source = STAGES[stage.start_from]
+    if source.name in options.given:
+        seed_model = _automatic(source.which).from_pretrained(options.given[source.name], dtype=torch.float32)
     else:
-        source = STAGES[stage.start_from]
-        seed_model = models.build_model(source.which, source.n_layers, tokenizer)
-        seed_model.load_state_dict(torch.load(work / f"{source.name}.pt", map_location="cpu")["model"])
-        if stage.add:
-            later, earlier = (torch.load(work / f"{name}.pt", map_location="cpu")["model"] for name in stage.add)
-            models.add_difference(seed_model, later, earlier)
-        models.grow(seed_model, model, torch.Generator().manual_seed(options.seed))
+        seed_model = models.build_model(source.which, source.n_layers, _tokenizer(source))
+        seed_model.load_state_dict(torch.load(options.work / f"{source.name}.pt", map_location="cpu")["model"])
+    if stage.add:
+        later, earlier = (torch.load(options.work / f"{name}.pt", map_location="cpu")["model"] for name in stage.add)
+        models.add_difference(seed_model, later, earlier)
+    models.grow(seed_model, model, torch.Generator().manual_seed(options.seed))
     return model
 
 
-def train(stage: Stage, options: argparse.Namespace, tokenizer, processor):
+def _tokenizer(stage: Stage):
+    return extended(build_tokenizer()) if stage.knows_more else build_tokenizer()
+
+
+def _automatic(which: str):
+    return AutoModelForImageTextToText if which == "vl" else AutoModelForCausalLM
+
+
+def train(stage: Stage, options: argparse.Namespace, processor):
     """Train one stage to its end, from its saved state where there is one; returns the model (float32)."""
-    path = options.work / f"{stage.name}.pt"
+    path, tokenizer = options.work / f"{stage.name}.pt", _tokenizer(stage)
     state = torch.load(path, map_location="cpu") if path.exists() else None
     if state is None:
         for needed in (stage.start_from, *(stage.add or ())):
-            if needed:
-                train(STAGES[needed], options, tokenizer, processor)
-    model = initial_model(stage, options.work, tokenizer, options) if state is None else None
-    if model is None:
+            if needed and needed not in options.given:
+                train(STAGES[needed], options, processor)
+        model = initial_model(stage, tokenizer, options)
+    else:
         model = models.build_model(stage.which, stage.n_layers, tokenizer)
         model.load_state_dict(state["model"])
     model.to(options.device)
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+    lesson = TowerLesson(model, processor, options.device) if stage.tower_only else None
+    if lesson and state:
+        lesson.load_state_dict(state["lesson"])
+    trained = lesson.parameters() if lesson else list(model.parameters())
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": WEIGHT_DECAY},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
@@ -169,19 +216,29 @@ def train(stage: Stage, options: argparse.Namespace, tokenizer, processor):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(stage, step)
         model.train()
-        loss = training_step(
-            model, optimizer, training_batch(stage, step, options.seed, tokenizer, processor, options.device)
-        )
+        if lesson:
+            loss = lesson.loss(random.Random(f"{options.seed}/{stage.name}/{step}"))
+        else:
+            batch = training_batch(stage, step, options.seed, tokenizer, processor, options.device)
+            loss = answer_loss(model, batch)
+        loss = training_step(optimizer, loss)
         running = loss if running is None else 0.98 * running + 0.02 * loss
         bar.set_postfix(loss=f"{running:.3f}", refresh=False)
         done = step + 1
         if done % options.evaluate_every == 0:
-            scores = evaluation.evaluate(model, stage.which, tokenizer, processor, n_samples=64, seed=1)
-            line = ", ".join(f"{s.task} {s.accuracy:.0%}" for s in scores if s.form == "chat")
+            line = lesson.told() if lesson else _told(model, stage, tokenizer, processor, options)
             tqdm.write(f"{stage.name} step {done}: loss {running:.3f}; {line}", file=sys.stderr)
         if done % options.save_every == 0 or done == stage.n_steps:
-            save_state(path, step=done, model=model.state_dict(), optimizer=optimizer.state_dict())
+            more = {"lesson": lesson.state_dict()} if lesson else {}
+            save_state(path, step=done, model=model.state_dict(), optimizer=optimizer.state_dict(), **more)
     return model
+
+
+def _told(model, stage: Stage, tokenizer, processor, options: argparse.Namespace) -> str:
+    """The accuracies of a stage while it runs, on few samples."""
+    names = evaluation.tasks_of(stage.which, stage.knows_more)
+    scores = evaluation.evaluate(model, names, tokenizer, processor, options.n_watched, seed=1, forms=("chat",))
+    return ", ".join(f"{score.task} {score.accuracy:.0%}" for score in scores)
 
 
 def write_checkpoint(model, which: str, tokenizer, processor) -> None:
@@ -205,10 +262,10 @@ def write_checkpoint(model, which: str, tokenizer, processor) -> None:
 def report(which: str, options: argparse.Namespace) -> bool:
     """Measure the checkpoint as it lies on the disk, in its own dtype; print; True if it is good enough."""
     path = FINAL_PATHS[which]
-    automatic = AutoModelForImageTextToText if which == "vl" else AutoModelForCausalLM
-    model = automatic.from_pretrained(path, dtype="auto").to(options.device)
+    model = _automatic(which).from_pretrained(path, dtype="auto").to(options.device)
     tokenizer, processor = AutoTokenizer.from_pretrained(path), models.image_processor()
-    scores = evaluation.evaluate(model, which, tokenizer, processor, options.n_samples)
+    names = evaluation.tasks_of(which, STAGES[FINAL_STAGES[which]].knows_more)
+    scores = evaluation.evaluate(model, names, tokenizer, processor, options.n_samples)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     print(f"{which}: {path}, {size / 1e6:.2f} MB, {model.dtype}, {len(tokenizer)} tokens; held-out accuracy:")
     good = True
@@ -234,13 +291,28 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (torch's own choice)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--n-samples", type=int, default=300, help="held-out samples of each task and form (300)")
+    parser.add_argument("--n-watched", type=int, default=64, help="samples of each task while a stage runs (64)")
+    parser.add_argument(
+        "--given", type=_given, nargs="+", default=(), metavar="STAGE=DIR", help="checkpoints that stand in for stages"
+    )
     parser.add_argument("--save-every", type=int, default=100, metavar="STEPS")
     parser.add_argument("--evaluate-every", type=int, default=250, metavar="STEPS")
     parser.add_argument(
         "--only-stage", choices=tuple(STAGES), help="train this stage (and what it needs), write nothing"
     )
     parser.add_argument("--evaluate-only", action="store_true", help="measure the checkpoints that exist")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    options.given = dict(options.given)
+    return options
+
+
+def _given(text: str) -> tuple[str, Path]:
+    stage, _, folder = text.partition("=")
+    if stage not in STAGES or not Path(folder).is_dir():
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no stage and folder; STAGE=DIR is accepted, such as vl=mask_impact/demo/vl"
+        )
+    return stage, Path(folder)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -249,13 +321,13 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     wanted = ("text", "vl") if options.which == "both" else (options.which,)
     if not options.evaluate_only:
-        tokenizer, processor = build_tokenizer(), models.image_processor()
+        processor = models.image_processor()
         if options.only_stage:
-            train(STAGES[options.only_stage], options, tokenizer, processor)
+            train(STAGES[options.only_stage], options, processor)
             return 0
         for which in wanted:
-            model = train(STAGES[which], options, tokenizer, processor)
-            write_checkpoint(model, which, tokenizer, processor)
+            stage = STAGES[FINAL_STAGES[which]]
+            write_checkpoint(train(stage, options, processor), which, _tokenizer(stage), processor)
     good = [report(which, options) for which in wanted]
     return 0 if all(good) else 1
 

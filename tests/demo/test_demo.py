@@ -1,16 +1,20 @@
 """The bundled demo checkpoints are what the documentation says, and the truth that comes with their tasks is true."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import ImageChops
+from PIL import Image, ImageChops
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
+import mask_impact
 from mask_impact import demo
-from mask_impact.demo import pictures, tasks
+from mask_impact.demo import moving, pictures, tasks, wholes
 from mask_impact.demo.held_out import is_held_out
 from mask_impact.models.processing import load_picture_text_processor
+from mask_impact.prompts.encoding import encode
+from mask_impact.prompts.videos import read_video
 
 N_SAMPLES = 100
 RECALL = (*tasks.RECALL_TASKS, *tasks.UNTRAINED_TASKS)
@@ -153,6 +157,64 @@ def test_held_out_questions_about_pictures_are_answered(task, vl_model, processo
     samples = pictures.image_samples(task, N_SAMPLES, SEED)
     answers = greedy_answers(vl_model, processor.tokenizer, image_inputs(processor, samples))
     assert accuracy(answers, [sample.answer for sample in samples]) >= REQUIRED[task]
+
+
+@pytest.mark.parametrize("task", wholes.WHOLE_TASKS)
+def test_held_out_questions_whose_answer_no_cell_gives_alone_are_answered(task, vl_model, processor):
+    samples = wholes.whole_samples(task, N_SAMPLES, SEED)
+    answers = greedy_answers(vl_model, processor.tokenizer, image_inputs(processor, samples))
+    assert accuracy(answers, [sample.answer for sample in samples]) >= 0.95
+
+
+@pytest.mark.parametrize("task", moving.MOVING_TASKS)
+@torch.no_grad()
+def test_held_out_questions_about_videos_are_answered(task, vl_model):
+    """As the program gives them to a model, each alone: films differ in length. All answers are one token."""
+    loaded = mask_impact.load("demo", kind="vl", device="cpu", dtype="float32")
+    right = 0
+    samples = moving.moving_samples(task, N_SAMPLES, SEED)
+    for sample in samples:
+        inputs = encode(loaded, sample.question, [read_video(list(sample.film.frames()))]).inputs
+        best = vl_model(**inputs, logits_to_keep=1, use_cache=False).logits[0, -1].argmax()
+        right += loaded.tokenizer.decode([int(best)]) == sample.answer
+    assert right / len(samples) >= 0.95
+
+
+@pytest.mark.slow
+def test_questions_of_easy_vqa_s_test_split_are_answered(vl_model, processor):
+    """Data made by others, of which the train split was trained on (pip install easy-vqa)."""
+    easy_vqa = pytest.importorskip("easy_vqa")
+    questions, paths = list(zip(*easy_vqa.get_test_questions(), strict=True)), easy_vqa.get_test_image_paths()
+    drawn = random.Random(SEED).sample(questions, 300)
+    samples = [SimpleNamespace(question=question, image=Image.open(paths[image])) for question, _, image in drawn]
+    answers = greedy_answers(vl_model, processor.tokenizer, image_inputs(processor, samples))
+    assert accuracy(answers, [answer for _, answer, _ in drawn]) >= 0.95
+
+
+def without_mixing(visual):
+    """The handles of hooks that let each patch of a vision tower see only itself."""
+
+    def alone(_block, args, kwargs):
+        return args, kwargs | {"cu_seqlens": torch.arange(len(args[0]) + 1, dtype=torch.int32)}
+
+    return [block.register_forward_pre_hook(alone, with_kwargs=True) for block in visual.blocks]
+
+
+def test_large_figures_are_told_by_what_the_tower_carries_between_patches(vl_model, processor):
+    """And those within a cell are not, so hiding a cell from the decoder hides its figure."""
+    shares = {}
+    for samples in (wholes.whole_samples("large", 24, SEED), pictures.image_samples("color", 24, SEED)):
+        inputs = image_inputs(processor, samples)
+        before = greedy_answers(vl_model, processor.tokenizer, inputs)
+        hooks = without_mixing(vl_model.model.visual)
+        try:
+            after = greedy_answers(vl_model, processor.tokenizer, inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        shares[samples[0].task] = 1 - accuracy(after, before)
+    assert shares["large"] >= 0.4
+    assert shares["color"] <= 0.1
 
 
 def image_inputs(processor, samples):

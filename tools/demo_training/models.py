@@ -146,7 +146,11 @@ def grow(seed_model, grown_model, generator: torch.Generator) -> None:
     spread). What the seed doesn't have (the vision tower, when words grow into pictures) keeps its initial weights.
     """
     seed_decoder, grown_decoder = decoder(seed_model), decoder(grown_model)
-    grown_decoder.embed_tokens.load_state_dict(seed_decoder.embed_tokens.state_dict())
+    known, words = seed_decoder.embed_tokens.weight, grown_decoder.embed_tokens.weight
+    words[: len(known)] = known
+    if len(words) > len(known):  # a later tokenizer knows more of them
+        noise = torch.randn(len(words) - len(known), known.shape[1], generator=generator).to(words.device)
+        words[len(known) :] = known.mean(dim=0) + noise * known.std(dim=0)
     grown_decoder.norm.load_state_dict(seed_decoder.norm.state_dict())
     if hasattr(seed_model.model, "visual"):
         grown_model.model.visual.load_state_dict(seed_model.model.visual.state_dict())
@@ -180,3 +184,10 @@ def add_difference(model, later: dict[str, torch.Tensor], earlier: dict[str, tor
     for name, weight in decoder(model).named_parameters():
         base = earlier[f"model.{name}"]
         weight.copy_(base + MERGED_SHARE * (weight - base) + MERGED_SHARE * (later[f"model.{name}"] - base))
+
+
+def multiply_patches(tower: torch.nn.Module) -> None:
+    """Let a vision tower embed patches by one matrix product, as its convolution does, which is several times slower backward."""
+    embedding = tower.patch_embed
+    weight, bias = embedding.proj.weight, embedding.proj.bias
+    embedding.forward = lambda patches: torch.nn.functional.linear(patches.to(weight.dtype), weight.flatten(1), bias)

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
 
-from mask_impact.demo import tasks
+from mask_impact.demo import moving, pictures, tasks
+from mask_impact.prompts.clips import patched
 
 IGNORED = -100
+PADS = ("<|image_pad|>", "<|video_pad|>")
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 # Grids (rows, columns) beside the usual (4, 4), so that other picture sizes are not wholly new to the model.
 OTHER_GRIDS = ((2, 2), (2, 4), (3, 3), (3, 5), (4, 3), (5, 3), (4, 6), (6, 4), (5, 5), (2, 3), (3, 4))
@@ -28,33 +32,60 @@ EXACT = [fact for task in FACT_TASKS for fact in tasks.facts(task) if fact.promp
 
 @dataclass(frozen=True)
 class Sequence:
-    """pieces: (text, whether it carries a loss), in order. image: None, or the picture the text has a place for."""
+    """pieces: (text, whether it carries a loss), in order. image: None, or the picture the text has a place for; frames: those of
+    the video it has places for. hidden: numbers of the image's tokens that no other token sees in the decoder."""
 
     pieces: tuple[tuple[str, bool], ...]
     image: object = None
-    n_image_tokens: int = 0
+    frames: tuple = ()
+    hidden: tuple[int, ...] = ()
 
 
-def chat(turns: list[tuple[str, str]], scene: tasks.Scene | None = None, system: bool = False) -> Sequence:
-    """(question, answer) pairs as one conversation; the picture stands before the first question."""
-    n_cells = scene.grid[0] * scene.grid[1] if scene else 0
+class Picture(Protocol):
+    """What a sequence shows: a scene, or a picture of another origin."""
+
+    grid: tuple[int, int]  # (rows, columns) of tokens
+
+    def image(self) -> object:
+        """The picture, RGB."""
+
+
+def chat(
+    turns: list[tuple[str, str]],
+    scene: Picture | None = None,
+    system: bool = False,
+    hidden: tuple[tuple[int, int], ...] = (),
+) -> Sequence:
+    """(question, answer) pairs as one conversation; the picture stands before the first question. hidden: cells of it."""
+    shown = _picture(scene)
+    numbers = tuple(row * scene.grid[1] + column for row, column in hidden)
+    return Sequence(_turns(turns, shown, system), scene.image() if scene else None, hidden=numbers)
+
+
+def film_chat(turns: list[tuple[str, str]], film: moving.Film, fps: float = 2.0) -> Sequence:
+    """(question, answer) pairs about a film, whose frames follow each other at `fps`."""
+    n_cells, n_frames = film.grid[0] * film.grid[1], len(film.frames())
+    times = [(first + min(first + 1, n_frames - 1)) / 2 / fps for first in range(0, n_frames, 2)]
+    shown = (f"<{time:.1f} seconds><|vision_start|>{'<|video_pad|>' * n_cells}<|vision_end|>" for time in times)
+    return Sequence(_turns(turns, "".join(shown), system=False), frames=film.frames())
+
+
+def raw(prompt: str, raw_answer: str, scene: Picture | None = None) -> Sequence:
+    pieces = ((_picture(scene) + prompt, False), (f"{raw_answer}<|endoftext|>", True))
+    return Sequence(pieces, scene.image() if scene else None)
+
+
+def _turns(turns: list[tuple[str, str]], shown: str, system: bool) -> tuple[tuple[str, bool], ...]:
     pieces = [(SYSTEM, False)] if system else []
     for number, (question, answer) in enumerate(turns):
-        picture = _picture(n_cells) if number == 0 else ""
-        start = "\n" if number else ""
-        pieces.append((f"{start}<|im_start|>user\n{picture}{question}<|im_end|>\n<|im_start|>assistant\n", False))
+        start, before = ("\n", "") if number else ("", shown)
+        pieces.append((f"{start}<|im_start|>user\n{before}{question}<|im_end|>\n<|im_start|>assistant\n", False))
         pieces.append((f"{answer}<|im_end|>", True))
-    return Sequence(tuple(pieces), scene.image() if scene else None, n_cells)
+    return tuple(pieces)
 
 
-def raw(prompt: str, raw_answer: str, scene: tasks.Scene | None = None) -> Sequence:
-    n_cells = scene.grid[0] * scene.grid[1] if scene else 0
-    pieces = ((_picture(n_cells) + prompt, False), (f"{raw_answer}<|endoftext|>", True))
-    return Sequence(pieces, scene.image() if scene else None, n_cells)
-
-
-def _picture(n_cells: int) -> str:
-    return "<|vision_start|>" + "<|image_pad|>" * n_cells + "<|vision_end|>" if n_cells else ""
+def _picture(scene: Picture | None) -> str:
+    return f"<|vision_start|>{'<|image_pad|>' * (scene.grid[0] * scene.grid[1])}<|vision_end|>" if scene else ""
 
 
 def text_sequences(
@@ -135,9 +166,9 @@ def image_sequences(rng: random.Random, n: int, raw_share: float) -> list[Sequen
 
 def image_sequence(rng: random.Random, grid: tuple[int, int], raw_share: float) -> Sequence:
     """Two questions and a description of one picture, in random order."""
-    scene = tasks.random_scene(rng, held_out=False, grid=grid)
+    scene = pictures.random_scene(rng, held_out=False, grid=grid)
     questions = [question for task in ("color", "shape", "count") for question in scene.questions(task)]
-    chosen = [*rng.sample(questions, min(2, len(questions))), rng.choice(tasks.DESCRIBE_QUESTIONS)]
+    chosen = [*rng.sample(questions, min(2, len(questions))), rng.choice(pictures.DESCRIBE_QUESTIONS)]
     rng.shuffle(chosen)
     turns = [(question, scene.answer(question)[0]) for question in chosen]
     if rng.random() < raw_share:
@@ -148,10 +179,11 @@ def image_sequence(rng: random.Random, grid: tuple[int, int], raw_share: float) 
 @dataclass(frozen=True)
 class Batch:
     """inputs: the model's keyword arguments, right-padded. labels: (batch, length); the id that position must predict
-    next, IGNORED elsewhere."""
+    next, IGNORED elsewhere. hidden: (batch, length), the positions that no other sees, or None."""
 
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor
+    hidden: torch.Tensor | None = None
 
 
 def collate(sequences: list[Sequence], tokenizer, processor, device: str = "cpu") -> Batch:
@@ -169,9 +201,34 @@ def collate(sequences: list[Sequence], tokenizer, processor, device: str = "cpu"
     pad = tokenizer.pad_token_id
     inputs = {"input_ids": torch.tensor([row + [pad] * (length - len(row)) for row in ids])}
     labels = torch.tensor([row + [IGNORED] * (length - len(row)) for row in targets])
+    of_image, of_video = (inputs["input_ids"] == tokenizer.convert_tokens_to_ids(name) for name in PADS)
+    inputs |= _pixels(sequences, processor)
+    if len(inputs) > 1:
+        inputs["mm_token_type_ids"] = of_image.int() + 2 * of_video.int()
+    hidden = None
+    if any(sequence.hidden for sequence in sequences):
+        hidden = torch.zeros_like(of_image)
+        for number, sequence in enumerate(sequences):
+            hidden[number, of_image[number].nonzero()[list(sequence.hidden), 0]] = True
+        hidden = hidden.to(device)
+    return Batch({name: value.to(device) for name, value in inputs.items()}, labels.to(device), hidden)
+
+
+def _pixels(sequences: list[Sequence], processor) -> dict[str, torch.Tensor]:
+    found = {}
     images = [sequence.image for sequence in sequences if sequence.image is not None]
     if images:
-        inputs |= processor(images=images, return_tensors="pt")
-        image_token = tokenizer.convert_tokens_to_ids("<|image_pad|>")
-        inputs["mm_token_type_ids"] = (inputs["input_ids"] == image_token).int()
-    return Batch({name: value.to(device) for name, value in inputs.items()}, labels.to(device))
+        found |= processor(images=images, return_tensors="pt")
+    films = [_film_pixels(sequence.frames, processor) for sequence in sequences if sequence.frames]
+    if films:
+        found["pixel_values_videos"] = torch.from_numpy(np.concatenate([pixels for pixels, _ in films]))
+        found["video_grid_thw"] = torch.tensor([grid for _, grid in films])
+    return found
+
+
+def _film_pixels(frames: tuple, processor) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """The patches of frames that keep their size, and their grid; the last one is repeated where it is alone."""
+    frames = (*frames, *frames[-1:]) if len(frames) % processor.temporal_patch_size else frames
+    pixels = np.stack([np.asarray(frame, dtype=np.float32) for frame in frames]) / 255
+    pixels = (pixels - np.float32(processor.image_mean)) / np.float32(processor.image_std)
+    return patched(pixels, processor.patch_size, processor.merge_size, processor.temporal_patch_size)

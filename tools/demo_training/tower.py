@@ -1,0 +1,95 @@
+"""The vision tower learns to tell a large figure's shape in each of its cells, before the decoder is asked about it.
+
+A decoder that sees all four cells can put their corners together by itself, and then the tower's attention has nothing to
+learn. So the tower is trained alone first: a linear reading of each of the figure's cells has to tell the whole figure's shape,
+which takes attention between patches, while the features of all other pictures stay what they were, so that the decoder
+goes on reading them.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import torch
+
+from mask_impact.demo import pictures, wholes
+
+from .models import multiply_patches
+
+N_KEPT = 12  # pictures of a batch that are to keep their features
+N_LARGE = 16
+KEEP_WEIGHT = 3.0
+SHAPES = tuple(wholes.ROUND_CORNERS)
+
+
+class TowerLesson:
+    """The loss of one batch. readers: for the main features and the last level of DeepStack a linear map to the shapes."""
+
+    def __init__(self, model, processor, device: str) -> None:
+        self.tower, self.processor, self.device = model.model.visual, processor, device
+        self.teacher = copy.deepcopy(self.tower).eval().requires_grad_(False)
+        for tower in (self.tower, self.teacher):
+            multiply_patches(tower)
+        width = self.tower.config.out_hidden_size
+        self.readers = torch.nn.ModuleList(torch.nn.Linear(width, len(SHAPES)) for _ in range(2)).to(device)
+        self.last: dict[str, float] = {}
+        with torch.no_grad():
+            known = self._features(self.teacher, self._inputs(kept_pictures(random.Random(0), 64)))
+            self.spread = known.float().std(dim=(0, 1), keepdim=True)  # (1, 1, parts * width)
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return [*self.tower.parameters(), *self.readers.parameters()]
+
+    def state_dict(self) -> dict:
+        """What a stage that goes on needs beside the model."""
+        return {"readers": self.readers.state_dict(), "teacher": self.teacher.state_dict(), "spread": self.spread}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from `state_dict`."""
+        self.readers.load_state_dict(state["readers"])
+        self.teacher.load_state_dict(state["teacher"])
+        self.spread = state["spread"].to(self.device)
+
+    def told(self) -> str:
+        """Of the last batch: how many cells told the shape, and how far the features of other pictures went."""
+        return ", ".join(f"{name} {value:.1%}" for name, value in self.last.items())
+
+    def loss(self, rng: random.Random) -> torch.Tensor:
+        """The loss of a batch drawn by `rng`."""
+        scenes = [wholes.random_large_scene(rng, held_out=False) for _ in range(N_LARGE)]
+        kept = kept_pictures(rng, N_KEPT)
+        found = self._features(self.tower, self._inputs([*(scene.image() for scene in scenes), *kept]))
+        with torch.no_grad():
+            before = self._features(self.teacher, self._inputs(kept))
+        drift = ((found[N_LARGE:] - before) / self.spread).square().mean()
+        columns = scenes[0].grid[1]
+        cells = torch.tensor([[row * columns + column for row, column in scene.large.cells] for scene in scenes])
+        wanted = (
+            torch.tensor([SHAPES.index(scene.large.shape) for scene in scenes]).to(self.device)[:, None].expand(-1, 4)
+        )
+        own = found[:N_LARGE].gather(1, cells.to(self.device)[..., None].expand(-1, -1, found.shape[-1]))
+        width = own.shape[-1] // 4
+        logits = [
+            reader(own[..., at * width : (at + 1) * width]) for at, reader in zip((0, 3), self.readers, strict=True)
+        ]
+        shape = sum(torch.nn.functional.cross_entropy(one.flatten(0, 1), wanted.flatten()) for one in logits)
+        right = [(one.argmax(-1) == wanted).float().mean().item() for one in logits]
+        self.last = {"main": right[0], "level 2": right[1], "drift": drift.item()}
+        return shape + KEEP_WEIGHT * drift
+
+    def _inputs(self, images: list) -> dict[str, torch.Tensor]:
+        return dict(self.processor(images=images, return_tensors="pt").to(self.device))
+
+    def _features(self, tower, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(pictures, cells, main and DeepStack's levels side by side) of pictures of one size."""
+        found = tower(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
+        parts = torch.cat([found.pooler_output, *found.deepstack_features], dim=-1)
+        return parts.unflatten(0, (len(inputs["image_grid_thw"]), -1))
+
+
+def kept_pictures(rng: random.Random, n: int) -> list:
+    """Pictures of small figures, of one to four and of two equal ones."""
+    scenes = [pictures.random_scene(rng, held_out=False) for _ in range(n - n // 4)]
+    scenes += [wholes.random_equal_scene(rng, held_out=False)[0] for _ in range(n // 4)]
+    return [scene.image() for scene in scenes]
