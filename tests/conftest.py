@@ -12,10 +12,12 @@ from mask_impact.prompts import encoding, limits
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """Tiny models are faster so, and rounding does not depend on the machine's cores."""
+    """Tiny models are faster so, in commands that tests start as well, and rounding does not depend on the machine's cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
     torch.set_num_threads(before)
 
 
