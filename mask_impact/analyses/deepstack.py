@@ -22,10 +22,10 @@ from mask_impact.analyses.settings import RunSettings
 from mask_impact.engine.choices import BASELINES
 from mask_impact.engine.features import Features
 from mask_impact.engine.ownership import owned
+from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.engine.targets import TargetEffects
 from mask_impact.errors import InputError, UnsupportedArchitecture, UsageError
 from mask_impact.findings.shapley import interactions, members, shapley
-from mask_impact.models.architectures import locate
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.encoding import layout_of
 from mask_impact.prompts.images import Picture
@@ -144,8 +144,10 @@ def run(
     prepared = prepare(loaded, prompt, settings, pictures)
     asked = plan(loaded, prepared, question)
     kept = torch.from_numpy(members(len(asked.parts)))
-    with owned(locate(loaded.model)), torch.no_grad():
-        observer.begin(prepared.encoded.n_tokens, len(locate(loaded.model).layers), settings.num_tokens)
+    with owned(decoder_of(loaded.model)), torch.no_grad():
+        observer.begin(
+            prepared.encoded.n_tokens, loaded.config.get_text_config().num_hidden_layers, settings.num_tokens
+        )
         looking = Looking(loaded, prepared, observer)
         again = looking.again
         rows = (len(kept) - 1) * again.decoder_rows()

@@ -21,6 +21,7 @@ from mask_impact.analyses.without import generate
 from mask_impact.engine.effects import TOLERANCE, apart
 from mask_impact.engine.features import FeaturePass, Features, in_batches
 from mask_impact.engine.ownership import refuse_hooks
+from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.engine.targets import Target, TargetEffects, effects_of_logits
 from mask_impact.errors import (
     DeviceError,
@@ -30,7 +31,6 @@ from mask_impact.errors import (
     UsageError,
     is_out_of_memory,
 )
-from mask_impact.models.architectures import locate
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.encoding import token_texts
 from mask_impact.results.tokens import TokenTable
@@ -96,7 +96,7 @@ class Looking:
 
     def __init__(self, loaded: LoadedModel, prepared: Prepared, observer: Observer) -> None:
         self.loaded, self.prepared, self.observer = loaded, prepared, observer
-        refuse_hooks(locate(loaded.model))
+        refuse_hooks(decoder_of(loaded.model))
         logits: list[torch.Tensor] = []
         inputs, settings = prepared.encoded.inputs, prepared.settings
         self.produced = generate(loaded, inputs, (), (), settings.num_tokens, lambda one: logits.append(one[0]))
