@@ -1,4 +1,4 @@
-"""Which architectures are tested, and whether a checkpoint can be measured, from its configuration alone."""
+"""Which architectures are supported, and whether a checkpoint is, from its configuration alone."""
 
 import argparse
 from dataclasses import asdict

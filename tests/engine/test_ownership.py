@@ -3,7 +3,7 @@
 import os
 import threading
 from contextlib import ExitStack
-from functools import partial
+from functools import partial, wraps
 
 import pytest
 import torch
@@ -242,6 +242,7 @@ def test_the_model_is_as_it_was_wherever_an_analysis_is_stopped(place, n_before,
         where, name = type(loaded.model.model.layers[1]), "forward"
     own, calls = getattr(where, name), []
 
+    @wraps(own)
     def stopped(*args, **kwargs):
         calls.append(name)
         if len(calls) > n_before:
