@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import mask_impact
-from mask_impact.engine.masking import MaskingEngine
-from mask_impact.engine.measurement import SELF_CHECK_TOLERANCE
+from mask_impact.engine.riding.engine import RidingEngine
+from mask_impact.engine.riding.layers import decoder_of
+from mask_impact.engine.self_check import SELF_CHECK_TOLERANCE
 from mask_impact.errors import MaskImpactError
-from mask_impact.models.architectures import locate
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.encoding import encode
 
@@ -30,16 +30,16 @@ def loaded() -> LoadedModel:
 def test_model_loading_and_architecture(loaded: LoadedModel) -> None:
     """Every decoder layer is found, at its path, with norms on queries and keys and grouped key/value heads."""
     config = loaded.model.config.text_config
-    decoder = locate(loaded.model)
+    decoder = decoder_of(loaded.model)
     assert loaded.kind == "vl", f"{type(loaded.model).__name__} is no vision-language model"
     assert not loaded.model.training
     assert len(decoder.layers) == config.num_hidden_layers
     assert decoder.layers[0].module is loaded.model.model.language_model.layers[0]
     for layer in decoder.layers:
-        assert layer.attention.q_norm.weight.shape == (config.head_dim,)
-        assert layer.attention.k_norm.weight.shape == (config.head_dim,)
-        assert layer.attention.k_proj.out_features == config.num_key_value_heads * config.head_dim
-        assert layer.attention.is_causal
+        assert layer.module.self_attn.q_norm.weight.shape == (config.head_dim,)
+        assert layer.module.self_attn.k_norm.weight.shape == (config.head_dim,)
+        assert layer.module.self_attn.k_proj.out_features == config.num_key_value_heads * config.head_dim
+        assert layer.module.self_attn.is_causal
     assert len(loaded.model.model.visual.deepstack_visual_indexes) == 3
     assert all(parameter.isfinite().all() for parameter in loaded.model.parameters())
 
@@ -63,7 +63,7 @@ def test_forward_pass(loaded: LoadedModel) -> None:
     inputs = _inputs(loaded)
     with torch.no_grad():
         plain = loaded.model(**inputs).logits.float()
-        with MaskingEngine(loaded.model) as engine:
+        with RidingEngine(loaded.model) as engine:
             ridden = loaded.model(**inputs).logits.float()
     tolerance = SELF_CHECK_TOLERANCE[loaded.model.dtype]
     error = float((ridden - plain).norm() / plain.norm())
@@ -71,7 +71,7 @@ def test_forward_pass(loaded: LoadedModel) -> None:
     assert error <= tolerance, f"the engine's forward differs from the model's by {error:.1e}"
     assert (ridden[0, -1].argmax() == plain[0, -1].argmax()).item()
     step = engine.steps[0]
-    assert step.l2.shape[:2] == (len(engine.decoder.layers), inputs["input_ids"].shape[1])
+    assert step.l2.shape[:2] == (len(engine.attending.numbers), inputs["input_ids"].shape[1])
     assert float(step.self_check.max()) <= tolerance
     assert bool((step.l2[..., 0] > 0).any(dim=1).all()), "hiding tokens changes nothing in some layer"
 
@@ -79,7 +79,7 @@ def test_forward_pass(loaded: LoadedModel) -> None:
 def test_layer_access(loaded: LoadedModel) -> None:
     """Hooks see each layer's own input and output: on text one layer's output is the next one's input, and no tuple."""
     seen = {}
-    layers = locate(loaded.model).layers
+    layers = decoder_of(loaded.model).layers
     handles = [
         layer.module.register_forward_hook(
             lambda module, args, kwargs, output, index=layer.index: seen.update(

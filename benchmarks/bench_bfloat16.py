@@ -27,7 +27,6 @@ from test_bfloat16 import ATTN, FULL, TEXT, exact, measure, relative_errors, spe
 import mask_impact  # noqa: E402
 from mask_impact.engine.backward import estimates  # noqa: E402
 from mask_impact.engine.kept import keep  # noqa: E402
-from mask_impact.engine.masking import MaskingEngine  # noqa: E402
 from mask_impact.engine.rules import RULES  # noqa: E402
 from mask_impact.engine.targets import Target  # noqa: E402
 from mask_impact.prompts.content import content_positions  # noqa: E402
@@ -83,7 +82,7 @@ def main() -> None:
     loaded = mask_impact.load(name, kind="text", device="cpu", dtype="bfloat16")
     prompt, raw = (TEXT, True) if name == "smollm2" else (DEMO_STORY, False)
     inputs = encode(loaded, prompt, raw=raw).inputs
-    actual, expected = measure(loaded.model, inputs, MaskingEngine), exact(loaded.model, inputs)
+    actual, expected = measure(loaded.model, inputs), exact(loaded.model, inputs)
     print(
         f"{name}, {inputs['input_ids'].shape[1]} tokens\n{'layer':>5} {'Full median':>12} {'largest':>8} {'rank':>8}",
         end="",

@@ -23,12 +23,12 @@ from transformers import PreTrainedTokenizerFast
 from mask_impact.api.functions import analyze, explain
 from mask_impact.engine.backward import estimate, estimate_last, estimates
 from mask_impact.engine.kept import keep
-from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.plans import SequencePlan
+from mask_impact.engine.riding.engine import RidingEngine
+from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.engine.taps import tapped
 from mask_impact.engine.targets import Target, measure_targets
 from mask_impact.engine.variants import each_window_and_group
-from mask_impact.models.architectures import locate
 from mask_impact.models.loading import LoadedModel, wrap
 
 N_HIDDEN = 8  # positions that are hidden, each by itself
@@ -73,7 +73,7 @@ def batched(model, inputs: dict[str, torch.Tensor], hidden: list[int]) -> torch.
         return output.transpose(1, 2).contiguous(), None
 
     repeated = {name: value.expand(len(hidden), -1) for name, value in inputs.items()}
-    with tapped(locate(model), attend):
+    with tapped(decoder_of(model), attend):
         return model(**repeated, use_cache=False, logits_to_keep=1).logits[:, -1]
 
 
@@ -91,7 +91,7 @@ def parts_of(loaded: LoadedModel, inputs: dict[str, torch.Tensor]) -> dict[str, 
         model(**inputs, use_cache=False, logits_to_keep=1)
 
     def measured(directly: bool) -> None:
-        with torch.no_grad(), MaskingEngine(model, plans=[SequencePlan(n_steps=0)], keep_states="all") as engine:
+        with torch.no_grad(), RidingEngine(model, plans=[SequencePlan(n_steps=0)], keep_states="all") as engine:
             own = model(**inputs, logits_to_keep=1).logits[0]
             variants = each_window_and_group(
                 [[one] for one in hidden], n_tokens, len(engine.decoder.layers), "all", "all"
@@ -99,7 +99,7 @@ def parts_of(loaded: LoadedModel, inputs: dict[str, torch.Tensor]) -> dict[str, 
             measure_targets(engine, variants, [target], own, directly)
 
     def of_last() -> None:
-        with torch.no_grad(), MaskingEngine(model, plans=[SequencePlan(n_steps=0)], keep_states="last") as engine:
+        with torch.no_grad(), RidingEngine(model, plans=[SequencePlan(n_steps=0)], keep_states="last") as engine:
             model(**inputs, logits_to_keep=1)
             estimate_last(engine, target)
 

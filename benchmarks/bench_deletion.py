@@ -34,8 +34,8 @@ from mask_impact.analyses import explain
 from mask_impact.analyses.greedy import greedy_config
 from mask_impact.analyses.prepared import Prepared
 from mask_impact.analyses.settings import RunSettings
-from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.recording import RawStep
+from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.encoding import EncodedPrompt, encode
 from mask_impact.results.explanations import ExplainedTarget
@@ -170,7 +170,7 @@ def inputs_of(loaded: LoadedModel, encoded: EncodedPrompt) -> dict[str, torch.Te
 @torch.no_grad()
 def measure(loaded: LoadedModel, prompt: Prompt) -> RawStep:
     """What the engine measures at the last position."""
-    with MaskingEngine(loaded.model) as engine:
+    with RidingEngine(loaded.model) as engine:
         config = greedy_config(loaded.model, num_tokens=1)
         loaded.model.generate(**inputs_of(loaded, prompt.encoded), generation_config=config)
     return engine.steps[0]

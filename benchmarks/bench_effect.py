@@ -15,7 +15,7 @@ import torch
 from bench_engine import build_model, make_inputs, peak_mib, seconds
 
 from mask_impact.engine.effects import measure_effects
-from mask_impact.engine.masking import MaskingEngine
+from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.engine.variants import each_window_and_group
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     )
     for n_tokens in args.tokens:
         inputs = make_inputs(n_tokens, device)
-        with torch.no_grad(), MaskingEngine(model, keep_states="last") as engine:
+        with torch.no_grad(), RidingEngine(model, keep_states="last") as engine:
             logits = model(**inputs).logits[0, -1]
             variants = each_window_and_group([[i] for i in range(n_tokens)], n_tokens, args.layers)
 

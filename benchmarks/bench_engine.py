@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from mask_impact.engine.masking import MaskingEngine
+from mask_impact.engine.riding.engine import RidingEngine
 
 QWEN3_VL_4B = {
     "text_config": {
@@ -97,7 +97,7 @@ def generate(model, inputs, n_tokens: int) -> None:
 
 
 def analyse(model, inputs, n_tokens: int) -> None:
-    with MaskingEngine(model) as engine:
+    with RidingEngine(model) as engine:
         generate(model, inputs, n_tokens)
     assert len(engine.steps) == n_tokens
 

@@ -28,7 +28,7 @@ import bench_truth as truth
 import mask_impact
 from mask_impact.engine.backward import estimate_last
 from mask_impact.engine.effects import measure_effects
-from mask_impact.engine.masking import MaskingEngine
+from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.engine.targets import Target
 from mask_impact.engine.variants import Masks, each_window_and_group, in_each
 from mask_impact.models.loading import LoadedModel
@@ -51,7 +51,7 @@ def of_odds(change: np.ndarray, logits: torch.Tensor) -> np.ndarray:
 def look(loaded: LoadedModel, inputs: Mapping[str, Any]) -> dict[str, float]:
     """One prompt."""
     n = inputs["input_ids"].shape[1]
-    with MaskingEngine(loaded.model, groups=("full",), keep_states="last") as engine:
+    with RidingEngine(loaded.model, groups=("full",), keep_states="last") as engine:
         logits = loaded.model(**inputs, logits_to_keep=1).logits[0, -1]
         n_layers, n_heads = len(engine.decoder.layers), engine.decoder.n_heads
         variants = each_window_and_group([(one,) for one in range(n - 1)], n, n_layers)

@@ -23,9 +23,9 @@ import bench_truth as truth
 import mask_impact
 from mask_impact.engine.backward import estimate
 from mask_impact.engine.kept import keep as keep_pass
+from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.engine.taps import tapped, up_to_own
 from mask_impact.engine.targets import Target, value_of
-from mask_impact.models.architectures import locate
 from mask_impact.models.loading import LoadedModel
 
 POINTS = (2, 4)
@@ -45,7 +45,7 @@ def odds(model, inputs: dict[str, torch.Tensor], token: int, cells: slice, share
         weights = weights / weights.sum(dim=-1, keepdim=True)
         return (weights @ value).transpose(1, 2), None
 
-    with tapped(locate(model), attend):
+    with tapped(decoder_of(model), attend):
         logits = model(**inputs, use_cache=False, logits_to_keep=1).logits[0]
     return value_of(logits, [Target(n - 1, token)])[0]
 

@@ -14,7 +14,6 @@ import time
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.riding.engine import RidingEngine
 
 SHAPES = {  # hidden, intermediate, heads, groups of heads
@@ -71,7 +70,7 @@ def main() -> None:
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
             runs = {
                 "plain": lambda: generate(model, inputs, n_tokens),  # noqa: B023
-                "engine": lambda: measured(MaskingEngine, model, inputs, n_tokens),  # noqa: B023
+                "engine": lambda: measured(RidingEngine, model, inputs, n_tokens),  # noqa: B023
                 "ride": lambda: measured(RidingEngine, model, inputs, n_tokens),  # noqa: B023
             }
             times = {name: [] for name in runs}

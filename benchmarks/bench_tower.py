@@ -19,8 +19,8 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.engine.tower import readings, tower_of
-from mask_impact.models.architectures import locate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 VISION = {
@@ -72,7 +72,7 @@ def main() -> None:
     model = build(args.layers, DTYPES[args.dtype], args.sharpness, args.seed)
     values = torch.randn(args.patches, 3 * 2 * 16 * 16, generator=torch.Generator().manual_seed(args.seed))
     values, grid = values.to(model.dtype), torch.tensor([[1, side, side]])
-    decoder, tower = locate(model), tower_of(model)
+    decoder, tower = decoder_of(model), tower_of(model)
 
     @torch.no_grad()
     def once() -> None:

@@ -43,11 +43,11 @@ from mask_impact.analyses.settings import RunSettings
 from mask_impact.demo import moving, pictures, wholes
 from mask_impact.engine.choices import FILLS
 from mask_impact.engine.effects import StepEffects, measure_effects
-from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.plans import SequencePlan
 from mask_impact.engine.recording import RawStep
+from mask_impact.engine.riding.engine import RidingEngine
+from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.engine.variants import each_window_and_group
-from mask_impact.models.architectures import locate
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.encoding import EncodedPrompt, encode
 from mask_impact.prompts.images import read_picture
@@ -155,7 +155,7 @@ def blinded_logits(loaded: LoadedModel, case: Case, blind: Sequence[int] = ()) -
         return args, kwargs | {"attention_mask": mask}
 
     with ExitStack() as stack:
-        for layer in locate(loaded.model).layers:
+        for layer in decoder_of(loaded.model).layers:
             handle = layer.module.register_forward_pre_hook(replace_mask, with_kwargs=True)
             stack.callback(handle.remove)
         return loaded.model(**inputs_of(loaded, case), use_cache=False, logits_to_keep=1).logits[0, -1]
@@ -196,7 +196,7 @@ def inputs_of(loaded: LoadedModel, case: Case, position: int = -1) -> dict[str, 
 def measure(loaded: LoadedModel, case: Case, position: int = -1) -> RawStep:
     """What the engine measures at a position (-1 is the last one), of all tokens up to it."""
     config = greedy_config(loaded.model, num_tokens=1)
-    with MaskingEngine(loaded.model) as engine:
+    with RidingEngine(loaded.model) as engine:
         loaded.model.generate(**inputs_of(loaded, case, position), generation_config=config)
     return engine.steps[0]
 
@@ -284,7 +284,7 @@ def effects_of(
     """What hiding each group of positions, in all layers, does to the model's own next token; queries: from `all`, or from
     the `last` one alone."""
     # No local measure is wanted: the engine only keeps states.
-    with MaskingEngine(loaded.model, plans=[SequencePlan(n_steps=0)], keep_states=queries) as engine:
+    with RidingEngine(loaded.model, plans=[SequencePlan(n_steps=0)], keep_states=queries) as engine:
         logits = loaded.model(**inputs).logits[0, -1]
         variants = each_window_and_group(groups, engine.n_positions, len(engine.decoder.layers), "all", queries)
         return measure_effects(engine, variants, logits)

@@ -17,9 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from mask_impact.engine.backward import estimate
 from mask_impact.engine.kept import keep
+from mask_impact.engine.riding.layers import Layers, decoder_of
 from mask_impact.engine.taps import tapped
 from mask_impact.engine.targets import Target
-from mask_impact.models.architectures import Decoder, locate
 from mask_impact.models.loading import LoadedModel
 
 POINTS = 32  # of integrated gradients
@@ -66,14 +66,14 @@ def _half(x: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _graph(loaded: LoadedModel) -> Iterator[Decoder]:
+def _graph(loaded: LoadedModel) -> Iterator[Layers]:
     """While the block is open gradients are formed of states, not of weights."""
     wanted = [(one, one.requires_grad) for one in loaded.model.parameters()]
     try:
         for one, _ in wanted:
             one.requires_grad_(False)
         with torch.enable_grad():
-            yield locate(loaded.model)
+            yield decoder_of(loaded.model)
     finally:
         for one, before in wanted:
             one.requires_grad_(before)
@@ -127,7 +127,7 @@ def _leaves(
             stack.callback(layer.module.register_forward_pre_hook(before(layer.index), with_kwargs=True).remove)
             stack.callback(layer.module.register_forward_hook(after(layer.index)).remove)
             if lrp:
-                half = layer.mlp.down.register_forward_pre_hook(lambda module, args: (_half(args[0]),))
+                half = layer.module.mlp.down_proj.register_forward_pre_hook(lambda module, args: (_half(args[0]),))
                 stack.callback(half.remove)
         if lrp:
             stack.enter_context(_Lrp())
@@ -208,13 +208,13 @@ def information_flow_routes(loaded: LoadedModel, case: truth.Case) -> Scores:
     """Ferrando and Voita 2024: an edge matters by how near the vector it brings is to the sum, ||sum|| - ||sum - vector|| in L1;
     importance goes back from the last position along the edges."""
     entered, brought = [], []
-    decoder = locate(loaded.model)
-    by_attention = {id(layer.attention): layer for layer in decoder.layers}
+    decoder = decoder_of(loaded.model)
+    by_attention = {id(layer.module.self_attn): layer.module for layer in decoder.layers}
 
     def attend(own, module, query, key, value, mask, *args, **kwargs):
         weights = _weights(query, key, mask, kwargs["scaling"], False)[0]  # [H, N, N]
         wide = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)[0].float()  # [H, N, D]
-        mapped = by_attention[id(module)].o_proj.weight.float().view(-1, len(wide), wide.shape[-1])
+        mapped = by_attention[id(module)].self_attn.o_proj.weight.float().view(-1, len(wide), wide.shape[-1])
         brought.append(torch.einsum("hij,hjd,ohd->ijo", weights, wide, mapped))
         return own(query, key, value, mask, *args, **kwargs)
 

@@ -107,33 +107,12 @@ def _default(one: settings.Setting) -> str:
 
 
 def families_table() -> str:
-    """The supported architectures with examples."""
+    """The architectures that everything is tested on, with examples."""
     from mask_impact.models.families import families
 
     kinds = {"vl": "images and text", "text": "text"}
     rows = ((f"`{one.model_type}`", kinds[one.kind], one.examples) for one in families())
     return table(("`model_type`", "input", "such as"), rows)
-
-
-def layouts_table() -> str:
-    """What the engine knows of each architecture's decoder layer."""
-    from mask_impact.models.architectures import LAYOUTS
-
-    def cell(name: str | None) -> str:
-        return f"`{name}`" if name else "none"
-
-    rows = (
-        (
-            f"`{name}`",
-            f"`{one.layers}`",
-            cell(one.after_attention),
-            cell(one.before_mlp),
-            cell(one.after_mlp),
-            "1 + weight" if one.norm_offset else "weight",
-        )
-        for name, one in sorted(LAYOUTS.items())
-    )
-    return table(("`model_type`", "layers", "norm after attention", "before MLP", "after MLP", "norm times"), rows)
 
 
 # --- the modules ----------------------------------------------------------------------------------------------------------
@@ -274,7 +253,6 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "help mask-impact study report": lambda: help_of(main.main, "study", "report", "--help"),
     "settings": settings_tables,
     "families": families_table,
-    "architecture table": layouts_table,
     "rooms": rooms_table,
     "file map": file_map,
     "python": python_reference,

@@ -23,10 +23,10 @@ from mask_impact.engine.choices import BASELINES
 from mask_impact.engine.feature_sets import EverySet, Rows, noting, rows_of_sets
 from mask_impact.engine.features import Features
 from mask_impact.engine.ownership import owned
+from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.engine.targets import TargetEffects
 from mask_impact.errors import InputError, UnsupportedArchitecture, UsageError
 from mask_impact.findings.shapley import interactions, members, shapley
-from mask_impact.models.architectures import locate
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.encoding import layout_of
 from mask_impact.prompts.images import Picture
@@ -146,8 +146,10 @@ def run(
     observer = observer or Observer()
     prepared = prepare(loaded, prompt, settings, pictures)
     asked = plan(loaded, prepared, question)
-    with owned(locate(loaded.model)), torch.no_grad(), noting(loaded.model) as noted:
-        observer.begin(prepared.encoded.n_tokens, len(locate(loaded.model).layers), settings.num_tokens)
+    with owned(decoder_of(loaded.model)), torch.no_grad(), noting(loaded.model) as noted:
+        observer.begin(
+            prepared.encoded.n_tokens, loaded.config.get_text_config().num_hidden_layers, settings.num_tokens
+        )
         looking = Looking(loaded, prepared, observer, noted)
         again, rows = looking.again, _rows(looking, asked)
         n_rows = rows_of_sets(again, len(asked.parts), rows)

@@ -10,7 +10,6 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from mask_impact.analyses.greedy import ends_of
 from mask_impact.analyses.observer import Observer
-from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.ownership import joined
 from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.engine.riding.layers import decoder_of
@@ -155,9 +154,7 @@ def check_steps(n_steps: Sequence[int], n_produced: Sequence[int]) -> None:
 
 
 @contextmanager
-def leave_out_finished(
-    model: PreTrainedModel, engine: MaskingEngine | RidingEngine, config: GenerationConfig
-) -> Iterator[None]:
+def leave_out_finished(model: PreTrainedModel, engine: RidingEngine, config: GenerationConfig) -> Iterator[None]:
     """While the block is open, inside the engine's, a sequence of a batch that has ended, and is only filled up, is not measured
     any more."""
     ends = ends_of(config)

@@ -32,16 +32,14 @@ from mask_impact.analyses.settings import RunSettings
 from mask_impact.analyses.strongest import Chosen, choose_strongest, most
 from mask_impact.analyses.units import effect_groups
 from mask_impact.engine.effects import AtEachStep
-from mask_impact.engine.kept import Engine, KeptPass, keeping
-from mask_impact.engine.masking import MaskingEngine
+from mask_impact.engine.kept import KeptPass, keeping
 from mask_impact.engine.ownership import owned
 from mask_impact.engine.plans import Masked, SequencePlan
 from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.engine.riding.layers import decoder_of
+from mask_impact.engine.riding.remeasuring import choose_layers
 from mask_impact.engine.variants import Variants, check_cost, each_window_and_group
-from mask_impact.engine.verification import choose_layers, verify
 from mask_impact.errors import ExactnessError, ModelError
-from mask_impact.models.architectures import is_located
 from mask_impact.models.layer_kinds import known_without_attention
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.encoding import join
@@ -98,8 +96,8 @@ def run_together(loaded: LoadedModel, prompts: Sequence[Prepared], *, observer: 
 def _with_answer(
     loaded: LoadedModel, prompt: Prepared, result: Result, kept: KeptPass | None, observer: Observer
 ) -> Result:
-    """The result with what its answer used, where that is asked for. Where an architecture is in no table, and it can't be had, a
-    notice says why."""
+    """The result with what its answer used, where that is asked for. Where it can't be had, a notice says why: the maps are
+    there all the same."""
     if not prompt.settings.answer:
         return result
     produced = [step.token_id for step in result.steps]
@@ -109,8 +107,6 @@ def _with_answer(
         meta = result.meta | {"notices": [*result.meta["notices"], *more]}
         return replace(result, answer=answer, meta=meta)
     except (ExactnessError, ModelError) as error:
-        if is_located(loaded.config.model_type):
-            raise
         observer.explained()
         notices = [*result.meta["notices"], f"What the answer used is left out: {error}"]
         return replace(result, meta=result.meta | {"notices": notices})
@@ -130,21 +126,20 @@ def _generate(
     layers = choose_layers(n_layers, max(one.settings.verify for one in prompts), without=known_without_attention(text))
     inputs, paddings = join([one.encoded for one in prompts], config.pad_token_id or 0)
     keeps = len(prompts) == 1 and prompts[0].settings.answer
-    what = {
-        "groups": prompts[0].settings.variants,
-        "ablation": prompts[0].settings.ablation,
-        "plans": [
+    engine = RidingEngine(
+        model,
+        groups=prompts[0].settings.variants,
+        ablation=prompts[0].settings.ablation,
+        plans=[
             SequencePlan(padding, _masked(one), one.settings.num_tokens)
             for padding, one in zip(paddings, prompts, strict=True)
         ],
-        "max_rows": max_rows,
-        "on_layer": observer.layer_done,
-    }
-    states = "all" if keeps else prompts[0].settings.queries if prompts[0].settings.effect else None
-    if is_located(model.config.model_type):
-        engine = MaskingEngine(model, **what, record_layers=frozenset(layers), keep_states=states)
-    else:
-        engine = RidingEngine(model, **what, keep_states=states, must_keep=prompts[0].settings.effect, verify=layers)
+        max_rows=max_rows,
+        on_layer=observer.layer_done,
+        keep_states="all" if keeps else prompts[0].settings.queries if prompts[0].settings.effect else None,
+        must_keep=prompts[0].settings.effect,
+        verify=layers,
+    )
     chosen: list[Chosen] = []
     effects = _effects(engine, prompts[0], groups, chosen, observer)
     observer.begin(sum(one.encoded.n_tokens for one in prompts), n_layers, n_steps)
@@ -157,16 +152,13 @@ def _generate(
         )
     produced = [ids[: one.settings.num_tokens] for ids, one in zip(produced, prompts, strict=True)]
     check_steps([len(steps) for steps in engine.sequences], [len(ids) for ids in produced])
-    verification = (
-        engine.verification() if isinstance(engine, RidingEngine) else verify(engine, layers) if layers else None
-    )
     return [
         Pass(
             engine,
             steps,
             produced[number],
             [of_step[number] for of_step in candidates[: len(steps)]],
-            verification,
+            engine.verification(),
             effects.steps if effects is not None else [],
             chosen,
             kept[0] if keeps else None,
@@ -183,7 +175,7 @@ def _masked(prompt: Prepared) -> Masked | None:
 
 
 def _effects(
-    engine: Engine,
+    engine: RidingEngine,
     prompt: Prepared,
     groups: Sequence[Group] | None,
     chosen: list[Chosen],

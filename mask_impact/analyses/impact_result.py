@@ -11,11 +11,11 @@ from mask_impact.analyses.prepared import Prepared, describe_run
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.analyses.strongest import Chosen, judged
 from mask_impact.engine.effects import StepEffects
-from mask_impact.engine.kept import Engine, KeptPass
+from mask_impact.engine.kept import KeptPass
 from mask_impact.engine.recording import RawStep
 from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.engine.riding.layers import Attending
-from mask_impact.engine.verification import Verification
+from mask_impact.engine.riding.remeasuring import Verification
 from mask_impact.models.layer_kinds import without_attention
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.encoding import token_texts
@@ -29,7 +29,7 @@ class Pass:
     """What one prompt has of a `generate()` with the engine riding; candidates: (ids, probabilities) of every step; chosen: of
     every step which effects were measured, empty where all were; kept: all states, where they were to be kept."""
 
-    engine: Engine
+    engine: RidingEngine
     steps: list[RawStep]
     produced: list[int]
     candidates: list[tuple[list[int], list[float]]]
@@ -41,8 +41,8 @@ class Pass:
     @property
     def attending(self) -> Attending | None:
         """Which layers have an attention; None where all have one."""
-        found = self.engine.attending if isinstance(self.engine, RidingEngine) else None
-        return found if found is not None and found.others else None
+        found = self.engine.attending
+        return found if found.others else None
 
 
 def make_result(

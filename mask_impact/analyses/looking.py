@@ -22,6 +22,7 @@ from mask_impact.engine.effects import TOLERANCE, apart
 from mask_impact.engine.feature_sets import Noted
 from mask_impact.engine.features import FeaturePass, Features, in_batches
 from mask_impact.engine.ownership import refuse_hooks
+from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.engine.targets import Target, TargetEffects, effects_of_logits
 from mask_impact.errors import (
     DeviceError,
@@ -31,7 +32,6 @@ from mask_impact.errors import (
     UsageError,
     is_out_of_memory,
 )
-from mask_impact.models.architectures import locate
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.encoding import token_texts
 from mask_impact.prompts.patches import PIXELS
@@ -100,7 +100,7 @@ class Looking:
 
     def __init__(self, loaded: LoadedModel, prepared: Prepared, observer: Observer, noted: Noted | None = None) -> None:
         self.loaded, self.prepared, self.observer = loaded, prepared, observer
-        refuse_hooks(locate(loaded.model))
+        refuse_hooks(decoder_of(loaded.model))
         logits: list[torch.Tensor] = []
         inputs, settings = prepared.encoded.inputs, prepared.settings
         held = {} if noted is None else {"past_key_values": noted.keys}

@@ -27,9 +27,9 @@ from mask_impact.engine.choices import FILLS, REGIONS
 from mask_impact.engine.features import Features
 from mask_impact.engine.kept import keep
 from mask_impact.engine.ownership import owned
+from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.engine.targets import TargetEffects
 from mask_impact.errors import UsageError
-from mask_impact.models.architectures import locate
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.encoding import token_texts
 from mask_impact.prompts.images import Picture
@@ -174,8 +174,10 @@ def of_run(loaded: LoadedModel, prepared: Prepared, produced: Sequence[int], obs
 def of_prepared(loaded: LoadedModel, prepared: Prepared, question: Question, observer: Observer) -> PatchEffects:
     """The same of a prompt that is ready."""
     asked, settings = plan(loaded, prepared, question), prepared.settings
-    with owned(locate(loaded.model)), torch.no_grad():
-        observer.begin(prepared.encoded.n_tokens, len(locate(loaded.model).layers), settings.num_tokens)
+    with owned(decoder_of(loaded.model)), torch.no_grad():
+        observer.begin(
+            prepared.encoded.n_tokens, loaded.config.get_text_config().num_hidden_layers, settings.num_tokens
+        )
         looking = Looking(loaded, prepared, observer)
         n_targets = len(looking.asked) if asked.question.how == "search" else 1
         runs, again = asked.most_runs() * n_targets, looking.again

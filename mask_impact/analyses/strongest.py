@@ -14,7 +14,6 @@ import torch
 
 from mask_impact.analyses.candidates import agreement_of, is_reliable
 from mask_impact.engine.backward import estimate_last, estimates
-from mask_impact.engine.kept import Engine
 from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.engine.targets import Target, value_of
 from mask_impact.engine.variants import Variants
@@ -48,7 +47,7 @@ def most(top: int | None) -> int | None:
 
 
 def choose_strongest(
-    engine: Engine,
+    engine: RidingEngine,
     hidden: Sequence[Sequence[int]],
     variants: Variants,
     logits: torch.Tensor,
@@ -95,14 +94,13 @@ def _drawn(
     return np.union1d(first, np.flatnonzero(control)), control
 
 
-def _local(engine: Engine) -> np.ndarray:
+def _local(engine: RidingEngine) -> np.ndarray:
     """float64 [L, N], the local L2 distance of each token that is hidden in each layer: of Full or Attn, or the mean of heads;
     0 in layers without an attention."""
     step = engine.steps[-1]
     distances = step.l2.double().mean(dim=-1) if engine.groups == ("heads",) else step.l2[..., 0].double()
     found = np.zeros((len(engine.decoder.layers), engine.n_positions))
-    layers = engine.attending.numbers if isinstance(engine, RidingEngine) else np.arange(len(found))
-    found[np.ix_(layers, step.positions.numpy())] = distances.numpy()
+    found[np.ix_(engine.attending.numbers, step.positions.numpy())] = distances.numpy()
     return found
 
 

@@ -21,9 +21,9 @@ from mask_impact.analyses.settings import RunSettings
 from mask_impact.engine.choices import UNITS
 from mask_impact.engine.features import Features
 from mask_impact.engine.ownership import owned, refuse_hooks
+from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.engine.tower import Tower, keys_hidden, readings, tower_of
 from mask_impact.errors import UsageError
-from mask_impact.models.architectures import locate
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.images import Picture
 from mask_impact.results.tower import TowerEffects, TowerReading, TowerTarget
@@ -110,10 +110,12 @@ def run(
     observer = observer or Observer()
     prepared = prepare(loaded, prompt, settings, pictures)
     asked = plan(loaded, prepared, question)
-    decoder, tower = locate(loaded.model), tower_of(loaded.model)
+    decoder, tower = decoder_of(loaded.model), tower_of(loaded.model)
     with owned(decoder), torch.no_grad():
         refuse_hooks(decoder, {f"visual.blocks.{number}": layer for number, layer in enumerate(tower.layers)})
-        observer.begin(prepared.encoded.n_tokens, len(decoder.layers), settings.num_tokens)
+        observer.begin(
+            prepared.encoded.n_tokens, loaded.config.get_text_config().num_hidden_layers, settings.num_tokens
+        )
         looking = Looking(loaded, prepared, observer)
         again = looking.again
         numbers = [one.number for one in asked.regions.images]
@@ -139,7 +141,7 @@ def _read(looking: Looking, tower: Tower, asked: Plan, image: int) -> TowerReadi
     values = again.pixel_values(image).unsqueeze(0)
     unit = grid.merge**2 if question.unit == TOKEN else 1
     layers = readings(
-        locate(looking.loaded.model), tower, lambda: again.seen(looking.own, image, values), unit, question.probes
+        decoder_of(looking.loaded.model), tower, lambda: again.seen(looking.own, image, values), unit, question.probes
     )
 
     def placed(name: str) -> np.ndarray | None:
@@ -227,7 +229,7 @@ class _Measured:
 
         def features(which: slice) -> Features:
             some = keys[which]
-            with keys_hidden(locate(looking.loaded.model), self.tower, some, flags[which]):
+            with keys_hidden(decoder_of(looking.loaded.model), self.tower, some, flags[which]):
                 return again.seen(looking.own, image, values.expand(len(some), -1, -1))
 
         return [changes_of(one) for one in looking.effects(len(places), features, again.tower_rows(image))]

@@ -18,12 +18,11 @@ from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.prepared import Prepared, describe_run, prepare
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.engine.masked_attention import softmax_beside
-from mask_impact.engine.measurement import SELF_CHECK_TOLERANCE
 from mask_impact.engine.ownership import owned
 from mask_impact.engine.riding.layers import Layer, Layers, decoder_of, no_attention
+from mask_impact.engine.self_check import SELF_CHECK_TOLERANCE
 from mask_impact.engine.taps import attention_options, each_visible_key, n_held, scaling_of, tapped, windowed_kernel
 from mask_impact.errors import DeviceError, ExactnessError, InputError, UsageError, is_out_of_memory, ranges
-from mask_impact.models.architectures import Decoder
 from mask_impact.models.layer_kinds import BETWEEN, reading_others, without_attention
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.encoding import layout_of, token_texts
@@ -85,8 +84,8 @@ def run(
 
 
 @contextmanager
-def _noting_attentions(decoder: Decoder | Layers) -> Iterator[dict[Layer, None]]:
-    """While the block is open, the layers in which an attention is called, of a decoder that is in no table."""
+def _noting_attentions(decoder: Layers) -> Iterator[dict[Layer, None]]:
+    """While the block is open, the layers in which an attention is called."""
     found: dict[Layer, None] = {}
 
     def attend(own: Callable, module, *args, **kwargs):
@@ -94,10 +93,7 @@ def _noting_attentions(decoder: Decoder | Layers) -> Iterator[dict[Layer, None]]
             found[decoder.around[module]] = None
         return own(*args, **kwargs)
 
-    if isinstance(decoder, Layers):
-        with tapped(decoder, attend):
-            yield found
-    else:
+    with tapped(decoder, attend):
         yield found
 
 
@@ -107,8 +103,6 @@ def _with_attention(
     """Those of the layers that were asked for that have a softmax attention, and what is said of all that have none. found: those
     in which an attention was called. UsageError where no layer is left, UnsupportedArchitecture where there is none."""
     decoder = decoder_of(loaded.model)
-    if not isinstance(decoder, Layers):
-        return tuple(asked), []
     attending = decoder.with_attention(list(found))
     if not attending.numbers:
         raise no_attention(loaded.model)
@@ -198,7 +192,7 @@ def hiding(model: PreTrainedModel, positions: Sequence[int], layers: Sequence[in
         n_rows, n_keys = query.shape[2], key.shape[2]
         window = windowed_kernel(decoder, kwargs)
         visible = each_visible_key(attention_mask, 0, n_rows, n_keys, window, key.device).clone()
-        if place not in called and isinstance(decoder, Layers):
+        if place not in called:
             _prove(
                 own(query, key, value, attention_mask, *args, **kwargs)[0],
                 _seen(decoder, query, key, value, visible, kwargs),
@@ -216,9 +210,7 @@ def hiding(model: PreTrainedModel, positions: Sequence[int], layers: Sequence[in
         yield
 
 
-def _seen(
-    decoder: Decoder | Layers, query, key, value, visible: torch.Tensor, options: Mapping[str, Any]
-) -> torch.Tensor:
+def _seen(decoder: Layers, query, key, value, visible: torch.Tensor, options: Mapping[str, Any]) -> torch.Tensor:
     """[1, n, H, E], the attention of a single sequence's queries over the keys that each of them sees; visible: bool [n, N]."""
     softcap, sinks = attention_options(decoder, options)
     if softcap is None and sinks is None:
@@ -238,7 +230,7 @@ def _seen(
 
 
 def _prove(own: torch.Tensor, found: torch.Tensor) -> None:
-    """ExactnessError where an attention of a model that is in no table does more than what is known of it."""
+    """ExactnessError where an attention does more than what is known of it."""
     error = (own[:, -1] - found[:, -1]).float().norm() / own[:, -1].float().norm().clamp_min(1e-30)
     tolerance = SELF_CHECK_TOLERANCE[own.dtype]
     if not error <= tolerance:

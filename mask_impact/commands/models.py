@@ -17,8 +17,8 @@ examples:
 
 
 OTHERS = (
-    "Other text and vision-language models of transformers are measured through their layers' own code, which is proven on",
-    "your checkpoint when it first runs. If a layer does not prove sound, you get one line and no numbers. What can be asked:",
+    "Other text and vision-language models of transformers are measured in the same way. Each kind of layer is proven on your",
+    "checkpoint when it first runs. If it does not prove sound, you get one line and no numbers. What can be asked of them:",
     "  run, without                  in layers with a softmax attention",
     "  explain, evidence, knockout,  of models whose layers can run again by themselves",
     "  run --effect",
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
 def _listed(known) -> list[str]:
     lines = [f"  {one.model_type:<14}{one.kind:<6}{one.examples}" for one in known]
     return [
-        "Architectures of the table (model_type, kind, examples), of which everything can be asked:",
+        "Architectures that everything is tested on (model_type, kind, examples):",
         *lines,
         *OTHERS,
     ]
@@ -59,7 +59,7 @@ def _described(found) -> list[str]:
         return [f"{escape(found.name)}: not supported", f"  {escape(found.problem)}"]
     return [
         f"{escape(found.name)}: "
-        + ("supported" if found.listed else "measured, where it proves sound when it first runs"),
+        + ("supported" if found.tested else "measured, where it proves sound when it first runs"),
         f"  architecture {found.model_type}, {found.n_layers} layers, {found.n_heads} heads, hidden size {found.hidden_size}, "
         f"{found.dtype or 'dtype unknown'},",
         f"  context of {found.context} tokens" if found.context else "  context without a limit in its configuration",

@@ -35,7 +35,6 @@ from mask_impact.engine.tail import check_logits
 from mask_impact.engine.taps import attention_options, each_visible_key, scaling_of, windowed_kernel
 from mask_impact.engine.targets import Target, value_of
 from mask_impact.errors import ExactnessError, UsageError
-from mask_impact.models.architectures import Decoder
 
 BYTES_AT_ONCE = 2**27  # of the weights of some queries, all heads and keys
 
@@ -256,7 +255,7 @@ class _Attention:
     output: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, decoder: Decoder | FoundDecoder, query, key, value, mask, kwargs: Mapping[str, Any]) -> "_Attention":
+    def of(cls, decoder: FoundDecoder, query, key, value, mask, kwargs: Mapping[str, Any]) -> "_Attention":
         n_rows, n_keys = query.shape[2], key.shape[2]
         seen = each_visible_key(mask, 0, n_rows, n_keys, windowed_kernel(decoder, kwargs), key.device)
         options = attention_options(decoder, kwargs)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.ownership import Block
 from mask_impact.engine.plans import Masked, SequencePlan
 from mask_impact.engine.riding.engine import RidingEngine
@@ -20,7 +19,6 @@ from mask_impact.engine.riding.keeping import FoundDecoder
 from mask_impact.engine.states import LayerState
 from mask_impact.engine.tail import Tail
 from mask_impact.engine.taps import tapped
-from mask_impact.models.architectures import Decoder, is_located
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class KeptPass:
     it is given; logits: [n, vocabulary], the model's own at the last n positions."""
 
     model: nn.Module
-    decoder: Decoder | FoundDecoder
+    decoder: FoundDecoder
     tail: Tail
     states: list[LayerState]
     final: torch.Tensor
@@ -53,21 +51,18 @@ class KeptPass:
         return tapped(self.decoder, attention)
 
 
-Engine = MaskingEngine | RidingEngine
-Kept = KeptPass | Engine  # an engine whose block is open and that keeps states is as good
-# A decoder that is in no table shows in a first step what it is made of; one position is hidden in it.
+Kept = KeptPass | RidingEngine  # an engine whose block is open and that keeps states is as good
+# A decoder shows in a first step what it is made of; one position is hidden in it.
 _TO_FIND_OUT = SequencePlan(masked=Masked(torch.ones(1, dtype=torch.bool), produced=False), n_steps=1)
 
 
-def keeper_of(model: nn.Module, on_layer: Callable[[int, int], None] | None = None) -> Engine:
+def keeper_of(model: nn.Module, on_layer: Callable[[int, int], None] | None = None) -> RidingEngine:
     """An engine that keeps states of all positions of a single sequence, and measures nothing that is of use."""
-    if is_located(model.config.model_type):
-        return MaskingEngine(model, plans=[SequencePlan(n_steps=0)], on_layer=on_layer, keep_states="all")
     return RidingEngine(model, groups=("full",), plans=[_TO_FIND_OUT], on_layer=on_layer, keep_states="all")
 
 
 @contextmanager
-def keeping(engine: Engine) -> Iterator[list[KeptPass | None]]:
+def keeping(engine: RidingEngine) -> Iterator[list[KeptPass | None]]:
     """Opens an engine that keeps states of all positions; when it closes, the list has what its model was given meanwhile. None
     where the sequence was fed again: its states are no longer those that the first logits came from; and where the engine could
     not keep them, and need not."""

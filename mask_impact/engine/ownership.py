@@ -6,21 +6,35 @@ through them as if they were not there. Knows no attention and no measuring.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import get_ident
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from mask_impact.errors import ModelError
-from mask_impact.models.architectures import Decoder
 
 HARMLESS = ("accelerate.", "transformers.")  # whose hooks change nothing
 MOST_NAMED = 3  # hooked modules in a message
+
+
+class AnyDecoder(Protocol):
+    """A decoder, whether its layers' order is known or not. key: what stands for it, whatever wraps it; layers: each with a name
+    and its module; configs: what says which attention backend it has; attentions: the modules one of which calls the attention
+    of a layer."""
+
+    @property
+    def key(self) -> nn.Module: ...
+    @property
+    def layers(self) -> Sequence[Any]: ...
+    @property
+    def configs(self) -> Sequence[Any]: ...
+    @property
+    def attentions(self) -> Iterable[nn.Module]: ...
 
 
 class _Owner:
@@ -35,7 +49,7 @@ _owners: WeakKeyDictionary[nn.Module, _Owner] = WeakKeyDictionary()
 _register = threading.Lock()
 
 
-def _owner_of(decoder: Decoder) -> _Owner:
+def _owner_of(decoder: AnyDecoder) -> _Owner:
     """By its key: whatever wraps the decoder, it is the same model."""
     key = decoder.key
     with _register:
@@ -78,14 +92,14 @@ class Block:
 
 
 @contextmanager
-def owned(decoder: Decoder) -> Iterator[None]:
+def owned(decoder: AnyDecoder) -> Iterator[None]:
     """A block in which no other thread of us uses the model; waits until none does."""
     with _owner_of(decoder).lock:
         yield
 
 
 @contextmanager
-def opened(decoder: Decoder) -> Iterator[Block]:
+def opened(decoder: AnyDecoder) -> Iterator[Block]:
     """A new block, after waiting as in `owned`. A block of the same thread around it sees nothing of what happens inside."""
     owner = _owner_of(decoder)
     with owner.lock:
@@ -97,7 +111,7 @@ def opened(decoder: Decoder) -> Iterator[Block]:
 
 
 @contextmanager
-def joined(decoder: Decoder) -> Iterator[Block]:
+def joined(decoder: AnyDecoder) -> Iterator[Block]:
     """The innermost block that this thread has open on the model; a new one where there is none."""
     owner = _owner_of(decoder)
     with owner.lock:
@@ -108,21 +122,25 @@ def joined(decoder: Decoder) -> Iterator[Block]:
             yield block
 
 
-def refuse_hooks(decoder: Decoder, also: Mapping[str, nn.Module] = MappingProxyType({})) -> None:
+def refuse_hooks(decoder: AnyDecoder, also: Mapping[str, nn.Module] = MappingProxyType({})) -> None:
     """ModelError where somebody else's forward hooks lie on the decoder's layers, or on what else our rows go through, by name:
     they would go through the hooks too."""
     modules = {layer.name: layer.module for layer in decoder.layers} | dict(also)
-    hooked = [
-        f"{place}.{name}".rstrip(".")
-        for place, parent in modules.items()
-        for name, module in parent.named_modules()
-        if any(_is_foreign(hook) for hooks in _hooks_of(module) for hook in list(hooks.values()))
-    ]
+    hooked = [f"{place}.{name}".rstrip(".") for place, parent in modules.items() for name in hooked_in(parent)]
     if hooked:
         more = f" and {len(hooked) - MOST_NAMED} more" if len(hooked) > MOST_NAMED else ""
         raise ModelError(
             f"forward hooks are on {', '.join(hooked[:MOST_NAMED])}{more}: what they change is not measured; remove them first"
         )
+
+
+def hooked_in(parent: nn.Module) -> list[str]:
+    """The modules within one, itself included, that have somebody else's forward hooks, by name."""
+    return [
+        name
+        for name, module in parent.named_modules()
+        if any(_is_foreign(hook) for hooks in _hooks_of(module) for hook in list(hooks.values()))
+    ]
 
 
 def _hooks_of(module: nn.Module) -> tuple[dict, dict]:

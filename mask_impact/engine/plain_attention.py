@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mask_impact.engine.measurement import SELF_CHECK_TOLERANCE
+from mask_impact.engine.self_check import SELF_CHECK_TOLERANCE
 
 TOLERANCE = SELF_CHECK_TOLERANCE[torch.float32]
 

@@ -1,12 +1,10 @@
-"""What is kept of the engine's forward passes: the measurements of a step, and what entered a layer."""
+"""What is kept of the engine's forward passes: the measurements of a layer, and of a step."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from mask_impact.engine.attention import Lengths, cosine_distance
-from mask_impact.engine.measurement import LayerRecord
 
 
 @dataclass(frozen=True)
@@ -24,25 +22,21 @@ class RawStep:
     received: torch.Tensor | None  # [L, S_t], see attention.attention_received; None where not all positions are new
 
 
-@dataclass
-class LayerInputs:
-    """What entered one decoder layer over all steps, for re-measuring it afterwards.
+@dataclass(frozen=True)
+class LayerRecord:
+    """One layer at one step, on the layer's device; the fields are rows of a RawStep's.
 
-    hidden_states: one [1, n, hidden] for the prompt and one for each further step; position_embeddings likewise;
-    visible: for each step bool [S_t], the positions that the last query sees. begun: for each step the one whose pass was given
-    the sequence from its beginning, so that what entered from there on is the whole sequence.
+    l2, along, across: [P, V], see attention.Lengths; attention: [S], mean over heads; both zero for positions out of sight;
+    baseline_norm: [V]; self_check, noise_floor: scalars.
     """
 
-    hidden_states: list[torch.Tensor] = field(default_factory=list)
-    position_embeddings: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
-    visible: list[torch.Tensor] = field(default_factory=list)
-    begun: list[int] = field(default_factory=list)
-
-    def enter(self, hidden_states: torch.Tensor, position_embeddings: Sequence[torch.Tensor], anew: bool) -> None:
-        """A step begins; anew: with the sequence from its beginning."""
-        self.begun.append(len(self.hidden_states) if anew else self.begun[-1])
-        self.hidden_states.append(hidden_states.detach().cpu())
-        self.position_embeddings.append(tuple(part.detach().cpu() for part in position_embeddings))
+    l2: torch.Tensor
+    along: torch.Tensor
+    across: torch.Tensor
+    attention: torch.Tensor
+    baseline_norm: torch.Tensor
+    self_check: torch.Tensor
+    noise_floor: torch.Tensor
 
 
 def gather(

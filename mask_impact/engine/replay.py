@@ -22,9 +22,8 @@ import torch
 from mask_impact.engine.attention import arithmetic_dtype
 from mask_impact.engine.kept import Kept
 from mask_impact.engine.masked_attention import Edges, attend_packed
-from mask_impact.engine.measurement import SELF_CHECK_TOLERANCE
 from mask_impact.engine.packing import ByDifferences, LinearMaps, OfNothing, Packed, Pairs, Run
-from mask_impact.engine.riding.keeping import FoundDecoder
+from mask_impact.engine.self_check import SELF_CHECK_TOLERANCE
 from mask_impact.engine.shared import ForRows
 from mask_impact.engine.sight import starts_of, with_seers
 from mask_impact.engine.states import LayerState
@@ -280,9 +279,9 @@ def _through_layer(
 
 @torch.no_grad()
 def prove(kept: Kept) -> None:
-    """UnsupportedArchitecture or ExactnessError where the layers of a decoder that is in no table do not give again what they
-    gave: for the last position, by itself and behind two others, directly and by differences. Asked once for a model."""
-    if not isinstance(kept.decoder, FoundDecoder) or kept.decoder.proven:
+    """UnsupportedArchitecture or ExactnessError where a decoder's layers do not give again what they gave: for the last
+    position, by itself and behind two others, directly and by differences. Asked once for a model."""
+    if kept.decoder.proven:
         return
     for index, layer in enumerate(kept.decoder.layers):
         try:

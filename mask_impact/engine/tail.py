@@ -1,7 +1,7 @@
 """What stands between a decoder's last layer and its logits: norms and other modules, the head, factors, a cap.
 
-For a model of the table it is known; for others it is found in a pass, by which modules are called after the last layer, and by
-what each makes of what the one before it gave. Shapes: k rows.
+Found in a pass, by which modules are called after the last layer, and by what each makes of what the one before it gave. Shapes:
+k rows.
 """
 
 from collections.abc import Iterator
@@ -65,11 +65,6 @@ def check_logits(found: torch.Tensor, logits: torch.Tensor) -> None:
 
 def _times(rows: torch.Tensor, factor: float) -> torch.Tensor:
     return rows if factor == 1.0 else rows * factor
-
-
-def tail_of(model: nn.Module, final_norm: nn.Module) -> Tail:
-    """Of a model whose final norm is known."""
-    return Tail(((1.0, final_norm),), model.get_output_embeddings(), cap=_cap(model))
 
 
 def _cap(model: nn.Module) -> float | None:

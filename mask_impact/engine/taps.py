@@ -16,9 +16,8 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from mask_impact.engine.ownership import Block, opened
+from mask_impact.engine.ownership import AnyDecoder, Block, opened
 from mask_impact.errors import ModelError
-from mask_impact.models.architectures import Decoder
 
 BACKENDS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 
@@ -81,7 +80,7 @@ def _answer(inner: Callable[..., tuple]) -> Callable[..., tuple]:
 
 @contextmanager
 def tapped(
-    decoder: Decoder, attend: Callable[..., tuple], attentions: Iterable[nn.Module] | None = None
+    decoder: AnyDecoder, attend: Callable[..., tuple], attentions: Iterable[nn.Module] | None = None
 ) -> Iterator[Block]:
     """While the block is open, `attend(own, module, query, key, value, attention_mask, *args, **kwargs)` is the decoder's
     attention in this thread: query [B, H, n, D], key and value [B, K, N, D] to (output [B, n, H, D], weights or None). own: the
@@ -152,7 +151,7 @@ def up_to_own(n_rows: int, n_keys: int, device: torch.device, shift: int = 0) ->
     return torch.ones(n_rows, n_keys, dtype=torch.bool, device=device).tril(n_keys - n_rows + shift)
 
 
-def attention_options(decoder: Decoder, kwargs: Mapping[str, Any]) -> tuple[float | None, torch.Tensor | None]:
+def attention_options(decoder: AnyDecoder, kwargs: Mapping[str, Any]) -> tuple[float | None, torch.Tensor | None]:
     """(c where the logits are c tanh(logits / c), sink logits [H]) of a call; None each, where the backend knows none."""
     if decoder.configs[0]._attn_implementation == "sdpa":  # torch's own function knows neither
         return None, None
@@ -165,7 +164,7 @@ def scaling_of(query: torch.Tensor, kwargs: Mapping[str, Any]) -> float:
     return query.shape[-1] ** -0.5 if scaling is None else scaling
 
 
-def windowed_kernel(decoder: Decoder, kwargs: dict[str, Any]) -> int | None:
+def windowed_kernel(decoder: AnyDecoder, kwargs: dict[str, Any]) -> int | None:
     """How many keys the backend's kernel looks back on, where masks don't say it."""
     name = decoder.configs[0]._attn_implementation
     return kwargs.get("sliding_window") if "flash" in name else None

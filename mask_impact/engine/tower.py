@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from mask_impact.engine.effects import TOLERANCE
-from mask_impact.engine.ownership import Block
+from mask_impact.engine.ownership import AnyDecoder, Block
 from mask_impact.engine.taps import BACKENDS, scaling_of, tapped
 from mask_impact.engine.tower_map import Unit, reading
 from mask_impact.errors import ExactnessError, ModelError, UnsupportedArchitecture
-from mask_impact.models.architectures import Decoder, parameter
+from mask_impact.models.architectures import parameter
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class _Hiding:
 
 
 @contextmanager
-def keys_hidden(decoder: Decoder, tower: Tower, keys: torch.Tensor, layers: torch.Tensor) -> Iterator[None]:
+def keys_hidden(decoder: AnyDecoder, tower: Tower, keys: torch.Tensor, layers: torch.Tensor) -> Iterator[None]:
     """While the block is open, the tower runs over n variants of one image, and patches of each are hidden as keys from all
     other patches; hidden ones see each other. keys: bool [n, P], which; layers: bool [n, L], in which layers. Where a variant has
     a layer and no key, the attention gets a mask all the same, one that hides nothing. decoder: the model's, which the thread
@@ -258,7 +258,7 @@ def _relative(attention: torch.Tensor, full: torch.Tensor | None) -> LayerReadin
 
 
 def readings(
-    decoder: Decoder, tower: Tower, run: Callable[[], object], unit: Unit, probes: int = 0, seed: int = 0
+    decoder: AnyDecoder, tower: Tower, run: Callable[[], object], unit: Unit, probes: int = 0, seed: int = 0
 ) -> Sequence[LayerReading]:
     """Of each of the tower's layers, from one pass of it over one image. run: runs it; probes: random ones for `full`; seed: of
     these. ExactnessError."""

@@ -1,26 +1,14 @@
-"""Which architectures are supported, and what a checkpoint is, from its configuration alone: no weight is read."""
+"""Which architectures everything is tested on, and what a checkpoint is, from its configuration alone: no weight is read."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from mask_impact.errors import UnsupportedArchitecture
 from mask_impact.models.adapters import find_adapter
-from mask_impact.models.architectures import LAYOUTS, check_activation, is_located
+from mask_impact.models.architectures import EXAMPLES
 from mask_impact.models.layer_kinds import known_without_attention, without_attention
 from mask_impact.models.loading import KIND_NAMES, kind_of, load_config
 from mask_impact.models.sources import locate_source
-
-EXAMPLES = {
-    "qwen3_vl": "Qwen3-VL",
-    "qwen3_vl_moe": "Qwen3-VL, mixture of experts",
-    "qwen3": "Qwen3",
-    "qwen2": "Qwen2 and Qwen2.5",
-    "llama": "Llama 2 and 3, SmolLM",
-    "mistral": "Mistral",
-    "phi3": "Phi-3 and Phi-4",
-    "gemma3_text": "Gemma 3, text",
-    "olmo2": "OLMo 2",
-}
 
 
 @dataclass(frozen=True)
@@ -33,14 +21,14 @@ class Family:
 
 
 def families() -> tuple[Family, ...]:
-    """The supported ones."""
-    return tuple(Family(name, kind_of(name), EXAMPLES[name]) for name in LAYOUTS)
+    """Those that everything is tested on."""
+    return tuple(Family(name, kind_of(name), examples) for name, examples in EXAMPLES.items())
 
 
 @dataclass(frozen=True)
 class Description:
-    """A checkpoint. listed: whether its architecture is in the table; problem: why it is not supported, None where it is; how:
-    what is special about it, a line each."""
+    """A checkpoint. tested: whether its architecture is one of `families`; problem: why it is not supported, None where it is;
+    how: what is special about it, a line each."""
 
     name: str
     model_type: str
@@ -50,7 +38,7 @@ class Description:
     hidden_size: int | None
     dtype: str | None
     context: int | None
-    listed: bool
+    tested: bool
     problem: str | None
     how: tuple[str, ...]
 
@@ -64,20 +52,14 @@ def describe_model(model: str, revision: str | None = None) -> Description:
         config = load_config(source, name)
     except UnsupportedArchitecture as error:
         return Description(name, _type_in(str(error)), None, None, None, None, None, None, False, str(error), ())
-    text, kind, problem = config.get_text_config(), kind_of(config.model_type), None
+    text, kind = config.get_text_config(), kind_of(config.model_type)
     how = [f"loaded as a {KIND_NAMES[kind]}"]
-    if is_located(config.model_type):
-        try:
-            check_activation(text)
-        except UnsupportedArchitecture as error:
-            problem = str(error)
-    else:
+    if config.model_type not in EXAMPLES:
         how.append(
-            "in no table of architectures: measured through its layers' own code, which is proven on this checkpoint when it "
-            "first runs; `mask-impact verify` says how exact, and what can be asked of it"
+            "its layers are proven on this checkpoint when they first run; `mask-impact verify` says what can be asked"
         )
-        if others := known_without_attention(text):
-            how.append(without_attention(text, others))
+    if others := known_without_attention(text):
+        how.append(without_attention(text, others))
     if source.gguf_file:
         how.append("GGUF: the weights are converted when they are loaded, which takes memory and time")
     if _has_experts(text):
@@ -87,7 +69,7 @@ def describe_model(model: str, revision: str | None = None) -> Description:
     dtype = str(getattr(config, "dtype", None) or getattr(text, "dtype", None) or "").removeprefix("torch.") or None
     return Description(
         name, config.model_type, kind, text.num_hidden_layers, text.num_attention_heads, text.hidden_size, dtype,
-        getattr(text, "max_position_embeddings", None), is_located(config.model_type), problem, (*how, *([note] if note else [])),
+        getattr(text, "max_position_embeddings", None), config.model_type in EXAMPLES, None, (*how, *([note] if note else [])),
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 
 from mask_impact.errors import DeviceError, MaskImpactError, ModelError, UsageError, is_out_of_memory, is_panic, need
 from mask_impact.models.adapters import Adapter, bared, find_adapter, put_in
-from mask_impact.models.architectures import check_described, check_supported, is_located, is_vision_language
+from mask_impact.models.architectures import check_described, check_supported, is_vision_language
 from mask_impact.models.devices import resolve_device, resolve_dtype
 from mask_impact.models.linearity import check_linear
 from mask_impact.models.names import DEVICE_MAPS, KINDS
@@ -251,8 +251,7 @@ def _load_weights(
     arguments = source.arguments()
     if source.gguf_file is None:
         require_safetensors(source, name)
-        if is_located(config.model_type):  # whose weights have names that are known
-            check_shapes(config, weight_files(source), name)
+        check_shapes(config, weight_files(source), name)
         arguments["use_safetensors"] = True
     with _reading("weights", name):
         model, info = auto.from_pretrained(

@@ -18,7 +18,7 @@ import mask_impact
 from mask_impact.analyses.impact import run_together
 from mask_impact.analyses.prepared import prepare
 from mask_impact.analyses.settings import RunSettings
-from mask_impact.engine.masking import MaskingEngine
+from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.errors import ExactnessError
 
 feeds_again = pytest.mark.skipif(
@@ -152,7 +152,7 @@ def test_a_sequence_that_is_given_anew_is_measured_by_itself():
     """Also where nothing but the engine knows of it: two forwards without a cache."""
     loaded = tiny_loaded()
     short, long = tiny_inputs(loaded.model, 5), tiny_inputs(loaded.model, 9)
-    with torch.no_grad(), MaskingEngine(loaded.model) as engine:
+    with torch.no_grad(), RidingEngine(loaded.model) as engine:
         loaded.model(**long, use_cache=False)
         loaded.model(**short, use_cache=False)
     plain = run_together(loaded, [prepare(loaded, short, RunSettings(num_tokens=1))])[0]

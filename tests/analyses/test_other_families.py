@@ -1,4 +1,5 @@
-"""Text models that are in no table: their numbers are those of really hiding, what they have not is said in one line."""
+"""Text models of other families than those that everything is tested on: their numbers are those of really hiding, what they
+have not is said in one line."""
 
 import json
 from functools import partial
@@ -34,7 +35,7 @@ def gemma():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A checkpoint of a family that is in no table."""
+    """A checkpoint of such a family."""
     path = tmp_path_factory.mktemp("models") / "tiny-gpt2"
     config = family_config("gpt2")
     config.vocab_size = 320
@@ -137,12 +138,12 @@ def test_a_run_is_checked_against_really_masking(gemma):
     assert 0 < found["error"] == max(found["errors"]) < 1e-4
 
 
-def test_a_model_of_no_table_is_said_to_be_proven_when_it_runs(folder, capsys):
+def test_such_a_model_is_said_to_be_proven_when_it_runs(folder, capsys):
     assert main(["models", str(folder)]) == 0
     assert capsys.readouterr().out.startswith(f"{folder}: measured, where it proves sound when it first runs\n")
 
 
-def test_verify_takes_a_model_of_no_table(folder, capsys):
+def test_verify_takes_such_a_model(folder, capsys):
     assert main(["verify", str(folder), "-k", "3", "-q", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["passed"]
@@ -304,4 +305,4 @@ def test_a_configuration_without_heads_or_layers_is_one_line(name, tmp_path):
 def test_models_says_what_it_has(folder):
     found = describe_model(str(folder))
     assert found.problem is None
-    assert any(line.startswith("in no table of architectures: measured through") for line in found.how)
+    assert any(line.startswith("its layers are proven on this checkpoint when they first run") for line in found.how)

@@ -21,8 +21,8 @@ from transformers.models.qwen3_vl import modeling_qwen3_vl
 
 from mask_impact.api.functions import analyze as analyze_all
 from mask_impact.demo import pictures
-from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.plans import Masked, SequencePlan
+from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.errors import InputError, UsageError
 from mask_impact.models import loading
 
@@ -89,7 +89,7 @@ def test_some_positions_are_measured_as_among_all_of_them(mask_mode, max_rows):
     model = tiny_model("qwen3_vl", sharpness=10.0)
     inputs = tiny_image_inputs(model, n_images=2)
     masked = Masked(torch.from_numpy(is_image(inputs) == (mask_mode == "vision")), produced=mask_mode == "text")
-    engines = MaskingEngine(model), MaskingEngine(model, plans=[SequencePlan(masked=masked)], max_rows=max_rows)
+    engines = RidingEngine(model), RidingEngine(model, plans=[SequencePlan(masked=masked)], max_rows=max_rows)
     for engine in engines:
         with torch.no_grad(), engine:
             model.generate(**inputs, max_new_tokens=N_TOKENS, do_sample=False)

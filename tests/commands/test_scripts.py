@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import save_checkpoint
+from mask_impact.engine.measurement import Ride
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -26,7 +27,6 @@ from mask_impact.analyses import impact
 from mask_impact.analyses.observer import Observer
 from mask_impact.api.functions import analyze
 from mask_impact.commands.scripts import main_text, main_vl
-from mask_impact.engine.measurement import Ride
 from mask_impact.errors import DeviceError
 from mask_impact.models import loading, sources
 from mask_impact.models.names import DEFAULT_MODELS

@@ -11,8 +11,7 @@ from tiny_models import ARCHITECTURES, tiny_image_inputs, tiny_inputs, tiny_mode
 from mask_impact.analyses.greedy import greedy_config
 from mask_impact.api.functions import analyze
 from mask_impact.engine import attention
-from mask_impact.engine.masking import MaskingEngine
-from mask_impact.engine.verification import verify
+from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.models import loading
 
 N_STEPS = 2
@@ -20,7 +19,7 @@ ABLATIONS = ("zero-value", "mean-value")
 
 
 def measured(model, inputs, ablation):
-    with MaskingEngine(model, ablation=ablation) as engine:
+    with RidingEngine(model, ablation=ablation) as engine:
         ids = model.generate(**inputs, generation_config=greedy_config(model, N_STEPS))
     return engine, ids[0, inputs["input_ids"].shape[1] :].tolist()
 
@@ -93,13 +92,13 @@ def test_distances_of_image_tokens_too(ablation):
 def test_a_broken_engine_is_told_from_the_model(broken, monkeypatch):
     real = attention.query_attention
 
-    def wrong(query, keys, values, scaling, visible=None, ablation="mask"):
-        found = real(query, keys, values, scaling, visible, ablation)
+    def wrong(query, keys, values, scaling, visible=None, ablation="mask", **how):
+        found = real(query, keys, values, scaling, visible, ablation, **how)
         if broken == "half the weight":
             return attention.replace(found, weights=found.weights / 2)
         return attention.replace(found, replacement=values[:, :-1].double().mean(dim=1).to(found.values))
 
-    monkeypatch.setattr("mask_impact.engine.masking.query_attention", wrong)
+    monkeypatch.setattr("mask_impact.engine.riding.boarding.query_attention", wrong)
     model = tiny_model("mistral")
     with pytest.raises(AssertionError):
         assert_agrees(model, tiny_inputs(model, 9), "mean-value")
@@ -110,11 +109,14 @@ def test_a_broken_engine_is_told_from_the_model(broken, monkeypatch):
 def test_verify_replaces_the_value_too(name, ablation):
     model = tiny_model(name)
     inputs = tiny_inputs(model, 9)
-    with MaskingEngine(model, ablation=ablation, record_layers=frozenset(range(3))) as engine:
-        model.generate(**inputs, generation_config=greedy_config(model, N_STEPS))
-    assert verify(engine, [0, 1, 2, 2]).error < 1e-3
-    engine.ablation = "mask"
-    assert verify(engine, [0, 1, 2, 2]).error > 1e-2
+    found = []
+    for how in (ablation, "mask"):
+        with RidingEngine(model, ablation=ablation, verify=[0, 1, 2, 2]) as engine:
+            engine._remeasuring.ablation = how
+            model.generate(**inputs, generation_config=greedy_config(model, N_STEPS))
+        found.append(engine.verification().error)
+    assert found[0] < 1e-3
+    assert found[1] > 1e-2
 
 
 def test_analyze_says_how_tokens_were_hidden():

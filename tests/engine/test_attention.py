@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from mask_impact.engine.attention import cosine_distance, lengths, masking_differences, query_attention
-from mask_impact.engine.propagation import ACTIVATIONS, TAYLOR_RADIUS, gated_difference, rms_norm, rms_norm_difference
+from mask_impact.engine.riding.norms_and_gates import (
+    ACTIVATIONS,
+    TAYLOR_RADIUS,
+    gated_difference,
+    rms_norm,
+    rms_norm_difference,
+)
 from mask_impact.models.architectures import Norm
 
 N_HEADS, N_GROUPS, N_KEYS, HEAD_DIM = 6, 2, 11, 8
@@ -300,6 +306,6 @@ def test_many_rows_are_worked_on_in_blocks_without_a_seam(monkeypatch):
     gate_rows, up_rows = (torch.randn(33, 64, generator=generator) for _ in range(2))
     silu = ACTIVATIONS["silu"]
     whole = gated_difference(silu, gate, up, gate_rows, up_rows, out=torch.empty(33, 64))
-    monkeypatch.setattr("mask_impact.engine.propagation.CPU_SERIAL_ELEMENTS", 7 * 64)
+    monkeypatch.setattr("mask_impact.engine.riding.norms_and_gates.CPU_SERIAL_ELEMENTS", 7 * 64)
     parts = gated_difference(silu, gate, up, gate_rows, up_rows, out=torch.empty(33, 64))
     torch.testing.assert_close(parts, whole, rtol=1e-6, atol=1e-7)

@@ -14,15 +14,16 @@ from mask_impact.engine import backward
 from mask_impact.engine.backward import Flow
 from mask_impact.engine.hiding_effects import Factored, hiding_effects, values_along
 from mask_impact.engine.kept import keep, keeping
-from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.plans import SequencePlan
+from mask_impact.engine.riding.engine import RidingEngine
+from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.engine.taps import tapped, up_to_own, visible_keys
 from mask_impact.engine.targets import Target, measure_targets, value_of
 from mask_impact.engine.variants import each_window_and_group
 from mask_impact.errors import ExactnessError, UsageError
-from mask_impact.models.architectures import LAYOUTS, locate
+from mask_impact.models.architectures import EXAMPLES
 
-TEXT = sorted(name for name in LAYOUTS if not name.startswith("qwen3_vl"))
+TEXT = sorted(name for name in EXAMPLES if not name.startswith("qwen3_vl"))
 USUAL = ("qwen3", "gemma3_text", "phi3", "qwen3_vl")
 N = 9
 STEP = 1e-5
@@ -66,8 +67,8 @@ def estimate(forward, token, rule="frozen", flows=(), **how):
 @torch.no_grad()
 def value_with(model, inputs, targets, measure, change=None):
     """The sum of the targets, from whole logits, where `change(layer, output)` [n, H, D] changes what a layer's heads give."""
-    decoder = locate(model)
-    index = {id(layer.attention): layer.index for layer in decoder.layers}
+    decoder = decoder_of(model)
+    index = {id(layer.module.self_attn): layer.index for layer in decoder.layers}
 
     def attend(own, module, query, key, value, mask, *args, **kwargs):
         output = own(query, key, value, mask, *args, **kwargs)[0]
@@ -93,8 +94,8 @@ def target_with(model, inputs, token, change=None):
 @torch.no_grad()
 def removed(model, inputs):
     """{layer: [n, N, H, D]}: how much each head's output of each query changes where a key is removed, key by key."""
-    decoder = locate(model)
-    index = {id(layer.attention): layer.index for layer in decoder.layers}
+    decoder = decoder_of(model)
+    index = {id(layer.module.self_attn): layer.index for layer in decoder.layers}
     found = {}
 
     def attend(own, module, query, key, value, mask, *args, **kwargs):
@@ -152,7 +153,7 @@ def by_hand(model, inputs, token, pairs, target=None):
 
 def frozen_modules(model, inputs):
     """Puts constants in place of what the frozen rules hold: norms' scale, activations' ratio, attention weights, routers."""
-    decoder = locate(model)
+    decoder = decoder_of(model)
     scales, ratios = {}, {}
     norms = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm")]
     acts = [m for m in model.modules() if type(m).__name__ in ("SiLU", "SiLUActivation", "GELUTanh")]
@@ -170,7 +171,7 @@ def frozen_modules(model, inputs):
             stack.callback(module.register_forward_hook(keep(ratios)).remove)
         outputs = {}
         weights = {}
-        index = {id(layer.attention): layer.index for layer in decoder.layers}
+        index = {id(layer.module.self_attn): layer.index for layer in decoder.layers}
 
         def attend(own, module, query, key, value, mask, *args, **kwargs):
             n, n_keys = query.shape[2], key.shape[2]
@@ -207,7 +208,7 @@ def frozen_modules(model, inputs):
 def frozen_target(model, inputs, token, change=None):
     """As target_with, of the model with the constants in place: linear in what a head gives."""
     enter, weights, index = frozen_modules(model, inputs)
-    decoder = locate(model)
+    decoder = decoder_of(model)
 
     def attend(own, module, query, key, value, mask, *args, **kwargs):
         layer = index[id(module)]
@@ -240,7 +241,7 @@ def single(model, inputs, token, rule, pair, how="sums"):
 @pytest.mark.parametrize("name", slow_but(USUAL, [*TEXT, "qwen3_vl"]))
 def test_gradient_estimates_are_differences_of_the_target_along_what_hiding_does(name):
     model, inputs, token = made(name)
-    pairs = [pair for pair in PAIRS if pair[0] < len(locate(model).layers)]
+    pairs = [pair for pair in PAIRS if pair[0] < len(decoder_of(model).layers)]
     expected = by_hand(model, inputs, token, pairs)
     assert max(map(abs, expected.values())) > 1e-6
     for pair, value in expected.items():
@@ -252,7 +253,7 @@ def test_gradient_estimates_are_differences_of_the_target_along_what_hiding_does
 def test_frozen_estimates_are_those_of_the_model_with_its_constants_put_in(name):
     model, inputs, token = made(name)
     assert frozen_target(model, inputs, token) == pytest.approx(target_with(model, inputs, token), abs=1e-9)
-    pairs = [pair for pair in PAIRS if pair[0] < len(locate(model).layers)]
+    pairs = [pair for pair in PAIRS if pair[0] < len(decoder_of(model).layers)]
     for pair, value in by_hand(model, inputs, token, pairs, frozen_target).items():
         assert single(model, inputs, token, "frozen", pair) == pytest.approx(value, rel=1e-5, abs=1e-9), pair
 
@@ -340,7 +341,7 @@ def test_a_pass_of_generate_is_as_good_as_one_of_the_whole_sequence(name):
         inputs["mm_token_type_ids"] = torch.zeros_like(inputs["input_ids"])
     if name.endswith("moe"):
         model.set_experts_implementation("eager")
-    engine = MaskingEngine(model, plans=[SequencePlan(n_steps=0)], keep_states="all")
+    engine = RidingEngine(model, plans=[SequencePlan(n_steps=0)], keep_states="all")
     with keeping(engine) as kept:
         ids = model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, do_sample=False)
     for n_more in (5, 2, 0):
@@ -381,7 +382,7 @@ def test_the_last_query_can_be_followed_by_itself(name, keep_states):
     model, inputs, token = made(name)
     target = Target(N - 1, token)
     whole = backward.estimate(keep(model, inputs), [target], "gradient").last
-    engine = MaskingEngine(model, plans=[SequencePlan(n_steps=0)], keep_states=keep_states)
+    engine = RidingEngine(model, plans=[SequencePlan(n_steps=0)], keep_states=keep_states)
     with engine, torch.no_grad():
         model(**inputs)
         found = backward.estimate_last(engine, target)

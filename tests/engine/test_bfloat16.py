@@ -15,7 +15,6 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
 import mask_impact
-from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.prompts.encoding import encode
 
@@ -80,9 +79,9 @@ def exact_behind_attention(layer, scaling, attention, x):
     return torch.stack([(full[1:] - full[0]).norm(dim=-1), (attn[1:] - attn[0]).norm(dim=-1)], dim=-1).numpy()
 
 
-def measure(model, inputs, engine_class):
-    """What an engine finds, L2 [L, S, 2] (Full, Attn)."""
-    with torch.no_grad(), engine_class(model, groups=("full", "attn")) as engine:
+def measure(model, inputs):
+    """What the engine finds, L2 [L, S, 2] (Full, Attn)."""
+    with torch.no_grad(), RidingEngine(model, groups=("full", "attn")) as engine:
         model(**inputs)
     return engine.steps[0].l2.numpy()
 
@@ -122,8 +121,7 @@ def test_the_demo_models_in_bf16(kind):
     loaded = mask_impact.load("demo", kind=kind, device="cpu", dtype="bfloat16")
     inputs = encode(loaded, story).inputs
     expected = exact(loaded.model, inputs)
-    for engine_class in (MaskingEngine, RidingEngine):
-        assert_as_good_as_float32(measure(loaded.model, inputs, engine_class), expected)
+    assert_as_good_as_float32(measure(loaded.model, inputs), expected)
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +135,7 @@ def smollm2():
 def test_a_real_language_model_in_bf16_and_the_usual_way_that_is_not(smollm2):
     model, inputs = smollm2.model, encode(smollm2, TEXT, raw=True).inputs
     expected = exact(model, inputs)
-    for engine_class in (MaskingEngine, RidingEngine):
-        assert_as_good_as_float32(measure(model, inputs, engine_class), expected)
+    assert_as_good_as_float32(measure(model, inputs), expected)
     usual = np.stack([subtract_two_results(model, inputs, layer) for layer in (10, 20)])[..., None]
     wanted = expected[[10, 20], :, :1]
     assert np.median([relative_errors(a, b) for a, b in zip(usual, wanted, strict=True)]) > 0.02

@@ -11,9 +11,10 @@ from tiny_models import ARCHITECTURES, tiny_image_inputs, tiny_inputs, tiny_mode
 
 from mask_impact.analyses.greedy import greedy_config
 from mask_impact.engine import effects as effects_module
-from mask_impact.engine import masked_attention, measurement, replay
+from mask_impact.engine import masked_attention, replay
 from mask_impact.engine.effects import StepEffects, measure_effects, sees
-from mask_impact.engine.masking import MaskingEngine
+from mask_impact.engine.riding.engine import RidingEngine
+from mask_impact.engine.riding.tensor import Ride
 from mask_impact.engine.variants import Masks, Variants, each_window_and_group, windows
 from mask_impact.errors import DeviceError, ExactnessError, UsageError
 
@@ -24,7 +25,7 @@ HEADS = (1, 2)  # of four, in different key/value groups
 def run(model, inputs, n_steps=N_STEPS, **settings):
     """[(the engine's positions, StepEffects)] of every step, and the produced ids; settings: of `variants_of`."""
     measured = []
-    with MaskingEngine(model, keep_states=settings.get("queries", "last")) as engine:
+    with RidingEngine(model, keep_states=settings.get("queries", "last")) as engine:
 
         def at_the_end(module, args, output):
             measured.append(measure_effects(engine, variants_of(engine, **settings), output.logits[0, -1]))
@@ -148,11 +149,17 @@ def test_a_broken_replay_is_told_from_the_model(name, monkeypatch):
 
 
 def test_a_replay_that_is_not_the_model_gives_no_numbers(monkeypatch):
-    """Heads shifted by one group: the row that hides nothing is not the model's own."""
-    broken(monkeypatch, "heads shifted by a group")
-    model = tiny_model("qwen3")
-    with pytest.raises(ExactnessError, match="the replayed model differs from the model by"):
-        run(model, tiny_inputs(model, 9))
+    """Heads shifted by one group: the row that hides nothing is not the model's own. It shows where layers are proven, and in
+    every run behind that."""
+    for proven, said in (False, "gives other states when some of its rows run again"), (True, "the replayed model differs"):
+        model = tiny_model("qwen3")
+        inputs = tiny_inputs(model, 9)
+        if proven:
+            run(model, inputs, 1)
+        with monkeypatch.context() as patch:
+            broken(patch, "heads shifted by a group")
+            with pytest.raises(ExactnessError, match=said):
+                run(model, inputs, 1)
 
 
 # --- without our oracle -------------------------------------------------------------------------------------------------
@@ -160,7 +167,7 @@ def test_a_replay_that_is_not_the_model_gives_no_numbers(monkeypatch):
 
 def at_the_first_step(model, inputs, look, keep_states="last"):
     """What `look(engine, logits)` gives after the prompt's forward, the engine's block being open."""
-    with torch.no_grad(), MaskingEngine(model, keep_states=keep_states) as engine:
+    with torch.no_grad(), RidingEngine(model, keep_states=keep_states) as engine:
         logits = model(**inputs).logits[0, -1]
         return look(engine, logits)
 
@@ -195,21 +202,20 @@ def test_the_last_layer_is_the_closed_form(monkeypatch):
     """What the engine's formulas say of the last layer's update, through the model's own norm and head."""
     model = tiny_model("qwen3", dtype=torch.float64)
     inputs = tiny_inputs(model, 9)
-    real, seen = measurement.lengths, []
+    real, seen = Ride.lengths, []
 
-    def keep(baseline, differences):
-        seen.append((baseline, differences))
-        return real(baseline, differences)
+    def keep(ride, baseline, differences):
+        seen.append(differences)
+        return real(ride, baseline, differences)
 
-    monkeypatch.setattr(measurement, "lengths", keep)
+    monkeypatch.setattr(Ride, "lengths", keep)
 
     def look(engine, logits):
         n, n_layers = engine.n_positions, len(engine.decoder.layers)
-        # Of the last layer's two updates in the model's size, the whole layer's is the last one.
-        _, differences = [one for one in seen if one[1].shape[-1] == engine.decoder.hidden_size][-1]
-        output = engine.states[-1]._left
-        assert differences.shape == (n, engine.decoder.hidden_size)
-        norm, head = engine.decoder.final_norm, model.get_output_embeddings()
+        differences = seen[-1][:n]  # of the last layer's whole update; one of nothing may follow
+        output = engine.states[-1]._left[-1]
+        assert differences.shape == (n, model.config.hidden_size)
+        norm, head = model.model.norm, model.get_output_embeddings()
         closed = head(norm(output + differences)) - head(norm(output))
         effects = measure_effects(engine, each_window_and_group([[i] for i in range(n)], n, n_layers), logits)
         return closed, effects
@@ -326,10 +332,10 @@ def test_the_model_is_as_it_was_and_the_engine_measures_on():
     """Effects are taken in the middle of a generation; the distances and tokens are those of a run without them."""
     model = tiny_model("qwen3")
     inputs = tiny_inputs(model, 9)
-    with MaskingEngine(model) as plain:
+    with RidingEngine(model) as plain:
         ids = model.generate(**inputs, generation_config=greedy_config(model, N_STEPS))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with MaskingEngine(model, keep_states="last") as engine:
+    with RidingEngine(model, keep_states="last") as engine:
 
         def at_the_end(module, args, output):
             measure_effects(engine, variants_of(engine), output.logits[0, -1])

@@ -18,7 +18,7 @@ from mask_impact.engine.effects import measure_effects
 from mask_impact.engine.kept import keep, keeper_of, keeping
 from mask_impact.engine.packing import OfNothing
 from mask_impact.engine.riding.engine import RidingEngine
-from mask_impact.engine.riding.layers import find_layers
+from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.engine.taps import tapped
 from mask_impact.engine.targets import Target, measure_targets
 from mask_impact.engine.variants import each_window_and_group, windows
@@ -195,7 +195,7 @@ def by_autograd(model, inputs, token):
         outputs.append(output if output.requires_grad else output.requires_grad_(True))
         return outputs[-1], None
 
-    with torch.enable_grad(), tapped(find_layers(model), attend):
+    with torch.enable_grad(), tapped(decoder_of(model), attend):
         logits = model(**inputs, use_cache=False).logits[0, -1]
         others = logits.index_fill(0, torch.tensor([token]), -torch.inf)
         gradients = torch.autograd.grad(logits[token] - torch.logsumexp(others, 0), outputs)
@@ -233,7 +233,7 @@ class Constants:
     what is left is linear in what a head gives. Knows modules by their names, unlike the program."""
 
     def __init__(self, model, inputs):
-        self.model, self.inputs, self.decoder = model, inputs, find_layers(model)
+        self.model, self.inputs, self.decoder = model, inputs, decoder_of(model)
         named = [(type(module).__name__, module) for module in model.modules()]
         self.centred = {module for name, module in named if name.endswith("LayerNorm")}
         scaled = {module for name, module in named if name.endswith(("RMSNorm", "Activation", "GELUTanh"))}

@@ -11,8 +11,8 @@ import mask_impact
 from mask_impact.engine import replay
 from mask_impact.engine.backward import estimate
 from mask_impact.engine.kept import keep
-from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.plans import SequencePlan
+from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.engine.targets import Target, measure_targets
 from mask_impact.engine.variants import each_window_and_group
 
@@ -35,7 +35,7 @@ def everything(name, device, dtype=torch.float32):
     model = tiny_model(name, dtype=dtype).to(device)
     inputs = {key: value.to(device) for key, value in tiny_inputs(model, 9).items()}
     n, n_layers = inputs["input_ids"].shape[1], model.config.get_text_config().num_hidden_layers
-    with torch.no_grad(), MaskingEngine(model, plans=[SequencePlan()], keep_states="all") as engine:
+    with torch.no_grad(), RidingEngine(model, plans=[SequencePlan()], keep_states="all") as engine:
         logits = model(**inputs).logits[0, -1:]
         variants = each_window_and_group([(one,) for one in range(n)], n, n_layers, 2, "all")
         target = Target(n - 1, 5)
@@ -81,6 +81,6 @@ def test_a_gpu_gives_its_memory_back():
     model(**inputs)
     before = torch.cuda.memory_allocated()
     for _ in range(2):
-        with torch.no_grad(), MaskingEngine(model, keep_states="all"):
+        with torch.no_grad(), RidingEngine(model, keep_states="all"):
             model(**inputs)
     assert torch.cuda.memory_allocated() <= before + 2**20

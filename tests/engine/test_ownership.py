@@ -3,6 +3,7 @@
 import os
 import threading
 from contextlib import ExitStack
+from functools import partial, wraps
 
 import pytest
 import torch
@@ -15,14 +16,16 @@ import mask_impact
 from mask_impact.analyses.greedy import greedy_config
 from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.without import hiding
-from mask_impact.engine import backward, effects, masking, replay
+from mask_impact.engine import backward, effects, replay
 from mask_impact.engine.kept import keep
-from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.ownership import owned
+from mask_impact.engine.riding import boarding, linear
+from mask_impact.engine.riding import engine as engine_module
+from mask_impact.engine.riding.engine import RidingEngine
+from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.engine.rules import RULES, ConstantWeights, Rules
 from mask_impact.engine.taps import tapped
 from mask_impact.errors import ExactnessError, ModelError
-from mask_impact.models.architectures import locate
 
 
 def in_another_thread(function):
@@ -43,7 +46,7 @@ def in_another_thread(function):
 
 def is_free(model):
     """Whether a thread could have the model for itself now."""
-    lock = owned(locate(model))
+    lock = owned(decoder_of(model))
 
     def look():
         with lock:
@@ -91,15 +94,15 @@ def test_many_rounds_of_three_threads(share, uses, rounds):
 
 def blocks(model, inputs):
     """Every way in which a model is tapped: its name and a context manager."""
-    decoder = locate(model)
+    decoder = decoder_of(model)
     kept = keep(model, inputs)
 
     def nothing(*args, **kwargs):
         raise AssertionError("the tap was called")
 
     return {
-        "engine": MaskingEngine(model),
-        "engine that keeps states": MaskingEngine(model, keep_states="all"),
+        "engine": RidingEngine(model),
+        "engine that keeps states": RidingEngine(model, keep_states="all"),
         "hidden tokens": hiding(model, (1, 2), (0, 1, 2)),
         "tap": tapped(decoder, nothing),
         "replay": kept.substituted(nothing),
@@ -133,7 +136,7 @@ def test_another_thread_s_forward_and_generate_are_its_own_inside_every_block(na
 def test_what_another_thread_does_is_not_measured():
     model = tiny_model("qwen3")
     inputs = tiny_inputs(model, 8)
-    with MaskingEngine(model) as engine:
+    with RidingEngine(model) as engine:
         in_another_thread(lambda: model.generate(**inputs, max_new_tokens=3))
         assert engine.steps == []
         model.generate(**inputs, generation_config=greedy_config(model, 2))
@@ -153,7 +156,7 @@ def test_a_tap_is_for_the_modules_of_its_own_model(backend):
         seen.append(module)
         return own(*args, **kwargs)
 
-    with tapped(locate(model), attend):
+    with tapped(decoder_of(model), attend):
         assert torch.equal(other(**inputs).logits, alone)
         assert seen == []
         model(**inputs)
@@ -163,7 +166,7 @@ def test_a_tap_is_for_the_modules_of_its_own_model(backend):
 def test_a_model_that_is_in_use_is_waited_for():
     model = tiny_model("qwen3")
     assert is_free(model)
-    with MaskingEngine(model):
+    with RidingEngine(model):
         assert not is_free(model)
         assert is_free(tiny_model("qwen3"))  # another one is not
     assert is_free(model)
@@ -176,7 +179,7 @@ def test_a_block_inside_a_block_of_the_same_thread_is_the_only_one():
     loaded = tiny_loaded()
     model, (short, long) = loaded.model, (tiny_inputs(loaded.model, n) for n in (5, 9))
     alone = mask_impact.analyze(loaded, short, num_tokens=2, answer=False)
-    with MaskingEngine(model) as plain:
+    with RidingEngine(model) as plain:
         model.generate(**long, generation_config=greedy_config(model, 2))
     inner = []
 
@@ -184,7 +187,7 @@ def test_a_block_inside_a_block_of_the_same_thread_is_the_only_one():
         if (step, layer) == (0, 1):
             inner.append(mask_impact.analyze(loaded, short, num_tokens=2, answer=False))
 
-    with MaskingEngine(model, on_layer=again) as outer:
+    with RidingEngine(model, on_layer=again) as outer:
         model.generate(**long, generation_config=greedy_config(model, 2))
     assert all((one.l2 == other.l2).all() for one, other in zip(inner[0].steps, alone.steps, strict=True))
     assert all(torch.equal(one.l2, other.l2) for one, other in zip(outer.steps, plain.steps, strict=True))
@@ -214,10 +217,10 @@ class Stop(Exception):
 
 PLACES = {
     "a layer": (nn.Module, None),
-    "attention": (masking, "query_attention"),
-    "a linear map's rows": (masking.MaskingEngine, "_after_linear"),
-    "the end of a step": (masking, "gather"),
-    "hooking": (masking.MaskingEngine, "_hook_layer"),
+    "attention": (boarding, "query_attention"),
+    "a linear map's rows": (linear, "mapped"),
+    "the end of a step": (engine_module, "gather"),
+    "hooking": (RidingEngine, "_hook_layer"),
     "replaying": (replay, "attend_packed"),
     "effects": (effects, "logit_differences"),
     "the target": (backward, "value_of"),
@@ -239,6 +242,7 @@ def test_the_model_is_as_it_was_wherever_an_analysis_is_stopped(place, n_before,
         where, name = type(loaded.model.model.layers[1]), "forward"
     own, calls = getattr(where, name), []
 
+    @wraps(own)
     def stopped(*args, **kwargs):
         calls.append(name)
         if len(calls) > n_before:
@@ -274,21 +278,28 @@ def test_a_state_that_was_left_behind_would_be_seen():
 
 
 @pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
-def test_hooks_of_others_on_layers_are_refused_by_name(kind):
+def test_hooks_of_others_on_layers_are_refused_by_name_where_layers_run_again(kind):
+    """The maps honour them, and say what is left out; these hooks change nothing."""
     loaded = tiny_loaded()
     model, inputs = loaded.model, tiny_inputs(loaded.model, 8)
     names = ["layers.0.mlp.down_proj", "layers.1", "layers.1.self_attn", "layers.2.self_attn.o_proj"]
     with ExitStack() as stack:
         for name in names:
             stack.enter_context(getattr(model.model.get_submodule(name), kind)(lambda *args: None))
-        for use in (mask_impact.analyze, mask_impact.explain, mask_impact.knockout):
+        said = (
+            "forward hooks are on layers.0.mlp.down_proj, layers.1, layers.1.self_attn and 1 more: what they change is not "
+            "measured; remove them first"
+        )
+        for use in (mask_impact.explain, mask_impact.knockout, partial(mask_impact.analyze, effect=True)):
             with pytest.raises(ModelError) as caught:
                 use(loaded, inputs, num_tokens=1)
-            assert str(caught.value) == (
-                "forward hooks are on layers.0.mlp.down_proj, layers.1, layers.1.self_attn and 1 more: what they change is "
-                "not measured; remove them first"
-            )
-    assert mask_impact.analyze(loaded, inputs, num_tokens=1, answer=False).steps
+            assert str(caught.value) == said
+        hooked = mask_impact.analyze(loaded, inputs, num_tokens=1)
+    assert hooked.answer is None
+    assert f"What the answer used is left out: {said}" in hooked.meta["notices"]
+    plain = mask_impact.analyze(loaded, inputs, num_tokens=1)
+    assert plain.answer is not None
+    assert (plain.steps[0].l2 == hooked.steps[0].l2).all()
 
 
 @pytest.mark.parametrize("name", ["norm", "lm_head"])

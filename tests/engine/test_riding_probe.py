@@ -302,7 +302,7 @@ def test_a_kind_of_layer_is_proven_once(monkeypatch):
         assert engine.steps[0].l2.shape[1] == N_PROMPT + 1
         measured(model, inputs)
     assert proven == ["layers.0"]
-    assert layers.find_layers(model).known.proven
+    assert layers.decoder_of(model).known.proven
 
 
 def test_a_decoder_without_layers_or_without_an_attention_interface_is_refused():

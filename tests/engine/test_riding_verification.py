@@ -1,5 +1,5 @@
-"""Really masking in models of no table: it agrees where the engine is right, and says so where the engine is broken, also where
-the engine's own checks are off."""
+"""Really masking: it agrees where the engine is right, and says so where the engine is broken, also where the engine's own checks
+are off."""
 
 from contextlib import ExitStack
 

@@ -7,8 +7,8 @@ import torch
 from tiny_models import tiny_inputs, tiny_model
 
 from mask_impact.engine import replay, targets
-from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.plans import SequencePlan
+from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.engine.targets import Target, measure_targets
 from mask_impact.engine.variants import Masks, each_window_and_group, in_each
 from mask_impact.errors import ExactnessError
@@ -32,7 +32,7 @@ def sequence(model):
 @torch.no_grad()
 def measured(model, wanted=TARGETS, sets=SETS, variants=None, directly=False):
     _, longer = sequence(model)
-    with MaskingEngine(model, plans=[SequencePlan(n_steps=0)], keep_states="all") as engine:
+    with RidingEngine(model, plans=[SequencePlan(n_steps=0)], keep_states="all") as engine:
         logits = model(**longer).logits[0, [one.row for one in wanted]]
         if variants is None:
             variants = each_window_and_group(sets, N, len(engine.decoder.layers), "all", "all")

@@ -17,9 +17,9 @@ from transformers.models.qwen3_vl import modeling_qwen3_vl
 from mask_impact.engine import tower as towers
 from mask_impact.engine import tower_map
 from mask_impact.engine.features import FeaturePass
+from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.engine.tower import keys_hidden, readings, tower_of
 from mask_impact.errors import ExactnessError, ModelError, UnsupportedArchitecture
-from mask_impact.models.architectures import locate
 
 GRIDS = ((1, 4, 6), (1, 4, 4))
 WITHIN = {torch.float32: (1e-4, 0.0), torch.float64: (1e-9, 1e-14)}  # of itself, and of the attention's output
@@ -37,7 +37,7 @@ def measured(model, n_images=1, image=0, unit=1, probes=0, seed=0):
     again = FeaturePass(model, tiny_image_inputs(model, n_images=n_images, grids=GRIDS), 1)
     values, own = again.pixel_values(image)[None], again.own()
     with torch.no_grad():
-        found = readings(locate(model), tower_of(model), lambda: again.seen(own, image, values), unit, probes, seed)
+        found = readings(decoder_of(model), tower_of(model), lambda: again.seen(own, image, values), unit, probes, seed)
     return [torch.stack([getattr(one, name) for one in found]) if getattr(found[0], name) is not None else None
             for name in ("attention", "full", "error")]  # fmt: skip
 
@@ -178,14 +178,14 @@ def both_images(model):
     """The map of two images in one pass of the tower."""
     again = FeaturePass(model, tiny_image_inputs(model, n_images=2, grids=GRIDS), 1)
     with torch.no_grad():
-        return torch.stack([one.attention for one in readings(locate(model), tower_of(model), again.own, 1)])
+        return torch.stack([one.attention for one in readings(decoder_of(model), tower_of(model), again.own, 1)])
 
 
 def features_with_hidden_keys(model, keys, layers=None):
     again = FeaturePass(model, tiny_image_inputs(model, grids=GRIDS), 1)
     own = again.own()
     flags = torch.ones(len(keys), 4, dtype=torch.bool) if layers is None else layers
-    with keys_hidden(locate(model), tower_of(model), keys, flags):
+    with keys_hidden(decoder_of(model), tower_of(model), keys, flags):
         return again.seen(own, 0, again.pixel_values(0).expand(len(keys), -1, -1))
 
 

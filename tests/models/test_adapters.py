@@ -59,7 +59,7 @@ def test_a_folder_is_loaded_and_measured_as_its_model_with_the_adapter_merged(ch
     assert oracle.largest_error(result, oracle.measure(without, oracle.prompt_of(result), STEPS)) > 1e-2
 
 
-@pytest.mark.parametrize("more", [{}, {"use_dora": True}], ids=["lora", "dora"])
+@pytest.mark.parametrize("more", [{}, {"use_dora": True}, {"lora_bias": True}], ids=["lora", "dora", "bias"])
 @pytest.mark.parametrize("name", ["qwen3", "gemma3_text"])
 def test_maps_effects_and_answer_are_those_of_the_merged_model(name, more):
     model, other = (with_lora(tiny_model(name, vocab_size=320), **more) for _ in range(2))
@@ -71,13 +71,6 @@ def test_maps_effects_and_answer_are_those_of_the_merged_model(name, more):
         np.testing.assert_allclose(step.l2, wanted.l2, rtol=1e-4, atol=1e-6 * wanted.l2.max())
         np.testing.assert_allclose(step.effect.logprob_change, wanted.effect.logprob_change, atol=1e-4)
     assert found.answer is not None
-
-
-def test_an_adapter_with_a_bias_of_its_own_is_refused():
-    """The map is its bias beside the module's own: the engine, which takes that one off, would be off by it."""
-    model = with_lora(tiny_model("qwen3", vocab_size=320), lora_bias=True)
-    with pytest.raises(ModelError, match=r"add something to a linear map beside its bias: Linear \(model.layers.0"):
-        loading.wrap(model, make_tokenizer())
 
 
 def test_its_own_tokenizer_is_taken_where_it_has_one(mine):

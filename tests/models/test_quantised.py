@@ -97,7 +97,7 @@ def test_what_was_saved_quantised_is_loaded_and_gives_the_same(checkpoint, kind,
 @pytest.mark.parametrize("name", ["gemma2", "gpt_neox", "mixtral"])
 @pytest.mark.parametrize("kind", ["torchao int8", "torchao int4"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_family_that_is_in_no_table_is_proven_with_quantised_weights_too(name, kind, dtype):
+def test_another_family_is_proven_with_quantised_weights_too(name, kind, dtype):
     config = torchao_config(kind)
     quantize = pytest.importorskip("torchao.quantization").quantize_
     model = family_model(name, dtype=dtype)

@@ -14,8 +14,8 @@ from mask_impact.analyses.prepared import Prepared, prepare
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.api import functions
 from mask_impact.api.functions import analyze, analyze_many
-from mask_impact.engine.masking import MaskingEngine
 from mask_impact.engine.plans import SequencePlan
+from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.errors import ExactnessError, InputError, UsageError
 from mask_impact.models import loading
 from mask_impact.studies import batching
@@ -156,11 +156,11 @@ def test_the_engine_refuses_a_batch_of_another_size():
     inputs = {key: value.repeat(2, 1) for key, value in tiny_inputs(model, 4).items()}
     with (
         pytest.raises(UsageError, match="3 sequences at a time can be analysed; the model was given 2"),
-        MaskingEngine(model, plans=[SequencePlan()] * 3),
+        RidingEngine(model, plans=[SequencePlan()] * 3),
     ):
         model.generate(**inputs, max_new_tokens=1)
     with pytest.raises(UsageError, match="single sequence only"):
-        MaskingEngine(model, plans=[SequencePlan()] * 2, record_layers=frozenset({0}))
+        RidingEngine(model, plans=[SequencePlan()] * 2, verify=[0])
 
 
 def test_analyze_is_a_batch_of_one():

@@ -17,7 +17,7 @@ from mask_impact.engine.attention import (
     masking_differences,
     query_attention,
 )
-from mask_impact.engine.measurement import LayerRecord
+from mask_impact.engine.recording import LayerRecord
 from mask_impact.engine.riding.layers import Layer
 from mask_impact.engine.riding.tensor import Ride, Riding, riding_in
 from mask_impact.engine.taps import each_visible_key, visible_keys, within_sight

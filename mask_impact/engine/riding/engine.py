@@ -21,22 +21,21 @@ from transformers.cache_utils import Cache
 
 from mask_impact.engine.attention import arithmetic_dtype
 from mask_impact.engine.choices import VARIANT_GROUPS
-from mask_impact.engine.measurement import LayerRecord, check_reproduced
-from mask_impact.engine.ownership import Block
+from mask_impact.engine.ownership import Block, hooked_in
 from mask_impact.engine.plans import SequencePlan, check_batch, measured_at
-from mask_impact.engine.recording import RawStep, gather
+from mask_impact.engine.recording import LayerRecord, RawStep, gather
 from mask_impact.engine.riding import arithmetic, functions, linear, structure
 from mask_impact.engine.riding.boarding import Boarded, Call, Measuring, let_on
 from mask_impact.engine.riding.keeping import FoundDecoder, StatesKeeping
-from mask_impact.engine.riding.layers import Attending, Layer, Layers, find_layers, no_attention
+from mask_impact.engine.riding.layers import Attending, Layer, Layers, decoder_of, no_attention
 from mask_impact.engine.riding.probe import prove, snapshot
-from mask_impact.engine.riding.remeasuring import Remeasuring
+from mask_impact.engine.riding.remeasuring import Remeasuring, Verification
 from mask_impact.engine.riding.room import check_room
 from mask_impact.engine.riding.tensor import Riding, replaced, states_in
+from mask_impact.engine.self_check import check_reproduced
 from mask_impact.engine.states import LayerState
 from mask_impact.engine.tail import Tail
 from mask_impact.engine.taps import attention_options, scaling_of, tapped, windowed_kernel
-from mask_impact.engine.verification import Verification
 from mask_impact.errors import UnsupportedArchitecture, UsageError
 
 RULES_FROM = (arithmetic, functions, linear, structure)  # what importing them puts into the table of rules
@@ -49,13 +48,13 @@ class RidingEngine:
     sequence of the batch that the model will be given; one whose number is put into `finished` is measured no more.
     max_rows: how many hidden tokens may be between two linear maps at once (None: all); results do not depend on it.
     on_layer(step, layer) is called when a layer is done; layer: its number in its list. probe: whether each kind of layer is
-    proven the first time. keep_states: whether `states` has a LayerState of each layer after a step, for a single sequence: of
-    the `last` position or of `all`; then layers without an attention are refused, and hooks of others; or, unless it must_keep,
-    no states are kept where they can't be. verify: layers of which something is measured again by really masking, see
-    remeasuring; for a single sequence. After a step `mapped` has the names of the layers in the order of the step's rows,
-    `unmapped` of the others beside them, `attending` their numbers. Errors: UnsupportedArchitecture (NoRule names the operation),
-    UsageError for a batch of another size, ExactnessError where the arithmetic could not be reproduced, where the probe fails, or
-    where something is not finite. Only what the thread that opens the block does is measured; see `ownership`.
+    proven the first time, and each layer with hooks of others in each block. keep_states: whether `states` has a LayerState of
+    each layer after a step, for a single sequence: of the `last` position or of `all`; then hooks of others are refused; or,
+    unless it must_keep, no states are kept where they can't be. verify: layers of which something is measured again by really
+    masking, see remeasuring; for a single sequence. After a step `mapped` has the names of the layers in the order of the step's
+    rows, `unmapped` of the others beside them, `attending` their numbers. Errors: UnsupportedArchitecture (NoRule names the
+    operation), UsageError for a batch of another size, ExactnessError where the arithmetic could not be reproduced, where the
+    probe fails, or where something is not finite. Only what the thread that opens the block does is measured; see `ownership`.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class RidingEngine:
         must_keep: bool = True,
         verify: Sequence[int] = (),
     ) -> None:
-        self.model, self.layers = model, find_layers(model)
+        self.model, self.layers = model, decoder_of(model)
         self.groups = tuple(group for group in VARIANT_GROUPS if group in groups)
         self.ablation, self.plans, self.on_layer = ablation, tuple(plans), on_layer
         self.max_rows, self.probe = max_rows or None, probe
@@ -88,6 +87,7 @@ class RidingEngine:
         self.mapped: tuple[str, ...] = ()
         self.attending = Attending((), 0, ())
         self._step, self._thread = -1, None
+        self._hooked: set[Layer] = set()  # those with hooks of others, which have not been proven with them
         self._clear()
         self._stack = ExitStack()
 
@@ -149,6 +149,7 @@ class RidingEngine:
 
     def __enter__(self) -> "RidingEngine":
         layers, self._thread = self.layers, get_ident()
+        self._hooked = {layer for layer in layers.layers if hooked_in(layer.module)}
         with ExitStack() as stack:
             self.block = block = stack.enter_context(tapped(layers, self._on_tap))
             if self._keeping is not None:
@@ -174,7 +175,7 @@ class RidingEngine:
             if self._keeping is not None:
                 self._keeping.enter(layer, args, kwargs)
             if self._active:
-                again = self.probe and self.layers.known.to_prove(layer)
+                again = self.probe and self._to_prove(layer)
                 again |= self._remeasuring is not None and self._remeasuring.wants(len(self.steps), layer)
                 self._entered[layer] = snapshot(args, kwargs) if again else (args, kwargs)
 
@@ -199,10 +200,14 @@ class RidingEngine:
         if self._held == 0:
             self.fed_again = self._step > 0
         if self._keeping is not None:
-            self._keeping.begin(anew=self._held == 0)
+            self._keeping.begin(self._held == 0, kwargs)
         self._started = time.perf_counter()
         self._active = measured_at(self._step, self.plans, self.finished)
         return args, kwargs if self._keeping is None else self._keeping.with_all_rows(kwargs)
+
+    def _to_prove(self, layer: Layer) -> bool:
+        """Whether nothing is known of such layers yet, or of what somebody else's hooks do in this one."""
+        return layer in self._hooked or self.layers.known.to_prove(layer)
 
     def _on_tap(self, own, module, query, key, value, attention_mask, *args, **kwargs):
         known, layer = self.layers.known, self.layers.around.get(module)
@@ -261,9 +266,12 @@ class RidingEngine:
         finally:
             boarded.ride.open = False
         (known.quiet.discard if boarded.ride.noisy else known.quiet.add)(layer.kind)
-        if self.probe and self.groups != ("heads",) and known.to_prove(layer):
+        if self.probe and self.groups != ("heads",) and self._to_prove(layer):
             prove(self.layers, layer, *given)
-            known.proven.add(layer.kind)
+            if layer in self._hooked:
+                self._hooked.remove(layer)
+            else:
+                known.proven.add(layer.kind)
         known.without.discard(layer.kind)
         if self._remeasuring is not None:
             positions = self._positions[0].tolist()

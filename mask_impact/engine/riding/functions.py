@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from mask_impact.engine.propagation import ACTIVATIONS, Activation, rms_difference
 from mask_impact.engine.riding import differences
+from mask_impact.engine.riding.norms_and_gates import ACTIVATIONS, Activation, rms_difference
 from mask_impact.engine.riding.pending import Activated
 from mask_impact.engine.riding.tensor import NoRule, Riding, facing, in_place_rule_for, rule_for, written
 

@@ -1,4 +1,4 @@
-"""Keeping the states of a decoder that is in no table: its layers in the order in which their attentions run, and what stands
+"""Keeping the states of a decoder: its layers in the order in which their attentions run, and what stands
 behind the last one.
 
 A layer without a softmax attention is kept as the others are, without keys and values. Where it reads other positions in
@@ -139,6 +139,7 @@ class StatesKeeping:
         self._n_new = 0  # positions that are given in this pass
         self._last: torch.Tensor | None = None  # the output of the layer that was left last
         self._beside_last: list[torch.Tensor] = []  # what else it gave
+        self._features: list[torch.Tensor] = []  # that the decoder is given in this pass
         self._watch = TailWatch(model)
 
     @contextmanager
@@ -156,8 +157,9 @@ class StatesKeeping:
         refuse_hooks(self.layers)
 
     @_unless_given_up
-    def begin(self, anew: bool) -> None:
-        """A pass begins; anew: with the sequence from its beginning."""
+    def begin(self, anew: bool, given: Mapping[str, Any]) -> None:
+        """A pass begins; anew: with the sequence from its beginning; given: the arguments of the decoder's call."""
+        self._features = list(_tensors_in(given))
         self._given, self._attended, self._silent, self._last = {}, set(), set(), None
         self._waiting, self._beside_last = [], []
         self.keeper.begin(anew)
@@ -226,9 +228,9 @@ class StatesKeeping:
         for name, value in rest.items():
             if any(value is one for one in self._beside_last):
                 raise self._refused(f"{layer.name} is given `{name}` by the layer before it, beside its states")
-        self.keeper.enter(index, states, rest, not known.replayed or known.ahead or layer.name in known.whole)
-        if index > 0 and self.keeper.states[index - 1].added is not None:
+        if index > 0 and not _is_added(self._features, self._last, states):
             raise self._refused(f"something stands between {layer.name} and the layer before it")
+        self.keeper.enter(index, states, rest, not known.replayed or known.ahead or layer.name in known.whole)
         return index
 
     def _leave(self, layer: Layer, output: Any) -> None:
@@ -274,11 +276,41 @@ class StatesKeeping:
         if self.tail is None and self._last is not None:
             tail = self._watch.found(self._last, output.logits[0, -1])
             behind = [*(one for _, one in tail.modules), tail.head]
-            refuse_hooks(self.layers, {type(one).__name__: one for one in behind})
+            names = {one: name for part in (self.model, self.layers.decoder) for name, one in part.named_modules()}
+            refuse_hooks(self.layers, {names.get(one, type(one).__name__): one for one in behind})
             self.tail = tail
 
     def _refused(self, what: str) -> UnsupportedArchitecture:
         return UnsupportedArchitecture(f"{what} ({type(self.model).__name__}): {WHAT}")
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple | list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_in(part)
+
+
+def _is_added(features: list[torch.Tensor], left: torch.Tensor, entered: torch.Tensor) -> bool:
+    """Whether between two layers nothing happens but that rows of one of the features [.., hidden] are added to some positions,
+    in their order: what is added is the same then, whatever the states are. left, entered: [1, n, hidden], what the one layer
+    gave and the other is given."""
+    left = left.to(entered.device)
+    if torch.equal(left, entered):
+        return True
+    wide = torch.promote_types(entered.dtype, torch.float32)
+    added = (entered.to(wide) - left.to(wide))[0]
+    some = added.any(dim=-1)
+    added, bound = added[some], torch.finfo(entered.dtype).eps * entered[0, some].to(wide).abs()
+    for one in features:
+        if not one.is_floating_point() or one.dim() == 0 or one.shape[-1] != added.shape[-1]:
+            continue
+        rows = one.detach().to(added).reshape(-1, added.shape[-1])
+        rows = rows[rows.any(dim=-1)]
+        if rows.shape == added.shape and bool(((rows - added).abs() <= bound).all()):
+            return True
+    return False
 
 
 def _is_causal(module: nn.Module, options: Mapping[str, Any]) -> bool:

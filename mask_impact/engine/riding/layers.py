@@ -1,4 +1,4 @@
-"""A decoder's layers, found without a table: what lies in a list of modules.
+"""A decoder's layers: what lies in a list of modules.
 
 Which of them have a softmax attention shows in a forward.
 """
@@ -12,7 +12,6 @@ from torch import nn
 
 from mask_impact.engine.riding.opaque import Opaque
 from mask_impact.errors import UnsupportedArchitecture
-from mask_impact.models.architectures import Decoder, is_located, locate
 
 _kinds: dict[tuple, int] = {}  # how layers are built, each with its number
 
@@ -137,7 +136,7 @@ class Layers:
         )
 
 
-def find_layers(model: nn.Module) -> Layers:
+def decoder_of(model: nn.Module) -> Layers:
     """The lists of modules in a model's decoder; UnsupportedArchitecture where there is none."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     lists = [(name, part) for name, part in decoder.named_modules() if isinstance(part, nn.ModuleList) and len(part)]
@@ -160,8 +159,3 @@ def no_attention(model: nn.Module) -> UnsupportedArchitecture:
     return UnsupportedArchitecture(
         f"no layer of {type(model).__name__} calls transformers' attention interface: nothing can be measured"
     )
-
-
-def decoder_of(model: nn.Module) -> Decoder | Layers:
-    """The decoder as the table has it; for a model that is not in the table, its lists of layers."""
-    return locate(model) if is_located(model.config.model_type) else find_layers(model)

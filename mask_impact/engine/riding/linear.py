@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from mask_impact.engine.propagation import scale_of_rows
 from mask_impact.engine.riding.pending import Mapped
 from mask_impact.engine.riding.tensor import HALF, NoRule, Riding, rule_for
 
@@ -49,6 +48,21 @@ def mapped(
     if ride.shortcut:
         _of_nothing(x, new, bias)
     return new
+
+
+def scale_of_rows(rows: torch.Tensor, dtype: torch.dtype, has_bias: bool) -> torch.Tensor | None:
+    """A power of two [n, 1] for each of some differences [n, width] that go through a linear map in the dtype, or None where
+    none is needed.
+
+    float16 would lose small differences below its smallest numbers, and a bias would drown them: scaled up, the mapped
+    difference outweighs the bias, and taking the bias off again costs nothing of its digits.
+    """
+    if dtype != torch.float16 and not has_bias:
+        return None
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    largest = rows.abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+    target = (4 if dtype == torch.float16 else 24) if has_bias else 0
+    return torch.exp2((target - torch.log2(largest).floor()).clamp(-100, 100))
 
 
 def _without(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mask_impact.engine.propagation import Activation, gated_difference
+from mask_impact.engine.riding.norms_and_gates import Activation, gated_difference
 
 Piece = tuple[int, slice]  # the number of a sequence, and some of its variants
 

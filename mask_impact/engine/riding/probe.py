@@ -20,8 +20,10 @@ from mask_impact.engine.riding.opaque import Opaque
 from mask_impact.engine.riding.tensor import HALF, Ride, replaced, riding_in, states_in
 from mask_impact.engine.taps import tapped
 from mask_impact.errors import ExactnessError
+from mask_impact.models.architectures import parameter
 
 TOLERANCE = 1e-3  # of the movement, relative
+DRESS = ("forward", "_old_forward", "_hf_hook")  # attributes
 ROUNDINGS = 16  # of the layer's output, that may count as movement
 
 
@@ -59,12 +61,14 @@ def snapshot(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
 
 
 def widened(module: nn.Module, args: tuple, kwargs: dict) -> tuple[nn.Module, tuple, dict]:
-    """A float32 copy of a layer and of what it is called with; as they are where it is no layer in half precision, or can't be
-    copied."""
-    dtype = _wider(module)
-    if dtype is None:
+    """A float32 copy of a layer and of what it is called with, where it runs; as they are where it is no layer in half precision,
+    or can't be copied."""
+    dtypes = {weight.dtype for weight in module.parameters()}
+    if not dtypes & set(HALF) or not all(dtype.is_floating_point for dtype in dtypes):
         return module, args, kwargs
-    return _copied(module).to(dtype), _cast(args, dtype), _cast(kwargs, dtype)
+    copied = _copied(module).to(torch.float32)
+    device = next(copied.parameters()).device
+    return copied, _cast(args, torch.float32, device), _cast(kwargs, torch.float32, device)
 
 
 def _run(layers, layer, module, entered, args, kwargs, rides: bool) -> Any:
@@ -100,35 +104,35 @@ def _run(layers, layer, module, entered, args, kwargs, rides: bool) -> Any:
     return last[0], torch.zeros_like(last[0]) if x is None else x.d[0]
 
 
-def _wider(module: nn.Module) -> torch.dtype | None:
-    """The dtype in which a copy of a layer is to run; None where it runs itself: in float32 or float64, or what can't be
-    copied: weights that are elsewhere, or quantised."""
-    dtypes = {parameter.dtype for parameter in module.parameters()}
-    movable = all(dtype.is_floating_point for dtype in dtypes) and not any(p.is_meta for p in module.parameters())
-    return torch.float32 if movable and dtypes & set(HALF) else None
-
-
 def _copied(module: nn.Module) -> nn.Module:
-    """A copy whose modules' forwards are their own again."""
+    """A copy whose modules' forwards are their own again, with weights that are elsewhere until the module runs."""
     with _undressed(module):
-        return copy.deepcopy(module)
+        copied = copy.deepcopy(module)
+    for name, inner in module.named_modules():
+        for part, weight in inner.named_parameters(recurse=False):
+            if weight.is_meta:
+                setattr(copied.get_submodule(name), part, nn.Parameter(parameter(inner, part), requires_grad=False))
+    return copied
 
 
 @contextmanager
 def _undressed(module: nn.Module) -> Iterator[None]:
-    """While the block is open, what stands in the place of forwards is away."""
-    before = [(inner, inner.__dict__.pop("forward")) for inner in module.modules() if "forward" in inner.__dict__]
+    """While the block is open, what stands in the place of forwards is away, and what accelerate keeps beside it."""
+    before = [
+        (inner, name, inner.__dict__.pop(name)) for inner in module.modules() for name in DRESS if name in inner.__dict__
+    ]
     try:
         yield
     finally:
-        for inner, forward in before:
-            inner.forward = forward
+        for inner, name, value in before:
+            inner.__dict__[name] = value
 
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Floating tensors in the dtype, in mappings that are no dicts too; what a mask hides stays hidden."""
+def _cast(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """On the device, floating tensors in the dtype, in mappings that are no dicts too; what a mask hides stays hidden."""
 
     def change(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.to(device)
         if not tensor.is_floating_point():
             return tensor
         hidden = tensor == torch.finfo(tensor.dtype).min
@@ -136,10 +140,10 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
     if isinstance(value, tuple | dict):
         parts = value.values() if isinstance(value, dict) else value
-        changed = [_cast(part, dtype) for part in parts]
+        changed = [_cast(part, dtype, device) for part in parts]
         return dict(zip(value, changed, strict=True)) if isinstance(value, dict) else tuple(changed)
     if isinstance(value, MutableMapping):  # what layers put their keys and values into for others
         value = copy.copy(value)
-        value.update({name: _cast(part, dtype) for name, part in value.items()})
+        value.update({name: _cast(part, dtype, device) for name, part in value.items()})
         return value
     return replaced(value, change, torch.Tensor)

@@ -1,11 +1,11 @@
-"""Verification of a decoder that is in no table: some (step, layer, token) are measured again while the model runs, by really
-masking the token.
+"""Verification: some (step, layer, token) are measured again while the model runs, by really masking the token.
 
 When a layer is done, a float32 copy of it runs on what the model gave it, cache included: once with nothing hidden, once with
 the token hidden from the last query. Its attention there is a softmax in float64 (`plain_attention`). Distances are
 subtractions of the two runs. Nothing rides, and no rule for an operation is used.
 """
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -21,8 +21,49 @@ from mask_impact.engine.recording import RawStep
 from mask_impact.engine.riding.layers import Attending, Layer, Layers
 from mask_impact.engine.riding.probe import snapshot, widened
 from mask_impact.engine.taps import tapped
-from mask_impact.engine.verification import Verification, error_of
 from mask_impact.errors import UnsupportedArchitecture, UsageError
+
+
+@dataclass(frozen=True)
+class Verification:
+    """triples: the (step, layer, position) re-measured; errors: of each the largest relative difference of an L2 distance over
+    its variants; error: the largest of them, NaN where nothing could be measured.
+
+    An error is relative to the re-measured distance, or to a thousandth of the largest distance of that variant in that layer
+    and step where the re-measured one is smaller: below, the subtraction of two float32 outputs has no digits to compare. A
+    distance of Full below its layer's noise floor counts as much as the floor, at most as a tenth of the largest.
+    """
+
+    triples: tuple[tuple[int, int, int], ...]
+    errors: tuple[float, ...]
+    error: float
+
+    @classmethod
+    def of(cls, found: Sequence[tuple[tuple[int, int, int], float]]) -> "Verification":
+        """Of triples with their errors."""
+        errors = tuple(error for _, error in found)
+        largest = max(errors, key=lambda error: (math.isnan(error), error), default=math.nan)
+        return cls(tuple(triple for triple, _ in found), errors, largest)
+
+
+def choose_layers(n_layers: int, n_triples: int, seed: int = 0, without: Sequence[int] = ()) -> list[int]:
+    """The layers of the triples, chosen before the run so that their inputs can be kept: each layer once before one has its
+    turn again. without: those in which nothing can be measured."""
+    layers = [layer for layer in range(n_layers) if layer not in without]
+    random.Random(seed).shuffle(layers)
+    return [layers[number % len(layers)] for number in range(n_triples if layers else 0)]
+
+
+def error_of(step: RawStep, place: int, position: int, expected: torch.Tensor, groups: Sequence[str]) -> float:
+    """See Verification; place: of the layer among those of the step; expected: [V], of one of its positions."""
+    measured = step.l2[place]  # [P_t, V]
+    row, expected = step.positions.tolist().index(position), expected.to(measured)
+    largest = measured.amax(dim=0)
+    smallest = 1e-3 * largest
+    if "full" in groups and bool(torch.isfinite(step.noise_floor[place])):  # the first of the variants
+        smallest[0] = torch.maximum(smallest[0], step.noise_floor[place].to(largest).minimum(largest[0] / 10))
+    scale = torch.maximum(expected, smallest).clamp_min(torch.finfo(measured.dtype).tiny)
+    return float(((measured[row] - expected).abs() / scale).max())
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""How a difference passes through the parts of a decoder layer that are not linear maps: pure tensor functions.
+"""How a difference passes through norms and gates: pure tensor functions.
 
 A linear map of a difference is the difference of the maps, so only norms and gates need arithmetic of their own. Each
 function here returns f(x + d) - f(x) without ever subtracting two values of f, so that a small difference keeps its
@@ -12,18 +12,6 @@ import torch
 from torch.nn import functional
 
 from mask_impact.engine.attention import CPU_BLOCK_ELEMENTS, blocks
-from mask_impact.models.architectures import Norm
-
-
-def rms_norm(state: torch.Tensor, norm: Norm) -> torch.Tensor:
-    """The norm of state [..., hidden] in state's own dtype."""
-    scale = torch.rsqrt(state.square().mean(-1, keepdim=True) + norm.eps)
-    return state * scale * norm.weight(state.dtype, state.device)
-
-
-def rms_norm_difference(state: torch.Tensor, differences: torch.Tensor, norm: Norm) -> torch.Tensor:
-    """norm(x + d) - norm(x) for x [hidden], d [n, hidden]."""
-    return rms_difference(state, differences, norm.eps, norm.weight(state.dtype, state.device))
 
 
 def rms_difference(
@@ -67,21 +55,6 @@ def _rms_difference(state: torch.Tensor, differences: torch.Tensor, eps: float) 
         moved = torch.where(most_is_gone.unsqueeze(-1), masked_state, differences)
         moved.mul_(masked_root.reciprocal().unsqueeze(-1))
     return moved.addcmul_(scale.unsqueeze(-1), state)
-
-
-def scale_of_rows(rows: torch.Tensor, dtype: torch.dtype, has_bias: bool) -> torch.Tensor | None:
-    """A power of two [n, 1] for each of some differences [n, width] that go through a linear map in the dtype, or None where
-    none is needed.
-
-    float16 would lose small differences below its smallest numbers, and a bias would drown them: scaled up, the mapped
-    difference outweighs the bias, and taking the bias off again costs nothing of its digits.
-    """
-    if dtype != torch.float16 and not has_bias:
-        return None
-    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    largest = rows.abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
-    target = (4 if dtype == torch.float16 else 24) if has_bias else 0
-    return torch.exp2((target - torch.log2(largest).floor()).clamp(-100, 100))
 
 
 @dataclass(frozen=True)
