@@ -548,7 +548,7 @@ def test_json_has_every_measurement(vl_checkpoint, tmp_path, monkeypatch, capsys
     (["--box", "1,2,3"], "must be four numbers such as 96,0,128,32"),
     (["--fills", "red"], "must be some of border, mean, blur, grey, not 'red'"),
     (["--by", "token"], "did you mean tokens?"),
-    (["--beam", "65"], "--beam must be a whole number from 1 to 64"),
+    (["--beam", "65"], "--beam must be a whole number of rectangles, at least 1, at most 64, not 65"),
 ])  # fmt: skip
 def test_a_wrong_argument_is_one_line(argv, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
