@@ -79,7 +79,7 @@ def test_the_map_agrees_with_hiding_one_patch_or_token_at_a_time(unit, dtype):
 @pytest.mark.parametrize(("sharpness", "dtype"), [(10.0, torch.float32), (4.0, torch.float64), (40.0, torch.float64)])
 @pytest.mark.parametrize("unit", [1, 4])
 def test_a_key_with_most_of_the_weight_is_exact_too(unit, sharpness, dtype):
-    """With half of it, with most, and with nearly all. At the sharpest, float32 logits of the tower itself have too few digits."""
+    """With half of it, most, nearly all. At the sharpest, the tower's own logits in float32 have too few digits."""
     found, _, _ = measured(model_of(dtype, sharpness), unit=unit)
     assert_close(found, expected(dtype, sharpness, unit=unit), dtype)
 
