@@ -171,6 +171,7 @@ def full_inputs(model, inputs, token_ids):
     another id, which no one looks at.
     """
     known = {"input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw"}
+    known |= {"pixel_values_videos", "video_grid_thw"}
     if unknown := set(inputs) - known:
         raise ValueError(f"the oracle does not know what to do with {', '.join(sorted(unknown))}")
     if inputs["input_ids"].shape[0] != 1:

@@ -105,6 +105,7 @@ def filled(picture, box, fill):
             for x in range(max(0, left - 8), min(wide, right + 8))
             if not (left <= x < right and top <= y < bottom)
         ]
+        ring = ring or list(picture.reshape(-1, 3))  # around a whole frame there is nothing
         colour = np.sort(np.array(ring), axis=0)[(len(ring) - 1) // 2]
     changed[top:bottom, left:right] = np.round(colour).astype(np.uint8)
     return changed

@@ -34,13 +34,15 @@ from mask_impact.errors import (
 from mask_impact.models.architectures import locate
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.encoding import token_texts
+from mask_impact.prompts.patches import PIXELS
 from mask_impact.results.tokens import TokenTable
 
 FAMILIES = ("qwen3_vl", "qwen3_vl_moe")
 
 
-def check_images(reader: Reader, prepared: Prepared) -> None:
-    """Refuses, by the configuration and the prompt alone, a model whose eye is not known and a prompt without an image."""
+def check_images(reader: Reader, prepared: Prepared, videos: bool = False) -> None:
+    """Refuses, by the configuration and the prompt alone, a model whose eye is not known and a prompt without an image. videos:
+    whether a video is taken, too."""
     model_type = reader.config.model_type
     if model_type not in FAMILIES:
         raise UnsupportedArchitecture(
@@ -48,7 +50,7 @@ def check_images(reader: Reader, prepared: Prepared) -> None:
         )
     if not prepared.encoded.images:
         raise InputError("the prompt has no image; give one")
-    if any(image.moment is not None for image in prepared.encoded.images):
+    if not videos and any(image.moment is not None for image in prepared.encoded.images):
         raise InputError(
             "the prompt has a video, and only the features of images are changed so far; give its frames as images"
         )
@@ -106,9 +108,9 @@ class Looking:
         self.texts, kinds = token_texts(loaded.tokenizer, self.produced)
         self.tokens: TokenTable = prepared.encoded.tokens.extended(self.produced, self.texts, kinds)
         moved = on_input_device(loaded.model, inputs)
-        moved["pixel_values"] = inputs["pixel_values"].to(
-            moved["pixel_values"].device
-        )  # of which means are formed, unrounded
+        for name in PIXELS:  # of which means are formed, unrounded
+            if name in inputs:
+                moved[name] = inputs[name].to(moved[name].device)
         self.inputs = extended(moved, self.produced[:-1])
         self.again = FeaturePass(loaded.model, self.inputs, len(self.produced))
         self._answered, self._resolved = torch.stack(logits), self._steps_of(kinds)

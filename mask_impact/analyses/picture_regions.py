@@ -1,11 +1,12 @@
 """Regions of an image's pixels: image tokens, patches, boxes, masks, blocks of tokens, and the search from coarse to fine.
+A pair of a video's frames is an image.
 
 A region has pixels of the resized picture, which the vision tower sees. Knows grids and pixels; nothing of what becomes of the
 answer without a region: the search asks.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,15 +16,17 @@ from mask_impact.prompts.encoding import EncodedPrompt
 from mask_impact.prompts.images import Picture
 from mask_impact.prompts.patches import PatchGrid
 from mask_impact.results.patches import PictureRegion
-from mask_impact.results.tokens import ImageRecord
+from mask_impact.results.tokens import ImageRecord, image_name
 
 Edges = tuple[int, int, int, int]  # left, top, right, bottom, in pixels of the resized picture, or in tokens
 HALF = 128  # of the brightness of a mask's pixel
+NEAREST = 0  # Pillow's way of resizing that makes no new colours
 
 
 @dataclass(frozen=True)
 class Place:
-    """A region with its pixels. mask: bool [H, W]; tokens: bool [tokens of its image], those that have a pixel of it."""
+    """A region with its pixels. mask: bool [H, W], in each of its images; tokens: bool [tokens of one image], those that have a
+    pixel of it."""
 
     region: PictureRegion
     mask: torch.Tensor
@@ -52,12 +55,12 @@ class Numbered:
 
 
 class Regions:
-    """Makes the regions of one image. number: of the image; several: whether the prompt has more of them."""
+    """Makes the regions of one image. number: of the image; called: what regions are called after, where there are more."""
 
     def __init__(self, encoded: EncodedPrompt, number: int, grid: PatchGrid) -> None:
         self.number, self.grid = number, grid
         self.record: ImageRecord = encoded.images[number]
-        self.several = len(encoded.images) > 1
+        self.called = image_name(encoded.images, number) if len(encoded.images) > 1 else ""
         self._positions = np.flatnonzero(encoded.tokens.image == number)
 
     def token(self, row: int, column: int) -> Place:
@@ -69,6 +72,8 @@ class Regions:
         left, top, right, bottom = tokens
         if (right - left, bottom - top) == (1, 1):
             level, name = "token", f"[{top}, {left}]"
+        elif self.record.moment is not None and (right - left, bottom - top) == self.grid.tokens[::-1]:
+            level, name = "frames", ""
         else:
             level, name = "block", f"[{_span(top, bottom)}, {_span(left, right)}]"
         return self._rectangle(level, name, (top, left), tuple(self.grid.token * edge for edge in tokens))
@@ -121,11 +126,20 @@ class Regions:
                 f"the mask '{picture.source}' has {wide} x {high} pixels and image {self.number} "
                 f"{own[0]} x {own[1]}; give one of the same size, white where the region is"
             )
-        small = picture.image.convert("L").resize((self.grid.width, self.grid.height), 0)  # the nearest pixel
+        small = picture.image.convert("L").resize((self.grid.width, self.grid.height), NEAREST)
         mask = torch.from_numpy(np.asarray(small) >= HALF)
         if not mask.any():
             raise InputError(f"the mask '{picture.source}' is black all over; make it white where the region is")
-        return self._place("region", "mask", (-1, -1), mask, None)
+        return self.shaped("mask", mask)
+
+    def shaped(self, name: str, mask: torch.Tensor) -> Place:
+        """A region of any shape. mask: bool [H, W], with a pixel at least."""
+        return self._place("region", name, (-1, -1), mask, None)
+
+    def of_tokens(self, name: str, tokens: torch.Tensor) -> Place:
+        """The pixels of some image tokens. tokens: bool [rows, columns]."""
+        size = self.grid.token
+        return self.shaped(name, tokens.repeat_interleave(size, dim=0).repeat_interleave(size, dim=1))
 
     def _rectangle(self, level: str, name: str, at: tuple[int, int], edges: Edges) -> Place:
         left, top, right, bottom = edges
@@ -149,10 +163,19 @@ class Regions:
             wide, high = self.record.size
             x, y = wide / self.grid.width, high / self.grid.height
             box = (left * x, top * y, right * x, bottom * y)
-        shown = f"image {self.number} {name}" if self.several else name
+        shown = f"{self.called} {name}".strip() or self.record.moment.named
         positions = tuple(self._positions[tokens.numpy()].tolist())
         region = PictureRegion(level, shown, self.number, *at, tuple(box), (right - left, bottom - top), positions)
         return Place(region, mask, tokens)
+
+
+def spanning(places: Sequence[Place], name: str) -> Place:
+    """The same pixels in several images, as one region."""
+    first = places[0].region
+    positions = tuple(sorted(position for place in places for position in place.region.positions))
+    images = tuple(place.region.image for place in places)
+    region = replace(first, name=name, positions=positions, images=images if len(images) > 1 else ())
+    return replace(places[0], region=region)
 
 
 def _span(first: int, end: int) -> str:
@@ -170,9 +193,14 @@ def _reach(flags: torch.Tensor) -> tuple[int, int]:
 Cut = tuple[int, Edges]  # which of the images, and a rectangle of its tokens
 
 
-def wholes(images: Sequence[Regions]) -> list[Edges]:
-    """Of each image all of its tokens."""
-    return [(0, 0, *one.grid.tokens[::-1]) for one in images]
+def coarsest(images: Sequence[Regions]) -> list[Cut]:
+    """What a search asks about first: each pair of a video's frames, where there are several, and the quarters of each image."""
+    cuts: list[Cut] = []
+    for number, one in enumerate(images):
+        whole = (0, 0, *one.grid.tokens[::-1])
+        parts = [whole] if one.record.moment is not None and len(images) > 1 else quarters(whole)
+        cuts += [(number, part) for part in parts]
+    return cuts
 
 
 def coarse_to_fine(
@@ -184,7 +212,7 @@ def coarse_to_fine(
     def ask(cuts: list[Cut]) -> list[float]:
         return changes([images[number].block(edges) for number, edges in cuts])
 
-    cuts = search(wholes(images), beam, ask)
+    cuts = search(coarsest(images), beam, ask)
     patches = [one for number, edges in cuts for one in images[number].patches_of(edges)]
     return [images[number].block(edges) for number, edges in cuts], patches
 
@@ -206,13 +234,13 @@ def _is_token(tokens: Edges) -> bool:
     return (tokens[2] - tokens[0], tokens[3] - tokens[1]) == (1, 1)
 
 
-def search(whole: Sequence[Edges], beam: int, ask: Callable[[list[Cut]], list[float]]) -> list[Cut]:
-    """The tokens that are found to matter most, the strongest first, `beam` at most. whole: of each image all of its tokens.
+def search(cuts: Sequence[Cut], beam: int, ask: Callable[[list[Cut]], list[float]]) -> list[Cut]:
+    """The tokens that are found to matter most, the strongest first, `beam` at most. cuts: what is asked about first.
 
     ask: what becomes of the answer without each of the rectangles, the lowest for the strongest. Each level asks about the
     quarters of the `beam` rectangles that were the strongest so far; a token stays as it is.
     """
-    cuts = [(number, part) for number, tokens in enumerate(whole) for part in quarters(tokens)]
+    cuts = list(cuts)
     kept: list[tuple[float, Cut]] = []
     while cuts:
         done = [(change, cut) for change, cut in kept if _is_token(cut[1])]

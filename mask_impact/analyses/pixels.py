@@ -1,4 +1,4 @@
-"""Pixels: what replacing a region of an image does to the answer, in total, and by which way it comes about.
+"""Pixels: what replacing a region of an image or a video does to the answer, in total, and by which way it comes about.
 
 Of each region the pixels are replaced (`fills`), the vision tower sees the new picture, and the model runs with the features that
 it gives. That is the total effect. It is split in three: only the region's own image tokens take the new features (main and
@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from mask_impact.analyses import given_regions
 from mask_impact.analyses.fills import filled
 from mask_impact.analyses.hiding import Hiding
 from mask_impact.analyses.looking import Change, Looking, changes_of, check_images, check_rows
 from mask_impact.analyses.observer import Observer
-from mask_impact.analyses.picture_regions import Cut, Numbered, Place, Regions, coarse_to_fine, search, wholes
+from mask_impact.analyses.picture_regions import Cut, Numbered, Place, Regions, coarse_to_fine, coarsest, search
 from mask_impact.analyses.prepared import Prepared, prepare
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.engine.choices import FILLS, REGIONS
@@ -25,11 +26,12 @@ from mask_impact.engine.features import Features
 from mask_impact.engine.kept import keep
 from mask_impact.engine.ownership import owned
 from mask_impact.engine.targets import TargetEffects
-from mask_impact.errors import InputError, UsageError
+from mask_impact.errors import UsageError
 from mask_impact.models.architectures import locate
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.images import Picture
 from mask_impact.prompts.patches import grids_of
+from mask_impact.prompts.videos import Clip
 from mask_impact.results.patches import HIDDEN, OTHERS, OWN, TOTAL, PatchEffects, PatchTarget
 
 DEFAULT_FILLS = FILLS[:2]
@@ -42,7 +44,8 @@ class Question:
     """Which regions are asked about. fills: what replaces their pixels, in this order; by: one of REGIONS (None: `search` where
     no region is given); beam: how many rectangles each level of a search goes on from; boxes: left, top, right, bottom in pixels
     of the original image; mask: a picture that is white where the region is; image: number of the image (None: all, or the only
-    one); split: whether the strongest token's effect is split, as that of given regions is. UsageError."""
+    one); where: group words of cells, in whose images the regions are, or which are a region where nothing else is given; split:
+    whether the strongest token's effect is split, as that of given regions is. UsageError."""
 
     fills: tuple[str, ...] = DEFAULT_FILLS
     by: str | None = None
@@ -50,6 +53,7 @@ class Question:
     boxes: tuple[Box, ...] = ()
     mask: Picture | None = None
     image: int | None = None
+    where: str | None = None
     split: bool = False
 
     def __post_init__(self) -> None:
@@ -65,7 +69,12 @@ class Question:
     @property
     def how(self) -> str | None:
         """The regions that are not given; None where there are given ones alone."""
-        return self.by or (None if self.boxes or self.mask is not None else REGIONS[0])
+        return self.by or (None if self.has_shape or self.where is not None else REGIONS[0])
+
+    @property
+    def has_shape(self) -> bool:
+        """Whether boxes or a mask are given."""
+        return bool(self.boxes) or self.mask is not None
 
 
 @dataclass(frozen=True)
@@ -86,10 +95,14 @@ class Plan:
             runs += n_fills * sum(one.grid.rows * one.grid.columns for one in self.images)
         else:
             asked: list[int] = []
-            tokens = search(wholes(self.images), self.question.beam, lambda cuts: _largest_first(cuts, asked))
+            tokens = search(coarsest(self.images), self.question.beam, lambda cuts: _largest_first(cuts, asked))
             n_patches = self.images[0].grid.merge ** 2
             runs += 0 if how is None else sum(asked) + len(tokens) * n_patches + 2 * (n_fills - 1)
         return runs + 2 * self.question.split
+
+    def together(self) -> set[tuple[int, ...]]:
+        """The images of which pixels are replaced at once."""
+        return {(one.number,) for one in self.images} | {place.region.every_image for place in self.given}
 
     def every(self) -> list[Place]:
         """Each token, or each patch, as the question asks."""
@@ -105,27 +118,11 @@ def _largest_first(cuts: Sequence[Cut], asked: list[int]) -> list[float]:
 
 def plan(reader: Reader, prepared: Prepared, question: Question) -> Plan:
     """What is asked about, in this prompt; works without the model's weights. InputError, UsageError, UnsupportedArchitecture."""
-    check_images(reader, prepared)
-    images = tuple(
-        Regions(prepared.encoded, number, grid) for number, grid in enumerate(grids_of(reader, prepared.encoded))
-    )
-    if question.image is not None:
-        if not 0 <= question.image < len(images):
-            raise UsageError(f"`image_number` {question.image} is not there: the prompt has {_count(len(images))}")
-        images = (images[question.image],)
-    given: list[Place] = []
-    if question.boxes or question.mask is not None:
-        if len(images) > 1:
-            raise UsageError(f"the prompt has {len(images)} images: say with `image_number` in which one the region is")
-        given += [images[0].box(box) for box in question.boxes]
-        given += [] if question.mask is None else [images[0].masked(question.mask)]
-    if any(place.mask.all() for place in given):
-        raise InputError("the region is the whole image: nothing around it would be left; give a smaller one")
-    return Plan(question, images, tuple(given))
-
-
-def _count(n: int) -> str:
-    return "one image, which is 0" if n == 1 else f"{n} images, 0 to {n - 1}"
+    check_images(reader, prepared, videos=True)
+    encoded = prepared.encoded
+    every = [Regions(encoded, number, grid) for number, grid in enumerate(grids_of(reader, encoded))]
+    images = given_regions.chosen(reader, encoded, every, question)
+    return Plan(question, images, tuple(given_regions.regions(reader, encoded, images, question)))
 
 
 def run(
@@ -133,11 +130,11 @@ def run(
     prompt: str | Mapping[str, Any],
     question: Question,
     settings: RunSettings,
-    pictures: Sequence[Picture] = (),
+    pictures: Sequence[Picture | Clip] = (),
     *,
     observer: Observer | None = None,
 ) -> PatchEffects:
-    """Replace the pixels of the regions, one after the other; the images are already read. Errors as in `plan`, and
+    """Replace the pixels of the regions, one after the other; the images and videos are already read. Errors as in `plan`, and
     ExactnessError."""
     observer = observer or Observer()
     prepared = prepare(loaded, prompt, settings, pictures)
@@ -147,7 +144,8 @@ def run(
         looking = Looking(loaded, prepared, observer)
         n_targets = len(looking.asked) if asked.question.how == "search" else 1
         runs, again = asked.most_runs() * n_targets, looking.again
-        each = max(map(again.tower_rows, range(len(again.grids)))) + again.decoder_rows()
+        seen = max(sum(map(again.tower_rows, one)) for one in asked.together())
+        each = seen + again.decoder_rows()
         check_rows(runs * each, again.forward_rows(), settings.max_cost, "ask about fewer regions, or search (`by`)")
         observer.changing("Replacing pixels", runs)
         measured = _Measured(looking, asked)
@@ -168,7 +166,7 @@ class _Measured:
     def __post_init__(self) -> None:
         again = self.looking.again
         self._pictures = {
-            one.number: one.grid.picture(again.pixel_values(one.number).cpu()) for one in self.plan.images
+            one.number: one.grid.pictures(again.pixel_values(one.number).cpu()) for one in self.plan.images
         }
         self._grids = {one.number: one.grid for one in self.plan.images}
 
@@ -214,36 +212,42 @@ class _Measured:
     def measure(self, places: Sequence[Place], fill: str) -> None:
         """The total effect of each of the regions that is not known yet."""
         new = [one for one in places if (self.asked.number(one), fill, TOTAL) not in self.known]
-        for image in dict.fromkeys(place.region.image for place in new):
-            of_image = [place for place in new if place.region.image == image]
+        for images in dict.fromkeys(place.region.every_image for place in new):
+            of_images = [place for place in new if place.region.every_image == images]
 
-            def features(which: slice, image: int = image, of_image: list[Place] = of_image) -> Features:
-                return self._seen(image, of_image[which], fill)
+            def features(which: slice, of_images: list[Place] = of_images) -> Features:
+                return self._seen(of_images[which], fill)
 
-            tower = self.looking.again.tower_rows(image)
-            self._note(of_image, fill, TOTAL, self.looking.effects(len(of_image), features, tower))
+            tower = sum(map(self.looking.again.tower_rows, images))
+            self._note(of_images, fill, TOTAL, self.looking.effects(len(of_images), features, tower))
 
     def split(self, place: Place) -> None:
         """What of a region's effect goes by its own tokens, by all others, and is lost where it is hidden in the decoder."""
         if (self.asked.number(place), "", HIDDEN) in self.known:
             return
-        looking, fill, image = self.looking, self.plan.question.fills[0], place.region.image
-        own, seen = looking.own, self._seen(image, [place], fill)
-        looking.rows += looking.again.tower_rows(image)
+        looking, fill = self.looking, self.plan.question.fills[0]
+        own, seen = looking.own, self._seen([place], fill)
         tokens = torch.zeros(own.parts[0].shape[1], dtype=torch.bool)
-        tokens[looking.again.image_tokens(image)] = place.tokens
+        for image in place.region.every_image:
+            looking.rows += looking.again.tower_rows(image)
+            tokens[looking.again.image_tokens(image)] = place.tokens
         for route, where in ((OWN, tokens), (OTHERS, ~tokens)):
             taken = own.taking(seen, where)
             self._note([place], fill, route, looking.effects(1, lambda which, taken=taken: taken[which], 0))
         self._note([place], "", HIDDEN, self._hidden(place))
 
-    def _seen(self, image: int, places: Sequence[Place], fill: str) -> Features:
-        """What the tower gives where the pixels of one region are replaced, a variant for each."""
-        again, grid, picture = self.looking.again, self._grids[image], self._pictures[image]
-        fills = torch.stack([filled(picture, place.mask, fill) for place in places])
-        values = again.pixel_values(image)
-        masks = torch.stack([place.mask for place in places]).to(values.device)
-        return again.seen(self.looking.own, image, grid.changed(values, masks, fills))
+    def _seen(self, places: Sequence[Place], fill: str) -> Features:
+        """What the tower gives where the pixels of one region are replaced, a variant for each; they are all of the same images.
+        Each frame has a fill of its own."""
+        again, found = self.looking.again, self.looking.own
+        for image in places[0].region.every_image:
+            fills = torch.stack(
+                [torch.stack([filled(one, place.mask, fill) for one in self._pictures[image]]) for place in places]
+            )
+            values = again.pixel_values(image)
+            masks = torch.stack([place.mask for place in places]).to(values.device)
+            found = again.seen(found, image, self._grids[image].changed(values, masks, fills))
+        return found
 
     def _hidden(self, place: Place) -> list[TargetEffects]:
         """The region's tokens hidden from all queries in all decoder layers, of each target."""

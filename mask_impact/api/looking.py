@@ -22,8 +22,10 @@ def pixels(
     prompt: str | Mapping[str, Any],
     *,
     images: Any = (),
+    videos: Any = (),
     boxes: Sequence[Any] = (),
     mask: Any = None,
+    where: str | None = None,
     by: str | None = None,
     beam: int = 1,
     fills: str | Sequence[str] = replaced.DEFAULT_FILLS,
@@ -32,15 +34,17 @@ def pixels(
     observer: Observer | None = None,
     **given: Any,
 ) -> PatchEffects:
-    """Replace the pixels of regions of an image, one region after the other, and see what becomes of the answer.
+    """Replace the pixels of regions of an image or a video, one region after the other, and see what becomes of the answer.
 
-    model, prompt, images: as in `analyze`. boxes: a region (left, top, right, bottom) in pixels of the image, or a list of them.
-    mask: an image of the same size, white where the region is. by: `search` (coarse to fine, where no region is given), `tokens`
-    or `patches`. beam: how many rectangles each level of a search goes on from. fills: what replaces the pixels, some of
-    `border`, `mean`, `blur`, `grey`. image_number: in which image (None: all, or the only one). split: whether the effect of the
-    token that is found is split, as that of a region given is.
+    model, prompt, images, videos: as in `analyze`. boxes: a region (left, top, right, bottom) in pixels of the image, or a list
+    of them; in a video, of each of its frames. mask: an image of the same size, white where the region is. where: in which
+    images or frames, in group words (video 0 frames 2-3, video 0 seconds 1.5-3); alone, these cells are the region. by: `search`
+    (coarse to fine, where no region is given), `tokens` or `patches`. beam: how many rectangles each level of a search goes on
+    from. fills: what replaces the pixels, some of `border`, `mean`, `blur`, `grey`. image_number: in which image (None: all, or
+    the only one). split: whether the effect of the token that is found is split, as that of a region given is.
     Errors: InputError for a region that is not in the image, UsageError, UnsupportedArchitecture, ExactnessError.
     """
+    need("`where`", where, (str, type(None)), "text")
     question = replaced.Question(
         fills=(fills,) if isinstance(fills, str) else tuple(fills),
         by=by,
@@ -48,10 +52,11 @@ def pixels(
         boxes=_boxes(boxes),
         mask=None if mask is None else read_picture(mask),
         image=image_number,
+        where=where,
         split=split,
     )
     chosen = make_settings("pixels", {"num_tokens": ANSWER_TOKENS} | given)
-    pictures = pictures_of(images, chosen)
+    pictures = pictures_of(images, chosen, videos)
     found = replaced.run(model_of(model), prompt, question, chosen, pictures, observer=observer_of(observer))
     return PatchEffects(**vars(found))
 

@@ -31,9 +31,15 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `mask-impact pixels`."""
     groups = options.Groups(parser)
-    options.add_prompt(groups, videos=False)
+    options.add_prompt(groups)
     add = groups["which pixels"]
     add_regions(add)
+    add(
+        "--where",
+        metavar="CELLS",
+        help="in which images or frames, in group words: video 0 frames 2-3, video 0 seconds 1.5-3, image 1; without a box, "
+        "a mask and --by these cells are the region (video 0 frames 2-3 rows 1 columns 0-1)",
+    )
     add(
         "--fills",
         metavar="LIST",
@@ -77,10 +83,10 @@ def add_regions(add: Callable[..., Any]) -> None:
 
 def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     """Replaces the pixels, writes NAME.patches.* and NAME.pixels.png and prints what became of the answer."""
-    if not args.image:
-        raise UsageError("pixels are those of an image: give --image FILE")
+    if not args.image and not args.video:
+        raise UsageError("pixels are those of an image or a video: give --image FILE or --video FILE")
     request = single.prepare(args, caller, command, lambda settings: [PATCHES], "pixels", num_tokens=ANSWER_TOKENS)
-    question = regions_of(args, fills=args.fills, split=args.split)
+    question = regions_of(args, fills=args.fills, split=args.split, where=args.where)
 
     def check(reader) -> None:
         from mask_impact.analyses.pixels import plan

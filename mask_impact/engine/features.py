@@ -2,6 +2,7 @@
 
 Of each image token there are `parts`: the main features, which stand where the token's embedding would, and DeepStack's levels,
 each of which is added behind a decoder layer. The model runs as it is; what stands before the first image token does so once.
+A pair of a video's frames is an image, behind all others: the tower sees each by itself.
 Shapes: n variants, M image tokens, N positions, T logits. Knows Qwen3-VL's interface; nothing of what was changed, and why.
 """
 
@@ -16,6 +17,8 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+from mask_impact.prompts.patches import GRIDS, PIXELS, grids_in
 
 ROWS_AT_ONCE = 4096  # through a layer, of all variants of a batch
 GIVEN = "mm_encoder_outputs"  # by which the model takes features
@@ -33,6 +36,10 @@ class Features:
     def __getitem__(self, which: Any) -> "Features":
         """Some of the variants."""
         return Features(tuple(part[which] for part in self.parts))
+
+    def of_tokens(self, which: slice) -> "Features":
+        """Of some of the M image tokens."""
+        return Features(tuple(part[:, which] for part in self.parts))
 
     def taking(self, others: "Features", tokens: torch.Tensor, parts: torch.Tensor | None = None) -> "Features":
         """With the others' features at some tokens. tokens: bool [M] or [n, M]; parts: bool [n, number of parts], of which parts
@@ -58,21 +65,25 @@ class Features:
 
 class FeaturePass:
     """A sequence with images that runs again and again with other features. inputs: of the model, one sequence; n_logits: T, of
-    the last positions that are asked about."""
+    the last positions that are asked about. grids: (1, height, width) in patches of each image and, behind them, of each pair of
+    a video's frames."""
 
     def __init__(self, model: nn.Module, inputs: Mapping[str, Any], n_logits: int) -> None:
         self.model, self.inputs, self.n_logits = model, inputs, n_logits
-        self.grids = inputs["image_grid_thw"]
+        self.grids = grids_in(inputs)
+        self._pixels = torch.cat([inputs[name] for name in PIXELS if inputs.get(name) is not None])
         self._merged = model.config.vision_config.spatial_merge_size**2
         self.n_patches = self.grids.prod(-1).tolist()
         self.n_image_tokens = [n // self._merged for n in self.n_patches]
-        is_image = inputs["input_ids"][0] == model.config.image_token_id
-        self.first = int(is_image.int().argmax())
-        self.n_positions = len(is_image)
+        ids = inputs["input_ids"][0]
+        is_still, is_film = (ids == token for token in (model.config.image_token_id, model.config.video_token_id))
+        self._n_still, self._n_film = int(is_still.sum()), int(is_film.sum())  # of the M tokens, in this order
+        self.first = int((is_still | is_film).int().argmax())
+        self.n_positions = len(ids)
         self._positions, _ = model.model.get_rope_index(
             inputs["input_ids"],
             mm_token_type_ids=inputs["mm_token_type_ids"],
-            image_grid_thw=self.grids,
+            **{name: inputs[name] for name in GRIDS if inputs.get(name) is not None},
             attention_mask=inputs["attention_mask"],
         )
         self._prefix: DynamicCache | None = None
@@ -117,7 +128,7 @@ class FeaturePass:
 
     def pixel_values(self, image: int) -> torch.Tensor:
         """[P, d], of one image."""
-        return self.inputs["pixel_values"].split(self.n_patches)[image]
+        return self._pixels.split(self.n_patches)[image]
 
     def image_tokens(self, image: int) -> slice:
         """Which of the M image tokens are those of an image."""
@@ -127,17 +138,17 @@ class FeaturePass:
     @torch.no_grad()
     def own(self) -> Features:
         """The model's own features of all images, n = 1."""
-        found = self._tower(self.inputs["pixel_values"], self.grids)
+        found = self._tower(self._pixels, self.grids)
         return Features(tuple(torch.cat(part).unsqueeze(0) for part in found))
 
     @torch.no_grad()
     def seen(self, own: Features, image: int, values: torch.Tensor) -> Features:
-        """Those of n variants of one image, pixel_values [n, P, d]; own: the other images'."""
+        """Those of n variants of one image, pixel_values [n, P, d]; own: the other images', of one variant or of n."""
         found = self._tower(values.flatten(0, 1), self.grids[image : image + 1].repeat(len(values), 1))
         where = self.image_tokens(image)
         parts = []
         for part, new in zip(own.parts, found, strict=True):
-            parts.append(part.repeat(len(values), 1, 1))
+            parts.append(part.expand(len(values), -1, -1).clone())
             parts[-1][:, where] = torch.stack(new)
         return Features(tuple(parts))
 
@@ -175,15 +186,23 @@ class FeaturePass:
     def given(self, features: Features) -> Iterator[dict[str, Any]]:
         """The arguments by which the model takes the features. It asks its tower where it has no argument for them (transformers
         before 5.23); while the block is open, these are what it is told then."""
+        n = self._n_still
+        kinds = {
+            "image": (n, features.of_tokens(slice(n))),
+            "video": (self._n_film, features.of_tokens(slice(n, None))),
+        }
+        of_kinds = {kind: one for kind, (n_tokens, one) in kinds.items() if n_tokens}
         if GIVEN in inspect.signature(self.model.forward).parameters:
-            yield {GIVEN: {"image": features.as_outputs()}}
+            yield {GIVEN: {kind: one.as_outputs() for kind, one in of_kinds.items()}}
             return
         inner = self.model.model
-        inner.get_image_features = lambda *args, **kwargs: features.as_outputs(joined=True)
+        for kind, one in of_kinds.items():
+            setattr(inner, f"get_{kind}_features", lambda *args, one=one, **kwargs: one.as_outputs(joined=True))
         try:
-            yield {"pixel_values": self.inputs["pixel_values"], "image_grid_thw": self.grids}
+            yield {name: self.inputs[name] for name in (*PIXELS, *GRIDS) if self.inputs.get(name) is not None}
         finally:
-            del inner.get_image_features
+            for kind in of_kinds:
+                delattr(inner, f"get_{kind}_features")
 
     def _prefix_cache(self) -> DynamicCache:
         """Of what stands before the first image token, run once."""

@@ -22,10 +22,11 @@ from mask_impact.results.names import PATCHES
 from mask_impact.results.patches import PatchEffects, PatchTarget, PictureRegion
 from mask_impact.results.table_files import beside, changes_checksum, parse_formats, texts_column
 from mask_impact.results.table_reading import read_measured
+from mask_impact.results.tokens import ImageRecord
 
 PATCH_COLUMNS = (
-    "step", "target", "image", "row", "column", "size_px", "level", "region", "fill", "route", "logprob_change",
-    "kl_divergence", "top1_token", "top1_changed",
+    "step", "target", "image", "row", "column", "video", "frame", "time_s", "size_px", "level", "region", "fill", "route",
+    "logprob_change", "kl_divergence", "top1_token", "top1_changed",
 )  # fmt: skip
 
 
@@ -39,9 +40,11 @@ def patch_table(found: PatchEffects):
 def _of_target(found: PatchEffects, target: PatchTarget):
     import pyarrow as pa
 
+    regions = [found.regions[place] for place in target.place]
+    image, row, column, *others = region_columns(regions)
     columns = (
         *target_columns(target),
-        *region_columns([found.regions[place] for place in target.place]),
+        *(image, row, column, *moment_columns(regions, found.images), *others),
         texts_column(fill or None for fill in target.fill),
         texts_column(target.route),
         *change_columns(target),
@@ -63,6 +66,19 @@ def region_columns(regions: Sequence[PictureRegion]):
         texts_column("x".join(map(str, one.size)) for one in regions),
         texts_column(one.level for one in regions),
         texts_column(one.name for one in regions),
+    )
+
+
+def moment_columns(regions: Sequence[PictureRegion], images: Sequence[ImageRecord]):
+    """The columns video, frame (the first one) and time_s (the middle of the region's pairs of frames); empty for an image."""
+    import pyarrow as pa
+
+    moments = [[images[number].moment for number in one.every_image] for one in regions]
+    of_films = [None if None in one else one for one in moments]
+    return (
+        pa.array([one and one[0].video for one in of_films], pa.int32()),
+        pa.array([one and one[0].frames[0] for one in of_films], pa.int32()),
+        pa.array([one and round((one[0].time_s + one[-1].time_s) / 2, 3) for one in of_films], pa.float32()),
     )
 
 
@@ -104,7 +120,12 @@ def save_patches(
 
 def region_entries(regions: Iterable[PictureRegion]) -> list[Any]:
     """The regions as a meta file has them."""
-    return [line(vars(one) | {"box": [round(edge, 2) for edge in one.box]}) for one in regions]
+    return [line(_region_entry(one)) for one in regions]
+
+
+def _region_entry(one: PictureRegion) -> dict[str, Any]:
+    entry = vars(one) | {"box": [round(edge, 2) for edge in one.box]}
+    return entry if one.images else {name: value for name, value in entry.items() if name != "images"}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------------
@@ -125,7 +146,10 @@ def load_patches(path: str | os.PathLike) -> PatchEffects:
 
 
 def _region_from(entry: dict[str, Any]) -> PictureRegion:
-    return PictureRegion(**entry | {name: tuple(entry[name]) for name in ("box", "size", "positions")})
+    images = tuple(entry.get("images") or ())
+    return PictureRegion(
+        **entry | {name: tuple(entry[name]) for name in ("box", "size", "positions")} | {"images": images}
+    )
 
 
 def _target_from(entry: dict[str, Any], change: np.ndarray, kl: np.ndarray) -> PatchTarget:

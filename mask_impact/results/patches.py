@@ -14,10 +14,11 @@ TOTAL, OWN, OTHERS, HIDDEN = "total", "own tokens", "other tokens", "keys hidden
 
 @dataclass(frozen=True)
 class PictureRegion:
-    """Pixels of one image. level: `region`, `block`, `token` or `patch`; name: as it is called; row, column: of a token in the
-    grid of tokens or of a patch in the grid of patches, of a block those of its first token, -1 of other regions; box: (left,
-    top, right, bottom) around it, in pixels of the original image; size: (width, height) of that box in pixels of the resized
-    one; positions: of its image tokens in the prompt, all that have a pixel of it."""
+    """Pixels of one image, or of several pairs of a video's frames. level: `region`, `frames` (all of a pair), `block`, `token`
+    or `patch`; name: as it is called; row, column: of a token in the grid of tokens or of a patch in the grid of patches, of a
+    block those of its first token, -1 of other regions; box: (left, top, right, bottom) around it, in pixels of the original
+    image; size: (width, height) of that box in pixels of the resized one; positions: of its image tokens in the prompt, all that
+    have a pixel of it; images: all that have pixels of it, the first of them `image`; empty where it is the only one."""
 
     level: str
     name: str
@@ -27,6 +28,12 @@ class PictureRegion:
     box: tuple[float, float, float, float]
     size: tuple[int, int]
     positions: tuple[int, ...]
+    images: tuple[int, ...] = ()
+
+    @property
+    def every_image(self) -> tuple[int, ...]:
+        """Those that have pixels of it."""
+        return self.images or (self.image,)
 
     @property
     def called(self) -> str:

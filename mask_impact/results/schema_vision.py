@@ -78,7 +78,7 @@ class LookedMeta(Part):
 class RegionEntry(Exact):
     """Pixels of one image."""
 
-    level: Literal["region", "block", "token", "patch"]
+    level: Literal["region", "frames", "block", "token", "patch"]
     name: str
     image: Count
     row: Place
@@ -86,10 +86,14 @@ class RegionEntry(Exact):
     box: Annotated[list[Edge], Field(min_length=4, max_length=4)]
     size: Annotated[list[Pixels], Field(min_length=2, max_length=2)]
     positions: list[Count]
+    images: list[Count] | None = None
 
     def check(self, field: str, n_images: int, n_prompt: int) -> None:
         """ValueError where it is of an image or a token that is not there, or its box has no inside."""
         check_below(f"{field}.image", [self.image], n_images)
+        check_below(f"{field}.images", self.images or [], n_images, ascending=True)
+        if self.images is not None and self.image not in self.images[:1]:
+            raise ValueError(f"{field}.images does not begin with its image, which is {self.image}")
         check_below(f"{field}.positions", self.positions, n_prompt)
         left, top, right, bottom = self.box
         if left >= right or top >= bottom:

@@ -43,7 +43,7 @@ from mask_impact.views.text import (
 )
 
 MOST_ROWS = 12  # regions that are named
-NAME, BECOMES = 20, 16  # columns
+NAME, LONGEST_NAME, BECOMES = 20, 34, 16  # columns
 PANEL, HIGHEST, ROOM = 2.7, 2.8, 0.3  # inches: of an image, and above it
 FINE = 16  # steps in which an image token's edge is coloured
 VEIL = 0.7  # opacity of the strongest change's colour
@@ -81,10 +81,12 @@ def _of_target(found: PatchEffects, target: PatchTarget, verbose: bool) -> Itera
     said = f"{of_all} its pixels replaced, {then}." if asked > 1 else f"{of_all} {then}."
     yield f"{quoted(target.text, 24)} ({percent(target.probability)}): {said}"
     yield ""
-    yield f"  {padded('pixels replaced', NAME)}  " + "  ".join(f"{fill:>9}" for fill in found.fills) + "  becomes"
     order = sorted({*target.place.tolist()}, key=lambda place: weakest_change(target, place))
-    for place in order if verbose else order[:MOST_ROWS]:
-        yield _row(found, target, place)
+    listed = order if verbose else order[:MOST_ROWS]
+    name = min(max(NAME, *(len(escape(found.regions[place].called)) for place in listed)), LONGEST_NAME)
+    yield f"  {padded('pixels replaced', name)}  " + "  ".join(f"{fill:>9}" for fill in found.fills) + "  becomes"
+    for place in listed:
+        yield _row(found, target, place, name)
     if len(order) > MOST_ROWS and not verbose:
         yield f"  ... and {len(order) - MOST_ROWS} more (--verbose)"
     yield "  (change of the log-probability in nats)"
@@ -92,14 +94,14 @@ def _of_target(found: PatchEffects, target: PatchTarget, verbose: bool) -> Itera
         yield from _split(found, target, place)
 
 
-def _row(found: PatchEffects, target: PatchTarget, place: int) -> str:
+def _row(found: PatchEffects, target: PatchTarget, place: int, name: int) -> str:
     cells, becomes = [], []
     for fill in found.fills:
         rows = target.rows(place, fill, TOTAL)
         cells.append(f"{target.logprob_change[rows[0]] + 0.0:>9.3g}" if rows else f"{'':>9}")
         becomes += [target.top1_texts[int(target.top1[row])] for row in rows if target.differs[row]]
     said = quoted(becomes[0], BECOMES) if becomes else ""
-    return f"  {padded(escape(found.regions[place].called)[:NAME], NAME)}  {'  '.join(cells)}  {said}".rstrip()
+    return f"  {padded(escape(found.regions[place].called)[:name], name)}  {'  '.join(cells)}  {said}".rstrip()
 
 
 def _split(found: PatchEffects, target: PatchTarget, place: int) -> Iterator[str]:

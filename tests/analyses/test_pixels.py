@@ -204,6 +204,7 @@ def test_a_mixture_of_experts_is_measured_too():
 
 def in_row_order(grid, pixels):
     """Patches row by row over the whole picture, not merge block by merge block."""
+    pixels = pixels[:, 0]  # an image has one picture
     n, channels, p = *pixels.shape[:2], grid.patch
     rows = pixels.reshape(n, channels, grid.rows, p, grid.columns, p).permute(0, 2, 4, 1, 3, 5)
     rows = rows.unsqueeze(4).expand(*rows.shape[:4], grid.times, p, p)
@@ -301,6 +302,11 @@ def test_what_stands_before_the_image_runs_once_and_is_the_same(loaded, pixels):
 # --- the search -------------------------------------------------------------------------------------------------------------
 
 
+def parts_of(wholes):
+    """The quarters of each."""
+    return [(number, part) for number, whole in enumerate(wholes) for part in quarters(whole)]
+
+
 def strongest_of(scores, wholes, beam):
     """What the search finds where a rectangle's effect is that of its strongest token; and what it has asked about."""
     asked = []
@@ -309,7 +315,7 @@ def strongest_of(scores, wholes, beam):
         asked.extend(cuts)
         return [scores[number][top:bottom, left:right].min() for number, (left, top, right, bottom) in cuts]
 
-    return search(wholes, beam, ask), asked
+    return search(parts_of(wholes), beam, ask), asked
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 3), (8, 8), (16, 9)])
@@ -554,7 +560,7 @@ def test_a_wrong_argument_is_one_line(argv, said, tmp_path, monkeypatch, capsys)
 
 def test_pixels_without_an_image_are_refused_before_anything_loads(capsys):
     assert main(["pixels", PROMPT, "-m", "demo"]) == 2
-    assert "pixels are those of an image: give --image FILE" in capsys.readouterr().err
+    assert "pixels are those of an image or a video: give --image FILE or --video FILE" in capsys.readouterr().err
 
 
 def test_the_picture_has_a_frame_for_each_region(pixels):
