@@ -3,13 +3,15 @@
 Every query sees every key, as in a vision tower. Of each key j the sum over queries i of |W_o d_ij|^2, where in each head
 d_ij = p / (1 - p) (o_i - v_j) is the closed form's change (`engine.attention`). With G = W_o^T W_o it is a sum over pairs of
 heads, for which products of [queries, keys] with [queries, D] are enough: nothing of [queries, keys, hidden] is formed. Where a
-key has more than half of a query's weight, 1 - p cancels: these pairs are few, one for each query and head at most, and their d
-is recomputed without the key. Keys may be hidden in units of several. Pure tensor functions that know no model. Shapes: H heads
-of D, N keys, each also a query, in M units of u.
+key has more than half of a query's weight, o - v is small beside o, and the products cancel: these are few, one for each query
+and head at most, and their d is formed itself and meets the other heads' by G. Where so little is left of the weight that 1 - p
+and o - v have lost too many digits, the output is recomputed without the key. Keys may be hidden in units of several. Pure tensor
+functions that know no model. Shapes: H heads of D, N keys, each also a query, in M units of u.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -17,7 +19,10 @@ Unit = int  # u: so many keys in a row are hidden together
 AT_ONCE = 2**24  # numbers of an array
 KEYS_AT_ONCE = 128  # so that a product of two heads' weights stays in a processor's cache
 CANCELLED = 0.01  # of the terms' absolute values: a sum below has lost two digits
-MOST = 0.5  # of a query's weight: above, the change is recomputed
+MOST = 0.5  # of a query's weight: above, the change is formed itself
+# What has to be left of a weight for 1 - p and o - v to keep five digits, or ten: it is a hundred thousand roundings, or more.
+# With less the output is recomputed.
+LEFT = {torch.float32: 0.05, torch.float64: 1e-5}
 
 
 @dataclass(frozen=True)
@@ -73,9 +78,11 @@ def _sums(
         block = _Block(one, part)
         attention, terms = (sums.to(kept) for sums in block.squares())
         full = None if gradients is None else block.projected(gradients).to(kept)
-        for rows, places, d in block.recomputed():
-            attention.index_add_(0, places, (d.flatten(1) @ one.weight.T).square().sum(-1).to(kept))
-            if full is not None:
+        for places, squares, absolute in block.dominant():
+            attention.index_add_(0, places, squares.to(kept))
+            terms.index_add_(0, places, absolute.to(kept))
+        if full is not None:
+            for rows, places, d in block.recomputed():
                 full.index_add_(1, places, (gradients[:, rows] * d).sum((-1, -2)).square().to(kept))
         found.append((attention, attention[None] if full is None else full, terms))
     joined, full, terms = (torch.cat(parts, dim=-1) for parts in zip(*found, strict=True))
@@ -119,8 +126,9 @@ class _Attention:
             if step >= n:
                 self._kept = weights
         self.counted = torch.cat([self.output, torch.ones_like(self.output[..., :1])], dim=-1)
+        self.by_query = self.output.transpose(0, 1).contiguous()  # [N, H, D]
         self.gram = (weight.T @ weight).view(heads, depth, heads, depth)
-        each = self.output.transpose(0, 1)
+        each = self.by_query
         moved = (each[:, head] @ self.gram[head].flatten(1) for head in range(heads))  # [N, H * D]
         self.between = torch.stack([(one.view_as(each) * each).sum(dim=-1).T for one in moved])
 
@@ -133,8 +141,8 @@ class _Attention:
 
 class _Block:
     """Some of the units, m of them. chosen: [H, m, u, N], the weight that each query gives their keys; together: [H, m, N], the
-    units; factors: [H, m, u, N], weight / (1 - the unit's); strong: bool [m, N], the pairs that are recomputed, whose factors are
-    0, as are those of a unit's own queries; sums: [H, m, N], the factors of a unit."""
+    units; strong: bool [H, m, N], where that is most of a head's weight; factors: [H, m, u, N], weight / (1 - the unit's), 0
+    where it is strong and of a unit's own queries; sums: [H, m, N], the factors of a unit."""
 
     def __init__(self, one: _Attention, units: torch.Tensor) -> None:
         self.one = one
@@ -145,13 +153,13 @@ class _Block:
         self.together = self.chosen.sum(dim=2) if one.unit > 1 else self.chosen[:, :, 0]
         numbers = torch.arange(n // one.unit, device=units.device)
         own = units[:, None] == numbers.repeat_interleave(one.unit)
-        self.strong = (self.together > MOST).any(dim=0) & ~own
+        self.strong = (self.together > MOST) & ~own
         kept = ~(self.strong | own)
         self.factors = self.chosen * (kept / (1 - self.together).clamp_min(MOST / 2)).unsqueeze(2)
         self.sums = self.factors.sum(dim=2) if one.unit > 1 else self.factors[:, :, 0]
 
     def squares(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """[m], the sum over queries of |W_o d|^2, but for the pairs that are recomputed; and its terms' absolute values' sum."""
+        """[m], the sum over queries of |W_o d|^2, d without the heads that are strong; and its terms' absolute values' sum."""
         of_pair = self._single if self.one.unit == 1 else self._several
         moved = torch.stack([self.values @ gram.permute(1, 2, 0) for gram in self.one.gram])  # [h, g, m * u, D]: G v_g
         heads = range(len(self.values))
@@ -181,39 +189,69 @@ class _Block:
         return first, -crossed, (weights * (values @ others.transpose(1, 2))).sum((-1, -2))
 
     def projected(self, gradients: torch.Tensor) -> torch.Tensor:
-        """[probes, m], the sum over queries of (g . d)^2, but for the pairs that are recomputed."""
-        found = []
+        """[probes, m], the sum over queries of (g . d)^2, but for the pairs in which a head is strong."""
+        found, weak = [], ~self.strong.any(dim=0)
         for probe in gradients.transpose(1, 2):  # [H, N, D]
             along = self.sums * (probe * self.one.output).sum(-1).unsqueeze(1)
             of_values = (self.values @ probe.transpose(1, 2)).view_as(self.factors)
             along = along - (self.factors * of_values).sum(dim=2)
-            found.append(along.sum(dim=0).square().sum(dim=-1))
+            found.append((along.sum(dim=0) * weak).square().sum(dim=-1))
         return torch.stack(found)
+
+    def dominant(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """What the heads in which a unit has most of a query's weight add to |W_o d|^2, by themselves and with all other heads:
+        which of the m units [c], that, and its terms' absolute values."""
+        heads, _, depth = self.one.value.shape
+        step = max(1, AT_ONCE // max(4 * heads * depth * self.one.unit, self.one.value.shape[1]))
+        for head, strong in enumerate(self.strong):
+            gram = self.one.gram[head].flatten(1)  # [D, H * D]
+            for pairs in strong.nonzero().split(step) if strong.any() else ():
+                places, rows = pairs.unbind(1)
+                change, others = self._changes(rows, places)
+                met = ((change[:, head] @ gram).view_as(change) * change).sum(dim=-1)  # [c, H]: d_h G d_g
+                times = 2.0 - others.to(met)  # two that are strong meet twice
+                times[:, head] = 1.0
+                yield places, (met * times).sum(dim=-1), (met.abs() * times).sum(dim=-1)
 
     def recomputed(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Of the pairs in which a unit has most of a query's weight in any head: the queries [c], which of the m units
         [c], and d [c, H, D]."""
         heads, _, depth = self.one.value.shape
-        step = max(1, AT_ONCE // max(heads * depth * self.one.unit, self.one.value.shape[1]))
-        for pairs in self.strong.nonzero().split(step):
+        step = max(1, AT_ONCE // max(4 * heads * depth * self.one.unit, self.one.value.shape[1]))
+        for pairs in self.strong.any(dim=0).nonzero().split(step):
             places, rows = pairs.unbind(1)
-            yield rows, places, self._differences(rows, places)
+            yield rows, places, self._changes(rows, places)[0]
 
-    def _differences(self, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        one = self.one
-        heads, _, depth = one.value.shape
-        weights = self.chosen[:, places, :, rows].transpose(0, 1)  # [H, c, u]
-        together = self.together[:, places, rows]  # [H, c]
-        values = self.values.view(heads, -1, one.unit, depth)[:, places]
-        strong = together > MOST
-        output = one.output[:, rows].clone()
-        hidden = self.keys[places]
-        for head in range(heads):
-            which = strong[head].nonzero().flatten()
-            logits = one.query[head, rows[which]] @ one.key[head].T
-            others = torch.softmax(logits.scatter_(1, hidden[which], -torch.inf), dim=-1)
-            output[head, which] = others @ one.value[head]
-        # Recomputed: p (o' - v), without 1 - p; of the other heads p / (1 - p) (o - v).
-        factors = torch.where(strong, 1.0, 1 / (1 - together).clamp_min(MOST / 2))
-        changes = ((output.unsqueeze(2) - values) * weights.unsqueeze(-1)).sum(2) * factors.unsqueeze(-1)
-        return changes.transpose(0, 1)
+    def _changes(self, rows: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """d [c, H, D] of some pairs, and in which heads the unit is strong [c, H]."""
+        weight = self.together[:, places, rows].T  # [c, H]
+        middle = self._by_key[places]
+        if self.one.unit > 1:  # of the unit's values, by their weights
+            least = torch.finfo(weight.dtype).tiny  # a head may give the unit nothing
+            shares = self.chosen[:, places, :, rows] / weight.clamp_min(least).unsqueeze(-1)
+            middle = torch.einsum("chu,cuhd->chd", shares, middle)
+        else:
+            middle = middle[:, 0]
+        left = 1 - weight
+        little = left < LEFT[weight.dtype]
+        if not little.any():
+            change = self.one.by_query[rows].sub_(middle)
+            return change.mul_((weight / left).unsqueeze(-1)), weight > MOST
+        output = self.one.by_query[rows]
+        for head in little.any(dim=0).nonzero().flatten().tolist():
+            which = little[:, head].nonzero().flatten()
+            output[which, head] = self._without(head, rows[which], places[which])
+        # Without the unit: p (o' - v), without 1 - p; else p / (1 - p) (o - v).
+        factors = weight / torch.where(little, 1.0, left)
+        return output.sub_(middle).mul_(factors.unsqueeze(-1)), weight > MOST
+
+    def _without(self, head: int, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """[c, D], a head's output with the unit hidden, recomputed."""
+        logits = self.one.query[head, rows] @ self.one.key[head].T
+        others = torch.softmax(logits.scatter_(1, self.keys[places], -torch.inf), dim=-1)
+        return others @ self.one.value[head]
+
+    @cached_property
+    def _by_key(self) -> torch.Tensor:
+        """[m, u, H, D], the values."""
+        return self.values.view(len(self.values), *self.keys.shape, -1).permute(1, 2, 0, 3).contiguous()
