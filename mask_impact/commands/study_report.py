@@ -15,8 +15,10 @@ from mask_impact.findings.over_prompts import Question, over_prompts
 from mask_impact.results.files import check_files, write_files
 from mask_impact.results.remote import Place, place_of
 from mask_impact.studies.reading import find_study
+from mask_impact.views.figure_files import figure_path, save_figure
 from mask_impact.views.report import build_report
 from mask_impact.views.study_page import build_study_page
+from mask_impact.views.study_plot import study_figure
 from mask_impact.views.study_tables import TABLES, as_csv, as_json
 from mask_impact.views.study_text import render
 from mask_impact.views.summary_json import to_text
@@ -66,6 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where report.html, the tables report.*.csv and the cards of the prompts that are named (cards.html) go (default: "
         "DIR.report)",
     )
+    parser.add_argument(
+        "--figure",
+        metavar="FILE",
+        help="also draw flows by layer, parts of the images' features and pixels, with a line or bar for each group, to publish: "
+        "a .pdf, .svg or .png",
+    )
     add_talk(Groups(parser))
 
 
@@ -79,6 +87,7 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
         raise UsageError(f"--against {args.against} is the same study")
     folder = Path(args.output_dir) if args.output_dir else _beside(studies[0].place)
     paths = {name: folder / f"report.{name}.csv" for name in TABLES} | {"page": folder / PAGE, "cards": folder / CARDS}
+    figure = figure_path(args.figure) if args.figure else None
     check_files(paths.values())
     prompts = {one.source: [*one.prompts()] for one in studies}
     for source, found in prompts.items():
@@ -93,11 +102,15 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
         over, folder, {name: f"{CARDS}#prompt={at}" for at, name in enumerate(cards)}
     )
     write_files({path: lambda file, content=content: file.write(content) for path, content in tables.items()})
+    if figure is not None:
+        save_figure(lambda: study_figure(over), figure)
     notes = [*(text for one in studies for text in one.notes), *over.notes]
     if args.json:
         say(to_text(as_json(over) | {"notes": notes, "files": [str(path) for path in tables]}))
     elif not args.quiet:
         show(render(over))
+    if figure is not None and not args.quiet:
+        (remark if args.json else say)(f"Figure: {figure}")
     if not args.quiet:
         beside = f", and the named prompts' cards ({CARDS})," if cards else ""
         for told in notes:

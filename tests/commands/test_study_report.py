@@ -11,12 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from looked import make_deepstack
 from pages import Page
 from studying import write_dataset
 from synthetic import make_result
 
 from mask_impact.commands.main import main
-from mask_impact.results.tables import to_dataset_table
+from mask_impact.results.deepstack_files import deepstack_table
+from mask_impact.results.tables import to_dataset_table, with_prompt
 
 FILES = {"report.html", *(f"report.{name}.csv" for name in ("layers", "flows", "images", "heads", "tests", "prompts"))}
 
@@ -133,6 +135,43 @@ def test_every_mean_in_the_summary_has_n_and_an_interval(report, tmp_path):
     for one in found:
         assert re.search(r"\d to -?\d", "".join(one))
     assert before.count(", n 12)") >= 4
+
+
+def with_parts(folder, n=12):
+    """A study with parts of features: in category b the first level adds 2 nats more."""
+    planted(folder)
+    tables = []
+    for number in range(n):
+        found = make_deepstack()
+        more = np.array([0.0, 2.0 * (number % 2) + 0.1 * np.random.default_rng(number).normal(), 0.0])
+        targets = [replace(one, shapley=one.shapley + more) for one in found.targets[:1]]
+        labels = json.dumps({"category": "ab"[number % 2], "expected": "yes"})
+        tables.append(with_prompt(deepstack_table(replace(found, targets=tuple(targets))), f"p{number}", "yes", labels))
+    for part, first in enumerate(range(0, n, 8)):
+        some = pa.concat_tables([one.unify_dictionaries() for one in tables[first : first + 8]]).unify_dictionaries()
+        place = folder.with_name(f"{folder.name}.deepstack")
+        place.mkdir(exist_ok=True)
+        pq.write_table(some, place / f"part-{part:06d}.parquet")
+
+
+def test_parts_of_features_have_means_by_group_a_test_and_a_figure(report, tmp_path):
+    with_parts(tmp_path / "study")
+    code, out, _ = report("study", "--by", "category", "--figure", "parts.svg")
+    assert code == 0
+    assert re.search(
+        r"part level 0: -2\.0\d? nats \(-2\.\d+ to -1\.\d+ nats, n 6 and 6\), p 0\.0\d+", " ".join(out.split())
+    )
+    wanted = ("category=b", "part level 0")
+    (row,) = [one for one in table("study.report/report.images.csv") if (one["group"], one["quantity"]) == wanted]
+    own = float(make_deepstack().targets[0].shapley[1])
+    assert float(row["low"]) < float(row["mean"]) < float(row["high"])
+    assert float(row["mean"]) == pytest.approx(own + 2, abs=0.1)
+    assert not [one for one in table("study.report/report.layers.csv") if one["quantity"].startswith("part")]
+    assert Path("parts.svg").read_text(encoding="utf-8").startswith("<?xml")
+    planted(tmp_path / "plain")
+    code, _, err = report("plain", "--figure", "none.pdf")
+    assert (code, Path("none.pdf").exists()) == (1, False)
+    assert "has neither flows nor parts" in err
 
 
 def test_the_same_command_writes_the_same_bytes(report, tmp_path):

@@ -9,15 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from explained import explained
+from looked import make_deepstack, make_patches
 from stored_samples import make_knockouts, rich_result
 from synthetic import make_result, with_effects
 
 from mask_impact.errors import OutputError
 from mask_impact.findings import prompt_numbers as numbers
 from mask_impact.findings.prompt_numbers import Kind
+from mask_impact.results.deepstack_files import deepstack_table, save_deepstack
 from mask_impact.results.effect_tables import effect_table
 from mask_impact.results.explanation_tables import explanation_table, routes_table
 from mask_impact.results.flow_files import save_flows
+from mask_impact.results.patch_files import patch_table, save_patches
+from mask_impact.results.patches import OWN, TOTAL
 from mask_impact.results.store import save
 from mask_impact.results.study_folder import table_of
 from mask_impact.results.tables import prompts_table, to_dataset_table, with_prompt
@@ -341,3 +345,48 @@ def test_a_result_that_cannot_be_read_is_left_out_and_named(tmp_path):
     assert [one.name for one in study.prompts()] == ["b"]
     assert len(study.notes) == 1
     assert "a.meta.json" in study.notes[0]
+
+
+# --- images -----------------------------------------------------------------------------------------------------------------
+
+
+def looked_part(folder, name, deepstack, patches):
+    """What a prompt has of images, beside its impacts."""
+    write_part(folder, {name: make_result()})
+    for table, found in (("deepstack", deepstack_table(deepstack)), ("patches", patch_table(patches))):
+        place = table_of(folder, table)
+        place.mkdir(exist_ok=True)
+        pq.write_table(with_prompt(found, name, "yes", "{}"), place / "part-000000.parquet")
+
+
+@pytest.mark.parametrize("store", ["parts", "results"])
+def test_parts_of_features_and_replaced_pixels_are_numbers_over_all_targets(store, tmp_path):
+    deepstack, patches = make_deepstack(), make_patches()
+    if store == "parts":
+        looked_part(tmp_path / "study", "a", deepstack, patches)
+    else:
+        (tmp_path / "study").mkdir()
+        save_deepstack(deepstack, tmp_path / "study" / "a")
+        save_patches(patches, tmp_path / "study" / "a")
+    (found,) = find_study(tmp_path / "study").prompts()
+    values = {kind.quantity: value for kind, value in found.numbers.items()}
+    for place, part in enumerate(deepstack.parts):
+        added = sum(target.shapley[place] for target in deepstack.targets)
+        assert values[f"part {part.name}"] == pytest.approx(added, rel=1e-5)
+    without = sum(float(target.logprob_change[0]) for target in deepstack.targets)
+    assert values["without all parts"] == pytest.approx(without, rel=1e-5)
+    tokens = [place for place, region in enumerate(patches.regions) if region.level == "token"]
+    strongest = 0.0
+    for target in patches.targets:
+        shown = {
+            place: [float(target.logprob_change[row]) for row in target.rows(place, route=TOTAL)] for place in tokens
+        }
+        strongest += min(max(changes) for changes in shown.values() if changes)
+    assert values["pixels of the strongest token"] == pytest.approx(strongest, rel=1e-5)
+    ways = [target.rows(target.found, route=OWN) for target in patches.targets]
+    own = sum(
+        float(target.logprob_change[row]) for target, rows in zip(patches.targets, ways, strict=True) for row in rows
+    )
+    assert values["pixels, by way of own tokens"] == pytest.approx(own, rel=1e-5)
+    kinds = {kind.how for kind in found.numbers if kind.quantity.startswith("part ")}
+    assert kinds == {f"at {deepstack.region}, baseline {deepstack.baseline}"}
