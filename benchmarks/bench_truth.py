@@ -3,6 +3,7 @@
     python benchmarks/bench_truth.py                   distances, and effects on the answer: some four minutes
     python benchmarks/bench_truth.py --parts effects   the effects alone: two or three
     python benchmarks/bench_truth.py --parts pixels    pixels replaced, cell by cell and by a search: some four
+    python benchmarks/bench_truth.py --parts search    the search alone: one or two
     python benchmarks/bench_truth.py --parts deepstack what each part of the true cell's features does: some four
     python benchmarks/bench_truth.py --parts tower     what the vision tower reads, and what matters: some four
     python benchmarks/bench_truth.py --parts mixing    whether what the tower carries between patches matters, by task: one
@@ -53,7 +54,7 @@ from mask_impact.prompts.encoding import EncodedPrompt, encode
 from mask_impact.prompts.images import read_picture
 from mask_impact.prompts.videos import read_video
 
-PARTS = ("distances", "effects", "pixels", "deepstack", "tower", "mixing")
+PARTS = ("distances", "effects", "pixels", "search", "deepstack", "tower", "mixing")
 USUAL = PARTS[:2]
 TASKS = ("color", "shape")
 FULL, ATTENTION = "Full L2", "Attention weight"
@@ -491,6 +492,11 @@ def report_pixels(loaded: LoadedModel, cases: Sequence[Case], fills: Sequence[st
             line = f"{fill:13}{task:10}{len(part.cost):4}"
             print(line + "".join(f"{percent(column, digits=1):>16}" for column in columns), flush=True)
     print(f"on top by the fill that does least: {percent(true_found(cases, every), digits=1)}")
+    report_searches(loaded, cases, fills, beams)
+
+
+def report_searches(loaded: LoadedModel, cases: Sequence[Case], fills: Sequence[str], beams: Sequence[int]) -> None:
+    """How often a search finds the true cell, with each of the beams, and what it takes."""
     for beam in beams:
         found = [replaced(loaded, case, pixels.Question(fills=tuple(fills[:2]), beam=beam)) for case in cases]
         hits = true_found(cases, found)
@@ -719,8 +725,8 @@ def main() -> None:
         nargs="+",
         choices=PARTS,
         default=USUAL,
-        help="distances, effects on the answer (default: both), pixels replaced, DeepStack's levels, the vision tower, what "
-        "it carries between patches",
+        help="distances, effects on the answer (default: both), pixels replaced, the search of them alone, DeepStack's "
+        "levels, the vision tower, what it carries between patches",
     )
     parser.add_argument("--fills", nargs="+", choices=FILLS, default=FILLS, help="what replaces pixels (default: all)")
     parser.add_argument(
@@ -752,6 +758,9 @@ def main() -> None:
         print(f"({time.perf_counter() - started:.0f} s)", flush=True)
     if "pixels" in args.parts:
         report_pixels(loaded, counted, args.fills, args.beams)
+        print(f"({time.perf_counter() - started:.0f} s)", flush=True)
+    if "search" in args.parts:
+        report_searches(loaded, counted, args.fills, args.beams)
         print(f"({time.perf_counter() - started:.0f} s)", flush=True)
     if "deepstack" in args.parts:
         report_deepstack(loaded, counted)

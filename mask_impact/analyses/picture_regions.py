@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from mask_impact.analyses.candidates import NEGLIGIBLE
 from mask_impact.errors import InputError
 from mask_impact.prompts.encoding import EncodedPrompt
 from mask_impact.prompts.images import Picture
@@ -20,6 +21,7 @@ from mask_impact.results.tokens import ImageRecord, image_name
 
 Edges = tuple[int, int, int, int]  # left, top, right, bottom, in pixels of the resized picture, or in tokens
 HALF = 128  # of the brightness of a mask's pixel
+BEST_PARTS, BEST_TOKENS = 2, 2  # that a search asks about where an estimate says which
 NEAREST = 0  # Pillow's way of resizing that makes no new colours
 
 
@@ -210,17 +212,49 @@ def coarsest(images: Sequence[Regions]) -> list[Cut]:
 
 
 def coarse_to_fine(
-    images: Sequence[Regions], beam: int, changes: Callable[[Sequence[Place]], list[float]]
+    images: Sequence[Regions],
+    beam: int,
+    changes: Callable[[Sequence[Place]], list[float]],
+    weights: Sequence[np.ndarray] | None = None,
 ) -> tuple[list[Place], list[Place]]:
     """The tokens that are found to matter most, the strongest first, `beam` at most, and their patches. changes: what becomes of
-    the answer without each of some regions, the lowest for the strongest."""
+    the answer without each of some regions, the lowest for the strongest. weights: of each image [rows, columns], what an
+    estimate says of each token, the lowest for the strongest; None where there is none.
 
-    def ask(cuts: list[Cut]) -> list[float]:
-        return changes([images[number].block(edges) for number, edges in cuts])
+    With an estimate, each level asks about the BEST_PARTS of the quarters that it calls the strongest, and then about the
+    BEST_TOKENS of all tokens, too; where none of the tokens has an effect, the estimate says which is the strongest.
+    """
 
-    cuts = search(coarsest(images), beam, ask)
-    patches = [one for number, edges in cuts for one in images[number].patches_of(edges)]
-    return [images[number].block(edges) for number, edges in cuts], patches
+    def places(cuts: Sequence[Cut]) -> list[Place]:
+        return [images[number].block(edges) for number, edges in cuts]
+
+    def ask(cuts: Sequence[Cut]) -> list[float]:
+        return changes(places(cuts))
+
+    weigh = None if weights is None else lambda cut: _weight(weights, cut)
+    cuts = search(coarsest(images), beam, ask, weigh)
+    if weights is not None:
+        cuts = [*dict.fromkeys([*cuts, *strongest_tokens(weights)])]
+        found = dict(zip(cuts, ask(cuts), strict=True))
+        some = min(found.values()) < -NEGLIGIBLE
+        cuts = sorted(cuts, key=found.__getitem__ if some else weigh)[:beam]
+    return places(cuts), [one for number, edges in cuts for one in images[number].patches_of(edges)]
+
+
+def strongest_tokens(weights: Sequence[np.ndarray]) -> list[Cut]:
+    """The BEST_TOKENS that an estimate calls the strongest, as rectangles."""
+    every = [
+        (float(of_image[row, column]), (number, (column, row, column + 1, row + 1)))
+        for number, of_image in enumerate(weights)
+        for row, column in np.ndindex(of_image.shape)
+    ]
+    return [cut for _, cut in sorted(every)[:BEST_TOKENS]]
+
+
+def _weight(weights: Sequence[np.ndarray], cut: Cut) -> float:
+    """What an estimate says of a rectangle: the sum of what speaks for the answer."""
+    number, (left, top, right, bottom) = cut
+    return float(np.minimum(weights[number][top:bottom, left:right], 0).sum())
 
 
 def quarters(tokens: Edges) -> Iterator[Edges]:
@@ -240,16 +274,25 @@ def _is_token(tokens: Edges) -> bool:
     return (tokens[2] - tokens[0], tokens[3] - tokens[1]) == (1, 1)
 
 
-def search(cuts: Sequence[Cut], beam: int, ask: Callable[[list[Cut]], list[float]]) -> list[Cut]:
+def search(
+    cuts: Sequence[Cut],
+    beam: int,
+    ask: Callable[[list[Cut]], list[float]],
+    weigh: Callable[[Cut], float] | None = None,
+) -> list[Cut]:
     """The tokens that are found to matter most, the strongest first, `beam` at most. cuts: what is asked about first.
 
     ask: what becomes of the answer without each of the rectangles, the lowest for the strongest. Each level asks about the
-    quarters of the `beam` rectangles that were the strongest so far; a token stays as it is.
+    quarters of the `beam` rectangles that were the strongest so far, with `weigh` about the BEST_PARTS of each that weigh least;
+    a token stays as it is.
     """
     cuts = list(cuts)
     kept: list[tuple[float, Cut]] = []
     while cuts:
         done = [(change, cut) for change, cut in kept if _is_token(cut[1])]
         kept = sorted([*done, *zip(ask(cuts), cuts, strict=True)], key=lambda one: one[0])[:beam]
-        cuts = [(number, part) for _, (number, tokens) in kept if not _is_token(tokens) for part in quarters(tokens)]
+        cuts = []
+        for _, (number, tokens) in kept:
+            parts = [] if _is_token(tokens) else [(number, part) for part in quarters(tokens)]
+            cuts += parts if weigh is None else sorted(parts, key=weigh)[:BEST_PARTS]
     return [cut for _, cut in kept]

@@ -8,6 +8,7 @@ region's tokens are hidden as keys in the decoder (`hiding`).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,17 @@ from mask_impact.analyses.fills import filled
 from mask_impact.analyses.hiding import Hiding
 from mask_impact.analyses.looking import Change, Looking, changes_of, check_images, check_rows
 from mask_impact.analyses.observer import Observer
-from mask_impact.analyses.picture_regions import Cut, Numbered, Place, Regions, coarse_to_fine, coarsest, search
+from mask_impact.analyses.picture_estimates import OF_ESTIMATE, contributions
+from mask_impact.analyses.picture_regions import (
+    BEST_TOKENS,
+    Cut,
+    Numbered,
+    Place,
+    Regions,
+    coarse_to_fine,
+    coarsest,
+    search,
+)
 from mask_impact.analyses.prepared import Prepared, prepare
 from mask_impact.analyses.settings import SETTINGS, RunSettings
 from mask_impact.analyses.shaped_regions import Segments
@@ -111,7 +122,9 @@ class Plan:
             runs += n_fills * sum(one.grid.rows * one.grid.columns for one in self.images)
         else:
             asked: list[int] = []
-            tokens = search(coarsest(self.images), self.question.beam, lambda cuts: _largest_first(cuts, asked))
+            ask = partial(_largest_first, asked=asked)
+            tokens = search(coarsest(self.images), self.question.beam, ask, lambda cut: ask([cut], asked=[])[0])
+            asked += [BEST_TOKENS]
             n_patches = self.images[0].grid.merge ** 2
             runs += 0 if how is None else sum(asked) + len(tokens) * n_patches + 2 * (n_fills - 1)
         return runs + 2 * self.question.split
@@ -183,7 +196,13 @@ def of_prepared(loaded: LoadedModel, prepared: Prepared, question: Question, obs
         runs, again = asked.most_runs() * n_targets, looking.again
         seen = max(sum(map(again.tower_rows, one)) for one in asked.together())
         each = seen + again.decoder_rows()
-        check_rows(runs * each, again.forward_rows(), settings.max_cost, "ask about fewer regions, or search (`by`)")
+        estimated = n_targets * OF_ESTIMATE * again.forward_rows() * (asked.question.how == "search")
+        check_rows(
+            runs * each + estimated,
+            again.forward_rows(),
+            settings.max_cost,
+            "ask about fewer regions, or search (`by`)",
+        )
         observer.changing("Replacing pixels", runs)
         measured = _Measured(looking, asked)
         found = measured.all_regions()
@@ -236,7 +255,8 @@ class _Measured:
             self.measure(places, first)
             return [self._change(place, first, target) for place in places]
 
-        tokens, patches = coarse_to_fine(self.plan.images, self.plan.question.beam, changes)
+        weights = contributions(self.looking, [one.number for one in self.plan.images], target)
+        tokens, patches = coarse_to_fine(self.plan.images, self.plan.question.beam, changes, weights)
         best = patches[int(np.argmin(changes(patches)))]
         for fill in others:
             self.measure([tokens[0], best], fill)

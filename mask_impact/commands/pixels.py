@@ -1,4 +1,4 @@
-"""Replace the pixels of a region of the image, and see what becomes of the answer and which way it goes."""
+"""Replace the pixels of a region of the image or the video, and see what becomes of the answer and which way it goes."""
 
 import argparse
 from collections.abc import Callable
@@ -14,17 +14,20 @@ from mask_impact.results.patch_files import DEFAULT_FORMATS, save_patches
 from mask_impact.views.summary_json import patches_entry
 
 EPILOG = """\
-Without a region, quarters of the image are asked about first, then the quarters of the one that
-matters most, down to image tokens (32x32 pixels of the image as the model sees it) and patches
-(16x16). Of a region that is given, and with --split of the token that is found, the effect is
-split: what goes by the region's own tokens, what the vision tower has carried to others, and
-what hiding the region's tokens in the decoder does.
+Without a region, quarters of the image are asked about first (of a video its pairs of frames),
+then the quarters of the one that matters most which an estimate calls the strongest, down to
+image tokens (32x32 pixels of the image as the model sees it) and patches (16x16). Of a region
+that is given, and with --split of the token that is found, the effect is split: what goes by the
+region's own tokens, what the vision tower has carried to others, and what hiding the region's
+tokens in the decoder does.
 
 examples:
   mask-impact pixels "What color is the star?" -i examples/shapes.png -m demo
   mask-impact pixels "What color is the star?" -i examples/shapes.png \\
       --by tokens --fills border,blur
   mask-impact pixels "What color is the star?" -i photo.jpg --box 96,0,128,32
+  mask-impact pixels "What is this?" -i photo.jpg --regions segments:40
+  mask-impact pixels "What happens?" --video film.mp4 --where "video 0 frames 2-5" --box 0,0,64,64
 """
 
 

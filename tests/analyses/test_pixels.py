@@ -16,7 +16,8 @@ from tiny_models import tiny_image_inputs, tiny_model
 
 import mask_impact
 from mask_impact.analyses import fills
-from mask_impact.analyses.picture_regions import Regions, quarters, search
+from mask_impact.analyses.observer import Observer
+from mask_impact.analyses.picture_regions import Regions, coarse_to_fine, quarters, search
 from mask_impact.commands.main import main
 from mask_impact.engine.features import FeaturePass, Features
 from mask_impact.errors import (
@@ -570,3 +571,96 @@ def test_the_picture_has_a_frame_for_each_region(pixels):
     (framed,) = [one for one in regions if one.get_linewidth() > 1]
     left, top, right, bottom = found.regions[found.targets[0].found].box
     assert framed.get_bbox().bounds == (left, top, right - left, bottom - top)
+
+
+# --- the search with an estimate --------------------------------------------------------------------------------------------
+
+
+class Grid:
+    """An image of so many tokens, whose regions are their rectangles."""
+
+    def __init__(self, rows, columns):
+        self.grid = self
+        self.tokens, self.merge = (rows, columns), 2
+        self.record = dataclasses.make_dataclass("Record", [("moment", object, None)])()
+
+    def block(self, edges):
+        return edges
+
+    def patches_of(self, edges):
+        return [edges] * self.merge**2
+
+
+def searched(scores, weights, beam=1):
+    """(the tokens that are found, how many regions were asked about) where a rectangle does what its strongest token does."""
+    asked = []
+
+    def changes(places):
+        asked.extend(places)
+        return [scores[top:bottom, left:right].min() for left, top, right, bottom in places]
+
+    tokens, patches = coarse_to_fine([Grid(*scores.shape)], beam, changes, weights)
+    assert len(patches) == 4 * len(tokens)
+    return [(top, left) for left, top, *_ in tokens], {*asked}
+
+
+def test_with_an_estimate_a_search_finds_the_strongest_token_by_fewer_regions():
+    rng = np.random.default_rng(3)
+    n_asked = {}
+    for with_estimate in (True, False):
+        n_asked[with_estimate] = 0
+        for _ in range(20):
+            scores = -(rng.random((8, 8)) ** 8)
+            weights = [scores + rng.normal(size=(8, 8)) * 1e-4] if with_estimate else None
+            found, asked = searched(scores, weights)
+            assert scores[found[0]] == scores.min()
+            n_asked[with_estimate] += len(asked)
+    assert n_asked[True] <= 10 * 20 < n_asked[False] == 12 * 20
+
+
+def test_a_token_that_its_quarters_hide_is_found_by_the_estimate():
+    """Without its quarter the answer stays for another reason; the token alone changes it."""
+    scores, weights = np.zeros((4, 4)), [np.zeros((4, 4))]
+    scores[2, 1], weights[0][2, 1] = -3.0, -1.0
+
+    def changes(places):
+        alone = [(right - left, bottom - top) == (1, 1) for left, top, right, bottom in places]
+        return [float(scores[top, left]) * one for (left, top, *_), one in zip(places, alone, strict=True)]
+
+    tokens, _ = coarse_to_fine([Grid(4, 4)], 1, changes, weights)
+    assert tokens == [(1, 2, 2, 3)]
+    tokens, _ = coarse_to_fine([Grid(4, 4)], 1, changes)
+    assert tokens != [(1, 2, 2, 3)]
+
+
+def test_where_no_token_has_an_effect_the_estimate_says_which_is_the_strongest():
+    scores, weights = np.full((4, 4), -1e-4), [np.zeros((4, 4))]
+    scores[0, 0], weights[0][3, 2] = -2e-4, -0.5
+    assert searched(scores, weights)[0] == [(3, 2)]
+    scores[0, 0] = -2.0
+    assert searched(scores, weights)[0] == [(0, 0)]
+
+
+def test_a_wrong_estimate_does_not_hide_what_was_measured():
+    """It says the opposite: what is found is the strongest of what was asked about."""
+    scores = -np.random.default_rng(5).random((8, 8))
+    found, asked = searched(scores, [-1 - scores], beam=3)
+    alone = [scores[top, left] for left, top, right, bottom in asked if (right - left, bottom - top) == (1, 1)]
+    assert [scores[one] for one in found] == sorted(alone)[:3]
+
+
+def test_without_an_estimate_the_search_goes_on_and_says_so(loaded, pixels, monkeypatch):
+    class Noting(Observer):
+        notes = ()
+
+        def note(self, text):
+            self.notes = (*self.notes, text)
+
+    def fails(*args, **kwargs):
+        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+
+    observer = Noting()
+    monkeypatch.setattr("mask_impact.analyses.picture_estimates.estimate", fails)
+    found = pixels(num_tokens=1, observer=observer)
+    assert "The search goes without an estimate: out of memory in a backward pass" in observer.notes
+    assert found.regions[found.targets[0].found].level == "token"
