@@ -119,7 +119,10 @@ def _copied(module: nn.Module) -> nn.Module:
 def _undressed(module: nn.Module) -> Iterator[None]:
     """While the block is open, what stands in the place of forwards is away, and what accelerate keeps beside it."""
     before = [
-        (inner, name, inner.__dict__.pop(name)) for inner in module.modules() for name in DRESS if name in inner.__dict__
+        (inner, name, inner.__dict__.pop(name))
+        for inner in module.modules()
+        for name in DRESS
+        if name in inner.__dict__
     ]
     try:
         yield
