@@ -647,7 +647,7 @@ def report_mixing(loaded: LoadedModel, n: int, seed: int) -> None:
     """Of each task, how often the answer is another where the tower carries nothing between patches."""
     print(
         "\n== The vision tower, each patch seeing only itself in all of its layers: how often a right answer becomes another\n"
-        "color to equal: one image; large: a figure over 2x2 cells, whose shape no cell tells; appears to moves: videos"
+        "large: a figure over 2x2 cells, whose shape no cell tells; appears and first: videos"
     )
     for task in (*TASKS, "count", *wholes.WHOLE_TASKS, *moving.MOVING_TASKS):
         drawn = draw_task(loaded, task, n, seed)

@@ -81,8 +81,7 @@ class Stage:
 
 
 ALL_LESSONS = {
-    "text": 0.16, "images": 0.18, "large": 0.17, "larger": 0.06, "equal": 0.02, "appears": 0.12, "first": 0.03, "moves": 0.13,
-    "easy": 0.13,
+    "text": 0.18, "images": 0.2, "large": 0.1, "larger": 0.04, "equal": 0.02, "appears": 0.11, "first": 0.03, "easy": 0.32,
 }  # fmt: skip
 STAGES = {
     stage.name: stage
@@ -103,7 +102,7 @@ STAGES = {
         Stage("vl", "vl", models.GROWN_LAYERS["vl"], "all_vl", 300, 300, 1e-3, 0.75, (8, 0, 2, 0), 0.6, 0.25),
         Stage("tower", "vl", models.GROWN_LAYERS["vl"], "vl", 700, 740, 3e-3, tower_only=True, knows_more=True),
         Stage(
-            "seeing", "vl", models.GROWN_LAYERS["vl"], "tower", 1200, 1200, 8e-4, 0.0, (8, 0, 2, 0), 0.5, 0.25,
+            "seeing", "vl", models.GROWN_LAYERS["vl"], "tower", 1700, 1700, 8e-4, 0.0, (8, 0, 2, 0), 0.5, 0.25,
             lessons=ALL_LESSONS, knows_more=True, batch_size=16,
         ),
     )

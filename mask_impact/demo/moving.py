@@ -17,7 +17,9 @@ from mask_impact.demo.pictures import COLORS, SHAPES, Figure, Scene
 
 Place = tuple[int, int, int]
 
-MOVING_TASKS = ("appears", "first", "moves")
+MOVING_TASKS = ("appears", "first")
+UNTRAINED_MOVING_TASKS = ("moves",)
+"""Tasks with a known truth that the demo checkpoint did not learn ("Where does the star move?"), for larger models."""
 APPEARS_QUESTION = "What appears?"
 FIRST_QUESTION = "Which color comes first?"
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
@@ -183,14 +185,15 @@ def random_film(rng: random.Random, task: str, held_out: bool, n_pairs: int | No
 
 
 def moving_samples(task: str, n: int, seed: int = 0, held_out: bool = True) -> list[FilmSample]:
-    """`n` samples, each with a film of four to eight frames of its own, of one of MOVING_TASKS from one side of the split.
+    """`n` samples, each with a film of four to eight frames of its own, of one of MOVING_TASKS or
+    UNTRAINED_MOVING_TASKS from one side of the split.
 
     appears: the shape that is not there at the start; places: wherever it is seen. first: the color of the figure that comes
     first of two; places: where it is seen alone. moves: the direction in which the asked figure goes to the next cell; places:
     the figure's in all pairs.
     """
-    if task not in MOVING_TASKS:
-        raise ValueError(f"unknown task {task!r}: expected one of {', '.join(MOVING_TASKS)}")
+    if task not in _FILMS:
+        raise ValueError(f"unknown task {task!r}: expected one of {', '.join(_FILMS)}")
     rng = random.Random(f"{task}/{seed}/{held_out}")
     samples: dict[Film, FilmSample] = {}
     while len(samples) < n:

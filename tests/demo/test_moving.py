@@ -9,9 +9,10 @@ from mask_impact.demo import moving
 from mask_impact.demo.pictures import Figure, Scene
 
 SEED = 2024
+TASKS = (*moving.MOVING_TASKS, *moving.UNTRAINED_MOVING_TASKS)
 
 
-@pytest.mark.parametrize("task", moving.MOVING_TASKS)
+@pytest.mark.parametrize("task", TASKS)
 def test_samples_are_on_their_side_and_come_again_with_the_seed(task):
     held_out, training = (moving.moving_samples(task, 30, SEED, held_out=side) for side in (True, False))
     assert all(sample.held_out for sample in held_out)
@@ -25,7 +26,7 @@ def test_unknown_task_is_refused():
         moving.moving_samples("color", 1)
 
 
-@pytest.mark.parametrize("task", moving.MOVING_TASKS)
+@pytest.mark.parametrize("task", TASKS)
 def test_films_have_four_to_eight_frames_of_which_a_pair_shows_one_scene(task):
     lengths = set()
     for sample in moving.moving_samples(task, 60, SEED):
@@ -37,7 +38,7 @@ def test_films_have_four_to_eight_frames_of_which_a_pair_shows_one_scene(task):
     assert lengths == {4, 5, 6, 7, 8}
 
 
-@pytest.mark.parametrize("task", moving.MOVING_TASKS)
+@pytest.mark.parametrize("task", TASKS)
 def test_the_places_show_the_figure_and_without_them_there_is_no_answer(task):
     for sample in moving.moving_samples(task, 60, SEED):
         gone = sample.film.without(sample.places)

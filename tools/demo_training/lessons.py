@@ -58,11 +58,9 @@ def film_sequence(rng: random.Random, task: str, n_pairs: int) -> Sequence:
     sample = moving.random_film(rng, task, held_out=False, n_pairs=n_pairs)
     turns = [(sample.question, sample.answer)]
     if rng.random() < MORE_SHARE:
-        asked = {moving.moves_question(one.shape) for scene in sample.film.scenes for one in scene.figures}
-        questions = [*sorted(asked), moving.APPEARS_QUESTION, moving.FIRST_QUESTION]
-        answers = {question: sample.film.answer(question) for question in questions if question != sample.question}
-        others = [(question, found[0]) for question, found in answers.items() if found]
-        turns += rng.sample(others, min(1, len(others)))
+        (other,) = {moving.APPEARS_QUESTION, moving.FIRST_QUESTION} - {sample.question}
+        found = sample.film.answer(other)
+        turns += [(other, found[0])] if found else []
     return film_chat(turns, sample.film, rng.choice(FPS))
 
 
