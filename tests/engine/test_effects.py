@@ -151,7 +151,10 @@ def test_a_broken_replay_is_told_from_the_model(name, monkeypatch):
 def test_a_replay_that_is_not_the_model_gives_no_numbers(monkeypatch):
     """Heads shifted by one group: the row that hides nothing is not the model's own. It shows where layers are proven, and in
     every run behind that."""
-    for proven, said in (False, "gives other states when some of its rows run again"), (True, "the replayed model differs"):
+    for proven, said in (
+        (False, "gives other states when some of its rows run again"),
+        (True, "the replayed model differs"),
+    ):
         model = tiny_model("qwen3")
         inputs = tiny_inputs(model, 9)
         if proven:
