@@ -143,6 +143,15 @@ def hooked_in(parent: nn.Module) -> list[str]:
     ]
 
 
+def is_patched(module: nn.Module) -> bool:
+    """Whether somebody else's function stands in the place of a module's forward; accelerate's does not count."""
+    forward = vars(module).get("forward")
+    while hasattr(forward, "of_mask_impact"):
+        forward = forward.of_mask_impact
+    own = forward is None or getattr(forward, "__func__", None) is type(module).forward
+    return not own and "_hf_hook" not in vars(module)
+
+
 def _hooks_of(module: nn.Module) -> tuple[dict, dict]:
     return module._forward_pre_hooks, module._forward_hooks
 

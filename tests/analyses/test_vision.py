@@ -85,13 +85,14 @@ def test_the_files_agree_with_the_oracle_in_every_mask_mode(name, n_images, tmp_
 @pytest.mark.parametrize("max_rows", [1, 2, 5])
 @pytest.mark.parametrize("mask_mode", ["text", "vision"])
 def test_some_positions_are_measured_as_among_all_of_them(mask_mode, max_rows):
-    """Chunks of any size, keys with nearly all the weight: the same numbers but for rounding."""
-    model = tiny_model("qwen3_vl", sharpness=10.0)
+    """Chunks of any size, keys with nearly all the weight: the same numbers but for rounding, which is float64's."""
+    model = tiny_model("qwen3_vl", sharpness=10.0, dtype=torch.float64)
     inputs = tiny_image_inputs(model, n_images=2)
+    inputs["pixel_values"] = inputs["pixel_values"].double()
     masked = Masked(torch.from_numpy(is_image(inputs) == (mask_mode == "vision")), produced=mask_mode == "text")
     engines = RidingEngine(model), RidingEngine(model, plans=[SequencePlan(masked=masked)], max_rows=max_rows)
     for engine in engines:
-        with torch.no_grad(), engine:
+        with torch.no_grad(), oracle.float32_becomes(torch.float64), engine:
             model.generate(**inputs, max_new_tokens=N_TOKENS, do_sample=False)
     for number, (all_of_them, some) in enumerate(zip(engines[0].steps, engines[1].steps, strict=True)):
         assert some.positions.tolist() == expected_positions(inputs, mask_mode, number).tolist()

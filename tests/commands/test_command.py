@@ -20,7 +20,7 @@ from studying import REPOSITORY, write_config, write_dataset
 
 from mask_impact.commands.main import COMMANDS, NAMES, main
 from mask_impact.commands.scripts import main_text, main_vl
-from mask_impact.engine import measurement
+from mask_impact.engine.riding import tensor
 from mask_impact.models import loading
 from mask_impact.results import store
 
@@ -507,8 +507,8 @@ def test_verify_passes_on_a_model_that_is_measured_right(run, text_checkpoint, v
 
 def test_verify_fails_where_distances_are_two_per_cent_off(run, text_checkpoint, monkeypatch):
     """Which the check of the model's own rows can't see: only really masking does."""
-    real = measurement.lengths
-    monkeypatch.setattr(measurement, "lengths", lambda baseline, differences: real(baseline, 1.02 * differences))
+    real = tensor.lengths
+    monkeypatch.setattr(tensor, "lengths", lambda baseline, differences: real(baseline, 1.02 * differences))
     code, out, _ = run("verify", text_checkpoint)
     assert code == 1
     assert out.splitlines()[-1].startswith("FAIL: ")

@@ -315,3 +315,28 @@ def test_a_decoder_without_layers_or_without_an_attention_interface_is_refused()
     ).eval()
     with pytest.raises(UnsupportedArchitecture, match="attention interface"):
         measured(model, {"input_ids": torch.arange(5)[None]})
+
+
+@pytest.mark.parametrize("way", ["hook", "forward"])
+def test_what_somebody_puts_into_one_layer_is_proven_there(way):
+    """Layers that are built alike were proven before it came; the layer after it is as it was."""
+    model = tiny_model("llama")
+    inputs = tiny_inputs(model, 6)
+
+    def run():
+        with torch.no_grad(), RidingEngine(model) as engine:
+            model(**inputs)
+        return engine.steps[0].l2
+
+    plain, mlp = run(), model.model.layers[1].mlp
+    if way == "hook":
+        handle = mlp.register_forward_hook(lambda module, args, output: output.as_subclass(torch.Tensor))
+    else:
+        own = mlp.forward
+        mlp.forward = lambda states: own(states).as_subclass(torch.Tensor)
+    with pytest.raises(ExactnessError, match=r"^layers.1 .* moves otherwise"):
+        run()
+    handle.remove() if way == "hook" else delattr(mlp, "forward")
+    assert torch.equal(run(), plain)
+    with mlp.register_forward_hook(lambda module, args, output: output * 2):
+        assert not torch.allclose(run()[1], plain[1])

@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache
 
 from mask_impact.engine.attention import arithmetic_dtype
 from mask_impact.engine.choices import VARIANT_GROUPS
-from mask_impact.engine.ownership import Block, hooked_in
+from mask_impact.engine.ownership import Block, hooked_in, is_patched
 from mask_impact.engine.plans import SequencePlan, check_batch, measured_at
 from mask_impact.engine.recording import LayerRecord, RawStep, gather
 from mask_impact.engine.riding import arithmetic, functions, linear, structure
@@ -48,8 +48,8 @@ class RidingEngine:
     sequence of the batch that the model will be given; one whose number is put into `finished` is measured no more.
     max_rows: how many hidden tokens may be between two linear maps at once (None: all); results do not depend on it.
     on_layer(step, layer) is called when a layer is done; layer: its number in its list. probe: whether each kind of layer is
-    proven the first time, and each layer with hooks of others in each block. keep_states: whether `states` has a LayerState of
-    each layer after a step, for a single sequence: of the `last` position or of `all`; then hooks of others are refused; or,
+    proven the first time, and each layer with hooks or forwards of others in each block. keep_states: whether `states` has a
+    LayerState of each layer after a step, for a single sequence: of the `last` position or of `all`; then hooks of others are refused; or,
     unless it must_keep, no states are kept where they can't be. verify: layers of which something is measured again by really
     masking, see remeasuring; for a single sequence. After a step `mapped` has the names of the layers in the order of the step's
     rows, `unmapped` of the others beside them, `attending` their numbers. Errors: UnsupportedArchitecture (NoRule names the
@@ -87,7 +87,7 @@ class RidingEngine:
         self.mapped: tuple[str, ...] = ()
         self.attending = Attending((), 0, ())
         self._step, self._thread = -1, None
-        self._hooked: set[Layer] = set()  # those with hooks of others, which have not been proven with them
+        self._changed: set[Layer] = set()  # those with hooks or forwards of others, not proven with them yet
         self._clear()
         self._stack = ExitStack()
 
@@ -149,7 +149,9 @@ class RidingEngine:
 
     def __enter__(self) -> "RidingEngine":
         layers, self._thread = self.layers, get_ident()
-        self._hooked = {layer for layer in layers.layers if hooked_in(layer.module)}
+        self._changed = {
+            one for one in layers.layers if hooked_in(one.module) or any(map(is_patched, one.module.modules()))
+        }
         with ExitStack() as stack:
             self.block = block = stack.enter_context(tapped(layers, self._on_tap))
             if self._keeping is not None:
@@ -206,13 +208,15 @@ class RidingEngine:
         return args, kwargs if self._keeping is None else self._keeping.with_all_rows(kwargs)
 
     def _to_prove(self, layer: Layer) -> bool:
-        """Whether nothing is known of such layers yet, or of what somebody else's hooks do in this one."""
-        return layer in self._hooked or self.layers.known.to_prove(layer)
+        """Whether nothing is known of such layers yet, or of what somebody else put into this one."""
+        return layer in self._changed or self.layers.known.to_prove(layer)
 
     def _on_tap(self, own, module, query, key, value, attention_mask, *args, **kwargs):
         known, layer = self.layers.known, self.layers.around.get(module)
         known.opaque.attentions.add(module)
         output = own(query, key, value, attention_mask, *args, **kwargs)
+        if layer in self._entered:
+            check_batch(self.plans, len(query))
         if layer is not None and self._keeping is not None:
             self.n_positions = self._held + query.shape[2]
             self._keeping.attend(layer, module, query, key, value, attention_mask, kwargs)
@@ -220,7 +224,6 @@ class RidingEngine:
             return output
         if layer in self._boarded or layer in self._records:
             raise UnsupportedArchitecture(f"{layer.name} calls an attention twice in one pass: that can't be measured")
-        check_batch(self.plans, len(query))
         if output[0].requires_grad:
             raise UsageError("differences can't be measured while gradients are recorded: use torch.no_grad()")
         entered = next(states_in(self._entered[layer]), None)
@@ -268,8 +271,8 @@ class RidingEngine:
         (known.quiet.discard if boarded.ride.noisy else known.quiet.add)(layer.kind)
         if self.probe and self.groups != ("heads",) and self._to_prove(layer):
             prove(self.layers, layer, *given)
-            if layer in self._hooked:
-                self._hooked.remove(layer)
+            if layer in self._changed:
+                self._changed.remove(layer)
             else:
                 known.proven.add(layer.kind)
         known.without.discard(layer.kind)

@@ -69,6 +69,7 @@ class Opaque:
             self.modules.add(module)
             return result
 
+        caught.of_mask_impact = forward
         return caught
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from mask_impact.engine.attention import arithmetic_dtype
+from mask_impact.engine.ownership import is_patched
 from mask_impact.engine.riding.boarding import board
 from mask_impact.engine.riding.layers import Layer, Layers
 from mask_impact.engine.riding.opaque import Opaque
@@ -36,6 +37,8 @@ def prove(layers: Layers, layer: Layer, args: tuple, kwargs: dict) -> None:
     if riding is None or plain is None:
         return  # without an attention
     moved, said, size = plain - riding[0], riding[1], torch.linalg.vector_norm(plain)
+    if not bool(torch.isfinite(size)):
+        return  # which the self-check will say
     error, length = torch.linalg.vector_norm(moved - said), torch.linalg.vector_norm(moved)
     if error <= TOLERANCE * length + ROUNDINGS * torch.finfo(entered.dtype).eps * size:
         return
@@ -64,7 +67,8 @@ def widened(module: nn.Module, args: tuple, kwargs: dict) -> tuple[nn.Module, tu
     """A float32 copy of a layer and of what it is called with, where it runs; as they are where it is no layer in half precision,
     or can't be copied."""
     dtypes = {weight.dtype for weight in module.parameters()}
-    if not dtypes & set(HALF) or not all(dtype.is_floating_point for dtype in dtypes):
+    patched = any(map(is_patched, module.modules()))
+    if patched or not dtypes & set(HALF) or not all(dtype.is_floating_point for dtype in dtypes):
         return module, args, kwargs
     copied = _copied(module).to(torch.float32)
     device = next(copied.parameters()).device
