@@ -63,7 +63,8 @@ class Question:
 @dataclass(frozen=True)
 class Plan:
     """Where it is asked about. positions: of the region's image tokens; every: int64 [M], of all image tokens; tokens: bool [M],
-    which of these are the region's; images: their images; values: pixel_values of the other picture, where there is one."""
+    which of these are the region's; images: their images; values: pixel_values of the other picture, where there is one;
+    n_tokens: of the prompt; n_layers: of the decoder."""
 
     question: Question
     parts: tuple[FeaturePart, ...]
@@ -73,6 +74,14 @@ class Plan:
     images: tuple[int, ...]
     grids: tuple[PatchGrid, ...]
     values: torch.Tensor | None
+    n_tokens: int
+    n_layers: int
+
+    def forwards(self) -> float:
+        """About how many forward passes of the prompt all sets take: those that differ in later parts alone share layers, and
+        rows before the region do not run."""
+        states = sum(2 ** min(len(self.parts), layer + 1) for layer in range(self.n_layers))
+        return (1 - min(self.positions) / self.n_tokens) * states / self.n_layers
 
 
 def parts_of(reader: Reader) -> tuple[FeaturePart, ...]:
@@ -110,7 +119,9 @@ def plan(reader: Reader, prepared: Prepared, question: Question) -> Plan:
         values = _values_of(reader, question.other, grids[images[0]])
     every = np.flatnonzero(encoded.tokens.image >= 0)
     chosen = torch.from_numpy(np.isin(every, positions))
-    return Plan(question, parts, positions, torch.from_numpy(every), chosen, images, grids, values)
+    n_layers = reader.config.get_text_config().num_hidden_layers
+    every = torch.from_numpy(every)
+    return Plan(question, parts, positions, every, chosen, images, grids, values, encoded.n_tokens, n_layers)
 
 
 def _values_of(reader: Reader, picture: Picture, grid: PatchGrid) -> torch.Tensor:

@@ -65,7 +65,7 @@ LOOKS = {  # by the setting that asks for it
         lambda found: {"deepstack": deepstack_files.deepstack_table(found)},
         deepstack_files.save_deepstack,
         DEEPSTACK,
-        lambda plan: 2 ** len(plan.parts) - 1,
+        lambda plan: plan.forwards(),
     ),
     "tower": Look(
         tower, _tower, _of_tower, tower_files.save_tower, TOWER, lambda plan: plan.most_runs() + MAP_OF_TOWER
