@@ -13,9 +13,10 @@ NAME = "tower_oracle"
 
 
 @contextmanager
-def masked(model, hidden=None, layers=(), image=0):
-    """While the block is open, the tower's attention is plain, and in some layers adds a mask for one image: hidden, bool [P, P]
-    (query, key). Yields what is kept of each layer's calls: {layer: [q, k, v, output] of each image}."""
+def masked(model, hidden=None, layers=(), image=0, *more):
+    """While the block is open, the tower's attention is plain, and in some layers adds a mask for an image, and for `more` of
+    them: hidden, bool [P, P] (query, key). A pair of a video's frames is an image. Yields what is kept of each layer's calls:
+    {layer: [q, k, v, output] of each image}."""
     visual = model.model.visual
     number_of = {id(block.attn): number for number, block in enumerate(visual.blocks)}
     kept = {}
@@ -24,7 +25,7 @@ def masked(model, hidden=None, layers=(), image=0):
         layer = number_of[id(module)]
         calls = kept.setdefault(layer, [])
         logits = query @ key.transpose(2, 3) * scaling
-        if hidden is not None and layer in layers and len(calls) == image:
+        if hidden is not None and layer in layers and len(calls) in (image, *more):
             logits = logits + torch.zeros(hidden.shape, dtype=logits.dtype).masked_fill(hidden, -torch.inf)[None, None]
         output = torch.softmax(logits, dim=-1) @ value
         calls.append((query[0], key[0], value[0], output[0]))
@@ -64,7 +65,8 @@ def local_map(model, values, grids, image, units):
         model.model.visual(values, grid_thw=grids)
     for handle in handles:
         handle.remove()
-    edges = [0, *grids.prod(-1).cumsum(0).tolist()]
+    each = torch.repeat_interleave(grids[:, 1:].prod(-1), grids[:, 0])  # a video's pairs of frames see themselves alone
+    edges = [0, *each.cumsum(0).tolist()]
     rows = slice(edges[image], edges[image + 1])
 
     def attended(layer, hidden=None):

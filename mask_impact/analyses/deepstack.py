@@ -1,8 +1,9 @@
 """DeepStack: which of an image's features the answer needs: the main ones, or those that are added behind decoder layers.
 
 At the image tokens of a region, each set of parts is kept and the rest is a baseline's: the same picture with the region blanked,
-another picture, the mean over the image's tokens, or zero. The tower runs once more, for a baseline that is a picture; the
-decoder runs for all sets together (`engine.feature_sets`). From all sets follow exact Shapley values and interactions.
+another picture, the mean over the image's tokens, or zero. A pair of a video's frames is an image. The tower runs once more, for
+a baseline that is a picture; the decoder runs for all sets together (`engine.feature_sets`). From all sets follow exact Shapley
+values and interactions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,10 +31,11 @@ from mask_impact.findings.shapley import interactions, members, shapley
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.encoding import layout_of
 from mask_impact.prompts.images import Picture
-from mask_impact.prompts.patches import PatchGrid, grids_of
+from mask_impact.prompts.patches import PIXELS, PatchGrid, grids_of
 from mask_impact.results.deepstack import DeepstackEffects, DeepstackTarget, FeaturePart
+from mask_impact.results.tokens import ImageRecord
 
-EVERYTHING = "image"  # the region where none is given
+EVERYTHING, VIDEOS = "image", "video"  # the region where none is given
 FILL = "border"  # of a region that is blanked
 PICTURE = "picture"  # the baseline that is another picture
 
@@ -54,6 +56,11 @@ class Question:
                 f"`baseline` must be {', '.join(BASELINES[:-1])} or {BASELINES[-1]}, not {self.baseline!r}"
             )
 
+    def region_of(self, images: Sequence[ImageRecord]) -> str:
+        """The region, in a prompt with these images: all of a prompt's videos, where it has no image and nothing is asked for."""
+        no_image = all(image.moment is not None for image in images)
+        return VIDEOS if self.region == EVERYTHING and no_image and images else self.region
+
     @property
     def kind(self) -> str:
         """The baseline, as a result names it."""
@@ -62,11 +69,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where it is asked about. positions: of the region's image tokens; every: int64 [M], of all image tokens; tokens: bool [M],
-    which of these are the region's; images: their images; values: pixel_values of the other picture, where there is one;
-    n_tokens: of the prompt; n_layers: of the decoder."""
+    """Where it is asked about. region: in group words; positions: of the region's image tokens; every: int64 [M], of all image
+    tokens, those of videos behind all others; tokens: bool [M], which of these are the region's; images: their images; values:
+    pixel_values of the other picture, where there is one; n_tokens: of the prompt; n_layers: of the decoder."""
 
     question: Question
+    region: str
     parts: tuple[FeaturePart, ...]
     positions: tuple[int, ...]
     every: torch.Tensor
@@ -99,29 +107,31 @@ def parts_of(reader: Reader) -> tuple[FeaturePart, ...]:
 def plan(reader: Reader, prepared: Prepared, question: Question) -> Plan:
     """What is asked about, in this prompt; works without the model's weights. InputError, UsageError, UnsupportedArchitecture."""
     parts = parts_of(reader)
-    check_images(reader, prepared)
+    check_images(reader, prepared, videos=True)
     encoded = prepared.encoded
-    positions = layout_of(reader, encoded).resolve(question.region)
+    region = question.region_of(encoded.images)
+    positions = layout_of(reader, encoded).resolve(region)
     of_images = encoded.tokens.image[list(positions)]
     if (of_images < 0).any():
         wrong = encoded.tokens.texts[positions[int(np.argmax(of_images < 0))]]
         raise InputError(
-            f"'{question.region}' has tokens that are no part of an image, such as {wrong!r}; give cells of one"
+            f"'{region}' has tokens that are no part of an image, such as {wrong!r}; give cells of one, or of a video"
         )
     images = tuple(dict.fromkeys(of_images.tolist()))
     grids = grids_of(reader, encoded)
     values = None
     if question.other is not None:
         if len(images) > 1:
-            raise UsageError(
-                f"another picture stands for one image, and the region '{question.region}' is in {len(images)}"
-            )
+            raise UsageError(f"another picture stands for one image, and the region '{region}' is in {len(images)}")
         values = _values_of(reader, question.other, grids[images[0]])
     every = np.flatnonzero(encoded.tokens.image >= 0)
+    every = every[
+        np.argsort(encoded.tokens.image[every], kind="stable")
+    ]  # videos behind all images, as their features are
     chosen = torch.from_numpy(np.isin(every, positions))
     n_layers = reader.config.get_text_config().num_hidden_layers
     every = torch.from_numpy(every)
-    return Plan(question, parts, positions, every, chosen, images, grids, values, encoded.n_tokens, n_layers)
+    return Plan(question, region, parts, positions, every, chosen, images, grids, values, encoded.n_tokens, n_layers)
 
 
 def _values_of(reader: Reader, picture: Picture, grid: PatchGrid) -> torch.Tensor:
@@ -174,11 +184,11 @@ def run(
         observer.all_changed()
         forwards = looking.forwards
         answers = _answers(looking, asked, base) if question.answers else {}
-    meta = {"region": question.region, "baseline": question.kind, "target": settings.target}
+    meta = {"region": asked.region, "baseline": question.kind, "target": settings.target}
     meta |= {} if question.other is None else {"other": question.other.source}
     return DeepstackEffects(
         parts=asked.parts,
-        region=question.region,
+        region=asked.region,
         positions=asked.positions,
         baseline=question.kind,
         targets=tuple(_target(looking, *pair) for pair in zip(looking.asked, effects, strict=True)),
@@ -215,12 +225,12 @@ def _baseline(looking: Looking, asked: Plan) -> Features:
 
 
 def _blanked(looking: Looking, asked: Plan, image: int) -> torch.Tensor:
-    """pixel_values [P, d] of an image with the region's cells blanked."""
+    """pixel_values [P, d] of an image with the region's cells blanked, in each of a pair's frames by itself."""
     grid, values = asked.grids[image], looking.again.pixel_values(image)
     cells = asked.tokens[looking.again.image_tokens(image)].view(grid.tokens)
     mask = cells.repeat_interleave(grid.token, dim=0).repeat_interleave(grid.token, dim=1)
-    fill = filled(grid.picture(values.cpu()), mask, FILL)
-    return grid.changed(values, mask[None].to(values.device), fill[None])[0]
+    fills = torch.stack([filled(one, mask, FILL) for one in grid.pictures(values.cpu())])
+    return grid.changed(values, mask[None].to(values.device), fills[None])[0]
 
 
 def _norm_share(own: Features, tokens: torch.Tensor) -> np.ndarray:
@@ -249,7 +259,7 @@ def _answers(looking: Looking, asked: Plan, base: Features) -> dict[int, str]:
     """What the model's own generate() says with some sets kept, by their numbers."""
     sets = [0, *alone_and_without(len(asked.parts))]
     kept = torch.from_numpy(members(len(asked.parts)))
-    inputs = {name: value for name, value in looking.prepared.encoded.inputs.items() if name != "pixel_values"}
+    inputs = {name: value for name, value in looking.prepared.encoded.inputs.items() if name not in PIXELS}
     config = greedy_config(looking.loaded.model, looking.prepared.settings.num_tokens)
     looking.observer.answers_begin(len(sets))
     found = {}

@@ -59,7 +59,7 @@ class UnknownSetting(UsageError, TypeError):
 RUN, STUDY, EXPLAIN, KNOCKOUT, WITHOUT = "run", "study", "explain", "knockout", "without"
 PIXELS, DEEPSTACK, TOWER = "pixels", "deepstack", "tower"
 ALL = (RUN, STUDY, EXPLAIN, KNOCKOUT, WITHOUT, PIXELS, DEEPSTACK, TOWER)
-WITH_VIDEOS = (RUN, STUDY, EXPLAIN, KNOCKOUT, WITHOUT, PIXELS)
+WITH_VIDEOS = (RUN, STUDY, EXPLAIN, KNOCKOUT, WITHOUT, PIXELS, DEEPSTACK, TOWER)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class Plan:
 
 def plan(reader: Reader, prepared: Prepared, question: Question) -> Plan:
     """What is asked about, in this prompt; works without the model's weights. InputError, UsageError, UnsupportedArchitecture."""
-    check_images(reader, prepared)
+    check_images(reader, prepared, videos=True)
     n = reader.config.vision_config.depth
     layers = tuple(range(n)) if question.layers is None else tuple(sorted({*question.layers}))
     if not layers:
@@ -120,7 +120,7 @@ def run(
         again = looking.again
         numbers = [one.number for one in asked.regions.images]
         runs = asked.most_runs() * (len(looking.asked) if question.regions.how == "search" else 1)
-        each = max(map(again.tower_rows, numbers)) + again.decoder_rows()
+        each = max(sum(map(again.tower_rows, one)) for one in asked.regions.together()) + again.decoder_rows()
         maps = sum(map(again.tower_rows, numbers)) * (1 + OF_MAP + OF_PROBE * question.probes)
         check_rows(
             maps + runs * each, again.forward_rows(), settings.max_cost, "ask about fewer regions, or search (`by`)"
@@ -211,32 +211,33 @@ class _Measured:
         """The effect of each of the regions that is not known yet, hidden in some layers (None: in those of the plan)."""
         layers = self.plan.layers if layers is None else layers
         new = [one for one in places if (self.asked.number(one), layers) not in self.known]
-        for image in dict.fromkeys(place.region.image for place in new):
-            of_image = [place for place in new if place.region.image == image]
-            for place, *found in zip(of_image, *self._effects(image, of_image, layers), strict=True):
+        for images in dict.fromkeys(place.region.every_image for place in new):
+            of_images = [place for place in new if place.region.every_image == images]
+            for place, *found in zip(of_images, *self._effects(of_images, layers), strict=True):
                 self.known[self.asked.number(place), layers] = found
 
-    def _effects(
-        self, image: int, places: Sequence[Place], layers: tuple[int, ...], hides: bool = True
-    ) -> list[list[Change]]:
-        """Of each target, of each of the regions of one image. hides: whether the mask hides them, or nothing."""
-        looking, grid = self.looking, self._of_image(image).grid
-        again = looking.again
+    def _effects(self, places: Sequence[Place], layers: tuple[int, ...], hides: bool = True) -> list[list[Change]]:
+        """Of each target, of each of some regions, which are all of the same images; the tower sees each image by itself. hides:
+        whether the mask hides them, or nothing."""
+        looking, again, images = self.looking, self.looking.again, places[0].region.every_image
+        grid = self._of_image(images[0]).grid  # a video's frames are of one size
         keys = torch.stack([grid.ordered(grid.patches_with(place.mask)) for place in places]) & hides
         flags = torch.zeros(len(places), self.plan.n_layers, dtype=torch.bool)
         flags[:, list(layers)] = True
-        values = again.pixel_values(image)
 
         def features(which: slice) -> Features:
-            some = keys[which]
-            with keys_hidden(decoder_of(looking.loaded.model), self.tower, some, flags[which]):
-                return again.seen(looking.own, image, values.expand(len(some), -1, -1))
+            some, found = keys[which], looking.own
+            for image in images:
+                with keys_hidden(decoder_of(looking.loaded.model), self.tower, some, flags[which]):
+                    found = again.seen(found, image, again.pixel_values(image).expand(len(some), -1, -1))
+            return found
 
-        return [changes_of(one) for one in looking.effects(len(places), features, again.tower_rows(image))]
+        tower = sum(map(again.tower_rows, images))
+        return [changes_of(one) for one in looking.effects(len(places), features, tower)]
 
     def _note_floor(self, place: Place) -> None:
         """By how much a mask that hides nothing changes log-probabilities."""
-        found = self._effects(place.region.image, [place], self.plan.layers, hides=False)
+        found = self._effects([place], self.plan.layers, hides=False)
         self.floor = max(abs(one.logprob) for (one,) in found)
 
     def _change(self, place: Place, target: int) -> float:

@@ -73,6 +73,7 @@ def deepstack(
     prompt: str | Mapping[str, Any],
     *,
     images: Any = (),
+    videos: Any = (),
     region: str = parts.EVERYTHING,
     baseline: str = "blank",
     other: Any = None,
@@ -83,7 +84,8 @@ def deepstack(
     """Keep some parts of an image's features (main ones, DeepStack's levels), the rest a baseline's, and see what becomes of the
     answer: every set of parts, exact Shapley values and interactions.
 
-    model, prompt, images: as in `analyze`. region: spec of image tokens (see `prompts.groups`). baseline: `blank` (the same
+    model, prompt, images, videos: as in `analyze`. region: spec of image tokens (see `prompts.groups`), such as `video 0 frames
+    2-3`; `image` stands for the videos where there is no image. baseline: `blank` (the same
     picture with the region blanked), `mean` (over the image's tokens) or `zero`. other: a picture that the baseline is instead.
     answers: whether answers are generated with each part alone and without each.
     Errors: InputError for a region that is not of an image, UsageError, UnsupportedArchitecture, ExactnessError.
@@ -91,7 +93,7 @@ def deepstack(
     need("`region`", region, str, "text")
     question = parts.Question(region, baseline, None if other is None else read_picture(other), bool(answers))
     chosen = make_settings("deepstack", {"num_tokens": ANSWER_TOKENS} | given)
-    pictures = pictures_of(images, chosen)
+    pictures = pictures_of(images, chosen, videos)
     found = parts.run(model_of(model), prompt, question, chosen, pictures, observer=observer_of(observer))
     return DeepstackEffects(**vars(found))
 
@@ -102,6 +104,7 @@ def tower(
     prompt: str | Mapping[str, Any],
     *,
     images: Any = (),
+    videos: Any = (),
     unit: str = "patch",
     probes: int = 0,
     effects: bool = True,
@@ -109,6 +112,7 @@ def tower(
     windows: int | None = None,
     boxes: Sequence[Any] = (),
     mask: Any = None,
+    where: str | None = None,
     by: str | None = None,
     beam: int = 1,
     image_number: int | None = None,
@@ -118,20 +122,21 @@ def tower(
     """Which patches the layers of the vision tower read, and what hiding regions in these layers does to the answer: two
     questions.
 
-    model, prompt, images: as in `analyze`. unit: what is hidden together for the map, `patch` or `token`. probes: random ones for
-    the layers' whole update, to first order (0: none). effects: whether the answer is asked about. layers: the tower's, in which
-    regions are hidden (None: all). windows: also hide what is found in so many layers around each (None: not). boxes, mask, by,
-    beam, image_number: the regions, as in `pixels`.
+    model, prompt, images, videos: as in `analyze`. unit: what is hidden together for the map, `patch` or `token`. probes: random
+    ones for the layers' whole update, to first order (0: none). effects: whether the answer is asked about. layers: the tower's,
+    in which regions are hidden (None: all). windows: also hide what is found in so many layers around each (None: not). boxes,
+    mask, where, by, beam, image_number: the regions, as in `pixels`.
     Errors: InputError for a region that is not in the image, UsageError, UnsupportedArchitecture, ExactnessError.
     """
+    need("`where`", where, (str, type(None)), "text")
     picture = None if mask is None else read_picture(mask)
-    regions = replaced.Question(by=by, beam=beam, boxes=_boxes(boxes), mask=picture, image=image_number)
+    regions = replaced.Question(by=by, beam=beam, boxes=_boxes(boxes), mask=picture, where=where, image=image_number)
     for layer in layers or ():
         need("a layer", layer, int, "a whole number")
     chosen_layers = None if layers is None else tuple(layers)
     question = towers.Question(regions, bool(effects), unit, probes, chosen_layers, windows)
     chosen = make_settings("tower", {"num_tokens": ANSWER_TOKENS} | given)
-    pictures = pictures_of(images, chosen)
+    pictures = pictures_of(images, chosen, videos)
     found = towers.run(model_of(model), prompt, question, chosen, pictures, observer=observer_of(observer))
     return TowerEffects(**vars(found))
 

@@ -21,19 +21,21 @@ examples:
   mask-impact deepstack "What color is the star?" -i examples/shapes.png \\
       --region "image 0 rows 0 columns 3"
   mask-impact deepstack "What color is it?" -i one.png --from other.png
+  mask-impact deepstack "What moves?" --video film.mp4 --region "video 0 seconds 1-2"
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `mask-impact deepstack`."""
     groups = options.Groups(parser)
-    options.add_prompt(groups, videos=False)
+    options.add_prompt(groups)
     add = groups["which features"]
     add(
         "--region",
         metavar="SPEC",
         default="image",
-        help="image tokens, such as image 0 rows 1-2 columns 3 (default: image, all of them)",
+        help="image tokens, such as image 0 rows 1-2 columns 3, video 0 frames 2-3, video 0 seconds 1-2 rows 0 (default: image, "
+        "all of them; video, where the prompt has no image)",
     )
     add(
         "--baseline",
@@ -52,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     """Keeps each set of parts, writes NAME.deepstack.* and prints what became of the answer."""
-    if not args.image:
-        raise UsageError("features are those of an image: give --image FILE")
+    if not args.image and not args.video:
+        raise UsageError("features are those of an image or a video: give --image FILE or --video FILE")
     request = single.prepare(args, caller, command, lambda settings: [FILES], "deepstack", num_tokens=ANSWER_TOKENS)
     question = _question(args)
 

@@ -24,6 +24,7 @@ examples:
   mask-impact tower "What color is the star?" -i examples/shapes.png \\
       --by tokens --layers 2-3 --unit token --plots
   mask-impact tower "What color is it?" -i photo.jpg --box 0,0,64,64 --windows 3
+  mask-impact tower "What moves?" --video film.mp4 --where "video 0 frames 2-3"
 """
 
 
@@ -48,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add = groups["what matters to the answer"]
     add_regions(add)
+    add(
+        "--where",
+        metavar="CELLS",
+        help="in which images or frames, in group words: video 0 frames 2-3, video 0 seconds 1.5-3, image 1; without a box, "
+        "a mask and --by these cells are the region",
+    )
     add("--layers", metavar="LIST", help="the tower's layers to hide patches in, such as 0-11 or 3,5-9 (default: all)")
     add(
         "--windows",
@@ -64,8 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     """Measures, writes NAME.tower.* and NAME.tower_effects.*, and prints what is read and what matters."""
-    if not args.image:
-        raise UsageError("the vision tower sees images: give --image FILE")
+    if not args.image and not args.video:
+        raise UsageError("the vision tower sees images: give --image FILE or --video FILE")
     layers = options.layer_list(args.layers)
     request = single.prepare(args, caller, command, lambda settings: [FILES], "tower", num_tokens=ANSWER_TOKENS)
     question = _question(args, layers)
@@ -93,4 +100,6 @@ def _question(args: argparse.Namespace, layers: tuple[int, ...] | None):
     from mask_impact.analyses.tower import Question
     from mask_impact.commands.pixels import regions_of
 
-    return Question(regions_of(args), not args.no_effects, args.unit, args.probes, layers, args.windows)
+    return Question(
+        regions_of(args, where=args.where), not args.no_effects, args.unit, args.probes, layers, args.windows
+    )

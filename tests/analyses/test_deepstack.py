@@ -421,7 +421,7 @@ def test_the_command_prints_what_each_part_adds(vl_checkpoint, tmp_path, monkeyp
     assert main([*argv[:-2], "-o", "x.deepstack"]) == 2
     assert "'x.deepstack' ends in .deepstack" in capsys.readouterr().err
     assert main(["deepstack", PROMPT, "-m", "demo"]) == 2
-    assert "features are those of an image: give --image FILE" in capsys.readouterr().err
+    assert "features are those of an image or a video: give --image FILE or --video FILE" in capsys.readouterr().err
 
 
 @pytest.mark.slow
