@@ -43,7 +43,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--easy-vqa", action="store_true", help="the test questions of the package easy-vqa")
     parser.add_argument("--by", help="the column that makes groups (default: task, where questions have one)")
     parser.add_argument("--suffix", default="", help="text behind each question, such as ' Answer with one word.'")
-    parser.add_argument("-n", type=int, default=24, help="questions (default: %(default)s)")
+    parser.add_argument("-n", type=int, default=16, help="questions (default: %(default)s)")
     parser.add_argument("--output-dir", default="output/study-example", help="(default: %(default)s)")
     return parser.parse_known_args()
 

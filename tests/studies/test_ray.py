@@ -12,7 +12,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from studying import REPOSITORY, sentences, study_files, write_config, write_dataset
 
 from mask_impact.commands.main import main
@@ -139,6 +141,22 @@ def test_two_workers_write_the_bytes_of_one_process_and_talk_to_nobody_else(data
     assert [path.name for path in (tmp_path / "two").iterdir() if path.name.startswith(".")] == []
     entries = [json.loads(line)["name"] for line in (tmp_path / "two" / "data.errors.jsonl").read_text().splitlines()]
     assert sorted(entries, key=str) == [None, "row_000099"]
+
+
+def test_workers_are_asked_about_images_as_one_process_is(start, vl_checkpoint, tmp_path):
+    for number, name in enumerate("ab"):
+        noise = np.random.default_rng(number).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{name}.png")
+    rows = [{"prompt": f"the cat {number}", "image": f"{'ab'[number % 2]}.png"} for number in range(17)]
+    path = write_dataset(tmp_path / "data.jsonl", [*rows[:16], {"prompt": "no image"}])
+    argv = [path, "--model", vl_checkpoint, "--deepstack", "--baseline", "mean", "--variants", "full", "--output-dir"]
+    assert main(["study", *map(str, argv), str(tmp_path / "one"), "--quiet", "--device", "cpu"]) == 0
+    code, out, err = outcome(start(*argv, tmp_path / "two"))
+    assert code == 0, err
+    assert "1 prompt without deepstack: the prompt has no image" in out
+    found = study_files(tmp_path / "two" / "data")
+    assert found == study_files(tmp_path / "one" / "data")
+    assert "deepstack/part-000000.parquet" in found
 
 
 def test_prompts_that_end_or_hold_up_their_workers_are_left_out_by_name(start, text_checkpoint, tmp_path):
