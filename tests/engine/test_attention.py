@@ -10,10 +10,8 @@ from mask_impact.engine.riding.norms_and_gates import (
     ACTIVATIONS,
     TAYLOR_RADIUS,
     gated_difference,
-    rms_norm,
-    rms_norm_difference,
+    rms_difference,
 )
-from mask_impact.models.architectures import Norm
 
 N_HEADS, N_GROUPS, N_KEYS, HEAD_DIM = 6, 2, 11, 8
 
@@ -231,35 +229,37 @@ def test_distances_of_heads_are_taken_head_by_head():
 # --- norms and gates ------------------------------------------------------------------------------------------------------
 
 
-class Weight(torch.nn.Module):
-    def __init__(self, hidden):
-        super().__init__()
-        self.weight = torch.linspace(0.5, 1.5, hidden)
+EPS = 1e-6
+
+
+def rms_norm(state, weight):
+    """[..., hidden] in the state's dtype."""
+    return state / (state.square().mean(-1, keepdim=True) + EPS).sqrt() * weight
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 @pytest.mark.parametrize("size", [1e-9, 1e-5, 1e-2, 1.0, 100.0])
 def test_the_difference_of_a_norm_keeps_its_digits(size, offset):
     hidden = 48
-    norm = Norm(Weight(hidden), 1e-6, offset)
+    weight = torch.linspace(0.5, 1.5, hidden) + offset
     generator = torch.Generator().manual_seed(7)
     state = torch.randn(hidden, generator=generator)
     rows = size * torch.randn(10, hidden, generator=generator)
-    expected = rms_norm(state.double() + rows.double(), norm) - rms_norm(state.double(), norm)
+    expected = rms_norm(state.double() + rows.double(), weight) - rms_norm(state.double(), weight)
     if size == 1e-9:  # float64 has too few digits left for the obvious way
-        expected = rms_norm_difference(state.double(), rows.double(), norm)
-    assert_rows_close(rms_norm_difference(state, rows, norm), expected, 2e-6)
+        expected = rms_difference(state.double(), rows.double(), EPS, weight.double())
+    assert_rows_close(rms_difference(state, rows, EPS, weight), expected, 2e-6)
 
 
 def test_the_difference_of_a_norm_holds_where_the_state_is_taken_away():
     """x + d = 0 (or next to it) gives -norm(x), not what is left of two numbers that cancel."""
-    norm = Norm(Weight(48), 1e-6, 0.0)
+    weight = torch.linspace(0.5, 1.5, 48)
     state = torch.randn(48, generator=torch.Generator().manual_seed(8))
     rows = torch.stack([-state, -state * (1 - 1e-4), -state * 1.5, state * 0])
-    expected = rms_norm(state.double() + rows.double(), norm) - rms_norm(state.double(), norm)
-    actual = rms_norm_difference(state, rows, norm)
+    expected = rms_norm(state.double() + rows.double(), weight) - rms_norm(state.double(), weight)
+    actual = rms_difference(state, rows, EPS, weight)
     assert_rows_close(actual[:3], expected[:3], 1e-4)
-    torch.testing.assert_close(actual[0], -rms_norm(state, norm), rtol=1e-6, atol=0)
+    torch.testing.assert_close(actual[0], -rms_norm(state, weight), rtol=1e-6, atol=0)
     assert (actual[3] == 0).all()
 
 

@@ -49,11 +49,11 @@ class RidingEngine:
     max_rows: how many hidden tokens may be between two linear maps at once (None: all); results do not depend on it.
     on_layer(step, layer) is called when a layer is done; layer: its number in its list. probe: whether each kind of layer is
     proven the first time, and each layer with hooks or forwards of others in each block. keep_states: whether `states` has a
-    LayerState of each layer after a step, for a single sequence: of the `last` position or of `all`; then hooks of others are refused; or,
-    unless it must_keep, no states are kept where they can't be. verify: layers of which something is measured again by really
-    masking, see remeasuring; for a single sequence. After a step `mapped` has the names of the layers in the order of the step's
-    rows, `unmapped` of the others beside them, `attending` their numbers. Errors: UnsupportedArchitecture (NoRule names the
-    operation), UsageError for a batch of another size, ExactnessError where the arithmetic could not be reproduced, where the
+    LayerState of each layer after a step, for a single sequence: of the `last` position or of `all`; then hooks of others are
+    refused; or, unless it must_keep, no states are kept where they can't be. verify: layers of which something is measured again
+    by really masking, see remeasuring; for a single sequence. After a step `mapped` has the names of the layers in the order of
+    the step's rows, `unmapped` of the others beside them, `attending` their numbers. UnsupportedArchitecture (NoRule names
+    the operation), UsageError for a batch of another size, ExactnessError where the arithmetic could not be reproduced, where the
     probe fails, or where something is not finite. Only what the thread that opens the block does is measured; see `ownership`.
     """
 
