@@ -506,19 +506,15 @@ def report_searches(loaded: LoadedModel, cases: Sequence[Case], fills: Sequence[
         )
 
 
-def other_scene(case: Case) -> pictures.Scene | None:
-    """The scene with what is asked for in the true cell in the next colour or shape that no figure has, so that the answer is
-    that one; None where there is none."""
-    (cell,) = case.sample.cells
-    task = case.sample.task
-    words = list(pictures.COLORS if task == "color" else pictures.SHAPES)
-    begin = words.index(case.sample.answer) + 1
-    used = {getattr(figure, task) for figure in case.sample.scene.figures}
-    for word in (word for word in (*words[begin:], *words[: begin - 1]) if word not in used):
-        scene = case.sample.scene.repainted(cell, **{task: word})
-        if scene.answer(case.sample.question) == (word, (cell,)):
-            return scene
-    return None
+def other_scenes(case: Case) -> Iterator[tuple[str, pictures.Scene]]:
+    """The scene with what is asked for in the true cell in each colour or shape that no figure has, so that the answer is that
+    one."""
+    task, scene = case.sample.task, case.sample.scene
+    used = {getattr(figure, task) for figure in scene.figures}
+    for word in (word for word in (pictures.COLORS if task == "color" else pictures.SHAPES) if word not in used):
+        other = scene.repainted(*case.sample.cells, **{task: word})
+        if other.answer(case.sample.question) == (word, case.sample.cells):
+            yield word, other
 
 
 def parts_kept(loaded: LoadedModel, case: Case, other: pictures.Scene | None = None) -> deepstack.DeepstackEffects:
@@ -548,23 +544,35 @@ def report_deepstack(loaded: LoadedModel, cases: Sequence[Case]) -> None:
                 f"{changed[:, last - (1 << part)].sum():2}, and stays with it alone in {(~changed[:, 1 << part]).sum():2}",
                 flush=True,
             )
-    print("Parts exchanged for those of the cell in another colour or shape: how often the answer becomes that one")
+        for answer in sorted({case.sample.answer for case in of_task}):
+            mine = adds[[case.sample.answer == answer for case in of_task]]
+            print(f"    of {answer} ({len(mine)}): {', '.join(f'{one:.2f}' for one in mine.mean(axis=0))}", flush=True)
+    print(
+        "Parts exchanged for those of the cell in each other colour or shape: how often the answer becomes that one; and\n"
+        "with the parts that do so most often alone or in pairs, by the answer without"
+    )
     for task in TASKS:
         turned: dict[str, list[bool]] = {}
+        answers: list[str] = []
         for case in (case for case in cases if case.sample.task == task):
-            scene = other_scene(case)
-            if scene is None:
-                continue
-            found, answer = parts_kept(loaded, case, scene), scene.answer(case.sample.question)[0]
-            target, last = found.targets[0], len(found.targets[0].top1) - 1
-            texts = [target.top1_texts[int(token)].strip() for token in target.top1]
-            if texts[0] != answer:  # the model answers the repainted picture wrongly
-                continue
-            for exchanged in range(1, last + 1):
-                turned.setdefault(found.kept(exchanged), []).append(texts[last - exchanged] == answer)
-        n = len(next(iter(turned.values()), []))
-        counts = (f"{name} {sum(hits)}" for name, hits in sorted(turned.items(), key=lambda one: one[0].count("+")))
-        print(f"    {task}, n {n}: {'; '.join(counts)}", flush=True)
+            for word, scene in other_scenes(case):
+                found = parts_kept(loaded, case, scene)
+                target, last = found.targets[0], len(found.targets[0].top1) - 1
+                texts = [target.top1_texts[int(token)].strip() for token in target.top1]
+                if texts[0] != word:  # the model answers the repainted picture wrongly
+                    continue
+                answers.append(case.sample.answer)
+                for exchanged in range(1, last + 1):
+                    turned.setdefault(found.kept(exchanged), []).append(texts[last - exchanged] == word)
+        parts = sorted(turned.items(), key=lambda one: one[0].count("+"))
+        print(f"    {task}, n {len(answers)}: {'; '.join(f'{name} {sum(hits)}' for name, hits in parts)}", flush=True)
+        few = [(name, hits) for name, hits in parts if name.count("+") < 2]
+        for name, hits in sorted(few, key=lambda one: -sum(one[1]))[:3]:
+            each = {
+                answer: [hit for hit, own in zip(hits, answers, strict=True) if own == answer] for answer in answers
+            }
+            shown = (f"{answer} {sum(own)} of {len(own)}" for answer, own in sorted(each.items()))
+            print(f"        {name}: {', '.join(shown)}", flush=True)
 
 
 def report_tower(loaded: LoadedModel, cases: Sequence[Case]) -> None:
