@@ -59,7 +59,7 @@ def _described(found) -> list[str]:
         return [f"{escape(found.name)}: not supported", f"  {escape(found.problem)}"]
     return [
         f"{escape(found.name)}: "
-        + ("supported" if found.tested else "measured, where it proves sound when it first runs"),
+        + ("supported" if found.listed else "measured, where it proves sound when it first runs"),
         f"  architecture {found.model_type}, {found.n_layers} layers, {found.n_heads} heads, hidden size {found.hidden_size}, "
         f"{found.dtype or 'dtype unknown'},",
         f"  context of {found.context} tokens" if found.context else "  context without a limit in its configuration",

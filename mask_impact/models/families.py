@@ -27,7 +27,7 @@ def families() -> tuple[Family, ...]:
 
 @dataclass(frozen=True)
 class Description:
-    """A checkpoint. tested: whether its architecture is one of `families`; problem: why it is not supported, None where it is;
+    """A checkpoint. listed: whether its architecture is one of `families`; problem: why it is not supported, None where it is;
     how: what is special about it, a line each."""
 
     name: str
@@ -38,7 +38,7 @@ class Description:
     hidden_size: int | None
     dtype: str | None
     context: int | None
-    tested: bool
+    listed: bool
     problem: str | None
     how: tuple[str, ...]
 
