@@ -10,7 +10,7 @@ from PIL import Image
 
 from mask_impact.results.explanations import Agreement, Evidence, ExplainedTarget, Explanation, Route, TokenSet
 from mask_impact.results.records import Candidate, EffectRecord, Result, StepRecord, variant_names
-from mask_impact.results.tokens import ImageRecord, TokenTable
+from mask_impact.results.tokens import ImageRecord, Moment, TokenTable
 
 PAD = "<|image_pad|>"
 
@@ -114,6 +114,16 @@ def make_image(grid: tuple[int, int], number: int = 0) -> ImageRecord:
         grid=grid,
         preview=file.getvalue(),
     )
+
+
+def filmed(result: Result) -> Result:
+    """The result whose images are the pairs of frames of a video, half a second each."""
+    kinds = tuple("video" if kind == "image" else kind for kind in result.tokens.kinds)
+    images = [
+        replace(image, moment=Moment(0, (2 * at, 2 * at + 1), (0.5 * at, 0.5 * at + 0.25)))
+        for at, image in enumerate(result.images)
+    ]
+    return replace(result, tokens=replace(result.tokens, kinds=kinds), images=tuple(images))
 
 
 def make_tokens(texts: Sequence[str], image_cells: dict[int, tuple[int, int, int]] | None = None) -> TokenTable:

@@ -147,6 +147,15 @@ def image_title(images: Sequence[ImageRecord], number: int) -> str:
     return image_name(images, number) + ("" if moment is None else f" · {moment.time_s:.1f} s")
 
 
+def films(images: Sequence[ImageRecord]) -> list[list[int]]:
+    """Of each video the numbers of its pairs of frames, in the order of time; none of one that is a single pair."""
+    found: dict[int, list[int]] = {}
+    for number, image in enumerate(images):
+        if image.moment is not None:
+            found.setdefault(image.moment.video, []).append(number)
+    return [pairs for pairs in found.values() if len(pairs) > 1]
+
+
 def counted(images: Sequence[ImageRecord]) -> str:
     """How many there are, in words: 2 images, 1 video of 8 frames; empty where there are none."""
     n_images = n_pictures([one for one in images if one.moment is None])

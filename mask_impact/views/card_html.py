@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from zlib import crc32
 
 from mask_impact.results.explanations import Explanation
-from mask_impact.results.tokens import ImageRecord, image_title
+from mask_impact.results.tokens import ImageRecord, films, image_title
 from mask_impact.views.card import Box, Card, Cell, Row, Word
 from mask_impact.views.layer_bars import nats
 from mask_impact.views.page import rendered, shown, template_text
@@ -44,12 +44,52 @@ class Picture:
     name: str
 
 
+@dataclass(frozen=True)
+class Frame:
+    """A pair of a video's frames in its strip. total: the sum of its cells' changes, nats; part: 0 to 1, of its bar."""
+
+    picture: Picture
+    total: float
+    part: float
+    time: str
+    frames: str
+
+    @property
+    def tone(self) -> str:
+        """`for` where it speaks for the target."""
+        return "for" if self.total <= 0 else "against"
+
+    @property
+    def number(self) -> str:
+        """The total as text."""
+        return nats(self.total, True)
+
+
+@dataclass(frozen=True)
+class Film:
+    """A video over time. number: among the videos that have a strip; opened: the pair that stands large, by its place: it has
+    evidence, or the strongest cell."""
+
+    number: int
+    title: str
+    frames: tuple[Frame, ...]
+    opened: int
+
+    @property
+    def picture(self) -> Picture:
+        """The pair that stands large."""
+        return self.frames[self.opened].picture
+
+
 class CardView:
     """A card's texts and lengths as its template takes them."""
 
     def __init__(self, card: Card) -> None:
         self.card, self.target = card, card.target
         self.pictures = [self._picture(number) for number in range(len(card.found.images))]
+        self.films = [self._film(*one) for one in enumerate(films(card.found.images))]
+        in_films = {frame.picture.number for film in self.films for frame in film.frames}
+        self.stills = [picture for picture in self.pictures if picture.number not in in_films]
 
     @property
     def tinted(self) -> bool:
@@ -117,6 +157,24 @@ class CardView:
     def picture_of(self, row: Row) -> Picture | None:
         """The image that a row's box is in."""
         return None if row.image < 0 else self.pictures[row.image]
+
+    def _film(self, number: int, pairs: Sequence[int]) -> Film:
+        images = self.card.found.images
+        cells = {pair: [cell for cell in self.card.cells if cell.image == pair] for pair in pairs}
+        sums = {pair: sum(cell.change for cell in cells[pair]) for pair in pairs}
+        largest = max(map(abs, sums.values())) or 1.0
+
+        def weight(pair: int) -> tuple[bool, float]:
+            return any(cell.evidence for cell in cells[pair]), max(
+                (abs(cell.change) for cell in cells[pair]), default=0.0
+            )
+
+        def frame(pair: int) -> Frame:
+            moment, part = images[pair].moment, round(abs(sums[pair]) / largest, 4)
+            return Frame(self.pictures[pair], sums[pair], part, f"{moment.time_s:.1f} s", moment.named)
+
+        title = f"Video {images[pairs[0]].moment.video} over time" if len(films(images)) > 1 else "The video over time"
+        return Film(number, title, tuple(map(frame, pairs)), pairs.index(max(pairs, key=weight)))
 
     def _picture(self, number: int) -> Picture:
         image = self.card.found.images[number]

@@ -1,14 +1,17 @@
 """`NAME.patches.png`: each image under its patches' impact, in bands of layers."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from mask_impact.findings.impact import mean_over
 from mask_impact.results.records import Result
-from mask_impact.results.tokens import ImageRecord, image_name
+from mask_impact.results.tokens import ImageRecord, films, image_name
+from mask_impact.views.figure_blocks import Block, stacked
+from mask_impact.views.film_strip import Frame, strip, title_of
 from mask_impact.views.plots import (
     DPI,
     GAP,
@@ -35,6 +38,7 @@ from mask_impact.views.plots import (
 )
 from mask_impact.views.text import percent
 
+STRIP_GAP, STRIP_BAR, MOST_OF_FILMS = 0.2, "#812581", 3  # below a strip, of its bars, and pairs of frames with panels
 NARROW_PANEL = 0.9  # inches: panels of a narrow figure stand in several rows rather than be narrower
 
 
@@ -86,40 +90,43 @@ def patches_figure(
     caption: str = "",
 ):
     """Each image under the impact of its patches, a matplotlib Figure: all layers, and the thirds of their depth; the mean
-    over these layers of the share of the layer's impact on the token produced at `step`, or with None on the answer.
+    over these layers of the share of the layer's impact on the token produced at `step`, or with None on the answer. A video has
+    a strip over time above them, of all layers.
 
-    One colour scale for all; sinks are crossed out and not part of it. The first MAX_IMAGES images are shown. variant, metric:
+    One colour scale for all; sinks are crossed out and not part of it. At most MAX_IMAGES images have panels. variant, metric:
     the distances (None: Full where it was measured). width: of the figure in inches; caption: at its foot.
     """
-    from matplotlib.cm import ScalarMappable
-
     impact, bands = impact_of(result, step, variant, metric), layer_bands(result.n_layers, result.layers)
-    images, layout = result.images[:MAX_IMAGES], _Layout.within(width, 1 + len(bands))
-    grids = [[_grid(result, impact, number, band) for band in bands.values()] for number in range(len(images))]
-    drawn = np.concatenate([np.zeros(0), *(grid.compressed() for row in grids for grid in row)])
-    colours = ScalarMappable(norm(drawn), colour_map((0, 0.8)))
-    more = f"The first {len(images)} of {len(result.images)} images." if len(images) < len(result.images) else ""
+    numbers, layout = _shown(result, impact), _Layout.within(width, 1 + len(bands))
+    grids = {number: [_grid(result, impact, number, band) for band in bands.values()] for number in numbers}
+    whole = max((1 + len(bands)) * (PANEL + GAP) - GAP + 2 * MARGIN, 6) if width is None else width
+    over_time = _strips(result, impact, whole - 2 * MARGIN)
+    colours = _colours([*grids.values(), *(found for _, found in over_time)])
+    strips = stacked([make(colours) for make, _ in over_time], STRIP_GAP)
+    images = [result.images[number] for number in numbers]
     sizes, n_rows = [_panel(image, layout.panel) for image in images], len(layout.rows)
     titles, titled = layout.titles, 1 if n_rows == 1 else len(images)  # their height, and how many images have them
-    whole = max((1 + len(bands)) * (PANEL + GAP) - GAP + 2 * MARGIN, 6) if width is None else width
+    more = _left_out(result, numbers)
     narrow = whole < 5  # no room beside the scale
     height = HEAD + n_rows * (titles * titled + sum(high for _, high in sizes)) + ROW_HEAD * len(sizes)
-    height += 0.2 * bool(more) + 0.8 + 0.3 * narrow
+    height += 0.2 * bool(more) + 0.8 + 0.3 * narrow + strips.height + STRIP_GAP * bool(over_time)
     page = Page(whole, height, heading_of(result, step, impact, whole), caption)
-    y, has_sinks = HEAD - 0.1, False
-    for number, (image, (wide, high), row) in enumerate(zip(images, sizes, grids, strict=True)):
+    strips.draw(page, MARGIN, HEAD - 0.1)
+    y, has_sinks = HEAD - 0.1 + strips.height + STRIP_GAP * bool(over_time), False
+    for place_of, (number, image, (wide, high)) in enumerate(zip(numbers, images, sizes, strict=True)):
+        row = grids[number]
         page.text(MARGIN, y + 0.17, _image_title(result, number, row[0], wide / high, page.width), SMALL, color=GREY)
         y += ROW_HEAD
         picture, (_, *sinks) = _picture(image, wide, high), _cells(result, impact.sink, number)
         has_sinks |= len(sinks[0]) > 0
         for (line, place), title, grid in zip(layout.places, ["picture", *bands], [None, *row], strict=True):
             left, top = MARGIN + place * (layout.panel + GAP), y + line * (high + titles)
-            if number < titled:
+            if place_of < titled:
                 layout.draw_title(page, left, top, title)
                 top += titles
             panel = page.axes(left + (layout.panel - wide) / 2, top, wide, high)
             _draw_panel(panel, image, picture, grid, sinks, colours)
-        y += n_rows * (high + titles * (number < titled))
+        y += n_rows * (high + titles * (place_of < titled))
     page.text(MARGIN, y + 0.1, more)
     y += 0.2 + 0.2 * bool(more)
     bar = page.axes(MARGIN, y, 2.3, 0.11)
@@ -128,6 +135,62 @@ def patches_figure(
     if has_sinks:
         page.sink_note(*((MARGIN, y + 0.66) if narrow else (MARGIN + 2.6, y - 0.03)))
     return page.finished()
+
+
+def _colours(rows: Sequence[Sequence[np.ma.MaskedArray]]):
+    """The scale of all grids that are drawn."""
+    from matplotlib.cm import ScalarMappable
+
+    values = [np.zeros(0), *(grid.compressed() for row in rows for grid in row)]
+    return ScalarMappable(norm(np.concatenate(values)), colour_map((0, 0.8)))
+
+
+def _shown(result: Result, impact: ShownImpact) -> list[int]:
+    """The images that have panels: the first MAX_IMAGES; where a strip shows all of a video, of it the MOST_OF_FILMS pairs that
+    are read most."""
+    pairs = [number for one in films(result.images) for number in one]
+    if not pairs:
+        return list(range(len(result.images[:MAX_IMAGES])))
+    stills = [number for number in range(len(result.images)) if number not in pairs]
+    most = sorted(pairs, key=lambda number: -_total(result, impact, number))[:MOST_OF_FILMS]
+    return sorted([*stills[: MAX_IMAGES - len(most)], *most])
+
+
+def _left_out(result: Result, numbers: Sequence[int]) -> str:
+    """Which images have panels, where not all do."""
+    if len(numbers) == len(result.images):
+        return ""
+    if films(result.images):
+        return f"In large {len(numbers)} of {len(result.images)} images and pairs of frames; of a video those that are read most."
+    return f"The first {len(numbers)} of {len(result.images)} images."
+
+
+def _total(result: Result, impact: ShownImpact, number: int) -> float:
+    """What all layers read of an image, percent."""
+    return float(_grid(result, impact, number, slice(None)).sum() or 0)
+
+
+def _strips(
+    result: Result, impact: ShownImpact, room: float
+) -> list[tuple[Callable[[Any], Block], list[np.ma.MaskedArray]]]:
+    """Of each video what makes its strip over time, given the colours, and the numbers that these are of."""
+    return [_strip(result, impact, pairs, room) for pairs in films(result.images)]
+
+
+def _strip(result: Result, impact: ShownImpact, pairs: Sequence[int], room: float):
+    grids = {number: _grid(result, impact, number, slice(None)) for number in pairs}
+    said = f"{title_of(result.images, pairs)}: the share of the impact of each pair of frames, all layers"
+
+    def frame(number: int, colours) -> Frame:
+        image, (_, *sinks) = result.images[number], _cells(result, impact.sink, number)
+        total = float(grids[number].sum() or 0)
+
+        def paint(axes, size: tuple[float, float]) -> None:
+            _draw_panel(axes, image, _picture(image, *size), grids[number], sinks, colours)
+
+        return Frame(image, paint, total, percent(total / 100), STRIP_BAR)
+
+    return lambda colours: strip([frame(number, colours) for number in pairs], said, room), list(grids.values())
 
 
 def layer_bands(n_layers: int, measured: Sequence[int]) -> dict[str, slice]:

@@ -14,7 +14,7 @@ from mask_impact.findings.agreement import MEASURES, Apart, apart, how_measured,
 from mask_impact.findings.impact import METRICS, step_impact
 from mask_impact.results.records import Result, StepRecord
 from mask_impact.results.stored import Stored
-from mask_impact.results.tokens import ImageRecord, image_name
+from mask_impact.results.tokens import ImageRecord, films, image_name
 from mask_impact.views.card import question_of
 from mask_impact.views.card_html import MOST_TARGETS, picture_key
 from mask_impact.views.looked_data import looked_entry
@@ -37,11 +37,20 @@ def prompt_entry(name: str, stored: Stored, distances: bool = True) -> dict[str,
         "notices": [clean(notice) for notice in notices_of(stored)],
         "about": [[label, clean(value)] for label, value in _about(stored)],
         "looked": looked_entry(stored),
+        "films": films(_images(stored)),
     }
     if distances and stored.result is not None:
         return entry | _result_entry(stored.result)
     nothing = {key: [] for key in ("variants", "layers", "texts", "special", "cells", "images", "sinks")}
     return entry | nothing | {"effect": None, "steps": [{"text": clean(text)} for text in _produced(stored)]}
+
+
+def _images(stored: Stored) -> Sequence[ImageRecord]:
+    """Of the prompt, as far as the page shows its videos over time."""
+    for one in (stored.answer, stored.result):
+        if one is not None:
+            return one.images
+    return ()
 
 
 def _targets(stored: Stored) -> list[dict[str, Any]]:
@@ -126,7 +135,7 @@ def _image_entry(images: Sequence[ImageRecord], number: int, in_card: bool) -> d
     image = images[number]
     entry = image_entry(image)
     if image.moment is not None:
-        entry["name"] = image_name(images, number)
+        entry |= {"name": image_name(images, number), "time": f"{image.moment.time_s:.1f} s"}
     return entry | {"preview": "", "key": picture_key(image, number)} if in_card else entry
 
 

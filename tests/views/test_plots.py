@@ -16,7 +16,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.text import Text
 from PIL import Image
-from synthetic import make_result
+from synthetic import filmed, make_result
 
 from mask_impact.errors import OutputError, UsageError
 from mask_impact.views import plots
@@ -745,3 +745,20 @@ def test_nothing_global_is_left_behind_and_nothing_is_imported_too_early(tmp_pat
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert (process.returncode, process.stdout.strip(), process.stderr) == (0, str(logging.NOTSET), "")
+
+
+def test_a_video_has_a_strip_over_time_and_panels_of_the_pairs_that_are_read_most():
+    result = filmed(make_result(n_layers=3, grids=[(2, 2)] * 10, groups=("full",)))
+    figure = patches_figure(result)
+    bars = [one for axes in figure.axes for one in axes.patches if (one.get_gid() or "").startswith("frame-")]
+    cells = [cell_values(result, pair, range(3)) for pair in range(10)]
+    totals = np.array([np.nansum(one) for one in cells])
+    assert [bar.get_width() for bar in bars] == pytest.approx((totals / totals.max()).tolist(), rel=1e-6)
+    thumbnails = [axes.images[-1].get_array() for axes in figure.axes if len(axes.images) == 2][:10]
+    for array, expected in zip(thumbnails, cells, strict=True):
+        np.testing.assert_allclose(filled(array), expected, rtol=1e-12)
+    texts = texts_of(figure)
+    assert "0.1 s · frames 0-1" in texts
+    named = [any(one.startswith(f"frames {2 * pair}-{2 * pair + 1}:") for one in texts) for pair in range(10)]
+    most = sorted(range(10), key=lambda pair: -totals[pair])[:3]
+    assert named == [pair in most for pair in range(10)]

@@ -12,6 +12,7 @@ import { connectCard } from "./card.js";
 import { connectControls } from "./controls.js";
 import { connectOverview } from "./overview.js";
 import { makeReportExports } from "./exports.js";
+import { connectFilms, playInSight, spacePlays } from "./films.js";
 import { drawImages } from "./images.js";
 import { connectLooked } from "./looked.js";
 import { togglePlay } from "./play.js";
@@ -37,6 +38,7 @@ const KEYS = {
   m: () => set({ metric: state.metric === "l2" ? "cosine" : "l2" }),
   s: () => set({ scale: scaleAfter(state.scale) }),
   p: togglePlay,
+  " ": playInSight,
   e: () => { if (has("effect")) set({ measure: state.measure === "logprob" ? "kl" : "logprob" }); },
 };
 
@@ -45,6 +47,7 @@ const isStep = (name) => name === "ArrowUp" || name === "ArrowDown";
 const isLayer = (name) => name === "ArrowLeft" || name === "ArrowRight";
 function applies(name) {
   if (isStep(name)) return prompt().steps.length > 1;
+  if (name === " ") return spacePlays();
   return has("distances") || (isLayer(name) && arrowsAreOfTower());
 }
 
@@ -68,6 +71,7 @@ function connectWindow() {
 export function connect() {
   connectCard();
   connectCut();
+  connectFilms();
   connectLooked();
   connectTower();
   connectOverview();

@@ -3,6 +3,7 @@
 
 import { $ } from "../shared/elements.js";
 import { changed } from "./drawn.js";
+import { markOpened, whenFrame } from "./films.js";
 import { connectLight } from "./light.js";
 import { has, section } from "./sections.js";
 import { prompt, set, state } from "./state.js";
@@ -47,6 +48,22 @@ function drawCard() {
     made.setAttribute("aria-pressed", String(Number(made.dataset.step) === state.step));
   }
   markChosen();
+  drawCardFilms();
+}
+
+// Of each video the pair that is opened, as it is in the strip.
+function drawCardFilms() {
+  if (!has("answer")) return;
+  const card = shownCard();
+  for (const film of card.querySelectorAll(".mi-film")) {
+    film.querySelector(".mi-play").hidden = false;
+    markOpened(film);
+    const stage = card.querySelector(`.mi-stage[data-film="${film.dataset.film}"]`);
+    const frame = film.querySelector(".mi-open");
+    if (stage.dataset.frame === frame.dataset.frame) continue;
+    stage.dataset.frame = frame.dataset.frame;
+    stage.replaceChildren(frame.querySelector("figure").cloneNode(true));
+  }
 }
 
 const positionsOf = (made) => made.dataset.positions.split(" ").map(Number);
@@ -54,7 +71,7 @@ const positionsOf = (made) => made.dataset.positions.split(" ").map(Number);
 // A word, cell or row that is clicked is chosen in all parts that show single tokens, and let go by another click.
 function choosePlace(event) {
   const made = event.target.closest("[data-positions]");
-  if (!made || !has("distances")) return;
+  if (!made || made.closest(".mi-frame") || !has("distances")) return;
   const positions = positionsOf(made);
   const isChosen = positions.every((position) => state.tokens.includes(position));
   set({ tokens: isChosen ? [] : positions, focus: -1 });
@@ -85,6 +102,7 @@ export function connectCard() {
     }
   });
   connectLight(card);
+  whenFrame(drawCardFilms);
 }
 
 section("card", ["answer"], { draw: drawCard });

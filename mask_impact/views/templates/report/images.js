@@ -1,5 +1,5 @@
 // The images with their patches shaded over them. Patches are chosen by the pointer, or by the keyboard's cursor of
-// each image.
+// each image. Of a video a strip shows every pair of frames, and the one that is opened stands large below it.
 
 import { rgbText } from "../shared/colours.js";
 import { $, element } from "../shared/elements.js";
@@ -9,15 +9,16 @@ import { visible } from "../shared/texts.js";
 import { hideTip, showTip } from "../shared/tip.js";
 import { chosenColour, chosenTokens, toggleToken } from "./chosen.js";
 import { changed } from "./drawn.js";
+import { markOpened, openedOf, whenFrame } from "./films.js";
 import { drawLegend } from "./legend.js";
 import { imageName } from "./names.js";
-import { imageText, shading, shown } from "./quantity.js";
+import { imageScore, imageText, isSigned, shading, shown } from "./quantity.js";
 import { section } from "./sections.js";
 import { prompt, state } from "./state.js";
 import { scoreTip } from "./tips.js";
 import { layersText, view } from "./view.js";
 
-const PICTURE_HEIGHT = 420; // pixels, at most
+const [PICTURE_HEIGHT, FRAME_HEIGHT] = [420, 128]; // pixels, at most
 const cursors = []; // of each image the [row, column] that the keyboard is at
 
 function positionOf(image, row, column) {
@@ -42,7 +43,30 @@ function makeFigure(image, number) {
   canvas.addEventListener("focus", () => drawImages());
   canvas.addEventListener("blur", () => { hideTip(); drawImages(); });
   const picture = makePicture(image, canvas, PICTURE_HEIGHT, `Image ${number} of the prompt`);
-  return element("figure", {}, picture, element("figcaption"));
+  return element("figure", { "data-image": number }, picture, element("figcaption"));
+}
+
+// A pair of frames in its strip.
+function makeFrame(number) {
+  const image = prompt().images[number];
+  const canvas = element("canvas", { role: "img", "aria-label": imageName(number) });
+  const picture = makePicture(image, canvas, FRAME_HEIGHT, imageName(number));
+  const bar = element("span", { className: "mi-bar" }, element("i"));
+  const when = element("span", { className: "mi-when" }, element("b"), ` ${image.time}`);
+  when.append(element("small", { textContent: imageName(number) }));
+  const parts = [element("div", { "data-image": number }, picture), bar, when];
+  return element("div", { className: "mi-frame", "data-frame": number }, ...parts);
+}
+
+function makeFilm(pairs) {
+  const label = `${imageName(pairs[0])} to ${imageName(pairs.at(-1))}: arrow keys open a pair of frames`;
+  const strip = { className: "mi-frames", tabIndex: 0, role: "group", "aria-label": label };
+  const play = element("button", { type: "button", className: "mi-play", textContent: "Play", "aria-pressed": false });
+  const heading = element("h3", { textContent: "The video over time" });
+  const head = element("div", { className: "mi-film-head" }, heading, element("span", { className: "control" }, play));
+  const frames = element("div", strip, ...pairs.map(makeFrame));
+  const stage = element("div", { className: "stage" });
+  return element("div", { className: "mi-film", "data-opened": pairs[0] }, head, frames, stage);
 }
 
 const MOVES = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
@@ -73,20 +97,53 @@ function makeImages() {
   const { images } = prompt();
   $("images-card").hidden = !images.length;
   if (!changed("images", state.prompt)) return;
-  $("images").replaceChildren(...images.map(makeFigure));
+  const inFilms = prompt().films.flat();
+  const stills = images.map((image, number) => (inFilms.includes(number) ? null : makeFigure(image, number)));
+  $("images").replaceChildren(...prompt().films.map(makeFilm), ...stills.filter(Boolean));
   images.forEach((_, image) => { cursors[image] = [0, 0]; });
+}
+
+// Of each video: its bars, and the pair that is opened, the strongest until the reader opens another.
+function drawFilms() {
+  [...$("images").querySelectorAll(".mi-film")].forEach((film, nth) => {
+    const pairs = prompt().films[nth];
+    const scores = pairs.map(imageScore);
+    const largest = Math.max(...scores.map(Math.abs)) || 1;
+    film.dataset.opened = pairs[scores.findIndex((score) => Math.abs(score) === largest)] ?? pairs[0];
+    film.querySelectorAll(".mi-frame").forEach((frame, place) => {
+      const bar = frame.querySelector(".mi-bar i");
+      bar.className = toneOf(scores[place]);
+      bar.style.width = `${(100 * Math.abs(scores[place])) / largest}%`;
+      frame.querySelector(".mi-when b").textContent = imageText(pairs[place]);
+    });
+    const opened = openedOf(pairs, Number(film.dataset.opened));
+    const stage = film.querySelector(".stage");
+    if (Number(stage.dataset.frame ?? -1) !== opened) {
+      stage.replaceChildren(makeFigure(prompt().images[opened], opened));
+      stage.dataset.frame = opened;
+    }
+    markOpened(film);
+  });
+}
+
+function toneOf(score) {
+  if (!isSigned()) return "read";
+  return score <= 0 ? "mi-for" : "mi-against";
 }
 
 export function drawImages() {
   const { images } = prompt();
   if (!images.length) return;
-  images.forEach(({ source, grid: [rows, columns] }, number) => {
-    const figure = $("images").children[number];
+  drawFilms();
+  for (const figure of $("images").querySelectorAll("[data-image]")) {
+    const number = Number(figure.dataset.image);
+    const { source, grid: [rows, columns] } = images[number];
     drawOverlay(figure.querySelector("canvas"), number);
+    if (figure.localName !== "figure") continue;
     const name = source ? `${imageName(number)}: ${visible(source)}` : imageName(number);
     const share = `${shown() === "effect" ? "" : "together "}${imageText(number)} of ${layersText()}`;
     figure.querySelector("figcaption").textContent = `${name} · ${rows} × ${columns} patches, ${share}`;
-  });
+  }
   drawLegend("images-legend");
 }
 
@@ -151,5 +208,7 @@ function drawGrid(context, [rows, columns], wide, high) {
   }
   context.stroke();
 }
+
+whenFrame(() => { if (view) drawImages(); });
 
 section("distances", ["distances"], { draw: makeImages, chart: drawImages, into: "images" });

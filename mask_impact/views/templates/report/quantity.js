@@ -131,9 +131,13 @@ export const scoreText = (score) => (Number.isFinite(score) ? SCORE_TEXTS[shown(
 export const amountText = (value) => (shown() === "impact" ? percentText(value) : `${natsText(value)} nats`);
 
 // Of an image's tokens together; of effects, which do not add up, the strongest.
-export function imageText(image) {
+export function imageScore(image) {
   const cells = view.positions.filter((position) => prompt().cellAt.get(position)?.image === image);
-  const score = together(cells, shading().alone);
+  return together(cells, shading().alone) || 0;
+}
+
+export function imageText(image) {
+  const score = imageScore(image);
   if (shown() === "effect") return `strongest ${signedNats(score)}`;
   return shown() === "impact" ? percentText(score || 0) : signedNats(score);
 }

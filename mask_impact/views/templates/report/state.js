@@ -12,7 +12,7 @@ const empty = () => ({
   prompt: 0, target: 0, step: 0, layer: 0, range: "all", from: 0, to: Infinity, metric: "l2", variant: "",
   scale: "sqrt", colours: "layer", kept: [], tokens: [], focus: -1, unfolded: [], opacity: 70, unit: "share",
   measure: "logprob", shown: "", theme: "auto", looked: 0, fill: "", route: "",
-  tower: -1, reads: "attention",
+  tower: -1, reads: "attention", frame: -1,
 });
 
 export let state = empty();
@@ -34,7 +34,8 @@ function normalise(wanted) {
   next.looked = clamp(next.looked, 0, mostLooked - 1);
   next.tower = clamp(next.tower, -1, (file.looked.tower?.reading.n_layers ?? 0) - 1); // -1: the mean of all layers
   next.reads = oneOf(next.reads, file.looked.tower?.reading.probes ? ["attention", "full"] : [], start.reads);
-  const beside = ["prompt", "target", "step", "theme", "looked", "fill", "route", "tower", "reads"];
+  if (!file.films.flat().includes(next.frame)) next.frame = start.frame;
+  const beside = ["prompt", "target", "step", "theme", "looked", "fill", "route", "tower", "reads", "frame"];
   if (!file.tables.includes("distances")) return { ...start, ...picked(next, beside) };
   const lastLayer = file.n_layers - 1;
   next.layer = nearest(file.layers, clamp(next.layer, 0, lastLayer)); // others have no numbers
