@@ -40,9 +40,9 @@ class Slow(Desk):
 
     thinking, ended = threading.Event(), threading.Event()
 
-    def ask(self, question, files, watch):
+    def ask(self, question, files, watch, *of_video):
         if question != FOR_EVER:
-            return super().ask(question, files, watch)
+            return super().ask(question, files, watch, *of_video)
         self.thinking.set()
         try:
             while True:
