@@ -20,12 +20,16 @@ from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.content import content_positions
 from mask_impact.prompts.groups import Group, Layout
 from mask_impact.prompts.images import read_picture
+from mask_impact.prompts.videos import FPS, MOST_TAKEN, Clip, read_video
 from mask_impact.results.explanation_files import load_explanation
 from mask_impact.results.explanations import Explanation
+from mask_impact.results.tokens import image_name
 
 STOPPED = "stopped: nothing was changed"
 POLL_S = 0.1  # between two looks whether work that waits for the model is to be stopped
 MOST_PICTURES = 16
+MOST_VIDEO_FRAMES = 256
+FILMS = (".mp4", ".webm", ".m4v", ".mov", ".avi", ".mkv")  # which PyAV reads; GIF, WebP and PNG may be animated
 MOST_CHARACTERS = 200_000  # of a question
 MOST_NAMED = 6  # words that are hidden together and named one by one
 META = ".meta.json"
@@ -72,13 +76,15 @@ class Watch(Observer):
 
 @dataclass(frozen=True)
 class Asked:
-    """A question that was answered. key: which one, for what is chosen in it; images: PIL images, upright RGB; found: what its
+    """A question that was answered. key: which one, for what is chosen in it; images: PIL images, upright RGB; videos: as
+    the model got them; found: what its
     answer used; words: those of the prompt that can be hidden, without the chat template's."""
 
     question: str
     images: tuple[Any, ...]
     found: Explanation
     words: tuple[Group, ...]
+    videos: tuple[Clip, ...] = ()
     key: str = field(default_factory=lambda: uuid4().hex)
 
 
@@ -134,10 +140,13 @@ class Desk:
 
     # --- questions ------------------------------------------------------------------------------------------------------------
 
-    def ask(self, question: str, files: Sequence[str], watch: Watch) -> Asked:
-        """The answer to a question about the pictures in files, and what it used.
+    def ask(
+        self, question: str, files: Sequence[str], watch: Watch, fps: float = FPS, frames: int = MOST_TAKEN
+    ) -> Asked:
+        """The answer to a question about the pictures and videos in files, and what it used. fps, frames: of each second of a
+        video how many frames are taken, and how many at most.
 
-        InputError for a question or a picture that can't be used; otherwise errors as of `mask_impact.explain`.
+        InputError for a question, a picture or a video that can't be used; otherwise errors as of `mask_impact.explain`.
         """
         question = question.strip("\n")
         if len(question) > MOST_CHARACTERS:
@@ -145,10 +154,18 @@ class Desk:
         if len(files) > MOST_PICTURES:
             raise InputError(f"there are {len(files)} pictures; {MOST_PICTURES} at most are accepted")
         watch.say("Reading the question")
-        images = tuple(_image(file) for file in files)
+        if not 1 <= (frames or 0) <= MOST_VIDEO_FRAMES:
+            raise InputError(f"of a video 1 to {MOST_VIDEO_FRAMES} frames are taken, not {frames}")
+        films = [file for file in files if _is_video(str(file))]
+        images = tuple(_image(file) for file in files if file not in films)
+        limit = self._given.get("max_image_resolution")
+        videos = tuple(
+            read_video(str(file), fps=fps or 0, most=int(frames), max_resolution=limit, name=Path(file).name)
+            for file in films
+        )
         watch.say("Answering")
-        found = functions.explain(self.model, question, images=images, observer=watch, **self._given)
-        return Asked(question, images, found, self._words(found))
+        found = functions.explain(self.model, question, images=images, videos=videos, observer=watch, **self._given)
+        return Asked(question, images, found, self._words(found), videos)
 
     def hide(self, asked: Asked, positions: Sequence[int], watch: Watch) -> Tried:
         """The answer again without what stands at some positions of the prompt. InputError for positions that are not there."""
@@ -156,7 +173,13 @@ class Desk:
         taken = {one.name for one in settings.of_command("without")}
         given = {name: value for name, value in self._given.items() if name in taken}
         whatif = functions.without(
-            self.model, asked.question, f"tokens {ranges(chosen)}", images=asked.images, observer=watch, **given
+            self.model,
+            asked.question,
+            f"tokens {ranges(chosen)}",
+            images=asked.images,
+            videos=asked.videos,
+            observer=watch,
+            **given,
         )
         return Tried(_named(asked, chosen), whatif)
 
@@ -197,6 +220,19 @@ class Desk:
         return result.answer or result
 
 
+def _is_video(file: str) -> bool:
+    """Whether an uploaded file is a film by its name, or an animation; others are pictures."""
+    if Path(file).suffix.lower() in FILMS:
+        return True
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            return bool(getattr(image, "is_animated", False))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False  # what is wrong with it is said where it is read
+
+
 def _image(file: str) -> Any:
     """The picture in an uploaded file, under its own name: where it is kept is nobody's business."""
     return read_picture(str(file), name=Path(file).name).image
@@ -220,6 +256,8 @@ def _named(asked: Asked, positions: tuple[int, ...]) -> str:
     for number, image in enumerate(asked.found.images):
         n = sum(int(tokens.image[position]) == number for position in positions)
         which = "the picture" if len(asked.found.images) == 1 else f"picture {number}"
+        if image.moment is not None:
+            which = image_name(asked.found.images, number)
         if n == image.n_tokens:
             parts.append(which)
         elif n:

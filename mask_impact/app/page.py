@@ -17,6 +17,7 @@ from mask_impact.app import pieces
 from mask_impact.app.desk import STOPPED, Asked, Desk, Stopped, Tried
 from mask_impact.app.serving import Serving
 from mask_impact.errors import MaskImpactError, UsageError
+from mask_impact.prompts.videos import FPS, MOST_TAKEN
 from mask_impact.views.text import visible
 
 HERE = Path(__file__).parent
@@ -115,7 +116,8 @@ class Page:
         asked, tries = gr.State(time_to_live=KEPT_S), gr.State(time_to_live=KEPT_S)
         with gr.Row(elem_classes="app-ask"):
             files = gr.Gallery(
-                value=None if picture is None else [picture], label="Pictures", file_types=["image"], type="filepath",
+                value=None if picture is None else [picture], label="Pictures and videos", file_types=["image", "video"],
+                type="filepath",
                 interactive=True, columns=3, height=220, object_fit="contain", buttons=[], sources=["upload", "clipboard"],
                 fit_columns=False, visible=self._desk.takes_pictures, scale=2, min_width=260, elem_id="pictures",
             )  # fmt: skip
@@ -124,6 +126,13 @@ class Page:
                     value=question, label="Question", lines=3, max_lines=12, elem_id="question",
                     placeholder="What color is the star?" if self._desk.takes_pictures else "What is the capital of France?",
                 )  # fmt: skip
+                with gr.Row(visible=self._desk.takes_pictures):
+                    fps = gr.Number(
+                        FPS, label="Of a video: frames of each second", minimum=0.01, min_width=160, elem_id="fps"
+                    )
+                    frames = gr.Number(
+                        MOST_TAKEN, label="at most", precision=0, minimum=1, min_width=100, elem_id="frames"
+                    )
                 with gr.Row(elem_classes="app-buttons"):
                     ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=90)
                     compare = gr.Button("Ask and compare", interactive=False, elem_id="compare", min_width=150)
@@ -136,8 +145,8 @@ class Page:
             answers = gr.HTML(elem_id="answers", apply_default_css=False)
         shown = [asked, tries, result, choose, answers, doing, compare, status]
         waiting = [
-            ask.click(self._ask, [text, files], shown, show_progress_on=status, **MODEL),
-            compare.click(self._compare, [text, files, asked], shown, show_progress_on=status, **MODEL),
+            ask.click(self._ask, [text, files, fps, frames], shown, show_progress_on=status, **MODEL),
+            compare.click(self._compare, [text, files, fps, frames, asked], shown, show_progress_on=status, **MODEL),
             choose.submit(self._hide, [asked, tries], [tries, answers, doing], show_progress_on=doing, **MODEL),
         ]
         stop.click(self._stop, None, status, queue=False, cancels=waiting, **PRIVATE)
@@ -153,22 +162,26 @@ class Page:
 
     # --- clicks ---------------------------------------------------------------------------------------------------------------
 
-    def _ask(self, question: str, files: Any, request: gr.Request, progress: gr.Progress = PROGRESS) -> tuple:
-        return self._answered(question, files, None, request, progress)
+    def _ask(
+        self, question: str, files: Any, fps: float, frames: int, request: gr.Request, progress: gr.Progress = PROGRESS
+    ) -> tuple:
+        return self._answered(question, files, (fps, frames), None, request, progress)
 
     def _compare(
-        self, question: str, files: Any, before: Asked, request: gr.Request, progress: gr.Progress = PROGRESS
-    ) -> tuple:
-        return self._answered(question, files, before, request, progress)
+        self, question: str, files: Any, fps: float, frames: int, before: Asked, request: gr.Request,
+        progress: gr.Progress = PROGRESS,
+    ) -> tuple:  # fmt: skip
+        return self._answered(question, files, (fps, frames), before, request, progress)
 
     def _answered(
-        self, question: str, files: Any, before: Asked | None, request: gr.Request, progress: gr.Progress
-    ) -> tuple:
+        self, question: str, files: Any, of_video: tuple[float, int], before: Asked | None, request: gr.Request,
+        progress: gr.Progress,
+    ) -> tuple:  # fmt: skip
         """All that is shown of a question."""
 
         def work() -> tuple:
             with self._desk.working(request.session_hash, progress) as watch:
-                asked = self._desk.ask(question or "", [file for file, _ in files or ()], watch)
+                asked = self._desk.ask(question or "", [file for file, _ in files or ()], watch, *of_video)
             card = pieces.cards(asked, before)
             return asked, [], card, pieces.chooser(asked), "", "", gr.Button(interactive=True), ""
 

@@ -82,6 +82,8 @@ def read_video(
     """
     if not 0 < fps <= 1000 or most < 1:
         raise UsageError(f"`video_fps` must be above 0, and `video_frames` at least 1, not {fps} and {most}")
+    if isinstance(source, Clip):  # which was read before
+        return source
     if isinstance(source, np.ndarray):
         if source.ndim != 4 or source.dtype != np.uint8 or not source.size:
             raise InputError(

@@ -1,6 +1,7 @@
 """The work behind the local page without gradio: asking, hiding, stopping, stored results, and that every text is escaped."""
 
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mask_impact.errors import InputError, OutputError
 from mask_impact.results.explanation_files import save_explanation
 
 PICTURE = str(Path(__file__).parents[2] / "examples" / "shapes.png")
+VIDEO = str(Path(__file__).parents[2] / "examples" / "shapes.gif")
 QUESTION = "What color is the star?"
 SPITE = 'What color is <img src=x onerror=alert(1)> "${alert(2)}"?'
 
@@ -41,6 +43,25 @@ def test_a_question_gives_what_the_python_function_gives(desk, asked):
     assert asked.found.generated_text == found.generated_text == "orange"
     assert asked.found.targets[0].contribution.tolist() == found.targets[0].contribution.tolist()
     assert [word.name.strip() for word in asked.words] == ["What", "color", "is", "the", "star", "?"]
+
+
+def test_a_video_is_asked_about_as_the_python_function_does_and_its_cells_are_hidden(desk):
+    asked = desk.ask(QUESTION, [VIDEO], Watch(), 1.0, 8)
+    found = mask_impact.explain(desk.model, QUESTION, videos=VIDEO, video_fps=1, video_frames=8, num_tokens=3)
+    assert asked.found.targets[0].contribution.tolist() == found.targets[0].contribution.tolist()
+    assert [image.source.partition(",")[0] for image in asked.found.images] == ["shapes.gif"] * 2
+    cells = [at for at in range(asked.found.n_prompt) if asked.found.tokens.image[at] == 1]
+    assert desk.hide(asked, cells, Watch()).name == "frames 2-3"
+
+
+def test_what_is_wrong_with_a_video_is_one_line(desk, tmp_path, monkeypatch):
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"\0\0\0\x20ftypisom" + b"\0" * 64)
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(InputError, match=r"^video 'film.mp4' needs the package av \(PyAV\): pip install .*$"):
+        desk.ask(QUESTION, [str(film)], Watch())
+    with pytest.raises(InputError, match="of a video 1 to 256 frames are taken, not 0"):
+        desk.ask(QUESTION, [VIDEO], Watch(), 1.0, 0)
 
 
 def test_hiding_gives_the_answer_of_without_and_says_what_was_hidden(desk, asked):

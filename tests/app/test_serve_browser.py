@@ -40,9 +40,9 @@ class Slow(Desk):
 
     thinking, ended = threading.Event(), threading.Event()
 
-    def ask(self, question, files, watch):
+    def ask(self, question, files, watch, *of_video):
         if question != FOR_EVER:
-            return super().ask(question, files, watch)
+            return super().ask(question, files, watch, *of_video)
         self.thinking.set()
         try:
             while True:
@@ -114,6 +114,15 @@ def wait_for_answer(tab, question):
 def picture_of(tab, name):
     if folder := os.environ.get("SERVE_SCREENSHOTS"):
         tab.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+
+def test_a_video_is_asked_about_with_as_many_frames_as_are_wanted(tab):
+    tab.fill("#fps input", "1")
+    ask(tab, QUESTION, PICTURE.with_suffix(".gif"))
+    tab.wait_for_selector("#result .mi-frame", timeout=60_000)
+    assert tab.locator("#result .mi-frame").count() == 2  # pairs of four frames
+    assert answer_of(tab) == "orange"
+    picture_of(tab, "video")
 
 
 def test_ask_hide_by_clicks_and_compare(tab):
