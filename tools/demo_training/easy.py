@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from PIL import Image
@@ -17,7 +17,7 @@ from PIL import Image
 GRID = (2, 2)
 COLORS = ("black", "gray", "red", "blue", "green", "yellow", "teal", "brown")
 SHAPES = ("rectangle", "circle", "triangle")
-TURNS = 4  # questions about a picture in one training sequence
+TURNED = (None, *Image.Transpose)  # no question asks where something is
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,13 @@ class Picture:
     path: str
     turns: tuple[tuple[str, str], ...]
     grid: tuple[int, int] = GRID
+    turned: Image.Transpose | None = None
 
     def image(self) -> Image.Image:
-        """The picture, RGB."""
+        """The picture, RGB, turned or mirrored."""
         with Image.open(self.path) as picture:
-            return picture.convert("RGB")
+            shown = picture.convert("RGB")
+        return shown if self.turned is None else shown.transpose(self.turned)
 
 
 def installed() -> bool:
@@ -63,7 +65,11 @@ def samples(split: str, n: int, seed: int = 0) -> list[tuple[Picture, str, str]]
     return random.Random(f"easy/{split}/{seed}").sample(every, min(n, len(every)))
 
 
-def random_picture(rng: random.Random) -> tuple[Picture, list[tuple[str, str]]]:
-    """A picture of the train split and some of its questions."""
+def random_question(rng: random.Random) -> tuple[Picture, tuple[str, str]]:
+    """A picture of the train split, turned anyhow, and one of its questions with its answer. Of several in one conversation the
+    earlier ones would give away the answers of the later ones: "what color is the circle?" says what shape there is."""
     picture = rng.choice(pictures("train"))
-    return picture, rng.sample(picture.turns, min(TURNS, len(picture.turns)))
+    turn = rng.choice(picture.turns)
+    if turn[1] in ("yes", "no") and rng.random() < 0.4:  # three quarters are of these
+        turn = rng.choice([one for one in picture.turns if one[1] not in ("yes", "no")] or [turn])
+    return replace(picture, turned=rng.choice(TURNED)), turn

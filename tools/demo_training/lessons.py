@@ -17,6 +17,7 @@ FPS = (2.0, 2.0, 2.0, 1.0, 4.0, 8.0)  # of films; the program's own is 2
 HIDDEN_SHARE = 0.5
 MORE_SHARE = 0.2  # of the sequences with a second question
 MANY = 2  # as many times more of the sequences that have one question
+MANY_EASY = 3  # these pictures have four tokens
 LARGE_GRIDS = ((2, 2), (3, 3), (3, 4), (4, 4), (4, 4))
 
 
@@ -65,9 +66,9 @@ def film_sequence(rng: random.Random, task: str, n_pairs: int) -> Sequence:
 
 
 def easy_sequence(rng: random.Random) -> Sequence:
-    """Questions of easy-VQA about one of its pictures."""
-    picture, turns = easy.random_picture(rng)
-    return chat(turns, picture)
+    """A question of easy-VQA about one of its pictures."""
+    picture, turn = easy.random_question(rng)
+    return chat([turn], picture)
 
 
 LESSONS = ("large", "larger", "equal", "easy", *moving.MOVING_TASKS)
@@ -83,4 +84,6 @@ def lesson(kind: str, rng: random.Random, n: int) -> list[Sequence]:
         return [large_sequence(rng, grid) for _ in range(n * MANY)]
     if kind == "larger":
         return [larger_sequence(rng) for _ in range(n * MANY)]
-    return [(equal_sequence if kind == "equal" else easy_sequence)(rng) for _ in range(n)]
+    if kind == "easy":
+        return [easy_sequence(rng) for _ in range(n * MANY_EASY)]
+    return [equal_sequence(rng) for _ in range(n)]
