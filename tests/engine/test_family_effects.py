@@ -1,4 +1,4 @@
-"""Effects and estimates of families that no table knows: against the whole model run in float64 with attention edges cut, once
+"""Effects and estimates of families of all kinds: against the whole model run in float64 with attention edges cut, once
 for each, and against gradients through the whole model."""
 
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""Families that no table knows: softcaps, sinks, multipliers, parallel branches, layer norms, experts, latent attention, layers
+"""Families of all kinds: softcaps, sinks, multipliers, parallel branches, layer norms, experts, latent attention, layers
 without softmax attention. Against brute force in float64, which runs a layer once for each hidden key."""
 
 import family_models
