@@ -50,7 +50,7 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     """Measures, writes NAME.* and prints the summary."""
     if not args.effect and (idle := [name for name in OF_EFFECTS if getattr(args, name) is not None]):
         raise UsageError(f"--{idle[0]} says how the effect is measured: give --effect too")
-    if args.pixels and not args.image and not args.video:
+    if getattr(args, "pixels", False) and not args.image and not args.video:  # the text script has none
         raise UsageError("--pixels replaces those of an image or a video: give --image FILE or --video FILE")
     request = single.prepare(args, caller, command, kinds, answer=True)
 
