@@ -27,7 +27,7 @@ examples:
       --by tokens --fills border,blur
   mask-impact pixels "What color is the star?" -i photo.jpg --box 96,0,128,32
   mask-impact pixels "What is this?" -i photo.jpg --regions segments:40
-  mask-impact pixels "What happens?" --video film.mp4 --where "video 0 frames 2-5" --box 0,0,64,64
+  mask-impact pixels "What is it?" --video a.mp4 --where "video 0 frames 2-5"
 """
 
 

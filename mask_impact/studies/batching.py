@@ -7,13 +7,15 @@ Knows no files.
 
 import time
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakSet
 
 from transformers import PreTrainedModel
 
 from mask_impact.analyses.greedy import greedy_config
-from mask_impact.analyses.impact import run_together
+from mask_impact.analyses import impact
 from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.prepared import Prepared, prepare
 from mask_impact.analyses.settings import RunSettings
@@ -58,6 +60,7 @@ class Outcome:
 
 
 Group = Sequence[tuple[Task, Prepared]]  # what shares forward passes
+_proven: WeakSet[PreTrainedModel] = WeakSet()
 
 
 def run_tasks(
@@ -104,14 +107,24 @@ def run_group(
     loaded: LoadedModel, group: Group, observer: Observer | None, wanted: Collection[Hashable] | None = None
 ) -> Iterator[Outcome]:
     """The outcomes of a group of `plan`."""
+    _prove(loaded)
     outcomes = _run_group(loaded, group, observer)
     return outcomes if wanted is None else (one for one in outcomes if one.task.key in wanted)
+
+
+def _prove(loaded: LoadedModel) -> None:
+    """Measures a word of no interest before anything else: what the first pass through a model finds out about its layers decides
+    what is carried along in it, and a prompt is to have the same bits whichever came before it."""
+    if loaded.model not in _proven:
+        _proven.add(loaded.model)
+        with suppress(MaskImpactError):  # which the prompts are told
+            impact.run(loaded, "a", RunSettings(num_tokens=1, raw=True, effect=True, answer=False))
 
 
 def _run_group(loaded: LoadedModel, group: Group, observer: Observer | None) -> Iterator[Outcome]:
     started = time.perf_counter()
     try:
-        results = run_together(loaded, [prepared for _, prepared in group], observer=observer)
+        results = impact.run_together(loaded, [prepared for _, prepared in group], observer=observer)
     except MaskImpactError as error:
         if len(group) == 1:
             yield Outcome(group[0][0], None, error)

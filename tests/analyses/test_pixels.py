@@ -205,7 +205,7 @@ def test_a_mixture_of_experts_is_measured_too():
 
 def in_row_order(grid, pixels):
     """Patches row by row over the whole picture, not merge block by merge block."""
-    pixels = pixels[:, 0]  # an image has one picture
+    pixels = pixels[:, 0] if pixels.ndim == 5 else pixels  # an image has one picture
     n, channels, p = *pixels.shape[:2], grid.patch
     rows = pixels.reshape(n, channels, grid.rows, p, grid.columns, p).permute(0, 2, 4, 1, 3, 5)
     rows = rows.unsqueeze(4).expand(*rows.shape[:4], grid.times, p, p)

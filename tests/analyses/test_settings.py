@@ -42,6 +42,16 @@ TAKEN = {
     "routes": [(None, None), ("auto", "auto")],
     "matrix": [(True, True)],
     "content_only": [(True, True)],
+    "pixels": [(True, True)],
+    "by": [(None, None), ("tokens", "tokens")],
+    "beam": [(1, 1), (64, 64)],
+    "fills": [("grey,mean", ("mean", "grey")), (["blur"], ("blur",))],
+    "split": [(True, True)],
+    "deepstack": [(True, True)],
+    "region": [("image", "image"), ("image 0 rows 1", "image 0 rows 1")],
+    "baseline": [("zero", "zero")],
+    "tower": [(True, True)],
+    "unit": [("token", "token")],
     "batch_size": [(None, None), (64, 64)],
 }
 AT_LEAST_1 = "a whole number, at least 1"
@@ -77,6 +87,16 @@ REFUSED = {
     ),
     "matrix": ("true or false", [1, None]),
     "content_only": ("true or false", ["yes", None]),
+    "pixels": ("true or false", [1, None]),
+    "by": ("search, tokens or patches", ["cells", ""]),
+    "beam": ("a whole number of rectangles, at least 1", [0, 1.5, None]),
+    "fills": ("some of border, mean, blur, grey", ["tail", "", None]),
+    "split": ("true or false", [1, None]),
+    "deepstack": ("true or false", [1, None]),
+    "region": ("text: image tokens, such as image 0 rows 1-2", ["", None]),
+    "baseline": ("blank, mean or zero", ["grey", None]),
+    "tower": ("true or false", [1, None]),
+    "unit": ("patch or token", ["cell", None]),
     "batch_size": (AT_LEAST_1, [0, "all"]),
 }
 MEANT = {"Mask": "mask", "zero_value": "zero-value", "ful": "full"}
@@ -174,8 +194,9 @@ def test_every_number_has_a_bound_that_is_taken_and_told():
 def test_flags_keys_and_columns_have_the_bound_of_the_setting(one, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for value in (str(one.kind.most + 1), "9" * 30, "9" * 5000, "inf", "nan", "1e999"):
-        command = "explain" if one.commands == ("run", "study", "explain") else "run"
-        assert main([command, "hi", "-m", "demo", *["--effect"] * (command == "run"), one.flag, value, "-q"]) == 2
+        command = {("run", "study", "explain"): "explain", ("study",): "study"}.get(one.commands, "run")
+        needs = {"run": ["--effect"], "study": ["--pixels"]}.get(command, [])
+        assert main([command, "hi.jsonl", "-m", "demo", *needs, one.flag, value, "-q"]) == 2
         said = capsys.readouterr().err
         assert said.startswith(f"mask-impact {command}: error: {one.flag} must be ")
         assert (said.count("\n"), len(said) < 500) == (1, True)

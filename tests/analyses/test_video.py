@@ -15,9 +15,8 @@ from PIL import Image
 from vision_families import family_checkpoint
 
 from mask_impact.api.functions import analyze, analyze_many, explain, knockout, without
-from mask_impact.api.looking import deepstack
 from mask_impact.commands.main import main
-from mask_impact.errors import InputError, UsageError
+from mask_impact.errors import InputError
 from mask_impact.models import loading
 from mask_impact.prompts.clips import prepare_clip
 from mask_impact.prompts.encoding import encode, join, layout_of
@@ -394,8 +393,6 @@ def test_flows_hidden_parts_and_explanations_take_videos(tiny):
 
 
 def test_what_does_not_take_videos_says_so(tiny, family):
-    with pytest.raises(UsageError, match="unknown setting 'videos'"):
-        deepstack(tiny, PROMPT, videos=movie())
     with pytest.raises(InputError, match=r"is glm4v, and videos are taken by qwen3_vl, .* only; give frames as images"):
         analyze(family("glm4v"), PROMPT, videos=movie())
     inputs = encoded_with(tiny, movie()).inputs

@@ -463,7 +463,7 @@ def test_models_lists_the_architectures_and_describes_a_checkpoint(run, no_weigh
     assert [line.split()[:2] for line in out.splitlines() if line.startswith("  qwen3")] == [
         ["qwen3_vl", "vl"], ["qwen3_vl_moe", "vl"], ["qwen3", "text"],
     ]  # fmt: skip
-    assert "proven on\nyour checkpoint when it first runs" in out
+    assert "proven on your\ncheckpoint when it first runs" in out
     assert out.splitlines()[-1].startswith("  verify  ")
     code, out, err = run("models", text_checkpoint)
     assert (code, err) == (0, "")

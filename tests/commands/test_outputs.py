@@ -119,12 +119,12 @@ def test_what_stands_where_a_file_is_to_be_is_refused_before_a_model_loads(
             path.unlink()
 
 
-@pytest.mark.parametrize("kind", ["", ".effect", ".answer", ".routes", ".matrix"])
+@pytest.mark.parametrize("kind", ["", "/impact", "/effect", "/answer", "/deepstack"])
 def test_a_file_where_a_folder_of_parts_is_to_be_is_refused_before_a_model_loads(
     kind, here, text_checkpoint, monkeypatch, capsys
 ):
     monkeypatch.setattr(loading, "load", lambda *args, **how: pytest.fail("a model was loaded"))
-    (here / "out").mkdir()
+    (here / "out" / f"x{kind}").parent.mkdir(parents=True)
     (here / "out" / f"x{kind}").write_text("mine")
     assert main(arguments("dataset", text_checkpoint)) == 1
     assert f"out/x{kind} is no folder" in capsys.readouterr().err

@@ -115,7 +115,7 @@ def test_json_that_can_t_be_read_is_a_value_error(deep):
 OWN = {
     "commands/console", "commands/entry", "prompts/films",
     "app/page", "models/sources", "prompts/limits", "results/files", "results/inputs", "studies/progress",
-    "studies/writer", "views/page",
+    "studies/lease", "results/remote", "views/page",
 }  # fmt: skip
 OPENING = {"open", "read_bytes", "read_text", "fdopen"}
 

@@ -201,7 +201,7 @@ def test_a_line_is_added_whole_or_not_at_all_and_never_through_a_link(tmp_path, 
 
 @pytest.mark.parametrize("name", ["x", "v1.5", "two words", "x.csv.2"])
 def test_each_file_that_may_be_written_has_its_name_back(name):
-    assert len(ALL) == len({*ALL}) == 47
+    assert len(ALL) == len({*ALL}) == 48
     found = {owner(f"{name}.{suffix}") for suffix in ALL}
     assert found == {name}
     assert owner(f"{name}.txt") == f"{name}.txt"

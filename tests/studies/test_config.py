@@ -347,6 +347,16 @@ WRONG_VALUES = {
     "routes": (["5", '""'], "routes must be text: auto, flows such as image -> last, with ; between them, or a path of a "),
     "matrix": (["5", "null"], "matrix must be true or false, not "),
     "content_only": (["5", "null"], "content_only must be true or false, not "),
+    "pixels": (["5", "null"], "pixels must be true or false, not "),
+    "by": (["5", "cells"], "by must be search, tokens or patches, or null (search), not "),
+    "beam": (["0", "1.5", "null"], "beam must be a whole number of rectangles, at least 1, not "),
+    "fills": (["[black]", "null"], "fills must be some of border, mean, blur, grey, not "),
+    "split": (["5", "null"], "split must be true or false, not "),
+    "deepstack": (["5", "null"], "deepstack must be true or false, not "),
+    "region": (["5", '""', "null"], "region must be text: image tokens, such as image 0 rows 1-2, not "),
+    "baseline": (["grey", "null"], "baseline must be blank, mean or zero, not "),
+    "tower": (["5", "null"], "tower must be true or false, not "),
+    "unit": (["cell", "null"], "unit must be patch or token, not "),
     "max_cost": (['"5"', "0", "1e9"], "max_cost must be a whole number of row-layers, at least 1, not "),
     "enabled": (['"yes"', "1", "null", "tru"], "enabled must be true or false, not "),
     "raw": (['"yes"', "0"], "raw must be true or false, or null (as the model needs it), not "),
@@ -748,7 +758,9 @@ def test_the_file_for_images_has_every_key_with_its_default():
     assert set(written) == set(fields) - elsewhere
     chosen = {"mask_mode": "text", "raw": False}
     defaults = {key: fields[key].default for key in written}
-    assert written == {key: list(value) if key == "variants" else value for key, value in defaults.items()} | chosen
+    assert (
+        written == {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()} | chosen
+    )
 
 
 def test_neither_torch_nor_what_only_datasets_need_is_imported():

@@ -361,7 +361,7 @@ def test_a_prompt_that_is_measured_later_has_the_bits_that_it_has_among_the_othe
         begun = [set(event.names) for event in events if isinstance(event, Begun)]
         done = {event.name: event.content for event in events if isinstance(event, Done)}
         assert set().union(*begun) == {*done} == {*wanted}
-        return {name: result.steps[0].l2.tobytes() for name, result in done.items()}
+        return {name: outcome.result.steps[0].l2.tobytes() for name, outcome in done.items()}
 
     whole = measured(names)
     for name in names[::2]:
