@@ -21,7 +21,7 @@ examples:
   mask-impact deepstack "What color is the star?" -i examples/shapes.png \\
       --region "image 0 rows 0 columns 3"
   mask-impact deepstack "What color is it?" -i one.png --from other.png
-  mask-impact deepstack "What is it?" --video a.mp4 --region "video 0 frames 2-3"
+  mask-impact deepstack "What is it?" --video a.mp4 --region "video 0 frames 2"
 """
 
 
