@@ -14,8 +14,8 @@ from weakref import WeakSet
 
 from transformers import PreTrainedModel
 
-from mask_impact.analyses.greedy import greedy_config
 from mask_impact.analyses import impact
+from mask_impact.analyses.greedy import greedy_config
 from mask_impact.analyses.observer import Observer
 from mask_impact.analyses.prepared import Prepared, prepare
 from mask_impact.analyses.settings import RunSettings
