@@ -13,6 +13,7 @@ from mask_impact.app.desk import MOST_CHARACTERS, MOST_PICTURES, Desk, Stopped, 
 from mask_impact.commands import main, serve
 from mask_impact.errors import InputError, OutputError
 from mask_impact.results.explanation_files import save_explanation
+from mask_impact.views.text import percent
 
 PICTURE = str(Path(__file__).parents[2] / "examples" / "shapes.png")
 VIDEO = str(Path(__file__).parents[2] / "examples" / "shapes.gif")
@@ -204,7 +205,8 @@ def test_answers_stand_side_by_side_the_newest_first(desk, asked):
     tries = [desk.hide(asked, [position(asked, word)], Watch()) for word in ("star", "is")]
     html = pieces.answers(tries)
     assert html.index("nothing hidden") < html.index("without “is”") < html.index("without “star”")
-    assert ("another answer" in html, "the same answer" in html, "99.9 %" in html) == (True, True, True)
+    told = percent(asked.found.targets[0].probability)
+    assert ("another answer" in html, "the same answer" in html, told in html) == (True, True, True)
     assert pieces.answers([]) == pieces.status_line("") == ""
 
 

@@ -10,6 +10,7 @@ import { hideTip, showTip } from "../shared/tip.js";
 import { chosenColour, chosenTokens, toggleToken } from "./chosen.js";
 import { changed } from "./drawn.js";
 import { markOpened, openedOf, whenFrame } from "./films.js";
+import { drawCross, drawGrid } from "./grid.js";
 import { drawLegend } from "./legend.js";
 import { imageName } from "./names.js";
 import { imageScore, imageText, isSigned, shading, shown } from "./quantity.js";
@@ -173,40 +174,6 @@ function drawPatch(context, rect, level, preview) {
   context.fillStyle = rgbText(shading().rgbOf(level));
   context.fillRect(...rect);
   context.globalAlpha = 1;
-}
-
-// Where a patch has no value.
-function drawCross(context, rect) {
-  const [x, y, w, h] = rect;
-  context.fillStyle = "rgb(128 128 128 / 55%)";
-  context.fillRect(x, y, w, h);
-  context.strokeStyle = "#ffffff";
-  context.lineWidth = 2;
-  context.beginPath();
-  context.moveTo(x + w * 0.3, y + h * 0.3);
-  context.lineTo(x + w * 0.7, y + h * 0.7);
-  context.moveTo(x + w * 0.7, y + h * 0.3);
-  context.lineTo(x + w * 0.3, y + h * 0.7);
-  context.stroke();
-}
-
-// Lines between patches that are large enough.
-function drawGrid(context, [rows, columns], wide, high) {
-  const { width, height } = context.canvas;
-  context.strokeStyle = "rgb(128 128 128 / 45%)";
-  context.lineWidth = 1;
-  context.beginPath();
-  if (Math.min(wide, high) > 5) {
-    for (let column = 1; column < columns; column++) {
-      context.moveTo(column * wide, 0);
-      context.lineTo(column * wide, height);
-    }
-    for (let row = 1; row < rows; row++) {
-      context.moveTo(0, row * high);
-      context.lineTo(width, row * high);
-    }
-  }
-  context.stroke();
 }
 
 whenFrame(() => { if (view) drawImages(); });
