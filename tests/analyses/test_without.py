@@ -130,6 +130,7 @@ def loaded(text_checkpoint):
 def test_the_api_gives_both_answers(loaded):
     found = mask_impact.without(loaded, "the cat sat on the mat", ["cat", "tokens 0 + mat"], num_tokens=3, raw=True)
     assert [one.positions for one in found.others] == [(1,), (0, 5)]
+    assert found.meta["notices"] == []  # all layers have an attention
     inputs = dict(loaded.tokenizer("the cat sat on the mat", return_tensors="pt"))
     for one in (found.answer, *found.others):
         hidden = {"layers": (0, 1, 2), "queries": range(9), "keys": one.positions}

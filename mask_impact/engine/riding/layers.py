@@ -123,7 +123,8 @@ class Layers:
         """Which of the decoder's layers those are in which an attention was called; found: these, in the order of their calls.
         UnsupportedArchitecture where they are parts of several lists, which have other layers besides."""
         beside = {other: None for layer in found for other in self.siblings(layer)}
-        others = [layer for layer in beside if layer not in set(found)]
+        called = {layer.module for layer in found}  # a layer may have been found by another look at the same model
+        others = [layer for layer in beside if layer.module not in called]
         if not others:
             return Attending(tuple(range(len(found))), len(found), ())
         if len({layer.among for layer in found}) > 1:
