@@ -166,6 +166,7 @@ def test_held_out_questions_whose_answer_no_cell_gives_alone_are_answered(task, 
     assert accuracy(answers, [sample.answer for sample in samples]) >= 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", moving.MOVING_TASKS)
 @torch.no_grad()
 def test_held_out_questions_about_videos_are_answered(task, vl_model):
