@@ -15,6 +15,7 @@ from mask_impact.errors import OutputError, UsageError
 from mask_impact.results.foreign import read_results
 from mask_impact.results.foreign_tables import guess_grid, parse_grid
 from mask_impact.results.store import load_result, save
+from mask_impact.results.stored import read_stored
 from mask_impact.results.tables import COLUMNS, to_dataset_table, to_table
 
 FORMATS = ("csv", "json", "parquet")
@@ -370,3 +371,11 @@ def test_an_empty_token_text_is_one_but_a_missing_one_is_an_error(tmp_path, fram
 def test_files_of_other_runs_are_said_to_be_so(name, tmp_path):
     with pytest.raises(OutputError, match="not a result of distances"):
         read_results(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["routes", "matrix", "estimates"])
+def test_a_table_alone_that_belongs_to_a_result_is_refused_by_name(kind, tmp_path):
+    path = tmp_path / f"x.{kind}.csv"
+    path.write_text("a\n", encoding="utf-8")
+    with pytest.raises(OutputError, match=r"x has no meta file: nothing of that name can be shown"):
+        read_stored(path)
