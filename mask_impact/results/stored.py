@@ -225,7 +225,9 @@ def _of_name(stem: Path, first: str | None, distances: bool = True) -> Stored:
                 unread.append(error)
     found = {kind: one for kind, one in found.items() if one is not None}
     if not found and not unread:
-        raise OutputError(f"{stem.parent / stem.name} has no meta file: nothing of that name can be shown; give a result")
+        raise OutputError(
+            f"{stem.parent / stem.name} has no meta file: nothing of that name can be shown; give a result"
+        )
     if not found:
         raise unread[0]
     of = found[first if first in found else next(iter(found))]
