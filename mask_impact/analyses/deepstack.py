@@ -125,12 +125,9 @@ def plan(reader: Reader, prepared: Prepared, question: Question) -> Plan:
             raise UsageError(f"another picture stands for one image, and the region '{region}' is in {len(images)}")
         values = _values_of(reader, question.other, grids[images[0]])
     every = np.flatnonzero(encoded.tokens.image >= 0)
-    every = every[
-        np.argsort(encoded.tokens.image[every], kind="stable")
-    ]  # videos behind all images, as their features are
-    chosen = torch.from_numpy(np.isin(every, positions))
+    every = every[np.argsort(encoded.tokens.image[every], kind="stable")]  # videos behind images, as their features are
+    chosen, every = torch.from_numpy(np.isin(every, positions)), torch.from_numpy(every)
     n_layers = reader.config.get_text_config().num_hidden_layers
-    every = torch.from_numpy(every)
     return Plan(question, region, parts, positions, every, chosen, images, grids, values, encoded.n_tokens, n_layers)
 
 
@@ -164,13 +161,16 @@ def run(
     observer: Observer | None = None,
 ) -> DeepstackEffects:
     """Keep each set of parts, the rest the baseline's; the images are already read. Errors as in `plan`, and ExactnessError."""
+    return of_prepared(loaded, prepare(loaded, prompt, settings, pictures), question, observer)
+
+
+def of_prepared(
+    loaded: LoadedModel, prepared: Prepared, question: Question, observer: Observer | None = None
+) -> DeepstackEffects:
+    """The same of a prompt that is ready."""
     observer = observer or Observer()
-    prepared = prepare(loaded, prompt, settings, pictures)
-    asked = plan(loaded, prepared, question)
+    asked, settings = plan(loaded, prepared, question), prepared.settings
     with owned(decoder_of(loaded.model)), torch.no_grad(), noting(loaded.model) as noted:
-        observer.begin(
-            prepared.encoded.n_tokens, loaded.config.get_text_config().num_hidden_layers, settings.num_tokens
-        )
         looking = Looking(loaded, prepared, observer, noted)
         again, rows = looking.again, _rows(looking, asked)
         n_rows = rows_of_sets(again, len(asked.parts), rows)

@@ -103,6 +103,8 @@ class Looking:
         refuse_hooks(decoder_of(loaded.model))
         logits: list[torch.Tensor] = []
         inputs, settings = prepared.encoded.inputs, prepared.settings
+        n_layers = loaded.config.get_text_config().num_hidden_layers
+        observer.begin(prepared.encoded.n_tokens, n_layers, settings.num_tokens)
         held = {} if noted is None else {"past_key_values": noted.keys}
         self.produced = generate(loaded, inputs | held, (), (), settings.num_tokens, lambda one: logits.append(one[0]))
         self.texts, kinds = token_texts(loaded.tokenizer, self.produced)

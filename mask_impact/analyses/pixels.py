@@ -31,7 +31,7 @@ from mask_impact.analyses.picture_regions import (
     search,
 )
 from mask_impact.analyses.prepared import Prepared, prepare
-from mask_impact.analyses.settings import SETTINGS, RunSettings
+from mask_impact.analyses.settings import MOST_BEAM, SETTINGS, RunSettings
 from mask_impact.analyses.shaped_regions import Segments
 from mask_impact.analyses.targets import resolve
 from mask_impact.engine.choices import FILLS, REGIONS
@@ -51,7 +51,6 @@ from mask_impact.results.patches import HIDDEN, OTHERS, OWN, TOTAL, PatchEffects
 
 DEFAULT_FILLS = FILLS[:2]
 GIVEN = "regions"  # how it is asked about segments and the regions of a mask image
-MOST_BEAM = 64
 Box = tuple[float, float, float, float]
 
 
@@ -170,7 +169,7 @@ def run(
 ) -> PatchEffects:
     """Replace the pixels of the regions, one after the other; the images and videos are already read. Errors as in `plan`, and
     ExactnessError."""
-    return of_prepared(loaded, prepare(loaded, prompt, settings, pictures), question, observer or Observer())
+    return of_prepared(loaded, prepare(loaded, prompt, settings, pictures), question, observer)
 
 
 def of_run(loaded: LoadedModel, prepared: Prepared, produced: Sequence[int], observer: Observer) -> PatchEffects:
@@ -184,13 +183,13 @@ def of_run(loaded: LoadedModel, prepared: Prepared, produced: Sequence[int], obs
     return of_prepared(loaded, replace(prepared, settings=settings), Question(), observer)
 
 
-def of_prepared(loaded: LoadedModel, prepared: Prepared, question: Question, observer: Observer) -> PatchEffects:
+def of_prepared(
+    loaded: LoadedModel, prepared: Prepared, question: Question, observer: Observer | None = None
+) -> PatchEffects:
     """The same of a prompt that is ready."""
+    observer = observer or Observer()
     asked, settings = plan(loaded, prepared, question), prepared.settings
     with owned(decoder_of(loaded.model)), torch.no_grad():
-        observer.begin(
-            prepared.encoded.n_tokens, loaded.config.get_text_config().num_hidden_layers, settings.num_tokens
-        )
         looking = Looking(loaded, prepared, observer)
         n_targets = len(looking.asked) if asked.question.how == "search" else 1
         runs, again = asked.most_runs() * n_targets, looking.again

@@ -107,15 +107,18 @@ def run(
 ) -> TowerEffects:
     """The map of each image, and the effects of its regions; the images are already read. Errors as in `plan`, and
     ExactnessError."""
+    return of_prepared(loaded, prepare(loaded, prompt, settings, pictures), question, observer)
+
+
+def of_prepared(
+    loaded: LoadedModel, prepared: Prepared, question: Question, observer: Observer | None = None
+) -> TowerEffects:
+    """The same of a prompt that is ready."""
     observer = observer or Observer()
-    prepared = prepare(loaded, prompt, settings, pictures)
-    asked = plan(loaded, prepared, question)
+    asked, settings = plan(loaded, prepared, question), prepared.settings
     decoder, tower = decoder_of(loaded.model), tower_of(loaded.model)
     with owned(decoder), torch.no_grad():
         refuse_hooks(decoder, {f"visual.blocks.{number}": layer for number, layer in enumerate(tower.layers)})
-        observer.begin(
-            prepared.encoded.n_tokens, loaded.config.get_text_config().num_hidden_layers, settings.num_tokens
-        )
         looking = Looking(loaded, prepared, observer)
         again = looking.again
         numbers = [one.number for one in asked.regions.images]

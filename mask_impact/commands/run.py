@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from mask_impact.analyses.settings import OF_EFFECTS, RUN, RunSettings
+from mask_impact.analyses.settings import OF_EFFECTS, PICTURES, RUN, RunSettings
 from mask_impact.commands import options, single
 from mask_impact.commands.caller import MASK_IMPACT, Caller
 from mask_impact.errors import UsageError
-from mask_impact.results.names import ANSWER, PAGE, PATCHES, RESULT, Kind
+from mask_impact.results.names import ANSWER, DEEPSTACK, PAGE, PATCHES, RESULT, TOWER, Kind
 from mask_impact.results.records import Result
 from mask_impact.results.store import save
 from mask_impact.views.summary import render_summary
@@ -34,6 +34,7 @@ examples:
   mask-impact run question.txt -n 5 -o my_question --formats csv,parquet
 """
 Writer = Callable[[Result, Path], tuple[Path, ...]]
+LOOKED = dict(zip(PICTURES, (PATCHES, DEEPSTACK, TOWER), strict=True))  # what is asked about images besides
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,8 +83,9 @@ def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
 
 
 def kinds(settings: RunSettings) -> tuple[Kind, ...]:
-    """What is written of a run."""
-    return (RESULT, *[ANSWER] * settings.answer, *[PATCHES] * settings.pixels)
+    """What is written of a run, or of a prompt of a study."""
+    looked = (kind for name, kind in LOOKED.items() if getattr(settings, name))
+    return (RESULT, *[ANSWER] * settings.answer, *looked)
 
 
 def beside(args: argparse.Namespace) -> dict[str, Writer]:

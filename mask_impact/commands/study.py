@@ -18,7 +18,7 @@ from mask_impact.commands.run import beside, kinds
 from mask_impact.commands.single import load_from, load_model, read_without_weights
 from mask_impact.errors import OutputError, UsageError, WorkerError
 from mask_impact.results.files import check_output
-from mask_impact.results.names import DEEPSTACK, PATCHES, TOWER, suffixes
+from mask_impact.results.names import suffixes
 from mask_impact.results.remote import is_address, place_of
 from mask_impact.studies.jobs import result_name
 from mask_impact.studies.parts import check_parts, folder_of
@@ -39,7 +39,6 @@ examples:
 CONFIGS = (".yaml", ".yml")
 DATASETS = (".jsonl", ".csv", ".parquet")
 REDUCE = ("summary", "none")
-LOOK_FILES = dict(zip(PICTURES, (PATCHES, DEEPSTACK, TOWER), strict=True))
 MOST_WORKERS = 10_000
 
 
@@ -239,8 +238,7 @@ def _run_config(args: argparse.Namespace, caller: Caller, flags: dict, command: 
         )
     shard = args.shard or ALL
     for job in jobs:
-        looked = [LOOK_FILES[name] for name in PICTURES if getattr(job.settings, name)]
-        written = suffixes((*kinds(job.settings), *looked), config.formats, args.plots, args.report)
+        written = suffixes(kinds(job.settings), config.formats, args.plots, args.report)
         check_output(config.output_dir, result_name(job), written)
     _check_device(args, place.device)
     observer.title(caller.titles["many"])

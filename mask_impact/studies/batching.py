@@ -8,7 +8,7 @@ Knows no files.
 import time
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakSet
 
@@ -89,10 +89,7 @@ def plan(
     for task in tasks:
         try:
             pictures = read_visuals(task.images, task.videos, task.settings)
-            prepared = prepare(loaded, task.prompt, task.settings, pictures)
-            if looks.asked(task.settings) and not task.videos:  # which need them once more
-                task = replace(task, images=pictures)
-            ready.append((task, prepared))
+            ready.append((task, prepare(loaded, task.prompt, task.settings, pictures)))
         except MaskImpactError as error:
             failed.append(Outcome(task, None, error))
     together = group_prompts(loaded.model, [prepared for _, prepared in ready])
@@ -144,7 +141,7 @@ def _looked(
     """The outcome with what is asked about the images besides. seconds: that its result took."""
     started = time.perf_counter()
     try:
-        looked, left_out = looks.look(loaded, prepared, task.images, observer)
+        looked, left_out = looks.look(loaded, prepared, observer)
     except MaskImpactError as error:
         return Outcome(task, None, error)
     return Outcome(task, result, None, looked, left_out, seconds + time.perf_counter() - started)

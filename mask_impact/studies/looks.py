@@ -4,7 +4,7 @@ In: a prompt that is ready, with its images read, and its settings. Out: what th
 question is the one of the command of that name. Knows no order of prompts.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -15,7 +15,6 @@ from mask_impact.analyses.prepared import Prepared
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.errors import InputError, UnsupportedArchitecture
 from mask_impact.models.loading import LoadedModel, Reader
-from mask_impact.prompts.images import Picture
 from mask_impact.results import deepstack_files, patch_files, tower_files
 from mask_impact.results.looked import LookedEffects
 from mask_impact.results.names import DEEPSTACK, PATCHES, TOWER, Kind
@@ -26,8 +25,9 @@ MAP_OF_TOWER = 1.0  # the tower's map: a few passes of the tower alone
 
 @dataclass(frozen=True)
 class Look:
-    """A question. analysis: the module with its `plan` and `run`; question: of the settings; tables: of what was found, by name;
-    save: writes its files; kind: which these are; runs: of a plan, how often the model is run again at most for a target."""
+    """A question. analysis: the module with its `plan` and `of_prepared`; question: of the settings; tables: of what was found,
+    by name; save: writes its files; kind: which these are; runs: of a plan, how often the model is run again at most for a
+    target."""
 
     analysis: ModuleType
     question: Callable[[RunSettings], Any]
@@ -91,15 +91,13 @@ def plans(reader: Reader, prepared: Prepared) -> tuple[dict[str, Any], dict[str,
 
 
 def look(
-    loaded: LoadedModel, prepared: Prepared, pictures: Sequence[Picture], observer: Observer | None
+    loaded: LoadedModel, prepared: Prepared, observer: Observer | None
 ) -> tuple[dict[str, LookedEffects], dict[str, str]]:
     """What was found, and what was left out and why. Errors of the analyses, but for a prompt or model that has none of it."""
     planned, left_out = plans(loaded, prepared)
     settings = prepared.settings
     return {
-        name: LOOKS[name].analysis.run(
-            loaded, prepared.prompt, LOOKS[name].question(settings), settings, pictures, observer=observer
-        )
+        name: LOOKS[name].analysis.of_prepared(loaded, prepared, LOOKS[name].question(settings), observer)
         for name in planned
     }, left_out
 

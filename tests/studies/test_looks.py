@@ -16,6 +16,7 @@ from mask_impact.analyses.settings import PICTURES, RunSettings
 from mask_impact.commands.main import main
 from mask_impact.models import loading
 from mask_impact.prompts.images import read_pictures
+from mask_impact.prompts.videos import read_visuals
 from mask_impact.results.deepstack_files import deepstack_table, load_deepstack
 from mask_impact.results.patch_files import patch_table
 from mask_impact.studies.digest import digest
@@ -120,6 +121,21 @@ def test_a_configuration_writes_the_files_of_the_single_commands_and_knows_them_
     _, out, err = study("--deepstack", "--pixels", "--resume", **argv)
     assert "1 written; 2 were there already" in out
     assert "c_results.patches.csv is not there" in err
+
+
+def test_videos_are_asked_about_too(study, vl_checkpoint, tmp_path):
+    noise = np.random.default_rng(2).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    first, *others = map(Image.fromarray, noise)
+    first.save("film.gif", save_all=True, append_images=others, duration=500)
+    write_dataset(tmp_path / "data.jsonl", [{"prompt": "the cat", "video": "film.gif"}])
+    code, out, err = study("--pixels", "--by", "tokens", "--deepstack", "--tower", "-n", "1")
+    assert (code, "failed" in out, "without" in out) == (0, False, False), out + err
+    table = pd.concat(map(pd.read_parquet, Path("output/data/patches").glob("part-*.parquet")))
+    loaded, settings = loading.load(str(vl_checkpoint)), RunSettings(num_tokens=1, pixels=True, by="tokens")
+    films = read_visuals((), ("film.gif",), settings)
+    alone = pixels.run(loaded, "the cat", LOOKS["pixels"].question(settings), settings, films)
+    assert len(alone.images) == 2
+    np.testing.assert_array_equal(table["logprob_change"], patch_table(alone)["logprob_change"])
 
 
 def test_a_model_without_such_an_eye_is_one_line_and_no_failure(study, text_checkpoint, tmp_path):
