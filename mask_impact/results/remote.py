@@ -10,7 +10,7 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -67,12 +67,11 @@ class Remote:
     def glob(self, pattern: str) -> Iterator["Remote"]:
         """What is in the folder and called so. OutputError."""
         try:
-            self.fs.invalidate_cache()
-            found = self.fs.ls(self.path, detail=False)
+            with _told(self, FileNotFoundError):
+                self.fs.invalidate_cache()
+                found = self.fs.ls(self.path, detail=False)
         except FileNotFoundError:
             return
-        except Exception as error:  # each filesystem has errors of its own
-            raise _said(self, error) from error
         for path in sorted(found):
             one = Remote(self.fs, path.rstrip("/"), self.protocol)
             if fnmatch.fnmatchcase(one.name, pattern):
@@ -80,51 +79,37 @@ class Remote:
 
     def exists(self) -> bool:
         """Whether there is such a file, or a folder that is not empty. OutputError."""
-        try:
+        with _told(self):
             self.fs.invalidate_cache()
             return self.fs.exists(self.path)
-        except Exception as error:
-            raise _said(self, error) from error
 
     def is_dir(self) -> bool:
         """Whether it is a folder that is not empty. OutputError."""
-        try:
+        with _told(self):
             return self.fs.isdir(self.path)
-        except Exception as error:
-            raise _said(self, error) from error
 
     def is_file(self) -> bool:
         """Whether it is a file. OutputError."""
-        try:
+        with _told(self):
             return self.fs.isfile(self.path)
-        except Exception as error:
-            raise _said(self, error) from error
 
     def open(self) -> BinaryIO:
         """To be read from any place in it. FileNotFoundError, OutputError."""
-        try:
+        with _told(self, FileNotFoundError):
             return self.fs.open(self.path, "rb")
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            raise _said(self, error) from error
 
     def read_bytes(self) -> bytes:
         """All of it. FileNotFoundError, OutputError."""
-        try:
+        with _told(self, FileNotFoundError):
             self.fs.invalidate_cache()
             return self.fs.cat_file(self.path)
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            raise _said(self, error) from error
 
     def write(self, write: Callable[[BinaryIO], Any]) -> None:
         """The file, whole or not at all. OutputError."""
         content = io.BytesIO()
         write(content)
         temporary = self.with_name(f".{self.name}.{uuid.uuid4().hex[:12]}.tmp")
-        try:
+        with _told(self):
             if self.protocol in WHOLE_PUTS:
                 self.fs.pipe_file(self.path, content.getvalue())
                 return
@@ -136,8 +121,6 @@ class Remote:
                 with suppress(Exception):
                     self.fs.rm_file(temporary.path)
                 raise
-        except Exception as error:
-            raise _said(self, error) from error
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Removes the file. OutputError."""
@@ -150,6 +133,17 @@ class Remote:
             if missing_ok and not self.exists():
                 return
             raise _said(self, error) from error
+
+
+@contextmanager
+def _told(place: Remote, *passing: type[Exception]) -> Iterator[None]:
+    """Whatever a filesystem raises in the block, each its own errors, is an OutputError; errors of `passing` go on their way."""
+    try:
+        yield
+    except passing:
+        raise
+    except Exception as error:
+        raise _said(place, error) from error
 
 
 Place = Path | Remote
