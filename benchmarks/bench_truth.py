@@ -7,6 +7,7 @@
     python benchmarks/bench_truth.py --parts deepstack what each part of the true cell's features does: some four
     python benchmarks/bench_truth.py --parts tower     what the vision tower reads, and what matters: some four
     python benchmarks/bench_truth.py --parts mixing    whether what the tower carries between patches matters, by task: one
+    python benchmarks/bench_truth.py --parts video     which frames matter, in videos: some six
     python benchmarks/bench_truth.py --queries         also distances at each position of the question: some ten
 
 The pictures are held-out demo pictures with a question each, whose answer stands in one cell of several that show a
@@ -36,6 +37,10 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import truth_of_films
+from truth_pieces import effects_of, first_word, percent
 
 import mask_impact
 from mask_impact.analyses import deepstack, pixels, tower
@@ -43,18 +48,16 @@ from mask_impact.analyses.greedy import greedy_config
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.demo import moving, pictures, wholes
 from mask_impact.engine.choices import FILLS
-from mask_impact.engine.effects import StepEffects, measure_effects
-from mask_impact.engine.plans import SequencePlan
 from mask_impact.engine.recording import RawStep
 from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.engine.riding.layers import decoder_of
-from mask_impact.engine.variants import each_window_and_group
 from mask_impact.models.loading import LoadedModel
 from mask_impact.prompts.encoding import EncodedPrompt, encode
 from mask_impact.prompts.images import read_picture
 from mask_impact.prompts.videos import read_video
 
-PARTS = ("distances", "effects", "pixels", "search", "deepstack", "tower", "mixing")
+PARTS = ("distances", "effects", "pixels", "search", "deepstack", "tower", "mixing", "video")
+OF_ALL_TASKS = {"mixing", "video"}
 USUAL = PARTS[:2]
 TASKS = ("color", "shape")
 FULL, ATTENTION = "Full L2", "Attention weight"
@@ -278,19 +281,6 @@ def make_table(cases: Sequence[Case], scores: Sequence[dict[str, np.ndarray]]) -
 # -- the effect on the answer -----------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def effects_of(
-    loaded: LoadedModel, inputs: dict[str, torch.Tensor], groups: Sequence[Sequence[int]], queries: str = "all"
-) -> StepEffects:
-    """What hiding each group of positions, in all layers, does to the model's own next token; queries: from `all`, or from
-    the `last` one alone."""
-    # No local measure is wanted: the engine only keeps states.
-    with RidingEngine(loaded.model, plans=[SequencePlan(n_steps=0)], keep_states=queries) as engine:
-        logits = loaded.model(**inputs).logits[0, -1]
-        variants = each_window_and_group(groups, engine.n_positions, len(engine.decoder.layers), "all", queries)
-        return measure_effects(engine, variants, logits)
-
-
 @dataclass(frozen=True)
 class CellEffects:
     """What hiding each cell of n pictures does to the answer, which is right with nothing hidden.
@@ -379,21 +369,7 @@ def evaluate(
     return hits, "".join(f"{letter}{index}" for letter, index, size in chosen if size > 1)
 
 
-def wilson(n_hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a share of n_hits in n."""
-    share, square = n_hits / n, z * z
-    centre = (share + square / (2 * n)) / (1 + square / n)
-    half = z * (share * (1 - share) / n + square / (4 * n * n)) ** 0.5 / (1 + square / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 # -- printing ---------------------------------------------------------------------------------------------------------
-
-
-def percent(hits: np.ndarray, digits: int = 0) -> str:
-    """A share with its interval, such as `87 [81,91]`; digits: behind the point of the share."""
-    low, high = wilson(int(hits.sum()), len(hits))
-    return f"{100 * hits.mean():.{digits}f} [{100 * low:.0f},{100 * high:.0f}]"
 
 
 def print_shares(counted: Table, others: Table, among_figures: bool) -> None:
@@ -634,14 +610,6 @@ def patches_alone(loaded: LoadedModel) -> Iterator[None]:
         yield
 
 
-@torch.no_grad()
-def first_word(loaded: LoadedModel, encoded: EncodedPrompt) -> str:
-    """The answer's first token."""
-    inputs = {name: value.to(loaded.model.device) for name, value in encoded.inputs.items()}
-    logits = loaded.model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1]
-    return loaded.tokenizer.decode([int(logits.argmax())]).strip()
-
-
 def draw_task(loaded: LoadedModel, task: str, n: int, seed: int) -> list[tuple[EncodedPrompt, str]]:
     """(prompt, true answer) of `n` held-out samples of a task of any module of the demo, whose answers are one word."""
     if task in moving.MOVING_TASKS:
@@ -734,7 +702,7 @@ def main() -> None:
         choices=PARTS,
         default=USUAL,
         help="distances, effects on the answer (default: both), pixels replaced, the search of them alone, DeepStack's "
-        "levels, the vision tower, what it carries between patches",
+        "levels, the vision tower, what it carries between patches, videos",
     )
     parser.add_argument("--fills", nargs="+", choices=FILLS, default=FILLS, help="what replaces pixels (default: all)")
     parser.add_argument(
@@ -752,8 +720,11 @@ def main() -> None:
     if "mixing" in args.parts:
         report_mixing(loaded, args.pictures, args.seed)
         print(f"({time.perf_counter() - started:.0f} s)", flush=True)
-        if set(args.parts) == {"mixing"} and not args.queries:
-            return
+    if "video" in args.parts:
+        truth_of_films.report_video(loaded, args.pictures, args.seed)
+        print(f"({time.perf_counter() - started:.0f} s)", flush=True)
+    if set(args.parts) <= OF_ALL_TASKS and not args.queries:
+        return
     counted = draw_cases(loaded, "to count", args.pictures, args.seed)
     others = []
     if "distances" in args.parts or args.queries:

@@ -74,6 +74,22 @@ class Film:
         asked = [shape for shape in SHAPES if question == moves_question(shape)]
         return self._moves(asked[0]) if asked else None
 
+    def needed_pairs(self, question: str) -> tuple[int, ...]:
+        """The pairs of frames without each of which the others don't give the answer. ValueError where there is none."""
+        found = self.answer(question)
+        if found is None:
+            raise ValueError(f"the film has no answer to {question!r}")
+        return tuple(pair for pair in range(len(self.scenes)) if self._left(pair, question) != found[0])
+
+    def _left(self, pair: int, question: str) -> str | None:
+        """The answer that the other pairs give."""
+        others = self.scenes[:pair] + self.scenes[pair + 1 :]
+        if question == FIRST_QUESTION:  # which one color alone answers, too
+            first = next((scene.figures for scene in others if scene.figures), ())
+            return first[0].color if len(first) == 1 else None
+        found = replace(self, scenes=others, alone=False).answer(question) if others else None
+        return found and found[0]
+
     def _seen(self, shape: str) -> list[Place]:
         return [
             (pair, *one.cell) for pair, scene in enumerate(self.scenes) for one in scene.figures if one.shape == shape

@@ -97,3 +97,28 @@ def test_a_film_without_one_answer_gives_none():
     assert moving.Film((one, one)).answer("What is this?") is None
     with pytest.raises(ValueError, match="of one grid"):
         moving.Film((one, replace(one, grid=(2, 3))))
+
+
+STAR, CROSS = Figure((0, 0), "star", "red"), Figure((0, 1), "cross", "blue")
+NONE, ONE, BOTH = (Scene(figures, grid=(2, 2)) for figures in ((), (STAR,), (STAR, CROSS)))
+
+
+@pytest.mark.parametrize(
+    ("question", "scenes", "needed"),
+    [
+        (moving.APPEARS_QUESTION, (ONE, BOTH), (0, 1)),
+        (moving.APPEARS_QUESTION, (ONE, BOTH, BOTH), (0,)),
+        (moving.APPEARS_QUESTION, (ONE, ONE, BOTH), (2,)),
+        (moving.APPEARS_QUESTION, (ONE, ONE, BOTH, BOTH), ()),
+        (moving.FIRST_QUESTION, (ONE, BOTH), (0,)),
+        (moving.FIRST_QUESTION, (NONE, ONE, BOTH), (1,)),
+        (moving.FIRST_QUESTION, (ONE, ONE, BOTH), ()),
+    ],
+)
+def test_a_pair_is_needed_where_the_others_do_not_give_the_answer(question, scenes, needed):
+    assert moving.Film(scenes).needed_pairs(question) == needed
+
+
+def test_no_pair_is_needed_for_a_question_without_an_answer():
+    with pytest.raises(ValueError, match="no answer"):
+        moving.Film((NONE, BOTH)).needed_pairs(moving.FIRST_QUESTION)

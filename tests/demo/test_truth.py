@@ -17,13 +17,14 @@ import torch
 import mask_impact
 from benchmarks import bench_deletion as deletion
 from benchmarks import bench_truth as truth
+from benchmarks.truth_pieces import wilson
 from mask_impact.demo import pictures
 from mask_impact.findings.ranking import token_importance
 
 SEED = 2024
-N_COUNTED, N_OTHERS, N_BLINDED = 40, 16, 3  # the last for each task
-N_AT_THE_END = int(os.environ.get("PICTURES", "40"))  # PICTURES=200 python -m pytest -m slow tests/demo/test_truth.py
-N_HIDDEN, N_CURVES = 8, 4  # pictures with cells hidden, half of each task; and with curves
+N_COUNTED, N_OTHERS, N_BLINDED = 28, 12, 2  # the last for each task
+N_AT_THE_END = int(os.environ.get("PICTURES", "24"))  # PICTURES=200 python -m pytest -m slow tests/demo/test_truth.py
+N_HIDDEN, N_CURVES = 6, 2  # pictures with cells hidden, half of each task; and with curves
 POOLED = "both tasks"
 LOCAL = [name for name, rival in truth.RIVALS.items() if rival == truth.ATTENTION]  # measures with no head to choose
 
@@ -98,7 +99,7 @@ def test_the_true_cell_is_far_above_chance_where_the_model_reads_it(measured, na
     """In the layer that is best on other pictures; also against who knows where figures are, but not which counts."""
     for among_figures in (False, True):
         hits = measured.hits(name, "best layer", among_figures, task)
-        lowest, _ = truth.wilson(hits.sum(), len(hits))
+        lowest, _ = wilson(hits.sum(), len(hits))
         assert lowest > 1.4 * np.mean(1 / measured.tables[task][0].figures.sum(1))
         assert lowest > 8 / measured.counted.figures.shape[1]
 
@@ -306,7 +307,7 @@ def test_samples_are_held_out_and_those_to_choose_on_are_others(samples):
     counted, others = samples
     assert all(sample.held_out for sample in counted + others)
     assert not {s.scene for s in counted} & {s.scene for s in others}
-    assert [[s.task for s in side].count(task) for side in samples for task in truth.TASKS] == [20, 20, 8, 8]
+    assert [[s.task for s in side].count(task) for side in samples for task in truth.TASKS] == [14, 14, 6, 6]
     assert not {s.scene for s in counted} & {s.scene for s in truth.draw_samples(20, SEED, exclude=counted)}
     assert all(len(s.cells) == 1 and len(s.scene.figures) > 1 for s in counted + others)
 
@@ -356,7 +357,7 @@ def test_a_layer_that_is_best_by_chance_is_not_on_other_pictures(made_up):
     counted, others = made_up
     assert truth.evaluate(others, others, "noise", "best layer")[0].mean() > 2 / 16
     hits, _ = truth.evaluate(counted, others, "noise", "best layer")
-    assert truth.wilson(hits.sum(), len(hits))[0] < 1 / 16
+    assert wilson(hits.sum(), len(hits))[0] < 1 / 16
 
 
 @pytest.mark.slow
@@ -376,9 +377,9 @@ def test_a_shuffled_truth_gives_chance(measured):
 
 
 def test_wilson_interval():
-    assert truth.wilson(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    assert truth.wilson(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
-    assert truth.wilson(10, 10) == pytest.approx((0.7225, 1), abs=1e-4)
+    assert wilson(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert wilson(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
+    assert wilson(10, 10) == pytest.approx((0.7225, 1), abs=1e-4)
 
 
 # -- other positions than the last ------------------------------------------------------------------------------------
