@@ -143,6 +143,21 @@ def hooked_in(parent: nn.Module) -> list[str]:
     ]
 
 
+def is_changed(parent: nn.Module) -> bool:
+    """Whether somebody else's forward hooks or forward lie on a module or on one within it. As `hooked_in` and `is_patched` tell,
+    in one walk, since each block asks it of all layers."""
+    left = [parent]
+    while left:
+        module = left.pop()
+        own = vars(module)
+        if "forward" in own and is_patched(module):
+            return True
+        if any(_is_foreign(hook) for hooks in _hooks_of(module) if hooks for hook in list(hooks.values())):
+            return True
+        left += [part for part in own["_modules"].values() if part is not None]
+    return False
+
+
 def is_patched(module: nn.Module) -> bool:
     """Whether somebody else's function stands in the place of a module's forward; accelerate's does not count."""
     forward = vars(module).get("forward")

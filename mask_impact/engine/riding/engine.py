@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache
 
 from mask_impact.engine.attention import arithmetic_dtype
 from mask_impact.engine.choices import VARIANT_GROUPS
-from mask_impact.engine.ownership import Block, hooked_in, is_patched
+from mask_impact.engine.ownership import Block, is_changed
 from mask_impact.engine.plans import SequencePlan, check_batch, measured_at
 from mask_impact.engine.recording import LayerRecord, RawStep, gather
 from mask_impact.engine.riding import arithmetic, functions, linear, structure
@@ -149,9 +149,7 @@ class RidingEngine:
 
     def __enter__(self) -> "RidingEngine":
         layers, self._thread = self.layers, get_ident()
-        self._changed = {
-            one for one in layers.layers if hooked_in(one.module) or any(map(is_patched, one.module.modules()))
-        }
+        self._changed = {one for one in layers.layers if is_changed(one.module)}
         with ExitStack() as stack:
             self.block = block = stack.enter_context(tapped(layers, self._on_tap))
             if self._keeping is not None:

@@ -42,7 +42,7 @@ class Opaque:
                     module.forward = forward
 
     def _catching(self, module: nn.Module, forward: Callable, left: Callable | None) -> Callable:
-        may_be_norm, patched = recognised.may_be_norm(module), "forward" in module.__dict__
+        patched = "forward" in module.__dict__
 
         def caught(*args: Any, **kwargs: Any) -> Any:
             riding = [x for x in (*riding_in(args), *riding_in(kwargs)) if x.ride.open]
@@ -51,7 +51,7 @@ class Opaque:
                 if left is not None and module in self.attentions:
                     left(module)
                 return result
-            if may_be_norm and not kwargs and len(args) == 1 and not riding[0].stale:
+            if not kwargs and len(args) == 1 and not riding[0].stale and recognised.may_be_norm(module):
                 norm = recognised.rms_norm_of(module, forward, riding[0], patched)
                 if norm is not None:
                     return norm.through(module, forward, riding[0])
