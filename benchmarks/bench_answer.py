@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=12, help="forward passes (default: 12)")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    loaded = mask_impact.load("demo", kind="vl")
+    loaded = mask_impact.load("demo", kind="vl", dtype="float32")
     for seed in range(args.seed, args.seed + args.draws):
         cases = [truth.prepare(loaded, sample) for sample in truth.draw_samples(args.pictures, seed)]
         looks = [look(loaded, case, args.budget) for case in truth.answered(loaded, cases)]

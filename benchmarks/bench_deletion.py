@@ -304,7 +304,7 @@ def main() -> None:
     if "pictures" in args.on:
         n_threads = torch.get_num_threads()
         torch.set_num_threads(1)  # the demo's layers are too small for more
-        loaded = mask_impact.load("demo", kind="vl", device="cpu")
+        loaded = mask_impact.load("demo", kind="vl", device="cpu", dtype="float32")
         prompts = picture_prompts(loaded, args.pictures, args.seed)
         report("Pictures: the cells", areas(loaded, prompts, args.seed))
         torch.set_num_threads(n_threads)

@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=5, help="of both (default: 5)")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    demo = mask_impact.load("demo", kind="vl", device="cpu")
+    demo = mask_impact.load("demo", kind="vl", device="cpu", dtype="float32")
     cases = truth.answered(demo, [truth.prepare(demo, one) for one in truth.draw_samples(args.pictures, args.seed)])
     show("demo pictures that are answered right", [look(demo, truth.inputs_of(demo, one)) for one in cases])
     smollm2 = mask_impact.load("smollm2", kind="text", device="cpu")

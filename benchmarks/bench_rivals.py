@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7, help="of the pictures (default: 7)")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    loaded = mask_impact.load("demo", kind="vl", device="cpu")
+    loaded = mask_impact.load("demo", kind="vl", device="cpu", dtype="float32")
     samples = truth.draw_samples(args.pictures, args.seed)
     cases = truth.answered(loaded, [truth.prepare(loaded, sample) for sample in samples])
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in METHODS}

@@ -693,6 +693,9 @@ def main() -> None:
     parser.add_argument(
         "--model", default="demo", help="a vision-language model whose tokens are cells of 32x32 pixels"
     )
+    parser.add_argument(
+        "--dtype", default="float32", help="number format (default: float32, as many processors are slow with bfloat16)"
+    )
     parser.add_argument("--pictures", type=int, default=200, help="how many to count, half of each task")
     parser.add_argument("--choose-on", type=int, default=100, help="how many others to choose layers and heads on")
     parser.add_argument("--seed", type=int, default=0)
@@ -713,7 +716,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.model == "demo":
         torch.set_num_threads(1)  # its layers are too small for more
-    loaded = mask_impact.load(args.model, kind="vl")
+    loaded = mask_impact.load(args.model, kind="vl", dtype=args.dtype)
 
     print("Shares in %, with their 95 % interval. Layers (L) and heads (H) are chosen on other pictures.")
     started = time.perf_counter()
