@@ -67,8 +67,8 @@ def film_sequence(rng: random.Random, task: str, n_pairs: int) -> Sequence:
 
 def easy_sequence(rng: random.Random) -> Sequence:
     """A question of easy-VQA about one of its pictures."""
-    picture, turn = easy.random_question(rng)
-    return chat([turn], picture)
+    shown = easy.random_shown(rng)
+    return chat([easy.question_about(shown, rng)], shown)
 
 
 LESSONS = ("large", "larger", "equal", "easy", *moving.MOVING_TASKS)

@@ -219,14 +219,14 @@ def _pixels(sequences: list[Sequence], processor) -> dict[str, torch.Tensor]:
     images = [sequence.image for sequence in sequences if sequence.image is not None]
     if images:
         found |= processor(images=images, return_tensors="pt")
-    films = [_film_pixels(sequence.frames, processor) for sequence in sequences if sequence.frames]
+    films = [film_pixels(sequence.frames, processor) for sequence in sequences if sequence.frames]
     if films:
         found["pixel_values_videos"] = torch.from_numpy(np.concatenate([pixels for pixels, _ in films]))
         found["video_grid_thw"] = torch.tensor([grid for _, grid in films])
     return found
 
 
-def _film_pixels(frames: tuple, processor) -> tuple[np.ndarray, tuple[int, int, int]]:
+def film_pixels(frames: tuple, processor) -> tuple[np.ndarray, tuple[int, int, int]]:
     """The patches of frames that keep their size, and their grid; the last one is repeated where it is alone."""
     frames = (*frames, *frames[-1:]) if len(frames) % processor.temporal_patch_size else frames
     pixels = np.stack([np.asarray(frame, dtype=np.float32) for frame in frames]) / 255
