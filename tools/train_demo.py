@@ -5,22 +5,23 @@
     python tools/train_demo.py --evaluate-only
     python tools/train_demo.py --which vl --given vl=mask_impact/demo/vl    the stages behind `vl`, from the weights of a folder
 
-Eighteen stages, each starting from the weights of another:
+Twenty stages, each starting from the weights of another:
 
     words (6 decoder layers) -> lookup -> recall -> quiz -> phrases (6) -> deep_text (28) -> text    text only
                              -> pictures (6, vision tower added)                                     pictures and text
                                 pictures + quiz -> both (6) -> deep_vl (36) -> raw_vl -> facts_vl
                                                 -> all_vl -> vl -> tower -> seeing
-                                                -> easy_tower -> asked                               pictures and text
+                                                -> easy_tower -> asked -> quizzed -> answered        pictures and text
 
 `both` starts from the sum of what `quiz` and `pictures` have each learned since `words`, which the two have in common.
 `tower` trains the vision tower alone, on figures larger than a cell (`demo_training/tower.py`), and `seeing` the whole
 model, on them, videos and easy-VQA too (`pip install easy-vqa`); both know a few words more (`tokenizer.extended`). After
 them three of four questions of easy-VQA are answered, because the tower does not tell the shapes of its pictures.
-`easy_tower` trains the tower alone on these while the features of all other pictures stay, and `asked` the whole model
-again, half of its steps on easy-VQA. The bundled checkpoint had other shares of the lessons in the course of `seeing`, and
-the course of `easy_tower` was that of 800 steps, then of 1600. The stages up to `text` and `vl` took about an hour of two
-CPU cores.
+`easy_tower` trains the tower alone on these while the features of all other pictures stay; `asked` the whole model on
+questions about them, of which those for yes or no stay near chance; `quizzed` on many of these about one picture, which is
+where the model learns to compare; and `answered` on everything. The bundled checkpoint had other shares of the lessons in
+the course of `seeing` and in the first 100 steps of `quizzed` (at 7e-4), and the first 800 steps of `easy_tower` had the
+learning rates of a stage of 800. The stages up to `text` and `vl` took about an hour of two CPU cores.
 
 The state of the running stage is kept in the work folder, so the same command goes on after an interruption and takes
 the same steps: what is trained on at a step follows from the seed, the stage and the step's number alone.
@@ -92,6 +93,13 @@ SEEING_LESSONS = {
 ASKED_LESSONS = {
     "text": 0.1, "images": 0.15, "large": 0.07, "larger": 0.03, "equal": 0.02, "appears": 0.06, "first": 0.03, "easy": 0.54,
 }  # fmt: skip
+QUIZZED_LESSONS = {
+    "text": 0.06, "images": 0.1, "large": 0.04, "larger": 0.02, "appears": 0.03, "first": 0.02, "easy": 0.13, "easy_quiz": 0.6,
+}  # fmt: skip
+ANSWERED_LESSONS = {
+    "text": 0.15, "images": 0.2, "large": 0.09, "larger": 0.04, "equal": 0.02, "appears": 0.07, "first": 0.03,
+    "easy": 0.33, "easy_quiz": 0.07,
+}  # fmt: skip
 STAGES = {
     stage.name: stage
     for stage in (
@@ -116,12 +124,20 @@ STAGES = {
         ),
         Stage("easy_tower", "vl", models.GROWN_LAYERS["vl"], "seeing", 1600, 1600, 3e-3, tower="easy", knows_more=True),
         Stage(
-            "asked", "vl", models.GROWN_LAYERS["vl"], "easy_tower", 1600, 1600, 7e-4, 0.0, (8, 0, 2, 0), 0.5, 0.25,
+            "asked", "vl", models.GROWN_LAYERS["vl"], "easy_tower", 400, 1600, 7e-4, 0.0, (8, 0, 2, 0), 0.5, 0.25,
             lessons=ASKED_LESSONS, knows_more=True, batch_size=16,
+        ),
+        Stage(
+            "quizzed", "vl", models.GROWN_LAYERS["vl"], "asked", 400, 1600, 1e-3, 0.0, (8, 0, 2, 0), 0.5, 0.25,
+            lessons=QUIZZED_LESSONS, knows_more=True, batch_size=16,
+        ),
+        Stage(
+            "answered", "vl", models.GROWN_LAYERS["vl"], "quizzed", 800, 800, 8e-4, 0.0, (8, 0, 2, 0), 0.5, 0.25,
+            lessons=ANSWERED_LESSONS, knows_more=True, batch_size=16,
         ),
     )
 }  # fmt: skip
-FINAL_STAGES = {"text": "text", "vl": "asked"}
+FINAL_STAGES = {"text": "text", "vl": "answered"}
 FINAL_PATHS = {"text": demo.TEXT_PATH, "vl": demo.VL_PATH}
 
 

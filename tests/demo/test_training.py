@@ -103,7 +103,7 @@ def test_pictures_are_trained_on_as_the_program_gives_them_to_a_model(loaded):
         same_inputs(loaded, read_picture(sample.image), sample.question, sequence)
 
 
-@pytest.mark.parametrize("kind", [one for one in lessons.LESSONS if one != "easy"])
+@pytest.mark.parametrize("kind", [one for one in lessons.LESSONS if not one.startswith("easy")])
 def test_lessons_are_of_the_training_side_and_true(kind, monkeypatch):
     asked = []
     for module, name in ((wholes, "is_held_out"), (moving, "is_held_out"), (pictures, "is_held_out")):
@@ -153,11 +153,20 @@ def test_questions_made_about_easy_vqa_are_answered_as_it_answers_them():
     own = {picture.path: dict(picture.turns) for picture in easy.pictures("train")}
     rng, answers = random.Random(SEED), set()
     for picture in easy.known() * 3:
-        question, answer = easy.question_about(easy.Shown(picture), rng)
-        if question in own[picture.path]:
-            assert own[picture.path][question] == answer
-            answers.add(answer)
+        shown = easy.Shown(picture)
+        for question, answer in [easy.question_about(shown, rng), *easy.quiz_about(shown, rng, short=False)]:
+            assert own[picture.path].get(question, answer) == answer
+            answers |= {answer} if question in own[picture.path] else set()
     assert answers == {"yes", "no", *easy.SHAPES, *easy.COLORS}
+
+
+def test_a_short_quiz_names_what_is_shown_and_what_is_not():
+    shown = easy.Shown(easy.Known("", "circle", "teal"))
+    for seed in range(20):
+        quiz = dict(easy.quiz_about(shown, random.Random(seed), short=True))
+        assert {question for question, answer in quiz.items() if answer == "yes"} == {" circle?", " teal?"}
+        assert set(quiz.values()) == {"yes", "no"}
+        assert len(quiz) == 7
 
 
 def test_easy_vqa_is_watched_on_pictures_that_are_not_trained_on():

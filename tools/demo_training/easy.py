@@ -153,9 +153,24 @@ def question_about(shown: Shown, rng: random.Random) -> tuple[str, str]:
     if rng.random() < DIRECT_SHARE:
         words = rng.choice(SHAPE_QUESTIONS if asks_shape else COLOR_QUESTIONS)
         return words.format(shape=shape, color=color), shape if asks_shape else color
-    true, every, what = (shape, SHAPES, "{}") if asks_shape else (color, COLORS, "{} shape")
+    true, every = (shape, SHAPES) if asks_shape else (color, COLORS)
     is_true = rng.random() < 0.5
-    asked = true if is_true else rng.choice([one for one in every if one != true])
+    return _claim(true if is_true else rng.choice([one for one in every if one != true]), is_true, rng)
+
+
+def _claim(asked: str, is_true: bool, rng: random.Random) -> tuple[str, str]:
+    """A question for yes or no about a shape or a color, and its answer."""
     denied = rng.random() < 0.5
     words = rng.choice(DENIALS if denied else CLAIMS)
-    return words.format(what.format(asked)), "yes" if is_true != denied else "no"
+    return words.format(asked if asked in SHAPES else f"{asked} shape"), "yes" if is_true != denied else "no"
+
+
+def quiz_about(shown: Shown, rng: random.Random, short: bool) -> list[tuple[str, str]]:
+    """Several questions for yes or no, each about another shape or color; short: the questions are the words alone."""
+    true = {shown.picture.shape, shown.picture.color}
+    others = [one for one in COLORS if one not in true]
+    asked = [*SHAPES, shown.picture.color, *rng.sample(others, 3)]
+    rng.shuffle(asked)
+    if short:
+        return [(f" {one}?", "yes" if one in true else "no") for one in asked]
+    return [_claim(one, one in true, rng) for one in asked[:4]]
