@@ -100,6 +100,9 @@ ANSWERED_LESSONS = {
     "text": 0.15, "images": 0.2, "large": 0.09, "larger": 0.04, "equal": 0.02, "appears": 0.07, "first": 0.03,
     "easy": 0.33, "easy_quiz": 0.07,
 }  # fmt: skip
+FINISHED_LESSONS = {
+    "text": 0.33, "images": 0.37, "large": 0.07, "larger": 0.03, "appears": 0.04, "first": 0.03, "easy": 0.13,
+}  # fmt: skip
 STAGES = {
     stage.name: stage
     for stage in (
@@ -135,9 +138,13 @@ STAGES = {
             "answered", "vl", models.GROWN_LAYERS["vl"], "quizzed", 800, 800, 8e-4, 0.0, (8, 0, 2, 0), 0.5, 0.25,
             lessons=ANSWERED_LESSONS, knows_more=True, batch_size=16,
         ),
+        Stage(
+            "finished", "vl", models.GROWN_LAYERS["vl"], "answered", 110, 110, 4e-4, 0.0, (8, 0, 2, 0), 0.6, 0.25,
+            lessons=FINISHED_LESSONS, knows_more=True, batch_size=16,
+        ),
     )
 }  # fmt: skip
-FINAL_STAGES = {"text": "text", "vl": "answered"}
+FINAL_STAGES = {"text": "text", "vl": "finished"}
 FINAL_PATHS = {"text": demo.TEXT_PATH, "vl": demo.VL_PATH}
 
 
