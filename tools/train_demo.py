@@ -5,13 +5,13 @@
     python tools/train_demo.py --evaluate-only
     python tools/train_demo.py --which vl --given vl=mask_impact/demo/vl    the stages behind `vl`, from the weights of a folder
 
-Twenty stages, each starting from the weights of another:
+Twenty-one stages, each starting from the weights of another:
 
     words (6 decoder layers) -> lookup -> recall -> quiz -> phrases (6) -> deep_text (28) -> text    text only
                              -> pictures (6, vision tower added)                                     pictures and text
                                 pictures + quiz -> both (6) -> deep_vl (36) -> raw_vl -> facts_vl
                                                 -> all_vl -> vl -> tower -> seeing
-                                                -> easy_tower -> asked -> quizzed -> answered        pictures and text
+                                                -> easy_tower -> asked -> quizzed -> answered -> finished
 
 `both` starts from the sum of what `quiz` and `pictures` have each learned since `words`, which the two have in common.
 `tower` trains the vision tower alone, on figures larger than a cell (`demo_training/tower.py`), and `seeing` the whole
@@ -19,7 +19,8 @@ model, on them, videos and easy-VQA too (`pip install easy-vqa`); both know a fe
 them three of four questions of easy-VQA are answered, because the tower does not tell the shapes of its pictures.
 `easy_tower` trains the tower alone on these while the features of all other pictures stay; `asked` the whole model on
 questions about them, of which those for yes or no stay near chance; `quizzed` on many of these about one picture, which is
-where the model learns to compare; and `answered` on everything. The bundled checkpoint had other shares of the lessons in
+where the model learns to compare; `answered` on everything; and `finished` shortly on words and pictures above all. Its
+checkpoint gets the word vectors of `seeing` back (`models.keep_words`). The bundled checkpoint had other shares of the lessons in
 the course of `seeing` and in the first 100 steps of `quizzed` (at 7e-4), and the first 800 steps of `easy_tower` had the
 learning rates of a stage of 800. The stages up to `text` and `vl` took about an hour of two CPU cores.
 
@@ -66,6 +67,7 @@ class Stage:
     add: (stage, earlier stage): what the one has learned since the other is added to the decoder before the first step.
     n_decay_steps: length of the learning rate's half cosine; a stage may end before it does.
     lessons: what stands in for image_share: weights of "text", "images" and those of `lessons.lesson`; a step is on one.
+    keep_words: the stage whose word vectors the checkpoint written has (`models.keep_words`).
     tower: what the vision tower is trained on alone, one of TOWER_LESSONS. knows_more: the tokenizer has the later words."""
 
     name: str
@@ -84,6 +86,7 @@ class Stage:
     tower: str | None = None
     knows_more: bool = False
     batch_size: int = BATCH_SIZE
+    keep_words: str | None = None
 
 
 TOWER_LESSONS = {"large": TowerLesson, "easy": EasyTowerLesson}
@@ -140,7 +143,7 @@ STAGES = {
         ),
         Stage(
             "finished", "vl", models.GROWN_LAYERS["vl"], "answered", 110, 110, 4e-4, 0.0, (8, 0, 2, 0), 0.6, 0.25,
-            lessons=FINISHED_LESSONS, knows_more=True, batch_size=16,
+            lessons=FINISHED_LESSONS, knows_more=True, batch_size=16, keep_words="seeing",
         ),
     )
 }  # fmt: skip
@@ -364,7 +367,11 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         for which in wanted:
             stage = STAGES[FINAL_STAGES[which]]
-            write_checkpoint(train(stage, options, processor), which, _tokenizer(stage), processor)
+            model = train(stage, options, processor)
+            if stage.keep_words:
+                earlier = torch.load(options.work / f"{stage.keep_words}.pt", map_location=options.device)["model"]
+                models.keep_words(model, earlier)
+            write_checkpoint(model, which, _tokenizer(stage), processor)
     good = [report(which, options) for which in wanted]
     return 0 if all(good) else 1
 
