@@ -186,7 +186,7 @@ def add_difference(model, later: dict[str, torch.Tensor], earlier: dict[str, tor
         weight.copy_(base + MERGED_SHARE * (weight - base) + MERGED_SHARE * (later[f"model.{name}"] - base))
 
 
-KEPT_SHARE = 0.08  # of what was learned since: given up in all weights but those of words
+KEPT_SHARE = 0.06  # of what was learned since: given up in all weights but those of words
 
 
 @torch.no_grad()
