@@ -5,13 +5,13 @@
     python tools/train_demo.py --evaluate-only
     python tools/train_demo.py --which vl --given vl=mask_impact/demo/vl    the stages behind `vl`, from the weights of a folder
 
-Twenty-one stages, each starting from the weights of another:
+Twenty-three stages, each starting from the weights of another:
 
     words (6 decoder layers) -> lookup -> recall -> quiz -> phrases (6) -> deep_text (28) -> text    text only
                              -> pictures (6, vision tower added)                                     pictures and text
                                 pictures + quiz -> both (6) -> deep_vl (36) -> raw_vl -> facts_vl
                                                 -> all_vl -> vl -> tower -> seeing
-                                                -> easy_tower -> asked -> quizzed -> answered -> finished
+                                                -> easy_tower -> asked -> quizzed -> answered -> finished -> settled -> balanced
 
 `both` starts from the sum of what `quiz` and `pictures` have each learned since `words`, which the two have in common.
 `tower` trains the vision tower alone, on figures larger than a cell (`demo_training/tower.py`), and `seeing` the whole
@@ -19,10 +19,11 @@ model, on them, videos and easy-VQA too (`pip install easy-vqa`); both know a fe
 them three of four questions of easy-VQA are answered, because the tower does not tell the shapes of its pictures.
 `easy_tower` trains the tower alone on these while the features of all other pictures stay; `asked` the whole model on
 questions about them, of which those for yes or no stay near chance; `quizzed` on many of these about one picture, which is
-where the model learns to compare; `answered` on everything; and `finished` shortly on words and pictures above all. Its
-checkpoint gets the word vectors of `seeing` back (`models.keep_words`). The bundled checkpoint had other shares of the lessons in
-the course of `seeing` and in the first 100 steps of `quizzed` (at 7e-4), and the first 800 steps of `easy_tower` had the
-learning rates of a stage of 800. The stages up to `text` and `vl` took about an hour of two CPU cores.
+where the model learns to compare; `answered` on everything; `finished` shortly on words and pictures above all; `settled`
+on facts in raw form, of which some had been lost; and `balanced` on both, since counting had suffered. The bundled
+checkpoint had other shares of the lessons in the course of `seeing` and in the first 100 steps of `quizzed` (at 7e-4,
+falling over 1250 steps), and the first 800 steps of `easy_tower` had the learning rates of a stage of 800. The stages up to
+`text` and `vl` took about an hour of two CPU cores.
 
 The state of the running stage is kept in the work folder, so the same command goes on after an interruption and takes
 the same steps: what is trained on at a step follows from the seed, the stage and the step's number alone.
@@ -67,7 +68,6 @@ class Stage:
     add: (stage, earlier stage): what the one has learned since the other is added to the decoder before the first step.
     n_decay_steps: length of the learning rate's half cosine; a stage may end before it does.
     lessons: what stands in for image_share: weights of "text", "images" and those of `lessons.lesson`; a step is on one.
-    keep_words: the stage whose word vectors the checkpoint written has (`models.keep_words`).
     tower: what the vision tower is trained on alone, one of TOWER_LESSONS. knows_more: the tokenizer has the later words."""
 
     name: str
@@ -86,7 +86,6 @@ class Stage:
     tower: str | None = None
     knows_more: bool = False
     batch_size: int = BATCH_SIZE
-    keep_words: str | None = None
 
 
 TOWER_LESSONS = {"large": TowerLesson, "easy": EasyTowerLesson}
@@ -105,6 +104,12 @@ ANSWERED_LESSONS = {
 }  # fmt: skip
 FINISHED_LESSONS = {
     "text": 0.33, "images": 0.37, "large": 0.07, "larger": 0.03, "appears": 0.04, "first": 0.03, "easy": 0.13,
+}  # fmt: skip
+SETTLED_LESSONS = {
+    "text": 0.52, "images": 0.12, "large": 0.12, "larger": 0.02, "appears": 0.04, "first": 0.02, "easy": 0.16,
+}  # fmt: skip
+BALANCED_LESSONS = {
+    "text": 0.38, "images": 0.38, "large": 0.05, "larger": 0.02, "appears": 0.03, "first": 0.02, "easy": 0.12,
 }  # fmt: skip
 STAGES = {
     stage.name: stage
@@ -143,11 +148,19 @@ STAGES = {
         ),
         Stage(
             "finished", "vl", models.GROWN_LAYERS["vl"], "answered", 110, 110, 4e-4, 0.0, (8, 0, 2, 0), 0.6, 0.25,
-            lessons=FINISHED_LESSONS, knows_more=True, batch_size=16, keep_words="seeing",
+            lessons=FINISHED_LESSONS, knows_more=True, batch_size=16,
+        ),
+        Stage(
+            "settled", "vl", models.GROWN_LAYERS["vl"], "finished", 200, 200, 5e-4, 0.0, (8, 0, 1, 0), 0.85, 0.15,
+            lessons=SETTLED_LESSONS, knows_more=True, batch_size=16,
+        ),
+        Stage(
+            "balanced", "vl", models.GROWN_LAYERS["vl"], "settled", 180, 180, 5e-4, 0.0, (8, 0, 1, 0), 0.8, 0.15,
+            lessons=BALANCED_LESSONS, knows_more=True, batch_size=16,
         ),
     )
 }  # fmt: skip
-FINAL_STAGES = {"text": "text", "vl": "finished"}
+FINAL_STAGES = {"text": "text", "vl": "balanced"}
 FINAL_PATHS = {"text": demo.TEXT_PATH, "vl": demo.VL_PATH}
 
 
@@ -367,11 +380,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         for which in wanted:
             stage = STAGES[FINAL_STAGES[which]]
-            model = train(stage, options, processor)
-            if stage.keep_words:
-                earlier = torch.load(options.work / f"{stage.keep_words}.pt", map_location=options.device)["model"]
-                models.keep_words(model, earlier)
-            write_checkpoint(model, which, _tokenizer(stage), processor)
+            write_checkpoint(train(stage, options, processor), which, _tokenizer(stage), processor)
     good = [report(which, options) for which in wanted]
     return 0 if all(good) else 1
 

@@ -26,8 +26,6 @@ def required_accuracy(task: str, form: str) -> float:
     """What a checkpoint must reach to be bundled. Raw prompts with pictures are measured, but nothing is promised."""
     if form == "raw":
         return 0.9 if task in tasks.TEXT_TASKS else 0.0
-    if task == "easy":
-        return 0.93
     if task in SEEING_TASKS:
         return 0.95
     if task in ("color", "shape"):

@@ -186,19 +186,6 @@ def add_difference(model, later: dict[str, torch.Tensor], earlier: dict[str, tor
         weight.copy_(base + MERGED_SHARE * (weight - base) + MERGED_SHARE * (later[f"model.{name}"] - base))
 
 
-KEPT_SHARE = 0.06  # of what was learned since: given up in all weights but those of words
-
-
-@torch.no_grad()
-def keep_words(model, earlier: dict[str, torch.Tensor]) -> None:
-    """Give a model the word vectors of `earlier`, a state dict of the same form, and move its other weights a little towards it.
-
-    The vectors of words that late stages seldom answer with, such as capitals in raw form, drift while others are taught.
-    """
-    for name, weight in model.named_parameters():
-        weight.lerp_(earlier[name], 1.0 if "embed_tokens" in name else KEPT_SHARE)
-
-
 def multiply_patches(tower: torch.nn.Module) -> None:
     """Let a vision tower embed patches by one matrix product, as its convolution does, which is several times slower backward."""
     embedding = tower.patch_embed
