@@ -183,7 +183,7 @@ def test_held_out_questions_about_videos_are_answered(task, vl_model):
 
 @pytest.mark.slow
 def test_questions_of_easy_vqa_s_test_split_are_answered_better_than_blindly(vl_model, processor):
-    """Data made by others, of which the train split was trained on (pip install easy-vqa): about seven of ten are right. Held
+    """Data made by others, of which the train split was trained on (pip install easy-vqa): nearly all are right. Held
     against the same questions about other pictures of the split."""
     easy_vqa = pytest.importorskip("easy_vqa")
     questions, paths = list(zip(*easy_vqa.get_test_questions(), strict=True)), easy_vqa.get_test_image_paths()
@@ -194,8 +194,8 @@ def test_questions_of_easy_vqa_s_test_split_are_answered_better_than_blindly(vl_
         samples = [SimpleNamespace(question=one[0], image=Image.open(paths[number])) for one, number in asked]
         shares.append(accuracy(greedy_answers(vl_model, processor.tokenizer, image_inputs(processor, samples)), wanted))
     own, others = shares
-    assert own >= 0.6
-    assert own >= others + 0.1
+    assert own >= 0.9
+    assert own >= others + 0.2
 
 
 def without_mixing(visual):

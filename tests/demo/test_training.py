@@ -4,6 +4,7 @@ import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer
@@ -102,7 +103,7 @@ def test_pictures_are_trained_on_as_the_program_gives_them_to_a_model(loaded):
         same_inputs(loaded, read_picture(sample.image), sample.question, sequence)
 
 
-@pytest.mark.parametrize("kind", [one for one in lessons.LESSONS if one != "easy"])
+@pytest.mark.parametrize("kind", [one for one in lessons.LESSONS if not one.startswith("easy")])
 def test_lessons_are_of_the_training_side_and_true(kind, monkeypatch):
     asked = []
     for module, name in ((wholes, "is_held_out"), (moving, "is_held_out"), (pictures, "is_held_out")):
@@ -147,6 +148,51 @@ def test_easy_vqa_is_read_as_it_is():
     assert sequence.pieces[0][0].count("<|image_pad|>") == 4
 
 
+def test_questions_made_about_easy_vqa_are_answered_as_it_answers_them():
+    pytest.importorskip("easy_vqa")
+    own = {picture.path: dict(picture.turns) for picture in easy.pictures("train")}
+    rng, answers = random.Random(SEED), set()
+    for picture in easy.known() * 3:
+        shown = easy.Shown(picture)
+        for question, answer in [easy.question_about(shown, rng), *easy.quiz_about(shown, rng, short=False)]:
+            assert own[picture.path].get(question, answer) == answer
+            answers |= {answer} if question in own[picture.path] else set()
+    assert answers == {"yes", "no", *easy.SHAPES, *easy.COLORS}
+
+
+def test_a_short_quiz_names_what_is_shown_and_what_is_not():
+    shown = easy.Shown(easy.Known("", "circle", "teal"))
+    for seed in range(20):
+        quiz = dict(easy.quiz_about(shown, random.Random(seed), short=True))
+        assert {question for question, answer in quiz.items() if answer == "yes"} == {" circle?", " teal?"}
+        assert set(quiz.values()) == {"yes", "no"}
+        assert len(quiz) == 7
+
+
+def test_easy_vqa_is_watched_on_pictures_that_are_not_trained_on():
+    pytest.importorskip("easy_vqa")
+    watched = {picture.path for picture, _, _ in easy.watched_samples(10_000)}
+    assert len(watched) == 400
+    assert not watched & {picture.path for picture in easy.known()}
+    assert not watched & {picture.path for picture in easy.pictures("test")}
+    assert {picture.path for picture in easy.known(held_out=True)} <= watched
+
+
+def test_a_moved_figure_is_whole_and_of_its_colors(monkeypatch):
+    pixels = np.full((64, 64, 3), 240, dtype=np.uint8)
+    pixels[3:20, 50:60] = (255, 0, 0)
+    monkeypatch.setattr(easy, "_pixels", lambda path: pixels)
+    monkeypatch.setattr(easy, "known", lambda: (easy.Known("", "rectangle", "red"),))
+    places = set()
+    for seed in range(60):
+        shown = np.asarray(easy.random_shown(random.Random(seed)).image())
+        red = (shown == (255, 0, 0)).all(-1)
+        rows, columns = red.any(1).nonzero()[0], red.any(0).nonzero()[0]
+        assert (np.ptp(rows), np.ptp(columns), red.sum()) == (16, 9, 170)
+        places.add((rows[0], columns[0]))
+    assert len(places) > 50
+
+
 # -- stages -----------------------------------------------------------------------------------------------------------
 
 
@@ -169,15 +215,19 @@ def test_a_given_checkpoint_that_is_none_is_refused(capsys):
         assert "STAGE=DIR is accepted" in capsys.readouterr().err
 
 
-def test_the_tower_lesson_changes_the_tower_alone_and_goes_on_from_its_state(small):
-    lesson = tower.TowerLesson(small, models.image_processor(), "cpu")
+@pytest.mark.parametrize("name", train_demo.TOWER_LESSONS)
+def test_the_tower_lesson_changes_the_tower_alone_and_goes_on_from_its_state(small, name, monkeypatch):
+    if name == "easy":
+        pytest.importorskip("easy_vqa")
+        monkeypatch.setattr(tower, "N_EASY", 8)
+    lesson = train_demo.TOWER_LESSONS[name](small, models.image_processor(), "cpu")
     before = {name: value.clone() for name, value in small.state_dict().items()}
     optimizer = torch.optim.SGD(lesson.parameters(), lr=0.1)
     train_demo.training_step(optimizer, lesson.loss(random.Random(1)))
     changed = {name for name, value in small.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
     assert all(name.startswith("model.visual.") for name in changed)
-    again = tower.TowerLesson(small, models.image_processor(), "cpu")
+    again = train_demo.TOWER_LESSONS[name](small, models.image_processor(), "cpu")
     again.load_state_dict(lesson.state_dict())
     with torch.no_grad():
         assert again.loss(random.Random(2)) == lesson.loss(random.Random(2))

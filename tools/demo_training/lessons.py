@@ -11,13 +11,14 @@ import random
 from mask_impact.demo import moving, pictures, wholes
 
 from . import easy
-from .sequences import Sequence, chat, film_chat
+from .sequences import Sequence, chat, film_chat, picture_text
 
 FPS = (2.0, 2.0, 2.0, 1.0, 4.0, 8.0)  # of films; the program's own is 2
 HIDDEN_SHARE = 0.5
 MORE_SHARE = 0.2  # of the sequences with a second question
 MANY = 2  # as many times more of the sequences that have one question
 MANY_EASY = 3  # these pictures have four tokens
+SHORT_SHARE = 0.5  # of the quizzes, whose questions are words alone
 LARGE_GRIDS = ((2, 2), (3, 3), (3, 4), (4, 4), (4, 4))
 
 
@@ -67,11 +68,21 @@ def film_sequence(rng: random.Random, task: str, n_pairs: int) -> Sequence:
 
 def easy_sequence(rng: random.Random) -> Sequence:
     """A question of easy-VQA about one of its pictures."""
-    picture, turn = easy.random_question(rng)
-    return chat([turn], picture)
+    shown = easy.random_shown(rng)
+    return chat([easy.question_about(shown, rng)], shown)
 
 
-LESSONS = ("large", "larger", "equal", "easy", *moving.MOVING_TASKS)
+def easy_quiz_sequence(rng: random.Random, short: bool) -> Sequence:
+    """A picture of easy-VQA and several questions for yes or no, with nothing between. Comparing what is asked with what is shown
+    is learned here, where every third token needs it, and then asked in a chat."""
+    shown = easy.random_shown(rng)
+    pieces = [(picture_text(shown), False)]
+    for question, answer in easy.quiz_about(shown, rng, short):
+        pieces += [(question, False), (answer, True)]
+    return Sequence(tuple(pieces), shown.image())
+
+
+LESSONS = ("large", "larger", "equal", "easy", "easy_quiz", *moving.MOVING_TASKS)
 
 
 def lesson(kind: str, rng: random.Random, n: int) -> list[Sequence]:
@@ -86,4 +97,7 @@ def lesson(kind: str, rng: random.Random, n: int) -> list[Sequence]:
         return [larger_sequence(rng) for _ in range(n * MANY)]
     if kind == "easy":
         return [easy_sequence(rng) for _ in range(n * MANY_EASY)]
+    if kind == "easy_quiz":
+        short = rng.random() < SHORT_SHARE
+        return [easy_quiz_sequence(rng, short) for _ in range(n * MANY_EASY)]
     return [equal_sequence(rng) for _ in range(n)]

@@ -57,7 +57,7 @@ def chat(
     hidden: tuple[tuple[int, int], ...] = (),
 ) -> Sequence:
     """(question, answer) pairs as one conversation; the picture stands before the first question. hidden: cells of it."""
-    shown = _picture(scene)
+    shown = picture_text(scene)
     numbers = tuple(row * scene.grid[1] + column for row, column in hidden)
     return Sequence(_turns(turns, shown, system), scene.image() if scene else None, hidden=numbers)
 
@@ -71,7 +71,7 @@ def film_chat(turns: list[tuple[str, str]], film: moving.Film, fps: float = 2.0)
 
 
 def raw(prompt: str, raw_answer: str, scene: Picture | None = None) -> Sequence:
-    pieces = ((_picture(scene) + prompt, False), (f"{raw_answer}<|endoftext|>", True))
+    pieces = ((picture_text(scene) + prompt, False), (f"{raw_answer}<|endoftext|>", True))
     return Sequence(pieces, scene.image() if scene else None)
 
 
@@ -84,7 +84,8 @@ def _turns(turns: list[tuple[str, str]], shown: str, system: bool) -> tuple[tupl
     return tuple(pieces)
 
 
-def _picture(scene: Picture | None) -> str:
+def picture_text(scene: Picture | None) -> str:
+    """The place of a picture in the text, one mark to a token."""
     return f"<|vision_start|>{'<|image_pad|>' * (scene.grid[0] * scene.grid[1])}<|vision_end|>" if scene else ""
 
 
@@ -219,14 +220,14 @@ def _pixels(sequences: list[Sequence], processor) -> dict[str, torch.Tensor]:
     images = [sequence.image for sequence in sequences if sequence.image is not None]
     if images:
         found |= processor(images=images, return_tensors="pt")
-    films = [_film_pixels(sequence.frames, processor) for sequence in sequences if sequence.frames]
+    films = [film_pixels(sequence.frames, processor) for sequence in sequences if sequence.frames]
     if films:
         found["pixel_values_videos"] = torch.from_numpy(np.concatenate([pixels for pixels, _ in films]))
         found["video_grid_thw"] = torch.tensor([grid for _, grid in films])
     return found
 
 
-def _film_pixels(frames: tuple, processor) -> tuple[np.ndarray, tuple[int, int, int]]:
+def film_pixels(frames: tuple, processor) -> tuple[np.ndarray, tuple[int, int, int]]:
     """The patches of frames that keep their size, and their grid; the last one is repeated where it is alone."""
     frames = (*frames, *frames[-1:]) if len(frames) % processor.temporal_patch_size else frames
     pixels = np.stack([np.asarray(frame, dtype=np.float32) for frame in frames]) / 255
