@@ -13,18 +13,34 @@ TOLERANCE = 0.01  # of the difference's size; rounding to bfloat16 makes 0.004 o
 _PLAIN = (nn.Parameter, torch.Tensor)
 
 
+def is_quantised(module: nn.Module) -> bool:
+    """Whether it is a linear module without parts whose weights are in a form of their own; adapters have parts."""
+    return not _is_plain(module) and hasattr(module, "in_features") and next(module.children(), None) is None
+
+
+def _is_plain(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return type(module) is nn.Linear and type(weight) in _PLAIN and type(weight.data) in _PLAIN
+
+
 def check_linear(model: nn.Module, name: str) -> None:
     """ModelError where a linear module within the model's layers is not a linear map. name: of the model."""
     asked = set()
     for path, module in model.named_modules():
         weight = getattr(module, "weight", None)
-        known = type(module) is nn.Linear and type(weight) in _PLAIN and type(weight.data) in _PLAIN
         kind = (type(module), type(weight), type(getattr(weight, "data", None)))
-        if known or kind in asked or "layers." not in path or not hasattr(module, "in_features"):
+        if _is_plain(module) or kind in asked or "layers." not in path or not hasattr(module, "in_features"):
             continue
         asked.add(kind)
         what = f"Linear with {type(weight).__name__}" if type(module) is nn.Linear else module._get_name()
+        own = weight.dtype if isinstance(weight, torch.Tensor) else model.dtype
         off = _nonlinearity(module, model.device, model.dtype)
+        if off != off and own.is_floating_point and own != model.dtype:
+            loaded, packed = (str(one).removeprefix("torch.") for one in (model.dtype, own))
+            raise ModelError(
+                f"model '{name}' was quantised in {packed} and loaded in {loaded}, which don't go together: {what} ({path}) "
+                "does not run; use `dtype` auto"
+            )
         if not off <= TOLERANCE:
             by = "can't be asked" if off != off else f"is off by {100 * off:.1f} % for differences"
             raise ModelError(

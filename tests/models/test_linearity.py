@@ -111,6 +111,24 @@ def test_a_module_that_can_not_be_asked_is_refused():
         loading.wrap(with_linear(Strange), make_tokenizer())
 
 
+def test_weights_of_another_dtype_than_the_model_are_said_to_be_that():
+    """What was quantised in bfloat16 and is loaded in float32."""
+
+    class Packed(nn.Linear):
+        def forward(self, x):
+            return nn.functional.linear(x, self.weight.data)
+
+    model = with_linear(Packed)
+    for module in model.modules():
+        if isinstance(module, Packed):
+            module.weight = nn.Parameter(module.weight.data.bfloat16(), requires_grad=False)
+    said = (
+        r"quantised in bfloat16 and loaded in float32, which don't go together: Packed \(model.layers.0.mlp.down_proj\)"
+    )
+    with pytest.raises(ModelError, match=said):
+        loading.wrap(model, make_tokenizer())
+
+
 def test_each_class_is_asked_once_and_plain_ones_never(monkeypatch):
     asked, ask = [], linearity._nonlinearity
     monkeypatch.setattr(
