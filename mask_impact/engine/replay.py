@@ -283,13 +283,8 @@ def prove(kept: Kept) -> None:
     position, by itself and behind two others, directly and by differences. Asked once for a model."""
     if kept.decoder.proven:
         return
-    opaque = kept.decoder.found.known.opaque.modules
-    before = list(opaque)
-    try:
+    with kept.decoder.trying():
         _prove_layers(kept)
-    except BaseException:  # what was tried in vain makes no local number less exact
-        opaque.intersection_update(before)
-        raise
     kept.decoder.found.known.replayed = kept.n_positions > 1  # a single one tells nothing of what reads others
 
 

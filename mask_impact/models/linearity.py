@@ -15,12 +15,18 @@ _PLAIN = (nn.Parameter, torch.Tensor)
 
 def is_quantised(module: nn.Module) -> bool:
     """Whether it is a linear module without parts whose weights are in a form of their own; adapters have parts."""
-    return not _is_plain(module) and hasattr(module, "in_features") and next(module.children(), None) is None
+    leaf = next(module.children(), None) is None
+    return leaf and hasattr(module, "in_features") and not _has_plain_weight(module)
 
 
 def _is_plain(module: nn.Module) -> bool:
+    return type(module) is nn.Linear and _has_plain_weight(module)
+
+
+def _has_plain_weight(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
-    return type(module) is nn.Linear and type(weight) in _PLAIN and type(weight.data) in _PLAIN
+    of_torch = type(weight) in _PLAIN and type(weight.data) in _PLAIN
+    return of_torch and weight.is_floating_point() and weight.itemsize > 1  # float8 goes with a scale
 
 
 def check_linear(model: nn.Module, name: str) -> None:
@@ -60,7 +66,10 @@ def _nonlinearity(module: nn.Module, device: torch.device, dtype: torch.dtype) -
     x[:, 0] = 4.0
     rows = torch.cat([x + d, x, 2 * d, d]).to(device, dtype)
     try:
-        both, alone, twice, once = module(rows).double().chunk(4)
+        made = module(rows)
+        if isinstance(made, tuple):  # a router, which gives more than a product: it goes by the rules of its operations
+            return 0.0
+        both, alone, twice, once = made.double().chunk(4)
     except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError):
         return float("nan")
     carried = twice - once
