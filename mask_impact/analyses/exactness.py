@@ -82,8 +82,8 @@ class Exactness:
 
 
 def measure(loaded: LoadedModel, n_triples: int = 12, n_steps: int = 2, observer: Observer | None = None) -> Exactness:
-    """Measure a model: of each prompt n_triples, and each layer at least once, and a few effects. UsageError for a quantised one,
-    ExactnessError where the engine itself refuses it."""
+    """Measure a model: of each prompt n_triples, and each layer at least once, and a few effects. UsageError for weights that
+    can't be written out, ExactnessError where the engine itself refuses it."""
     dtype = str(loaded.model.dtype).removeprefix("torch.")
     n_layers = loaded.config.get_text_config().num_hidden_layers
     settings = RunSettings(num_tokens=n_steps, verify=min(max(n_triples, n_layers), MOST_CHECKS))

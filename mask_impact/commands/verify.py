@@ -20,7 +20,8 @@ again by running a float32 copy of the layer with the token really masked. The l
 relative difference must be within the bound: 1e-3 in float32 (the default here), 0.1 in
 bfloat16, 0.02 in float16. In float32 some tokens are also hidden in the whole model, which
 is what effects on the answer are held against. This works for every model whose local impact
-can be measured. It says which layers have no attention, and why a model has no effects.
+can be measured; quantised weights are written out, and may need --dtype auto. It says which
+layers have no attention, and why a model has no effects.
 Paste the output into a bug report.
 
 examples:

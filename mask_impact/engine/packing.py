@@ -132,15 +132,17 @@ class OfNothing(LinearMaps):
 
 
 class _Given:
-    """What a linear map was given, and what was made of it then: it holds as long as nothing is written into the states."""
+    """What a linear map was given, and what was made of it then for a dtype of weights: it holds as long as nothing is written
+    into the states."""
 
-    def __init__(self, states: torch.Tensor | None = None, *parts: Any) -> None:
-        self.states, self.parts = states, parts
+    def __init__(self, states: torch.Tensor | None = None, *parts: Any, dtype: torch.dtype | None = None) -> None:
+        self.states, self.parts, self.dtype = states, parts, dtype
         self._version = None if states is None or states.is_inference() else states._version
 
-    def is_of(self, states: torch.Tensor) -> bool:
-        """Whether these states are the same, unchanged."""
-        return self._version is not None and self.states is states and states._version == self._version
+    def is_of(self, states: torch.Tensor, dtype: torch.dtype | None = None) -> bool:
+        """Whether these states are the same, unchanged, and the dtype is."""
+        same = self.states is states and self.dtype == dtype
+        return self._version is not None and same and states._version == self._version
 
 
 class ByDifferences(LinearMaps):
@@ -162,9 +164,10 @@ class ByDifferences(LinearMaps):
         own = self._own.to(states.device)
         if states.shape[:-1].numel() == len(given) and torch.equal(states.flatten(0, -2), given):
             return made.view(*states.shape[:-1], made.shape[-1])
-        if not self._given.is_of(states):
+        if not self._given.is_of(states, weight.dtype):  # an adapter may have another one than its map
             differences = states.flatten(0, -2) - given[own]
-            self._given = _Given(states, *in_units(differences, weight.dtype, self._scale))
+            units = in_units(differences, weight.dtype, self._scale)
+            self._given = _Given(states, *units, dtype=weight.dtype)
         differences, unit = self._given.parts
         found = apply(differences, weight).to(states.dtype)
         if unit is not None:

@@ -11,8 +11,6 @@ import torch
 
 from mask_impact.engine.self_check import SELF_CHECK_TOLERANCE
 
-TOLERANCE = SELF_CHECK_TOLERANCE[torch.float32]
-
 
 @dataclass(frozen=True)
 class PlainAttention:
@@ -75,9 +73,10 @@ class PlainAttention:
     def like(self, own: torch.Tensor) -> "PlainAttention | None":
         """The same as the model's own backend knows it, with a softcap and sinks or without; None where it gives something else.
         own: what it gives, [H, n, E]."""
+        tolerance = max(SELF_CHECK_TOLERANCE[torch.float32], SELF_CHECK_TOLERANCE[own.dtype])  # norms work in float32
         for with_all in (True, False):
             plain = replace(self, with_all=with_all)
             found = plain.output()
-            if bool(torch.linalg.vector_norm(found - own) <= TOLERANCE * torch.linalg.vector_norm(found)):
+            if bool(torch.linalg.vector_norm(found - own) <= tolerance * torch.linalg.vector_norm(found)):
                 return plain
         return None

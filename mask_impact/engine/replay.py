@@ -283,6 +283,12 @@ def prove(kept: Kept) -> None:
     position, by itself and behind two others, directly and by differences. Asked once for a model."""
     if kept.decoder.proven:
         return
+    with kept.decoder.trying():
+        _prove_layers(kept)
+    kept.decoder.found.known.replayed = kept.n_positions > 1  # a single one tells nothing of what reads others
+
+
+def _prove_layers(kept: Kept) -> None:
     for index, layer in enumerate(kept.decoder.layers):
         try:
             try:
@@ -298,7 +304,6 @@ def prove(kept: Kept) -> None:
                 f"{layer.name} ({type(kept.model).__name__}) can't run again by itself ({error}): no effects, estimates or "
                 "knockouts can be had"
             ) from error
-    kept.decoder.found.known.replayed = kept.n_positions > 1  # a single one tells nothing of what reads others
 
 
 def _prove_layer(kept: Kept, index: int) -> None:

@@ -20,8 +20,11 @@ _COUNTED = re.compile(r"num_.*_layers|num_layers|depth")
 _BOUNDED = re.compile(
     r"hidden_size|intermediate_size|.*_intermediate_size|vocab_size|head_dim|num_.*|.*_dim|out_hidden_size"
 )
-# Architectures whose weights have the names that are looked for.
-NAMED = frozenset(("gemma3_text", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "qwen3_vl", "qwen3_vl_moe"))
+# Whose weights are known to have the names below. This is no list of what can be measured: a wrong number in the configuration of
+# another architecture is found when its weights are read, which then are refused by name, and costs the memory until then.
+KNOWN_NAMES = frozenset(
+    ("gemma3_text", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "qwen3_vl", "qwen3_vl_moe")
+)
 _LAYER = re.compile(r"(?<!visual\.)\blayers\.(\d+)\.")
 _BLOCK = re.compile(r"\bblocks\.(\d+)\.")
 
@@ -41,9 +44,9 @@ def check_numbers(settings: Mapping[str, Any], name: str) -> None:
 
 def check_shapes(config: Any, files: Sequence[Path], name: str) -> None:
     """ModelError where the configuration's sizes are not those of the weights; files: none, where they are not here yet. Of other
-    architectures than NAMED nothing is said."""
+    architectures than those of KNOWN_NAMES nothing is said."""
     packed = getattr(config, "quantization_config", None) is not None  # weights that have shapes of their own
-    if config.model_type not in NAMED or not files or packed:
+    if config.model_type not in KNOWN_NAMES or not files or packed:
         return
     shapes = {key: shape for file in files for key, shape in _header(file, name).items()}
     text, vision = config.get_text_config(), getattr(config, "vision_config", None)

@@ -22,6 +22,7 @@ def test_a_model_is_measured_on_the_fixed_prompts_and_within_its_bound(dtype):
     assert [check.prompt for check in found.checks] == list(TEXTS)
     assert all(check.n_triples == 6 and check.n_tokens > 5 and check.error > 0 for check in found.checks)
     assert found.passed
+    assert found.no_effects is None
 
 
 def test_a_vision_language_model_is_measured_with_an_image_too(vl_checkpoint):

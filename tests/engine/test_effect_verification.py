@@ -9,6 +9,7 @@ from broken_replay import BROKEN
 from family_models import NotHere, family_inputs, family_model
 from marks import slow_but
 from tiny_models import tiny_image_inputs, tiny_inputs, tiny_model
+from torch import nn
 
 from mask_impact.engine import effects, replay
 from mask_impact.engine.effect_verification import verify_effects
@@ -54,6 +55,41 @@ def test_models_of_the_table_are_held_against_the_same(name):
     model = tiny_model(name)
     inputs = tiny_image_inputs(model, n_images=1) if name == "qwen3_vl" else tiny_inputs(model, 9)
     assert 0 < max(verify_effects(keep(model, inputs), inputs, n=3).errors) < 1e-4
+
+
+class Adapted(nn.Linear):
+    """As peft has it: a map of low rank beside it, in float32."""
+
+    def forward(self, x):
+        down = torch.linspace(-1, 1, 2 * self.in_features).sin().view(2, -1)
+        up = torch.linspace(-1, 1, 2 * self.out_features).cos().view(-1, 2)
+        made = super().forward(x)
+        return (made + nn.functional.linear(nn.functional.linear(x.float(), down), up) / 8).to(made.dtype)
+
+
+def test_adapters_in_another_dtype_than_the_model_have_effects():
+    """What is given to a layer's own map is given to the adapter's too, which are rounded in another way."""
+    model = tiny_model("qwen3", dtype=torch.bfloat16)
+    for layer in model.model.layers:
+        for module in (layer.self_attn.q_proj, layer.mlp.up_proj, layer.mlp.down_proj):
+            module.__class__ = Adapted
+    inputs = tiny_inputs(model, 9)
+    kept = keep(model, inputs)
+    assert 0 < max(verify_effects(kept, inputs, n=3).errors) < 0.2
+    assert not kept.decoder.found.known.opaque.modules
+
+
+def test_effects_that_can_not_be_had_make_no_map_less_exact(monkeypatch):
+    """Modules that were tried with whole states in vain go back to differences."""
+
+    def failing(*given, **more):
+        raise RuntimeError("no two dtypes")
+
+    monkeypatch.setattr(replay, "_prove_by_differences", failing)
+    kept, inputs = kept_family("gemma2")
+    with pytest.raises(UnsupportedArchitecture, match="can't run again by itself"):
+        verify_effects(kept, inputs, n=1)
+    assert not kept.decoder.found.known.opaque.modules
 
 
 def of_another_layer(monkeypatch, model):

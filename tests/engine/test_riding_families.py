@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 from marks import slow_but
+from transformers import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from mask_impact.engine.riding.engine import RidingEngine
+from mask_impact.errors import UnsupportedArchitecture
 
 FAMILIES = (
     "gemma", "gemma2", "olmo", "glm4", "granite", "cohere2", "gpt_oss", "phi", "gpt_neox", "opt", "gpt2", "starcoder2",
@@ -85,3 +88,25 @@ def test_brute_force_would_tell_a_multiplier_that_is_left_out(monkeypatch):
     monkeypatch.setitem(family_oracle.ADDED, "granite", None)
     wanted, _ = brute_force(model, inputs)
     torch.testing.assert_close(engine.steps[0].l2[..., 1] / multiplier, wanted[..., 1])
+
+
+def test_streams_of_states_that_a_layer_mixes_are_refused_in_one_line():
+    """AltUp's prediction makes each of four streams out of all of them, before anything reads one."""
+    if "gemma3n_text" not in CONFIG_MAPPING:
+        pytest.skip("this transformers has no Gemma 3n")
+    tiny = {"vocab_size": 160, "vocab_size_per_layer_input": 160, "hidden_size": 64, "hidden_size_per_layer_input": 16}
+    tiny |= {
+        "intermediate_size": 96,
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "head_dim": 16,
+        "laurel_rank": 8,
+    }
+    tiny |= {"num_attention_heads": 4, "num_key_value_heads": 2, "activation_sparsity_pattern": [0.0] * 4}
+    tiny |= {"layer_types": ["sliding_attention", "full_attention"] * 2, "pad_token_id": None}
+    model = family_models.build(CONFIG_MAPPING["gemma3n_text"](**tiny), MODEL_FOR_CAUSAL_LM_MAPPING)
+    said = (
+        r"^layers\.0 is given several streams of states \(4, 1, \d+, 64\) and mixes them: what it adds to one [^\n]*$"
+    )
+    with pytest.raises(UnsupportedArchitecture, match=said):
+        measured(model, family_models.family_inputs(model))

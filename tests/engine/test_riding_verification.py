@@ -7,11 +7,12 @@ import pytest
 import torch
 from family_models import VISION_LANGUAGE_FAMILIES, NotHere, family_inputs, family_model
 from marks import slow_but
+from torch import nn
 
 from mask_impact.engine import attention
 from mask_impact.engine.plain_attention import PlainAttention
 from mask_impact.engine.plans import SequencePlan
-from mask_impact.engine.riding import arithmetic, boarding, differences, functions, tensor
+from mask_impact.engine.riding import arithmetic, boarding, differences, functions, opaque, tensor
 from mask_impact.engine.riding import engine as riding_engine
 from mask_impact.engine.riding.engine import RidingEngine
 from mask_impact.errors import UnsupportedArchitecture, UsageError
@@ -183,6 +184,109 @@ def test_a_number_that_is_one_per_cent_off_is_told():
     for step in engine.steps:
         step.l2.mul_(1.01)
     assert engine.verification().error == pytest.approx(0.01, rel=0.05)
+
+
+# --- weights in a form of their own ------------------------------------------------------------------------------------------
+
+
+class Packed(nn.Module):
+    """A linear map whose weights are bytes; code that no rule for an operation takes is on the way."""
+
+    def __init__(self, plain):
+        super().__init__()
+        self.out_features, self.in_features = plain.weight.shape
+        self.scale = plain.weight.detach().abs().amax(1, keepdim=True) / 127
+        packed = (plain.weight.detach() / self.scale).round() + 128
+        self.weight = nn.Parameter(packed.to(torch.uint8), requires_grad=False)
+        self.bias = plain.bias
+
+    def forward(self, x):
+        weight = ((self.weight.float() - 128) * self.scale).to(x.dtype)
+        return nn.functional.linear(x.contiguous().view(torch.uint8).view(x.dtype), weight, self.bias)
+
+
+class Rounding(Packed):
+    """What goes in is rounded."""
+
+    def forward(self, x):
+        scale = x.abs().amax(-1, keepdim=True) / 127
+        return super().forward((x / scale).round().nan_to_num() * scale)
+
+
+class Adapted(nn.Module):
+    """As peft has it: a map with another of low rank beside it, in float32."""
+
+    def __init__(self, plain):
+        super().__init__()
+        self.out_features, self.in_features = plain.weight.shape
+        self.base_layer = Packed(plain)
+        generator = torch.Generator().manual_seed(self.in_features)
+        down, up = torch.randn(2, self.in_features, 2, generator=generator) / 6
+        self.down = nn.Linear(self.in_features, 2, bias=False)
+        self.up = nn.Linear(2, self.out_features, bias=False)
+        self.down.weight.data = down.T.contiguous()
+        self.up.weight.data = up[:1].expand(self.out_features, 2).contiguous()
+
+    def forward(self, x):
+        made = self.base_layer(x)
+        return (made + self.up(self.down(x.to(self.down.weight.dtype)))).to(made.dtype)
+
+
+def packed_family(name, dtype=torch.float32, kind=Packed):
+    model, inputs = tiny_family(name, dtype)
+    for layer in model.get_decoder().layers:
+        for path, module in [*layer.named_modules()]:
+            if type(module) is nn.Linear:
+                parent, _, child = path.rpartition(".")
+                setattr(layer.get_submodule(parent), child, kind(module))
+    return model, inputs
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+@pytest.mark.parametrize("kind", [Packed, Adapted])
+@pytest.mark.parametrize("name", slow_but(("gemma2",), ("gemma2", "gpt_neox", "starcoder2")))
+def test_weights_that_are_no_numbers_are_written_out(name, kind, dtype, most):
+    """Differences go through the maps themselves: nothing whole rides through them, and there is no noise floor."""
+    found, engine = verified(*packed_family(name, dtype, kind))
+    assert 0 < found.error < most
+    assert not engine.layers.known.opaque.modules
+    assert all(bool(torch.isnan(step.noise_floor).all()) for step in engine.steps)
+
+
+def test_differences_that_a_packed_map_carries_wrongly_are_told(unchecked, monkeypatch):
+    own = opaque.through_module
+
+    def longer(*given):
+        made = own(*given)
+        made.d = 1.02 * made.d
+        return made
+
+    monkeypatch.setattr(opaque, "through_module", longer)
+    assert verified(*packed_family("gemma2"), n_steps=2)[0].error > 0.015
+
+
+def test_weights_that_are_written_out_wrongly_are_told(monkeypatch):
+    own = nn.functional.one_hot
+    monkeypatch.setattr(nn.functional, "one_hot", lambda *given: own(*given).roll(1, 1))
+    with pytest.raises(
+        UsageError, match=r"^`verify` needs .* float32, and can't write out layers.\d.self_attn.q_proj \(P"
+    ):
+        verified(*packed_family("gemma2"))
+
+
+def test_a_map_that_is_none_is_not_written_out(unchecked):
+    with pytest.raises(UsageError, match=r"can't write out layers.\d.*q_proj \(Rounding\); leave `verify` out$"):
+        verified(*packed_family("gemma2", kind=Rounding))
+
+
+def test_weights_that_are_no_linear_map_s_are_not_written_out():
+    model, inputs = tiny_family("gemma2")
+    for layer in model.model.layers:
+        layer.mlp.register_parameter("codes", nn.Parameter(torch.zeros(3, dtype=torch.uint8), requires_grad=False))
+    with pytest.raises(
+        UsageError, match=r"can't write out layers.\d.mlp.codes, which is in uint8; leave `verify` out$"
+    ):
+        verified(model, inputs)
 
 
 # --- what can't be verified -------------------------------------------------------------------------------------------------

@@ -6,11 +6,13 @@ import shutil
 import numpy as np
 import oracle
 import pytest
+import test_quantised
 import torch
 from checkpoints import make_tokenizer, save_checkpoint
 from tiny_models import tiny_model
 
 import mask_impact
+from mask_impact.analyses import exactness
 from mask_impact.errors import ModelError
 from mask_impact.models import loading
 from mask_impact.models.families import describe_model
@@ -81,6 +83,32 @@ def test_maps_effects_and_answer_are_those_of_the_merged_model(name, more, sizes
         np.testing.assert_allclose(step.l2, wanted.l2, rtol=1e-4, atol=1e-6 * wanted.l2.max())
         np.testing.assert_allclose(step.effect.logprob_change, wanted.effect.logprob_change, atol=1e-4)
     assert found.answer is not None
+
+
+@pytest.mark.parametrize(
+    ("more", "dtype", "most"), [({}, torch.bfloat16, 0.1), ({"use_dora": True}, torch.float32, 1e-4)], ids=str
+)
+def test_really_masking_in_the_layers_with_the_adapter_agrees(more, dtype, most):
+    """In bfloat16 the adapter's own weights stay in float32, as peft has it."""
+    found = exactness.measure(
+        loading.wrap(with_lora(tiny_model("qwen3", vocab_size=320, dtype=dtype), **more), make_tokenizer())
+    )
+    assert found.passed
+    assert found.no_effects is None
+    assert all(0 < check.error < most for check in found.checks)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "most"),
+    [("torchao int8", torch.bfloat16, 0.1), ("bitsandbytes nf4", torch.float32, 1e-4)],
+    ids=str,
+)
+def test_an_adapter_on_quantised_weights_is_verified_too(tmp_path, kind, dtype, most):
+    checkpoint = save_checkpoint(tmp_path / "wide", "qwen3", **test_quantised.WIDE)
+    model = with_lora(test_quantised.quantised(checkpoint, kind, dtype))
+    found = exactness.measure(loading.wrap(model, make_tokenizer()))
+    assert found.passed
+    assert all(0 < check.error < most for check in found.checks)
 
 
 def test_its_own_tokenizer_is_taken_where_it_has_one(mine):

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from checkpoints import make_tokenizer
+from family_models import family_model
 from tiny_models import ARCHITECTURES, tiny_model
 from torch import nn
 
@@ -109,6 +110,31 @@ def test_a_module_that_can_not_be_asked_is_refused():
 
     with pytest.raises(ModelError, match=r"not linear: Strange \(model.layers.0.mlp.down_proj\) can't be asked"):
         loading.wrap(with_linear(Strange), make_tokenizer())
+
+
+def test_a_router_that_is_made_of_a_linear_module_is_no_linear_map_and_not_refused():
+    """Llama 4's gives the scores of the experts beside those that it chose."""
+    model = family_model("llama4_text")
+    assert any(isinstance(module, nn.Linear) and type(module) is not nn.Linear for module in model.modules())
+    linearity.check_linear(model, "llama4_text")
+
+
+def test_weights_of_another_dtype_than_the_model_are_said_to_be_that():
+    """What was quantised in bfloat16 and is loaded in float32."""
+
+    class Packed(nn.Linear):
+        def forward(self, x):
+            return nn.functional.linear(x, self.weight.data)
+
+    model = with_linear(Packed)
+    for module in model.modules():
+        if isinstance(module, Packed):
+            module.weight = nn.Parameter(module.weight.data.bfloat16(), requires_grad=False)
+    said = (
+        r"quantised in bfloat16 and loaded in float32, which don't go together: Packed \(model.layers.0.mlp.down_proj\)"
+    )
+    with pytest.raises(ModelError, match=said):
+        loading.wrap(model, make_tokenizer())
 
 
 def test_each_class_is_asked_once_and_plain_ones_never(monkeypatch):

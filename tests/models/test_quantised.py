@@ -11,6 +11,10 @@ from family_models import family_inputs, family_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 import mask_impact
+from mask_impact.analyses import exactness
+from mask_impact.engine.riding import engine as riding_engine
+from mask_impact.engine.riding import opaque, written_out
+from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.errors import ModelError
 from mask_impact.models import loading
 
@@ -51,9 +55,9 @@ def checkpoint(tmp_path_factory):
     return save_checkpoint(tmp_path_factory.mktemp("models") / "qwen3", "qwen3", **WIDE)
 
 
-def quantised(checkpoint, kind):
+def quantised(checkpoint, kind, dtype=torch.float32):
     return AutoModelForCausalLM.from_pretrained(
-        checkpoint, quantization_config=method_of(kind), dtype=torch.float32, device_map="cpu"
+        checkpoint, quantization_config=method_of(kind), dtype=dtype, device_map="cpu"
     )
 
 
@@ -111,6 +115,56 @@ def test_another_family_is_proven_with_quantised_weights_too(name, kind, dtype):
     )
     assert np.isfinite(found.steps[0].l2).all()
     assert not np.allclose(found.steps[0].l2, other.steps[0].l2, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_really_masking_in_layers_with_the_weights_written_out_agrees(checkpoint, kind, dtype, most):
+    """Also with what is small beside a layer's own row, which whole states would lose in bfloat16: no module is opaque."""
+    model = quantised(checkpoint, kind, dtype)
+    found = exactness.measure(loading.wrap(model, make_tokenizer()))
+    assert found.passed
+    assert found.no_effects is None
+    assert all(0 < check.error < most and (check.effect_error or 0) < 1e-3 for check in found.checks)
+    assert not decoder_of(model).known.opaque.modules
+
+
+def test_really_masking_tells_quantised_maps_that_carry_differences_wrongly(checkpoint, monkeypatch):
+    own = opaque.through_module
+
+    def longer(module, forward, x):
+        made = own(module, forward, x)
+        made.d = 1.02 * made.d
+        return made
+
+    monkeypatch.setattr(opaque, "through_module", longer)
+    monkeypatch.setattr(riding_engine, "prove", lambda *given: None)
+    found = exactness.measure(loading.wrap(quantised(checkpoint, "torchao int8"), make_tokenizer()))
+    assert not found.passed
+    assert all(check.error > 0.015 for check in found.checks)
+
+
+def test_really_masking_tells_weights_that_were_written_out_wrongly(checkpoint, monkeypatch):
+    own = written_out._plain
+
+    def longer(*given):
+        plain = own(*given)
+        plain.weight.data *= 1.02
+        return plain
+
+    monkeypatch.setattr(written_out, "_plain", longer)
+    found = exactness.measure(loading.wrap(quantised(checkpoint, "bitsandbytes nf4"), make_tokenizer()))
+    assert all(check.error > 0.015 for check in found.checks)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("torchao int8", "float32"), ("torchao int4", "bfloat16")])
+def test_what_was_quantised_in_bfloat16_is_loaded_as_it_is_or_refused_in_one_line(checkpoint, kind, dtype, tmp_path):
+    quantised(checkpoint, kind, torch.bfloat16).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    assert exactness.measure(loading.load(str(tmp_path), dtype=dtype), n_triples=3).passed
+    if kind == "torchao int4":
+        with pytest.raises(ModelError, match=r"quantised in bfloat16 and loaded in float32.*use `dtype` auto$"):
+            loading.load(str(tmp_path), dtype="float32")
 
 
 def test_weights_whose_activations_are_quantised_too_are_refused(checkpoint):

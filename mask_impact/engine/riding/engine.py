@@ -224,11 +224,7 @@ class RidingEngine:
             raise UnsupportedArchitecture(f"{layer.name} calls an attention twice in one pass: that can't be measured")
         if output[0].requires_grad:
             raise UsageError("differences can't be measured while gradients are recorded: use torch.no_grad()")
-        entered = next(states_in(self._entered[layer]), None)
-        if entered is None:
-            raise UnsupportedArchitecture(
-                f"{layer.name} is given no states [sequences, positions, hidden]: it can't be measured"
-            )
+        entered = _entering(layer.name, self._entered[layer])
         window = windowed_kernel(self.layers, kwargs)
         softcap, sinks = attention_options(self.layers, kwargs)
         call = Call(query, key, value, attention_mask, scaling_of(query, kwargs), softcap, sinks, window)
@@ -313,3 +309,19 @@ class RidingEngine:
                 where = f"{layer.name} at step {self._step}"
                 check_reproduced(where, error if sound else float("nan"), self.model.dtype)
             self.sequences[number].append(step)
+
+
+def _entering(name: str, given: tuple[tuple, dict]) -> torch.Tensor:
+    """[B, S, hidden], the states that a layer is given; UnsupportedArchitecture for several streams of them, or none. given: its
+    arguments, of which the states are the first."""
+    arguments = [value for part in (given[0], given[1].values()) for value in part if isinstance(value, torch.Tensor)]
+    first = next((value for value in arguments if value.is_floating_point()), None)
+    if first is not None and first.dim() == 4:
+        raise UnsupportedArchitecture(
+            f"{name} is given several streams of states {tuple(first.shape)} and mixes them: what it adds to one of them is not "
+            "its attention's and its MLP's output alone, so it can't be measured"
+        )
+    entered = next(states_in(given), None)
+    if entered is None:
+        raise UnsupportedArchitecture(f"{name} is given no states [sequences, positions, hidden]: it can't be measured")
+    return entered

@@ -83,6 +83,17 @@ class FoundDecoder:
         """This is one."""
         self.found.known.readers.add(module)
 
+    @contextmanager
+    def trying(self) -> Iterator[None]:
+        """What is made opaque in a block that ends with an error is not, afterwards: it would make local numbers less exact."""
+        known = self.found.known.opaque.modules
+        before = list(known)
+        try:
+            yield
+        except BaseException:
+            known.intersection_update(before)
+            raise
+
     def make_opaque(self, index: int, alike: bool = False) -> None:
         """From now on whole states go through what stands in a layer beside its attention; alike: through those of its modules
         alone that are built as some of other layers are that were found opaque. A module that no difference of an attention has

@@ -9,22 +9,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from mask_impact.engine.riding.pending import Mapped
 from mask_impact.engine.riding.tensor import HALF, NoRule, Riding, rule_for
+from mask_impact.models.architectures import parameter
+
+# Rows this many times narrower than a layer's, such as those within an adapter, are not held against the model's own: a few
+# numbers may happen to be small, and rounding is large beside them. What is made of them is.
+NARROW = 4
 
 
 def mapped(
-    x: Riding, apply: Callable[[torch.Tensor], torch.Tensor], weight: torch.Tensor, bias: torch.Tensor | None
+    x: Riding, apply: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype, bias: torch.Tensor | None
 ) -> Riding:
-    """x after a linear map of its last dimension. apply: rows [m, in] in the weight's dtype to [m, out], bias included."""
+    """x after a linear map of its last dimension. apply: rows [m, in] to [m, out], bias included, computed in the dtype."""
     ride, wide = x.ride, x.z.dtype
-    if x.lead == x.dim() or isinstance(weight, Riding) or isinstance(bias, Riding):
+    if x.lead == x.dim() or isinstance(bias, Riding):
         raise NoRule("a linear map that differs in each variant")
     entering, has_bias = x.boarded, bias is not None  # gate and up are given the same tensor
-    if entering is None or entering.key != (weight.dtype, has_bias):
-        entering = x.boarded = _entering(x, weight.dtype, has_bias)
+    if entering is None or entering.key != (dtype, has_bias):
+        entering = x.boarded = _entering(x, dtype, has_bias)
     out, n_own = apply(entering.rows), entering.n_own
     y = out[:n_own].reshape(*x.shape[:-1], -1)
     row = (*x.shape[x.lead : -1], out.shape[-1])
@@ -37,7 +43,7 @@ def mapped(
     if x.in_pieces:
 
         def of_piece(rows: torch.Tensor) -> torch.Tensor:
-            scale = scale_of_rows(rows.to(wide), weight.dtype, has_bias)
+            scale = scale_of_rows(rows.to(wide), dtype, has_bias)
             rows = (rows if scale is None else rows * scale).to(y)
             return _without(apply(rows), bias, scale, wide)
 
@@ -91,7 +97,8 @@ class _Entering:
 
 def _entering(x: Riding, dtype: torch.dtype, has_bias: bool) -> _Entering:
     own, z, last = x.plain.flatten(0, -2), x.z.flatten(0, -2), x.last
-    x.ride.check(last, x.z)
+    if NARROW * last[0].numel() >= x.ride.entered.shape[-1]:
+        x.ride.check(last, x.z)
     n_moved, width = 0 if x.in_pieces else math.prod(x.moved_shape[:-1]), own.shape[-1]
     rounded = x.ride.half or own.dtype in HALF
     lost = z - last.flatten(0, -2).to(z) if rounded else z[:0]
@@ -124,22 +131,35 @@ def _of_nothing(x: Riding, new: Riding, bias: torch.Tensor | None) -> None:
     new.d = torch.where(gone, nothing, new.d)
 
 
+def through_module(module: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor], x: Riding) -> Riding:
+    """x after a module that is a linear map (`models.linearity`), whatever its code is made of. forward: its own."""
+    return mapped(x, forward, x.dtype, parameter(module, "bias"))
+
+
+def _check_shared(weight: torch.Tensor) -> None:
+    if isinstance(weight, Riding):
+        raise NoRule("a linear map that differs in each variant")
+
+
 @rule_for("linear")
 def _linear(function, input: Riding, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Riding:
     if not isinstance(input, Riding):
         raise NoRule("weights that differ in each variant")
-    return mapped(input, lambda rows: functional.linear(rows, weight, bias), weight, bias)
+    _check_shared(weight)
+    return mapped(input, lambda rows: functional.linear(rows, weight, bias), weight.dtype, bias)
 
 
 @rule_for("addmm")
 def _addmm(function, bias: torch.Tensor, x: Riding, weight: torch.Tensor) -> Riding:
     if not isinstance(x, Riding) or bias.dim() != 1:
         raise NoRule("not a linear map with a bias")
-    return mapped(x, lambda rows: torch.addmm(bias, rows, weight), weight, bias)
+    _check_shared(weight)
+    return mapped(x, lambda rows: torch.addmm(bias, rows, weight), weight.dtype, bias)
 
 
 @rule_for("matmul", "mm", "__matmul__")
 def _matmul(function, x: Riding, weight: torch.Tensor) -> Riding:
     if not isinstance(x, Riding) or weight.dim() != 2:
         raise NoRule("not a linear map")
-    return mapped(x, lambda rows: torch.matmul(rows, weight), weight, None)
+    _check_shared(weight)
+    return mapped(x, lambda rows: torch.matmul(rows, weight), weight.dtype, None)

@@ -13,9 +13,12 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
+from mask_impact.engine.ownership import is_patched
 from mask_impact.engine.riding import recognised
+from mask_impact.engine.riding.linear import through_module
 from mask_impact.engine.riding.tensor import NoRule, Riding, replaced, riding_in
 from mask_impact.errors import is_out_of_memory
+from mask_impact.models.linearity import is_quantised
 
 
 class Opaque:
@@ -43,6 +46,7 @@ class Opaque:
 
     def _catching(self, module: nn.Module, forward: Callable, left: Callable | None) -> Callable:
         patched = "forward" in module.__dict__
+        is_linear = is_quantised(module) and not is_patched(module)
 
         def caught(*args: Any, **kwargs: Any) -> Any:
             riding = [x for x in (*riding_in(args), *riding_in(kwargs)) if x.ride.open]
@@ -55,6 +59,8 @@ class Opaque:
                 norm = recognised.rms_norm_of(module, forward, riding[0], patched)
                 if norm is not None:
                     return norm.through(module, forward, riding[0])
+            if is_linear and not kwargs and len(args) == 1 and not riding[0].stale:
+                return through_module(module, forward, riding[0])
             if module in self.modules:
                 return _tried(forward, args, kwargs)
             try:

@@ -70,9 +70,9 @@ def widened(module: nn.Module, args: tuple, kwargs: dict) -> tuple[nn.Module, tu
     patched = any(map(is_patched, module.modules()))
     if patched or not dtypes & set(HALF) or not all(dtype.is_floating_point for dtype in dtypes):
         return module, args, kwargs
-    copied = _copied(module).to(torch.float32)
-    device = next(copied.parameters()).device
-    return copied, _cast(args, torch.float32, device), _cast(kwargs, torch.float32, device)
+    wide = copied(module).to(torch.float32)
+    device = next(wide.parameters()).device
+    return wide, cast(args, torch.float32, device), cast(kwargs, torch.float32, device)
 
 
 def _run(layers, layer, module, entered, args, kwargs, rides: bool) -> Any:
@@ -108,15 +108,15 @@ def _run(layers, layer, module, entered, args, kwargs, rides: bool) -> Any:
     return last[0], torch.zeros_like(last[0]) if x is None else x.d[0]
 
 
-def _copied(module: nn.Module) -> nn.Module:
+def copied(module: nn.Module) -> nn.Module:
     """A copy whose modules' forwards are their own again, with weights that are elsewhere until the module runs."""
     with _undressed(module):
-        copied = copy.deepcopy(module)
+        made = copy.deepcopy(module)
     for name, inner in module.named_modules():
         for part, weight in inner.named_parameters(recurse=False):
             if weight.is_meta:
-                setattr(copied.get_submodule(name), part, nn.Parameter(parameter(inner, part), requires_grad=False))
-    return copied
+                setattr(made.get_submodule(name), part, nn.Parameter(parameter(inner, part), requires_grad=False))
+    return made
 
 
 @contextmanager
@@ -135,7 +135,7 @@ def _undressed(module: nn.Module) -> Iterator[None]:
             inner.__dict__[name] = value
 
 
-def _cast(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
+def cast(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
     """On the device, floating tensors in the dtype, in mappings that are no dicts too; what a mask hides stays hidden."""
 
     def change(tensor: torch.Tensor) -> torch.Tensor:
@@ -147,10 +147,10 @@ def _cast(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
 
     if isinstance(value, tuple | dict):
         parts = value.values() if isinstance(value, dict) else value
-        changed = [_cast(part, dtype, device) for part in parts]
+        changed = [cast(part, dtype, device) for part in parts]
         return dict(zip(value, changed, strict=True)) if isinstance(value, dict) else tuple(changed)
     if isinstance(value, MutableMapping):  # what layers put their keys and values into for others
         value = copy.copy(value)
-        value.update({name: _cast(part, dtype, device) for name, part in value.items()})
+        value.update({name: cast(part, dtype, device) for name, part in value.items()})
         return value
     return replaced(value, change, torch.Tensor)

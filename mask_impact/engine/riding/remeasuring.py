@@ -19,9 +19,10 @@ from torch.overrides import TorchFunctionMode
 from mask_impact.engine.plain_attention import PlainAttention
 from mask_impact.engine.recording import RawStep
 from mask_impact.engine.riding.layers import Attending, Layer, Layers
-from mask_impact.engine.riding.probe import snapshot, widened
+from mask_impact.engine.riding.probe import snapshot
+from mask_impact.engine.riding.written_out import written_out
 from mask_impact.engine.taps import tapped
-from mask_impact.errors import UnsupportedArchitecture, UsageError
+from mask_impact.errors import UnsupportedArchitecture
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Remeasuring:
         n_positions: int,
     ) -> None:
         """The layer has run. given: its arguments as they were before; positions: those that the engine hid, of n_positions.
-        UsageError for a quantised layer, UnsupportedArchitecture for an attention that is not known here."""
+        UsageError for weights that can't be written out, UnsupportedArchitecture for an attention that is not known here."""
         wanted = self._wanted.pop(layer, [])
         if not wanted:
             return
@@ -168,12 +169,7 @@ class _Again:
     def __init__(
         self, layers: Layers, layer: Layer, args: tuple, kwargs: dict, n_positions: int, ablation: str
     ) -> None:
-        quantised = any(not weight.is_floating_point() for weight in layer.module.parameters())
-        self.module, self.args, self.kwargs = widened(layer.module, args, kwargs)
-        if quantised or next(self.module.parameters()).dtype not in (torch.float32, torch.float64):
-            raise UsageError(
-                f"`verify` needs a float32 copy of {layer.name}, whose weights are quantised or not in memory; leave `verify` out"
-            )
+        self.module, self.args, self.kwargs = written_out(layer.name, layer.module, args, kwargs)
         self.layers, self.layer, self.n_positions, self.ablation = layers, layer, n_positions, ablation
         self.visible: set[int] = set()
         self._with_all = True  # softcap and sinks: not every backend knows them
