@@ -12,6 +12,8 @@ META = {"model": "tiny", "prompt": "Where?", "images": ["picture0.png"]}
 TEXTS = {900: " <b>", 700: " Paris", 901: "\u202eevil"}
 PRODUCED = (" Paris", ".")
 FILLS = ("blur", "gray")
+MASK = np.zeros((4, 4), dtype=bool)  # the patches of the region that is no rectangle
+MASK[0, 2:] = MASK[1, 3] = True
 
 
 def regions():
@@ -119,6 +121,7 @@ def make_tower(meta=META, effects=True, probes=4, **changes):
     fields = {
         "readings": {0: reading}, "unit": "patch", "probes": probes, "n_layers": 3, "layers": whole,
         "regions": regions() if effects else (), "targets": (target(0, 0), target(1, 1)),
+        "patches": {6: MASK} if effects else {},
         "most_read": 5 if effects else -1, "tokens": result.tokens, "images": result.images, "n_prompt": result.n_prompt,
         "generated_text": "".join(PRODUCED), "floor": 1e-6, "forwards": 9.0, "meta": meta,
     }  # fmt: skip

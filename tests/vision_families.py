@@ -65,13 +65,22 @@ FAMILIES = {
     | {
         "processor": "Glm4vProcessor",
         "images": _QWEN["images"] | {"image_processor_type": "Glm4vImageProcessor"},
-        "tokens": ["<|begin_of_image|>", "<|end_of_image|>", "<|image|>", "<|video|>", "<|begin_of_video|>"],
+        "tokens": [
+            "<|begin_of_image|>",
+            "<|end_of_image|>",
+            "<|image|>",
+            "<|video|>",
+            "<|begin_of_video|>",
+            "<|end_of_video|>",
+        ],
         "image": "<|begin_of_image|><|image|><|end_of_image|>",
         "ids": {
             "image_token_id": "<|image|>",
             "video_token_id": "<|video|>",
             "image_start_token_id": "<|begin_of_image|>",
             "image_end_token_id": "<|end_of_image|>",
+            "video_start_token_id": "<|begin_of_video|>",
+            "video_end_token_id": "<|end_of_video|>",
         },
     },
     "gemma3": {

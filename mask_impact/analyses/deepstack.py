@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import DynamicCache
 
 from mask_impact.analyses.fills import filled
 from mask_impact.analyses.generation import produce
@@ -27,11 +28,11 @@ from mask_impact.engine.ownership import owned
 from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.engine.targets import TargetEffects
 from mask_impact.errors import InputError, UnsupportedArchitecture, UsageError
-from mask_impact.findings.shapley import interactions, members, shapley
+from mask_impact.findings.shapley import interactions, shapley
 from mask_impact.models.loading import LoadedModel, Reader
 from mask_impact.prompts.encoding import layout_of
 from mask_impact.prompts.images import Picture
-from mask_impact.prompts.patches import PIXELS, PatchGrid, grids_of
+from mask_impact.prompts.patches import GRIDS, PIXELS, PatchGrid, grids_of
 from mask_impact.results.deepstack import DeepstackEffects, DeepstackTarget, FeaturePart
 from mask_impact.results.tokens import ImageRecord
 
@@ -109,6 +110,8 @@ def plan(reader: Reader, prepared: Prepared, question: Question) -> Plan:
     parts = parts_of(reader)
     check_images(reader, prepared, videos=True)
     encoded = prepared.encoded
+    if encoded.tokens.image[-1] >= 0:
+        raise InputError("the prompt ends in an image token: put text behind the image")
     region = question.region_of(encoded.images)
     positions = layout_of(reader, encoded).resolve(region)
     of_images = encoded.tokens.image[list(positions)]
@@ -177,13 +180,12 @@ def of_prepared(
         check_rows(n_rows, again.forward_rows(), settings.max_cost, "shorten the prompt or shrink its images")
         base = _baseline(looking, asked)
         every = EverySet(again, noted.keys, looking.own, base, asked.every, asked.tokens, rows)
-        observer.changing("Keeping parts", 2 ** len(asked.parts))
-        logits = every.logits(looking.smaller, observer.changed)
+        answers = _Answers(looking, len(asked.parts) if question.answers else 0)
+        observer.changing("Keeping parts", 2 ** len(asked.parts) + len(answers.sets))
+        logits = every.logits(looking.smaller, observer.changed, {*map(every.seen_as, answers.sets)}, answers.go_on)
         looking.against(logits[-1], n_rows)  # the last set has all parts: nothing is replaced
         effects = looking.held(logits[:-1])
         observer.all_changed()
-        forwards = looking.forwards
-        answers = _answers(looking, asked, base) if question.answers else {}
     meta = {"region": asked.region, "baseline": question.kind, "target": settings.target}
     meta |= {} if question.other is None else {"other": question.other.source}
     return DeepstackEffects(
@@ -193,8 +195,8 @@ def of_prepared(
         baseline=question.kind,
         targets=tuple(_target(looking, *pair) for pair in zip(looking.asked, effects, strict=True)),
         norm_share=_norm_share(looking.own, asked.tokens),
-        answers=answers,
-        **looking.record(meta) | {"forwards": forwards},
+        answers={number: answers.found[every.seen_as(number)] for number in answers.sets},
+        **looking.record(meta),
     )
 
 
@@ -255,18 +257,28 @@ def alone_and_without(n: int) -> list[int]:
     return [*dict.fromkeys([1 << part for part in range(n)] + [2**n - 1 - (1 << part) for part in range(n)])]
 
 
-def _answers(looking: Looking, asked: Plan, base: Features) -> dict[int, str]:
-    """What the model's own generate() says with some sets kept, by their numbers."""
-    sets = [0, *alone_and_without(len(asked.parts))]
-    kept = torch.from_numpy(members(len(asked.parts)))
-    inputs = {name: value for name, value in looking.prepared.encoded.inputs.items() if name not in PIXELS}
-    config = greedy_config(looking.loaded.model, looking.prepared.settings.num_tokens)
-    looking.observer.answers_begin(len(sets))
-    found = {}
-    for number in sets:
-        features = looking.own.taking(base, asked.tokens, ~kept[number : number + 1])
-        with looking.again.given(features) as given:
-            (ids,) = produce(looking.loaded.model, inputs | given, config)
-        found[number] = looking.loaded.tokenizer.decode(ids, skip_special_tokens=True)
-        looking.observer.answer_done()
-    return found
+class _Answers:
+    """What the model's own generate() says with some sets kept: with none of n_parts (0: no answers), each alone, and each but
+    one. found: by their numbers."""
+
+    def __init__(self, looking: Looking, n_parts: int) -> None:
+        self.sets = [0, *alone_and_without(n_parts)] if n_parts else []
+        self.found: dict[int, str] = {}
+        self._looking = looking
+        encoded = looking.prepared.encoded
+        self._inputs = {
+            name: value for name, value in encoded.inputs.items() if name not in PIXELS and name not in GRIDS
+        }
+        self._config = greedy_config(looking.loaded.model, looking.prepared.settings.num_tokens)
+
+    def go_on(self, sets: list[int], cache: DynamicCache) -> None:
+        """From what the sets hold of all positions of the prompt but the last."""
+        inputs = {
+            name: value.expand(len(sets), *value.shape[1:]) if isinstance(value, torch.Tensor) else value
+            for name, value in self._inputs.items()
+        }
+        loaded = self._looking.loaded
+        every = produce(loaded.model, inputs | {"past_key_values": cache}, self._config)
+        for number, ids in zip(sets, every, strict=True):
+            self.found[number] = loaded.tokenizer.decode(ids, skip_special_tokens=True)
+        self._looking.observer.changed(len(sets))

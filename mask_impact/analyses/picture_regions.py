@@ -211,15 +211,30 @@ def coarsest(images: Sequence[Regions]) -> list[Cut]:
     return cuts
 
 
+def coarsest_within(images: Sequence[Regions], most: int, weights: Sequence[float]) -> list[Cut]:
+    """The same for what changes nothing where all of a pair is asked about: the quarters of each image, and of the `most` pairs
+    whose weight is largest. weights: of each of the images."""
+    pairs = [number for number, one in enumerate(images) if one.record.moment is not None]
+    chosen = sorted(pairs, key=lambda number: -weights[number])[:most]
+    return [
+        (number, part)
+        for number, one in enumerate(images)
+        if number in chosen or one.record.moment is None
+        for part in quarters((0, 0, *one.grid.tokens[::-1]))
+    ]
+
+
 def coarse_to_fine(
     images: Sequence[Regions],
     beam: int,
     changes: Callable[[Sequence[Place]], list[float]],
     weights: Sequence[np.ndarray] | None = None,
+    first: Sequence[Cut] | None = None,
 ) -> tuple[list[Place], list[Place]]:
     """The tokens that are found to matter most, the strongest first, `beam` at most, and their patches. changes: what becomes of
     the answer without each of some regions, the lowest for the strongest. weights: of each image [rows, columns], what an
-    estimate says of each token, the lowest for the strongest; None where there is none.
+    estimate says of each token, the lowest for the strongest; None where there is none. first: what is asked about first (None:
+    the `coarsest`).
 
     With an estimate, each level asks about the BEST_PARTS of the quarters that it calls the strongest, and then about the
     BEST_TOKENS of all tokens, too; where none of the tokens has an effect, the estimate says which is the strongest.
@@ -232,7 +247,7 @@ def coarse_to_fine(
         return changes(places(cuts))
 
     weigh = None if weights is None else lambda cut: _weight(weights, cut)
-    cuts = search(coarsest(images), beam, ask, weigh)
+    cuts = search(coarsest(images) if first is None else first, beam, ask, weigh)
     if weights is not None:
         cuts = [*dict.fromkeys([*cuts, *strongest_tokens(weights)])]
         found = dict(zip(cuts, ask(cuts), strict=True))

@@ -109,8 +109,9 @@ class Plan:
     given: tuple[Place, ...]
     shaped: tuple[Place, ...] = ()
 
-    def most_runs(self) -> int:
-        """How often the model is run again at most, for one target."""
+    def most_runs(self, first: Sequence[Cut] | None = None) -> int:
+        """How often the model is run again at most, for one target. first: what a search without an estimate asks about first
+        (None: it has an estimate)."""
         n_fills, how = len(self.question.fills), self.question.how
         runs = len(self.given) * (n_fills + 2)
         if how == "tokens":
@@ -122,8 +123,9 @@ class Plan:
         else:
             asked: list[int] = []
             ask = partial(_largest_first, asked=asked)
-            tokens = search(coarsest(self.images), self.question.beam, ask, lambda cut: ask([cut], asked=[])[0])
-            asked += [BEST_TOKENS]
+            weigh = None if first is not None else lambda cut: ask([cut], asked=[])[0]
+            tokens = search(coarsest(self.images) if first is None else first, self.question.beam, ask, weigh)
+            asked += [BEST_TOKENS] if first is None else []
             n_patches = self.images[0].grid.merge ** 2
             runs += 0 if how is None else sum(asked) + len(tokens) * n_patches + 2 * (n_fills - 1)
         return runs + 2 * self.question.split

@@ -15,7 +15,7 @@ import torch
 from mask_impact.analyses import pixels
 from mask_impact.analyses.looking import Change, Looking, changes_of, check_images, check_rows
 from mask_impact.analyses.observer import Observer
-from mask_impact.analyses.picture_regions import Numbered, Place, Regions, coarse_to_fine
+from mask_impact.analyses.picture_regions import Cut, Numbered, Place, Regions, coarse_to_fine, coarsest_within
 from mask_impact.analyses.prepared import Prepared, prepare
 from mask_impact.analyses.settings import RunSettings
 from mask_impact.engine.choices import UNITS
@@ -32,6 +32,9 @@ PATCH, TOKEN = UNITS
 MOST_PROBES = 1024
 OF_MAP = 3  # passes of the tower that a map takes beside the one that it rides on (benchmarks/bench_tower.py)
 OF_PROBE = 1  # more for each probe
+PAIRS_SEARCHED = (
+    4  # of a video's frames, those in which most is read: so a search costs as much in a video of any length
+)
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,14 @@ class Plan:
         if not self.question.effects:
             return 0
         given = len(self.regions.given)
-        of_regions = self.regions.most_runs() - 2 * given  # of which no way is split
+        largest = self.first([one.record.n_tokens for one in self.regions.images])
+        of_regions = self.regions.most_runs(largest) - 2 * given  # of which no way is split
         return of_regions + 2 + (given + 1) * len(self.windows)
+
+    def first(self, read: Sequence[float]) -> list[Cut]:
+        """What a search asks about first. A pair of frames sees itself alone: hidden as a whole it changes nothing. read: of each
+        image, how much is read of what is read most of it."""
+        return coarsest_within(self.regions.images, PAIRS_SEARCHED, read)
 
 
 def plan(reader: Reader, prepared: Prepared, question: Question) -> Plan:
@@ -174,7 +183,9 @@ class _Measured:
         self.measure(regions.given)
         n_targets = len(self.looking.asked)
         if how == "search":
-            most = [self._searched(target) for target in range(n_targets)]
+            read_most = [float(found[one.number].attention.mean(axis=0).max()) for one in self.plan.regions.images]
+            first = self.plan.first(read_most)
+            most = [self._searched(target, first) for target in range(n_targets)]
         else:
             every = regions.given if how is None else regions.every()
             self.measure(every)
@@ -186,14 +197,15 @@ class _Measured:
         self._note_floor(read)
         return most, self.asked.number(read)
 
-    def _searched(self, target: int) -> int:
+    def _searched(self, target: int, first: Sequence[Cut]) -> int:
         """The token that the search finds; its patches are asked about, too."""
 
         def changes(places: Sequence[Place]) -> list[float]:
             self.measure(places)
             return [self._change(place, target) for place in places]
 
-        (found, *_), patches = coarse_to_fine(self.plan.regions.images, self.plan.question.regions.beam, changes)
+        beam = self.plan.question.regions.beam
+        (found, *_), patches = coarse_to_fine(self.plan.regions.images, beam, changes, first=first)
         self.measure(patches)
         return self.asked.number(found)
 
@@ -270,8 +282,15 @@ class _Measured:
             regions=self.asked.regions,
             targets=tuple(self._target(number, place) for number, place in enumerate(most)),
             most_read=read,
+            patches=self._shaped(),
             **looking.record(own) | {"floor": max(self.floor, looking.floor)},
         )
+
+    def _shaped(self) -> dict[int, np.ndarray]:
+        """The patches of regions that are no rectangles."""
+        shaped = {number: place for number, place in enumerate(self.asked.places) if not place.is_rectangle}
+        grids = {number: self._of_image(place.region.image).grid for number, place in shaped.items()}
+        return {number: grids[number].patches_with(place.mask).numpy() for number, place in shaped.items()}
 
     def _target(self, number: int, found: int) -> TowerTarget:
         keys = sorted(self.known)

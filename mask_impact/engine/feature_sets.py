@@ -4,13 +4,14 @@ Sets that differ in later parts alone are one until these parts come in: two sta
 added behind a layer makes two of each. Rows before the first replaced token are the answer's own, whose keys and values
 `generate()` left; rows behind the last one that is asked about do not run. The last layer gives keys and values of all rows, and
 runs for those that are read. The set that has all parts is the answer's own run: when all parts have come in its keys and values
-have to be the answer's, and what is read is run behind these.
+have to be the answer's, and what is read is run behind these. Keys and values of other sets can be had, too: an answer with such
+a set goes on from them, and nothing of the prompt runs again.
 
 Set number s keeps part k where bit k of s is set (`findings.shapley`). Shapes: n states of R rows; M image tokens; T logits.
 Knows Qwen3-VL's decoder; nothing of what the parts are replaced by, and why.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,6 +27,10 @@ from mask_impact.engine.features import ROWS_AT_ONCE, FeaturePass, Features
 from mask_impact.engine.ownership import joined
 from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.errors import ExactnessError
+
+Held = list[
+    tuple[torch.Tensor, torch.Tensor]
+]  # of each layer keys and values of the rows that run, [n, heads, R, depth]
 
 
 @dataclass
@@ -101,14 +106,22 @@ class _Rerun:
         """[1, R, hidden], of the tokens."""
         return self.decoder.embed_tokens(self.again.inputs["input_ids"][:, self.rows.start : self.rows.stop])
 
-    def through(self, layer: int, states: torch.Tensor) -> torch.Tensor:
-        """[n, R, hidden]; of the last layer [n, T, hidden]."""
+    def through(self, layer: int, states: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        """[n, R, hidden], of the last layer [n, T, hidden]; and the rows' keys and values."""
         last, before = layer + 1 == len(self.layers), _Before(*self._held(layer), len(states))
         if not last or self._mask is None or self.rows.n_read == self.rows.n:
             after = self._run(layer, states, before)
-            return after[:, -self.rows.n_read :] if last else after
+            return after[:, -self.rows.n_read :] if last else after, before.given
         held = self._keys_of(layer, states)
-        return self._run(layer, states[:, -self.rows.n_read :], held)
+        return self._run(layer, states[:, -self.rows.n_read :], held), held.given
+
+    def cache(self, held: Held, which: Sequence[int]) -> DynamicCache:
+        """What some of the states hold of all positions before those that are read."""
+        cache, n = DynamicCache(config=self.decoder.config), self.rows.read - self.rows.start
+        for layer, own in enumerate(held):
+            before = _Before(*self._held(layer), len(which))
+            cache.update(*before.update(*(one[list(which), :, :n] for one in own)), layer)
+        return cache
 
     def apart(self, layer: int, states: torch.Tensor) -> float:
         """By how much the keys and values of rows differ from those of the run of the whole sequence, of their norm."""
@@ -186,43 +199,56 @@ class EverySet:
 
     @torch.no_grad()
     def logits(
-        self, smaller: Callable[[RuntimeError, int], int], done: Callable[[int], None] = lambda n: None
+        self,
+        smaller: Callable[[RuntimeError, int], int],
+        done: Callable[[int], None] = lambda n: None,
+        going_on: Collection[int] = (),
+        go_on: Callable[[list[int], DynamicCache], None] = lambda sets, cache: None,
     ) -> torch.Tensor:
         """[2^parts, T, vocabulary], of each set by its number. smaller: asked for how many states go on together where so many
-        were too many; done: told how many sets more are through. ExactnessError where the set that has all parts is not the
-        answer's own run when the last part has come in."""
+        were too many; done: told how many sets more are through. go_on: given some sets of `going_on`, as soon as they are
+        through, and what they hold of all positions before those that are read; the set that has all parts can't go on.
+        ExactnessError where that set is not the answer's own run when the last part has come in."""
         n_parts, n_layers = len(self._parts[0]), len(self._run.layers)
         found: dict[int, torch.Tensor] = {}
-        pending = [(0, [0, 1], self._entered())]
+        held: Held = []
+        pending = [(0, [0, 1], self._entered(), held)]
         while pending:  # the deepest first: no more states wait than lie on the way down
-            layer, sets, states = pending.pop()
+            layer, sets, states, held = pending.pop()
             if len(sets) > self._at_once:
                 cuts = range(0, len(sets), self._at_once)
                 pieces = [slice(cut, cut + self._at_once) for cut in reversed(cuts)]
-                pending += [(layer, sets[piece], states[piece]) for piece in pieces]
+                pending += [(layer, sets[piece], states[piece], _of_states(held, piece)) for piece in pieces]
                 continue
             if layer + 1 == n_parts and sets[-1] == 2**n_parts - 1 and not self._whole:
                 found[sets[-1]] = self._ended_as_the_answer(layer, states[-1:])
-                sets, states = sets[:-1], states[:-1]
+                sets, states, held = sets[:-1], states[:-1], _of_states(held, slice(-1))
                 done(1)
                 if not sets:
                     continue
             try:
-                after = self._run.through(layer, states)
+                after, own = self._run.through(layer, states)
             except RuntimeError as error:
                 self._at_once = smaller(error, len(sets))
-                pending.append((layer, sets, states))
+                pending.append((layer, sets, states, held))
                 continue
+            held = [*held, own] if going_on else []
             if layer + 1 < n_parts:
                 after = self._with_level(layer, after)
                 sets = sets + [number | 1 << (layer + 1) for number in sets]
+                held = [(keys.repeat(2, 1, 1, 1), values.repeat(2, 1, 1, 1)) for keys, values in held]
             if layer + 1 < n_layers:
-                pending.append((layer + 1, sets, after))
+                pending.append((layer + 1, sets, after, held))
                 continue
             found |= dict(zip(sets, self._run.ended(after), strict=True))
             done(len(sets))
-        # Of levels that would come in behind the last layer nothing is seen.
-        return torch.stack([found[number % len(found)] for number in range(2**n_parts)])
+            if some := [place for place, number in enumerate(sets) if number in going_on]:
+                go_on([sets[place] for place in some], self._run.cache(held, some))
+        return torch.stack([found[self.seen_as(number)] for number in range(2**n_parts)])
+
+    def seen_as(self, number: int) -> int:
+        """The set that runs for a set: of levels that would come in behind the last layer nothing is seen."""
+        return number % 2 ** min(len(self._parts[0]), len(self._run.layers) + 1)
 
     def _ended_as_the_answer(self, layer: int, states: torch.Tensor) -> torch.Tensor:
         """[T, vocabulary], with all parts: the rows that are read, behind the answer's own keys and values."""
@@ -236,7 +262,7 @@ class EverySet:
         run = _Rerun(self._run.again, self._run.keys, Rows(rows.read, rows.stop, rows.read))
         states = run.embedded()
         for number in range(len(run.layers)):
-            states = run.through(number, states)
+            states, _ = run.through(number, states)
         return run.ended(states)[0]
 
     def _entered(self) -> torch.Tensor:
@@ -255,14 +281,20 @@ class EverySet:
         return torch.cat([states + one for one in added])
 
 
+def _of_states(held: Held, which: slice) -> Held:
+    return [(keys[which], values[which]) for keys, values in held]
+
+
 class _Before:
     """Stands for a cache: keys and values before those of n states, which no state copies."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, n: int) -> None:
         self._held = tuple(one.expand(n, -1, -1, -1) for one in (keys, values))
+        self.given: tuple[torch.Tensor, torch.Tensor]  # those of the rows, once a layer has run
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *where: Any, **how: Any) -> tuple[torch.Tensor, ...]:
         """Both, one behind the other."""
+        self.given = keys, values
         return tuple(torch.cat(pair, dim=2) for pair in zip(self._held, (keys, values), strict=True))
 
 
@@ -283,3 +315,8 @@ class _KeysOnly:
             self._found = self._before.update(*given)
             raise _Enough
         return self._found
+
+    @property
+    def given(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those of the rows."""
+        return self._before.given

@@ -82,13 +82,28 @@ def read_by_region(found: TowerEffects, image: int) -> list[tuple[str, np.ndarra
     """(name, what each layer reads of one of its units, float64 [L], the mean) of each region of an image that was given by a box
     or a mask, and of the rest; none where none was given, or there is no rest."""
     numbers = found.readings[image].attention.astype(np.float64)
-    given = [region for region in found.regions if region.level == "region" and region.image == image]
-    masks = [_units_in(region, found.images[image], numbers.shape[1:]) for region in given]
+    given = {
+        number: region
+        for number, region in enumerate(found.regions)
+        if region.level == "region" and image in region.every_image
+    }
+    masks = [
+        _units_of(found.patches[number], numbers.shape[1:])
+        if number in found.patches
+        else _units_in(region, found.images[image], numbers.shape[1:])
+        for number, region in given.items()
+    ]
     rest = ~np.logical_or.reduce(masks) if masks else np.zeros(numbers.shape[1:], bool)
     if not rest.any():
         return []
-    named = [(region.called, mask) for region, mask in zip(given, masks, strict=True)] + [("the rest", rest)]
+    named = [(region.called, mask) for region, mask in zip(given.values(), masks, strict=True)] + [("the rest", rest)]
     return [(name, numbers[:, mask].mean(axis=1)) for name, mask in named if mask.any()]
+
+
+def _units_of(patches: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
+    """bool [rows, columns], the units that have some of a region's patches."""
+    rows, columns = grid
+    return patches.reshape(rows, patches.shape[0] // rows, columns, patches.shape[1] // columns).any(axis=(1, 3))
 
 
 def _units_in(region: PictureRegion, image: ImageRecord, grid: tuple[int, ...]) -> np.ndarray:

@@ -1,7 +1,8 @@
 """A video's frames as a model's inputs: pixel values, their grid, and the text that stands for them, without torchvision.
 
 Two frames become one layer of patches. Qwen3-VL and Qwen3.5 have each pair between marks of its own, with its time in front;
-Qwen2-VL and Qwen2.5-VL have all of a video in one piece, and the latter is told how many seconds a pair takes. Numbers are
+Qwen2-VL and Qwen2.5-VL have all of a video in one piece, and the latter is told how many seconds a pair takes; GLM-V has each
+pair as an image, with the whole second of its first frame behind it, between marks of the video. Numbers are
 those of the library's own video processors, but for the resizing, which Pillow does: within one of 255 levels of grey. P:
 patches.
 """
@@ -26,6 +27,8 @@ from mask_impact.results.tokens import ImageRecord, Moment
 
 TIMED = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")  # a time before each pair
 WHOLE = ("qwen2_vl", "qwen2_5_vl")  # all of a video in one piece
+AS_IMAGES = ("glm4v", "glm4v_moe")  # each pair written as an image, a time behind it
+TAKING = TIMED + WHOLE + AS_IMAGES
 IMAGE_TYPE, VIDEO_TYPE = 1, 2  # of a token in mm_token_type_ids
 PREVIEW = 448  # the longest edge of a kept pair's picture
 
@@ -43,35 +46,46 @@ class ClipInputs:
 
 def takes_videos(reader: Reader) -> bool:
     """Whether videos of this architecture can be measured."""
-    return reader.config.model_type in TIMED + WHOLE
+    return reader.config.model_type in TAKING
 
 
-def check_takes_videos(reader: Reader) -> None:
-    """InputError for a model whose videos can't be prepared or measured."""
+def images_apart(model_type: str) -> bool:
+    """Whether one forward pass of the architecture takes images or videos, and not both: it counts their cells together."""
+    return model_type in AS_IMAGES
+
+
+def check_takes_videos(reader: Reader, with_images: bool = False) -> None:
+    """InputError for a model whose videos can't be prepared or measured. with_images: whether the prompt has images, too."""
     if not takes_videos(reader):
         raise InputError(
-            f"model '{reader.name}' is {reader.config.model_type}, and videos are taken by {', '.join(TIMED + WHOLE)} only; "
+            f"model '{reader.name}' is {reader.config.model_type}, and videos are taken by {', '.join(TAKING)} only; "
             f"give frames as images"
         )
     if reader.processor is None:
         raise InputError(f"videos need the processor of model '{reader.name}', and it was given a tokenizer only")
+    if with_images and images_apart(reader.config.model_type):
+        raise InputError(
+            f"model '{reader.name}' ({reader.config.model_type}) takes images or videos in a prompt, not both: give the video's "
+            "frames as images, or leave the images out"
+        )
 
 
-def video_token(reader: Reader) -> str:
-    """What stands for a cell of a video."""
-    return reader.tokenizer.convert_ids_to_tokens(reader.config.video_token_id)
+def cell_token(reader: Reader) -> int:
+    """The id of what stands for a cell of a video."""
+    config = reader.config
+    return config.image_token_id if config.model_type in AS_IMAGES else config.video_token_id
 
 
-def marks_of(reader: Reader) -> tuple[str, str]:
-    """What stands before and behind the cells."""
-    ids = [reader.config.vision_start_token_id, reader.config.vision_end_token_id]
+def _marks_of(reader: Reader, of: str) -> tuple[str, str]:
+    """What stands before and behind something. of: vision, image or video, as the configuration calls it."""
+    ids = [getattr(reader.config, f"{of}_{side}_token_id") for side in ("start", "end")]
     return tuple(reader.tokenizer.convert_ids_to_tokens(ids))
 
 
 def video_text(reader: Reader) -> str:
     """What a template writes for a video, before its cells are known."""
-    start, end = marks_of(reader)
-    return f"{start}{video_token(reader)}{end}"
+    start, end = _marks_of(reader, "video" if reader.config.model_type in AS_IMAGES else "vision")
+    return f"{start}{reader.tokenizer.convert_ids_to_tokens(reader.config.video_token_id)}{end}"
 
 
 def prepare_clip(reader: Reader, clip: Clip, number: int) -> ClipInputs:
@@ -112,8 +126,13 @@ def with_clips(reader: Reader, text: str, clips: Sequence[ClipInputs], each_cell
 
 
 def _text_of(reader: Reader, clip: ClipInputs, each_cell: bool) -> str:
-    (start, end), cell = marks_of(reader), video_token(reader)
+    cell = reader.tokenizer.convert_ids_to_tokens(cell_token(reader))
     counts = [one.n_tokens if each_cell else 1 for one in clip.images]
+    if reader.config.model_type in AS_IMAGES:
+        (start, end), (before, behind) = _marks_of(reader, "image"), _marks_of(reader, "video")
+        pairs = zip(clip.images, counts, strict=True)
+        return before + "".join(f"{start}{cell * n}{end}{int(one.moment.seconds[0])}" for one, n in pairs) + behind
+    start, end = _marks_of(reader, "vision")
     if reader.config.model_type in WHOLE:
         return f"{start}{cell * (sum(counts) if each_cell else 1)}{end}"
     return "".join(
@@ -136,7 +155,7 @@ def inputs_with(
     with tokenizing(reader.name):
         ids = reader.tokenizer(text, add_special_tokens=special, return_tensors="pt")["input_ids"]
     types = torch.zeros_like(ids)
-    for type, token in ((IMAGE_TYPE, reader.config.image_token_id), (VIDEO_TYPE, reader.config.video_token_id)):
+    for type, token in ((IMAGE_TYPE, reader.config.image_token_id), (VIDEO_TYPE, cell_token(reader))):
         types[ids == token] = type
     found = dict(images) | {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": types}
     found["pixel_values_videos"] = torch.cat([one.pixels for one in clips])
@@ -146,17 +165,18 @@ def inputs_with(
     return found
 
 
-def cells_of(clips: Sequence[ClipInputs], ids: Sequence[int], video_token: int) -> Iterator[tuple[int, int, int, int]]:
+def cells_of(reader: Reader, clips: Sequence[ClipInputs], ids: Sequence[int]) -> Iterator[tuple[int, int, int, int]]:
     """(position, number of the pair among all, row, column) of each cell. InputError where there are more or fewer than
     tokens."""
     pairs = [one for clip in clips for one in clip.images]
-    positions = [position for position, token in enumerate(ids) if token == video_token]
+    cell = cell_token(reader)
+    positions = [position for position, token in enumerate(ids) if token == cell]
     n_cells = sum(one.n_tokens for one in pairs)
     if n_cells != len(positions):
         raise InputError(f"the videos have {n_cells} cells but the prompt has {len(positions)} tokens of a video")
     of_pairs = ((number, *divmod(at, one.grid[1])) for number, one in enumerate(pairs) for at in range(one.n_tokens))
-    for position, cell in zip(positions, of_pairs, strict=True):
-        yield position, *cell
+    for position, place in zip(positions, of_pairs, strict=True):
+        yield position, *place
 
 
 def patched(pixels: np.ndarray, patch: int, merged: int, pair: int) -> tuple[np.ndarray, tuple[int, int, int]]:
@@ -178,6 +198,11 @@ def _resized(reader: Reader, clip: Clip, settings: dict[str, Any], factor: int, 
             from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
 
             n = max(len(clip.frames), pair)
+            return smart_resize(n, height, width, pair, factor, size["shortest_edge"], size["longest_edge"])
+        if reader.config.model_type in AS_IMAGES:
+            from transformers.models.glm4v.image_processing_pil_glm4v import smart_resize
+
+            n = len(clip.frames) + -len(clip.frames) % pair
             return smart_resize(n, height, width, pair, factor, size["shortest_edge"], size["longest_edge"])
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 

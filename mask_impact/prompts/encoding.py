@@ -100,7 +100,7 @@ def encode(
         if pictures and loaded.processor is None:
             raise InputError(f"images need the processor of model '{loaded.name}', and it was given a tokenizer only")
         if clips:
-            check_takes_videos(loaded)
+            check_takes_videos(loaded, bool(pictures))
             prompt = prompt.replace(VIDEO_MARK, video_text(loaded))
     elif seen:
         what = "images" if pictures else "videos"
@@ -306,7 +306,7 @@ def _with_tables(
                 if cell is not None:
                     kinds[position] = "image"
                     image[position], (row[position], column[position]) = number, cell
-    for position, number, *cell in cells_of(clips, ids, loaded.config.video_token_id) if clips else ():
+    for position, number, *cell in cells_of(loaded, clips, ids) if clips else ():
         kinds[position] = "video"
         image[position], (row[position], column[position]) = len(images) + number, cell
     images += [pair for clip in clips for pair in clip.images]

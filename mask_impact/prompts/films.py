@@ -13,6 +13,7 @@ from mask_impact.errors import InputError
 from mask_impact.prompts.sampling import Taken, Timeline
 
 MOST_FRAMES = 200_000
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # which decoder reads transparency, too
 _NEEDED = "pip install 'mask-impact[video]'; GIF, animated WebP and folders of frames are read without it"
 
 
@@ -97,7 +98,19 @@ class Film:
     def _from(self, tick: int) -> Iterator[Any]:
         """Frames in the order they are seen in, from the key frame before the tick on."""
         self._film.seek(self._key_before(tick), stream=self._stream, backward=True)
-        return (frame for frame in self._film.decode(self._stream) if frame.pts is not None)
+        return (frame for frame in self._decoded() if frame.pts is not None)
+
+    def _decoded(self) -> Iterator[Any]:
+        """WebM keeps transparency beside the pictures, where PyAV's usual decoder leaves it."""
+        usual = self._stream.codec_context.name
+        if usual not in _WITH_ALPHA or self._stream.metadata.get("alpha_mode") != "1":
+            yield from self._film.decode(self._stream)
+            return
+        from av import CodecContext
+
+        decoder = CodecContext.create(_WITH_ALPHA[usual], "r")
+        for packet in self._film.demux(self._stream):
+            yield from decoder.decode(packet if packet.size else None)
 
 
 def _container(head: bytes) -> str | None:

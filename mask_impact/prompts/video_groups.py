@@ -58,19 +58,34 @@ class Films:
             return False
 
     def timestamps(self) -> list[int]:
-        """The text in front of each pair, from its < to its >. InputError for a model that is told times otherwise."""
+        """The text in front of each pair, from its < to its >, or the number that stands behind it between
+        marks. InputError for a model that is told times otherwise."""
         found: list[int] = []
         for pair in self._moments:
-            text, at = "", self._positions(self._tokens.image == pair)[0] - 1
-            while at > 0 and self._tokens.kinds[at] == "special":  # the mark before the cells
-                at -= 1
-            while at >= 0 and self._tokens.kinds[at] == "text" and "<" not in text:
-                text = self._tokens.texts[at] + text
-                found.append(at)
-                at -= 1
-            if not re.fullmatch(r"[^<]*<[0-9.]+ seconds>", text):
-                raise InputError("the prompt says no times of its video; this model is told them otherwise")
+            positions = self._positions(self._tokens.image == pair)
+            found += self._before(positions[0]) or self._behind(positions[-1])
         return sorted(found)
+
+    def _before(self, first: int) -> list[int]:
+        """What says a time in front of the cell; nothing where that is something else."""
+        text, found, at = "", [], first - 1
+        while at > 0 and self._tokens.kinds[at] == "special":  # the mark before the cells
+            at -= 1
+        while at >= 0 and self._tokens.kinds[at] == "text" and "<" not in text:
+            text = self._tokens.texts[at] + text
+            found.append(at)
+            at -= 1
+        return found if re.fullmatch(r"[^<]*<[0-9.]+ seconds>", text) else []
+
+    def _behind(self, last: int) -> list[int]:
+        """What says a time behind the mark behind the cell: a number alone between marks. InputError for what says none."""
+        kinds, n = self._tokens.kinds, self._n_prompt
+        begin = last + 2
+        end = next((at for at in range(begin, n) if kinds[at] != "text"), n)
+        text = "".join(self._tokens.texts[begin:end])
+        if kinds[last + 1 : begin] != ("special",) or end == n or not re.fullmatch("[0-9]+", text):
+            raise InputError("the prompt says no times of its video; this model is told them otherwise")
+        return [*range(begin, end)]
 
     def _positions(self, chosen: np.ndarray) -> list[int]:
         return np.flatnonzero(chosen[: self._n_prompt]).tolist()

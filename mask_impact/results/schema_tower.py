@@ -19,6 +19,14 @@ class ReadingEntry(Exact):
     grid: Annotated[list[Side], Field(min_length=2, max_length=2)]
 
 
+class PatchesEntry(Exact):
+    """A region of any shape, and which patches of the grid it has, in reading order."""
+
+    region: Count
+    grid: Annotated[list[Side], Field(min_length=2, max_length=2)]
+    places: Annotated[list[Count], Field(min_length=1)]
+
+
 class TowerTargetEntry(LookedEntry):
     """A target: of each of its measurements the region and the set of layers in which it was hidden, by their places."""
 
@@ -39,6 +47,7 @@ class TowerMeta(LookedMeta):
     readings: Annotated[list[ReadingEntry], Field(min_length=1)]
     most_read: Count | None
     regions: list[RegionEntry]
+    patches: Annotated[list[PatchesEntry], Field(default_factory=list)]
     targets: Annotated[list[TowerTargetEntry], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -53,6 +62,9 @@ class TowerMeta(LookedMeta):
         self._check_readings()
         for place, region in enumerate(self.regions):
             region.check(f"regions.{place}", len(self.images), self.n_prompt)
+        check_below("patches", [one.region for one in self.patches], len(self.regions), ascending=True)
+        for place, one in enumerate(self.patches):
+            self._check_patches(f"patches.{place}", one)
         if (self.most_read is None) == bool(self.regions):
             raise ValueError("most_read is one of regions where there are any, else null")
         for number, target in enumerate(self.targets):
@@ -68,6 +80,13 @@ class TowerMeta(LookedMeta):
                 raise ValueError(
                     f"readings.{place}.grid is not of the {self.unit} grid of {cells[0]} x {cells[1]} image tokens"
                 )
+
+    def _check_patches(self, field: str, one: PatchesEntry) -> None:
+        cells = self.images[self.regions[one.region].image].grid
+        each = one.grid[0] // cells[0]
+        if one.grid != [each * cell for cell in cells]:
+            raise ValueError(f"{field}.grid is not of the patch grid of {cells[0]} x {cells[1]} image tokens")
+        check_below(f"{field}.places", one.places, one.grid[0] * one.grid[1], ascending=True)
 
     def _check_target(self, field: str, target: TowerTargetEntry) -> None:
         target.check(field, self.n_prompt, len(self.tokens), len(target.place), "place")

@@ -4,7 +4,8 @@ Two questions: a layer can read much of a patch, and the answer may not need it.
 tower, n measurements of a target.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -58,7 +59,8 @@ class TowerTarget(LookedTarget):
 class TowerEffects(LookedEffects):
     """A whole run. readings: of the images that were asked about, by number; unit: `patch` or `token`; probes: random ones that
     `full` is from; layers: in which regions were hidden; most_read: the region that is the unit with the largest mean of
-    attention over the layers, -1 where no effects were measured."""
+    attention over the layers, -1 where no effects were measured. patches: of each region that is not all of the box around it,
+    by its number, bool [rows, columns], the patches that it has in each of its images."""
 
     readings: dict[int, TowerReading]
     unit: str
@@ -68,3 +70,4 @@ class TowerEffects(LookedEffects):
     regions: tuple[PictureRegion, ...]
     targets: tuple[TowerTarget, ...]
     most_read: int
+    patches: Mapping[int, np.ndarray] = field(default_factory=dict)

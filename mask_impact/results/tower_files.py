@@ -122,6 +122,10 @@ def save_tower(
         "floor": found.floor,
         "forwards": found.forwards,
         "regions": region_entries(found.regions),
+        "patches": [
+            line({"region": number, "grid": one.shape, "places": np.flatnonzero(one).tolist()})
+            for number, one in found.patches.items()
+        ],
         "targets": [
             {
                 "steps": list(one.steps),
@@ -176,8 +180,16 @@ def load_tower(path: str | os.PathLike) -> TowerEffects:
             _target_from(one, sets, *numbers) for one, numbers in zip(meta["targets"], of_targets, strict=True)
         ),
         most_read=-1 if meta["most_read"] is None else meta["most_read"],
+        patches={one["region"]: _patches_from(one) for one in meta.get("patches") or ()},
         **looked_from(meta),
     )
+
+
+def _patches_from(entry: dict[str, Any]) -> np.ndarray:
+    """bool [rows, columns]"""
+    found = np.zeros(entry["grid"], dtype=bool)
+    found.flat[entry["places"]] = True
+    return found
 
 
 def _of_images(column: np.ndarray, sizes: list[int], shapes: list[tuple[int, ...]]) -> list[np.ndarray]:

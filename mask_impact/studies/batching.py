@@ -22,6 +22,7 @@ from mask_impact.analyses.settings import RunSettings
 from mask_impact.errors import MaskImpactError
 from mask_impact.models.layer_kinds import keeps_states
 from mask_impact.models.loading import LoadedModel
+from mask_impact.prompts.clips import images_apart
 from mask_impact.prompts.videos import read_visuals
 from mask_impact.results.looked import LookedEffects
 from mask_impact.results.records import Result
@@ -149,20 +150,28 @@ def _looked(
 
 def group_prompts(model: PreTrainedModel, prompts: Sequence[Prepared]) -> list[list[int]]:
     """Numbers of the prompts that run together, shortest first. Where layers carry a state through the sequence only those of one
-    length do: some models' layers take padding for text there."""
+    length do: some models' layers take padding for text there. Nor do prompts with images and those with videos, where a model
+    counts the cells of both together."""
     may_be_padded = not keeps_states(model.config.get_text_config())
     budget = TOKENS_TOGETHER.get(model.device.type, TOKENS_TOGETHER_ELSEWHERE) if _may_share(model) else 0
+    apart = images_apart(model.config.model_type)
     groups: list[list[int]] = []
     for index in sorted(range(len(prompts)), key=lambda index: prompts[index].encoded.n_tokens):
         prompt, group = prompts[index], groups[-1] if groups else []
         fits = (len(group) + 1) * prompt.encoded.n_tokens <= budget
         if group and not may_be_padded:
             fits = fits and prompts[group[0]].encoded.n_tokens == prompt.encoded.n_tokens
+        if group and apart:
+            fits = fits and _has_video(prompts[group[0]]) == _has_video(prompt)
         if group and fits and _go_together(prompts[group[0]].settings, prompt.settings):
             group.append(index)
         else:
             groups.append([index])
     return groups
+
+
+def _has_video(prompt: Prepared) -> bool:
+    return any(image.moment is not None for image in prompt.encoded.images)
 
 
 def _go_together(one: RunSettings, other: RunSettings) -> bool:

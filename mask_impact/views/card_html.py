@@ -22,9 +22,10 @@ Edge = tuple[float, float, float, float]
 
 def card_document(found: Explanation, number: int = 0, theme: str = "light") -> str:
     """The card of one target with its own styles: a fragment that stands anywhere. theme: `light`, `dark`, or `auto` for the
-    system's."""
+    system's. It has no script: a form opens a video's pairs of frames."""
+    card = CardView(Card(found, number))
     return rendered(
-        "card_alone.html", {"styles": template_text("card.css"), "theme": theme, "card": CardView(Card(found, number))}
+        "card_alone.html", {"styles": template_text("card.css"), "theme": theme, "card": card, "scripted": False}
     )
 
 
@@ -233,7 +234,7 @@ def images_html(images: Sequence[ImageRecord]) -> dict[str, str]:
 
 def cards_html(found: Explanation) -> tuple[str, list[str]]:
     """(the images, which stand once in the document, the cards of the targets, the first MOST_TARGETS), for a page that has
-    `card.css`."""
+    `card.css` and a script that opens a video's pairs of frames."""
     views = [CardView(Card(found, number)) for number in range(min(len(found.targets), MOST_TARGETS))]
     images = rendered("card_images.html", {"pictures": views[0].pictures if views else []})
-    return images, [rendered("card.html", {"card": one}) for one in views]
+    return images, [rendered("card.html", {"card": one, "scripted": True}) for one in views]

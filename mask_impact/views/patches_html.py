@@ -3,7 +3,6 @@
 Knows what was measured and the card's classes. The page's script shows one fill and one route at a time.
 """
 
-from mask_impact.findings.outlines import outline
 from mask_impact.results.patches import HIDDEN, OTHERS, OWN, TOTAL, PatchEffects, PatchTarget
 from mask_impact.views.card_html import MOST_TARGETS
 from mask_impact.views.layer_bars import nats
@@ -85,9 +84,4 @@ class MeasuredView(RegionsView):
 
     def around(self, place: int) -> str:
         mask = self.found.shapes.get(place)
-        if mask is None:
-            return ""
-        wide, high = self.found.images[self.found.regions[place].image].size
-        x, y = wide / mask.shape[1], high / mask.shape[0]
-        lines = (" ".join(f"{corner[0] * x:.6g} {corner[1] * y:.6g}" for corner in line) for line in outline(mask))
-        return "".join(f"M{line}z" for line in lines)
+        return "" if mask is None else self.path_around(place, mask)

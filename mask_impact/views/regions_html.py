@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
+from mask_impact.findings.outlines import outline
 from mask_impact.results.looked import LookedEffects, LookedTarget
 from mask_impact.results.patches import PictureRegion
 from mask_impact.results.tokens import image_title
@@ -102,6 +105,13 @@ class RegionsView:
     def around(self, place: int) -> str:
         """The path around a region that is no rectangle, in pixels of its image; empty for one that is."""
         return ""
+
+    def path_around(self, place: int, mask: np.ndarray) -> str:
+        """The path around what of a region's image is set. mask: bool [rows, columns], of pixels or patches."""
+        wide, high = self.found.images[self.found.regions[place].image].size
+        x, y = wide / mask.shape[1], high / mask.shape[0]
+        lines = (" ".join(f"{corner[0] * x:.6g} {corner[1] * y:.6g}" for corner in line) for line in outline(mask))
+        return "".join(f"M{line}z" for line in lines)
 
     def outline(self, row: int) -> str:
         """The same of a measurement's region."""

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from mask_impact.errors import ranges
-from mask_impact.findings.looked import hidden_rows, matters
+from mask_impact.findings.looked import matters
 from mask_impact.results.tower import TowerEffects, TowerTarget
 from mask_impact.views.text import escape, fitted, model_lines, padded, percent, quoted, saved_lines, wrapped
+from mask_impact.views.tower_words import TowerWords
 
 MOST_ROWS, MOST_LAYERS = 12, 12  # regions and layers that are named
 NAME, LAYERS, BECOMES = 20, 12, 16  # columns
@@ -28,17 +29,8 @@ def render_tower(found: TowerEffects, paths: Iterable[str | PathLike] = (), verb
 
 
 def _of_target(found: TowerEffects, target: TowerTarget, verbose: bool) -> Iterator[str]:
-    hidden = hidden_rows(found, target)
-    best = target.row(target.found, found.layers)
-    said = f"{quoted(target.text, 24)} ({percent(target.probability)}): {len(hidden)} regions hidden in {_layers(found.layers)}"
-    if not any(matters(target, row) for row in hidden):
-        largest = max(abs(float(target.logprob_change[row])) for row in hidden)
-        yield f"{said}; none matters, the answer stays (by {largest:.2g} nats at most)."
-    elif not matters(target, best):
-        yield f"{said}; the answer needs none of them, and is more likely with some of them hidden."
-    else:
-        then = f"the answer becomes {_becomes(target, best)}" if target.differs[best] else "the answer stays"
-        yield f"{said}; {escape(found.regions[target.found].called)} matters most. With it hidden, {then}."
+    asked = f"{quoted(target.text, 24)} ({percent(target.probability)}), regions hidden in {_layers(found.layers)}"
+    yield f"{asked}. {_words(found, target).most}"
     yield ""
     yield f"  {padded('hidden in the tower', NAME)}  {padded('layers', LAYERS)} {'change':>9}  becomes"
     order = sorted(range(len(target.place)), key=lambda row: float(target.logprob_change[row]))
@@ -54,6 +46,16 @@ def _of_target(found: TowerEffects, target: TowerTarget, verbose: bool) -> Itera
 
 def _becomes(target: TowerTarget, row: int) -> str:
     return quoted(target.top1_texts[int(target.top1[row])], BECOMES)
+
+
+def _words(found: TowerEffects, target: TowerTarget) -> TowerWords:
+    return TowerWords(
+        found,
+        target,
+        quote=lambda text: quoted(text, 24),
+        nats=lambda change: f"{change + 0.0:.2g}",
+        name=escape,
+    )
 
 
 def _layers(layers: tuple[int, ...]) -> str:
@@ -81,14 +83,7 @@ def _readings(found: TowerEffects, verbose: bool) -> Iterator[str]:
 
 def _verdicts(found: TowerEffects) -> Iterator[str]:
     """Whether what is read most matters."""
-    if found.most_read < 0:
-        yield "Reads is not matters: what the answer needs was not asked (--no-effects)."
-        return
-    for target in found.targets:
-        row = target.row(found.most_read, found.layers)
-        what = "it is read and it matters" if matters(target, row) else "it is read, and it does not matter"
-        name, change = escape(found.regions[found.most_read].called), float(target.logprob_change[row]) + 0.0
-        yield f"Read most over all layers is {name}. Hidden, it changes {quoted(target.text, 24)} by {change:.2g} nats: {what}."
+    yield from dict.fromkeys(_words(found, target).read for target in found.targets)
     yield "Reads is one question, matters another: the map alone does not explain the answer."
 
 

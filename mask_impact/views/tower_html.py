@@ -16,7 +16,6 @@ from mask_impact.findings.looked import (
     hidden_rows,
     largest_of,
     matters,
-    most_read_row,
     read_by_region,
     read_in_all,
     window_size,
@@ -28,7 +27,8 @@ from mask_impact.views.card_html import MOST_TARGETS, image_source, picture_key
 from mask_impact.views.layer_bars import nats
 from mask_impact.views.page import rendered, shown
 from mask_impact.views.plots import layers_named
-from mask_impact.views.regions_html import RegionsView, becomes
+from mask_impact.views.regions_html import RegionsView
+from mask_impact.views.tower_words import TowerWords
 
 MOST_WINDOWS = 8  # regions whose windows are drawn
 HIGH, GAP, LEFT, WIDTH = (
@@ -52,23 +52,16 @@ def tower_html(found: TowerEffects) -> list[str]:
 
 def tower_said(found: TowerEffects, target: TowerTarget) -> str:
     """Whether what is read most matters, and what does, in a sentence or two."""
-    row = most_read_row(found, target)
-    if row is None:
-        return "Whether the answer needs what is read was not asked (--no-effects)."
-    name, change = found.regions[found.most_read].called, nats(float(target.logprob_change[row]), True)
-    end = "it is read, and it matters" if matters(target, row) else "it is read, and it does not matter"
-    read = f"Read most over all layers: {name}. Hidden, it changes “{target.text.strip()}” by {change} nats: {end}."
-    return f"{read} {_most_said(found, target)}"
+    said = TowerWords(found, target, quote=lambda text: f"“{text.strip()}”", nats=lambda value: nats(value, True))
+    return " ".join(filter(None, (said.read, said.most)))
 
 
-def _most_said(found: TowerEffects, target: TowerTarget) -> str:
-    rows, best = hidden_rows(found, target), target.row(target.found, found.layers)
-    if not any(matters(target, row) for row in rows):
-        return f"None of the {len(rows):,} regions that were hidden matters."
-    if not matters(target, best):
-        return f"The answer needs none of the {len(rows):,} regions that were hidden."
-    then = f"the answer becomes “{becomes(target, best)}”" if target.differs[best] else "the answer stays"
-    return f"Of {len(rows):,} regions, {found.regions[target.found].called} matters most: with it hidden, {then}."
+class _HiddenView(RegionsView):
+    """Regions that were hidden; of those of any shape the patches are drawn."""
+
+    def around(self, place: int) -> str:
+        patches = self.found.patches.get(place)
+        return "" if patches is None else self.path_around(place, patches)
 
 
 class ReadsView:
@@ -187,7 +180,7 @@ class MattersView:
         """The regions that were hidden; what matters most has a frame."""
         best = self.target.row(self.target.found, self.found.layers)
         framed = self.target.found if matters(self.target, best) else -1
-        return RegionsView(self.found, self.target, self.rows, self.largest, framed)
+        return _HiddenView(self.found, self.target, self.rows, self.largest, framed)
 
     @property
     def hidden_in(self) -> str:

@@ -101,12 +101,9 @@ class Plain:
 # --- against hooks before decoder layers ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("region", ["image", CORNER])
-@pytest.mark.parametrize(
-    "given",
-    [{}, {"baseline": "mean"}, {"baseline": "zero"}, {"other": OTHER}],
-    ids=["blank", "mean", "zero", "another picture"],
-)
+@pytest.mark.parametrize(("region", "given"), [
+    ("image", {}), (CORNER, {}), (CORNER, {"baseline": "mean"}), ("image", {"baseline": "zero"}), ("image", {"other": OTHER}),
+], ids=["image blank", "cell blank", "cell mean", "image zero", "another picture"])  # fmt: skip
 def test_every_set_of_parts_agrees_with_hooks_before_decoder_layers(region, given, loaded, deepstack):
     found = deepstack(region=region, **given)
     assert len(found.targets[0].top1) == 16
@@ -233,23 +230,66 @@ def test_tokens_that_are_taken_for_each_other_are_told_from_the_model(loaded, de
 # --- answers, shares, cost --------------------------------------------------------------------------------------------------
 
 
-def test_answers_are_those_that_the_model_generates_with_the_tower_s_output_replaced(loaded, deepstack):
-    """With nothing kept, each part alone and each but one; the model's own generate() and a hook on its tower."""
-    found = deepstack(answers=True, num_tokens=4, baseline="mean")
+def answers_agree(loaded, found):
+    """Whether they are those of the model's own generate() over the whole prompt, with a hook on its tower."""
+    plain, agree = Plain(loaded, found), []
+    for number, text in found.answers.items():
+        kept = [number >> part & 1 for part in range(4)]
+        parts = [one if keep else other for keep, one, other in zip(kept, plain.own, plain.others, strict=True)]
+        module, hook = eye_oracle.giving(loaded.model, parts)
+        with module.register_forward_hook(hook):
+            ids = loaded.model.generate(**plain.inputs, max_new_tokens=4, do_sample=False)[0, found.n_prompt :]
+        agree.append(text == loaded.tokenizer.decode(ids, skip_special_tokens=True))
+    return all(agree)
+
+
+@pytest.mark.parametrize(("at_once", "target"), [(4096, "0"), (40, "3"), (1, "0")])
+def test_answers_are_those_that_the_model_generates_with_the_tower_s_output_replaced(
+    at_once, target, loaded, deepstack, monkeypatch
+):
+    """With nothing kept, each part alone and each but one; in batches of any size, and whichever rows run."""
+    monkeypatch.setattr(feature_sets, "ROWS_AT_ONCE", at_once)
+    found = deepstack(answers=True, num_tokens=4, baseline="mean", target=target)
     assert [found.kept(number) for number in found.answers] == [
         "none", "main", "level 0", "level 1", "level 2", "level 0 + level 1 + level 2", "main + level 1 + level 2",
         "main + level 0 + level 2", "main + level 0 + level 1",
     ]  # fmt: skip
-    plain = Plain(loaded, found)
-    model = loaded.model
-    for number, text in found.answers.items():
-        kept = [number >> part & 1 for part in range(4)]
-        parts = [one if keep else other for keep, one, other in zip(kept, plain.own, plain.others, strict=True)]
-        module, hook = eye_oracle.giving(model, parts)
-        with module.register_forward_hook(hook):
-            ids = model.generate(**plain.inputs, max_new_tokens=4, do_sample=False)[0, found.n_prompt :]
-        assert text == loaded.tokenizer.decode(ids, skip_special_tokens=True)
+    assert answers_agree(loaded, found)
     assert len({*found.answers.values()}) > 1
+
+
+def test_answers_that_go_on_from_another_set_s_keys_are_told_from_the_model(loaded, deepstack, monkeypatch):
+    cache = feature_sets._Rerun.cache
+    monkeypatch.setattr(
+        feature_sets._Rerun, "cache", lambda self, held, which: cache(self, held, [*which[1:], which[0]])
+    )
+    assert not answers_agree(loaded, deepstack(answers=True, num_tokens=4, baseline="mean"))
+
+
+def test_answers_run_nothing_of_the_prompt_but_its_last_token(loaded, deepstack, monkeypatch):
+    """Of the nine of them, each token but the last goes through the layers once."""
+    rows, mlp = [0], loaded.model.model.language_model.layers[0].mlp
+    own = mlp.forward  # hooks of others are refused
+
+    def forward(states):
+        rows[-1] += states.shape[:-1].numel()
+        return own(states)
+
+    monkeypatch.setattr(mlp, "forward", forward)
+    deepstack(num_tokens=4)
+    rows.append(0)
+    deepstack(num_tokens=4, answers=True)
+    assert 0 < rows[1] - rows[0] <= 9 * 4
+
+
+def test_a_prompt_that_ends_in_an_image_is_refused():
+    """What is read there would be an image token's row."""
+    model = tiny_model("qwen3_vl")
+    inputs = tiny_image_inputs(model)
+    end = int((inputs["input_ids"][0] == model.config.image_token_id).nonzero()[-1]) + 1
+    cut = inputs | {name: inputs[name][:, :end] for name in ("input_ids", "attention_mask", "mm_token_type_ids")}
+    with pytest.raises(InputError, match="the prompt ends in an image token: put text behind the image"):
+        mask_impact.deepstack(loading.wrap(model, make_tokenizer()), cut, num_tokens=1, baseline="zero")
 
 
 def test_shapley_values_add_up_and_norms_are_the_features_own(loaded, deepstack):
@@ -413,7 +453,7 @@ def test_the_command_prints_what_each_part_adds(vl_checkpoint, tmp_path, monkeyp
     assert "main + level 0 + level 1 + level 2" in out
     assert "Answers with parts kept:" in out
     assert max(map(len, out.splitlines())) <= 80
-    assert "Keeping parts: at most 16 runs" in err
+    assert "Keeping parts: at most 25 runs" in err
     assert main([*argv, "--json", "--no-answers", "-q"]) == 0
     entry = json.loads(capsys.readouterr().out)
     assert (entry["baseline"], entry["answers"], len(entry["targets"][0]["sets"])) == ("picture", {}, 16)

@@ -9,6 +9,7 @@ from checkpoints import save_checkpoint
 from transformers.models.qwen3_vl import modeling_qwen3_vl
 
 import mask_impact
+from mask_impact.analyses.observer import Observer
 from mask_impact.commands.main import main
 from mask_impact.engine.feature_sets import EverySet
 from mask_impact.engine.features import FeaturePass
@@ -283,10 +284,32 @@ def test_regions_over_frames_or_seconds_agree_with_the_model_run_with_a_mask(giv
     assert_effects_agree(loaded, found, movie())
 
 
-def test_a_search_in_a_video_begins_with_its_pairs(tower):
-    found = tower(num_tokens=1)
-    assert [region.level for region in found.regions[:2]] == ["frames", "frames"]
-    assert abs(found.targets[0].logprob_change[0]) < NATS  # hidden as a whole, each sees itself
+class Counting(Observer):
+    """How often the model ran again, and how often at most it was said to."""
+
+    most = done = 0
+
+    def changing(self, what, n_most):
+        self.most = n_most
+
+    def changed(self, n):
+        self.done += n
+
+
+def test_a_search_in_a_video_begins_with_quarters_of_the_pairs_that_are_read_most(loaded, tower):
+    """Of four of them in a video of any length: it runs as often. A pair hidden as a whole would change nothing."""
+    told = []
+    for n in (8, 10):
+        film, observer = movie(n), Counting()
+        found = tower(videos=film, num_tokens=1, observer=observer, video_frames=n)
+        read = {number: one.attention.mean(axis=0).max() for number, one in found.readings.items()}
+        largest = sorted(read, key=read.get)[-4:]
+        assert [one.image for one in found.regions[:16]] == [number for number in sorted(largest) for _ in range(4)]
+        assert "frames" not in {one.level for one in found.regions}
+        assert 0 < observer.done <= observer.most
+        told.append(observer.most)
+    assert told[0] == told[1]
+    assert_effects_agree(loaded, found, film)
 
 
 @pytest.mark.parametrize("swapped", ["frames", pytest.param("pairs", marks=pytest.mark.slow)])

@@ -3,12 +3,11 @@
 import csv
 import re
 
-import effect_oracle
 import eye_oracle
 import numpy as np
 import pytest
-import torch
 from checkpoints import save_checkpoint
+from pixels_oracle import NATS, PixelsOracle
 
 import mask_impact
 from mask_impact.commands.main import main
@@ -21,7 +20,7 @@ from mask_impact.prompts.videos import read_video
 from mask_impact.results.patch_files import load_patches
 from mask_impact.results.patches import HIDDEN, OTHERS, OWN, TOTAL
 
-PROMPT, N_TOKENS, NATS = "the cat sat", 2, 1e-4
+PROMPT, N_TOKENS = "the cat sat", 2
 ROWS, COLUMNS, CELL = 2, 3, 8  # image tokens of a pair of frames, and pixels of one
 LARGE = {"size": {"shortest_edge": CELL**2, "longest_edge": 64 * CELL**2}}
 
@@ -46,15 +45,13 @@ def pixels(loaded):
     return lambda **given: mask_impact.pixels(loaded, PROMPT, **{"videos": movie(), "num_tokens": N_TOKENS} | given)
 
 
-class Plain:
+class Plain(PixelsOracle):
     """The oracle for one result: what frames that are changed one by one do to its targets."""
 
     def __init__(self, loaded, found, films=None, pictures=(), prompt=PROMPT):
-        self.loaded, self.found, self.prompt = loaded, found, prompt
+        self.loaded, self.prompt = loaded, prompt
         self.films, self.pictures = [movie()] if films is None else films, list(pictures)
-        self.produced = found.tokens.ids[found.n_prompt :].tolist()
-        self.inputs = self.encoded(self.films)
-        self.before = eye_oracle.logits(loaded.model, self.inputs, self.produced)
+        super().__init__(loaded, found, self.encoded(self.films))
 
     def encoded(self, films):
         seen = [*map(read_picture, self.pictures), *map(read_video, films)]
@@ -69,46 +66,6 @@ class Plain:
             for frame in {*moment.frames}:
                 films[moment.video][frame] = eye_oracle.filled(films[moment.video][frame], box, fill)
         return self.encoded(films)
-
-    def parts(self, inputs):
-        """What the tower gives for the frames, main features and levels, [M, hidden]."""
-        model, found = self.loaded.model, {}
-
-        def keep(module, args, output):
-            found["parts"] = [output.pooler_output.clone(), *(level.clone() for level in output.deepstack_features)]
-
-        eye_oracle.logits(model, inputs, [0], [(model.model.visual, keep)])
-        return found["parts"]
-
-    def expected(self, region, fill, route):
-        """Logits [T, vocabulary] with the region replaced, in total or by one way."""
-        model = self.loaded.model
-        if route == TOTAL:
-            return eye_oracle.logits(model, self.changed(region, fill), self.produced)
-        if route == HIDDEN:
-            n, layers = self.found.n_prompt + len(self.produced) - 1, model.config.text_config.num_hidden_layers
-            edges = effect_oracle.Edges(tuple(range(layers)), tuple(range(n)), region.positions)
-            duplicate = effect_oracle.computing_copy(model)
-            return effect_oracle.all_logits(duplicate, self.inputs, self.produced[:-1], edges)[-len(self.produced) :]
-        own, new = self.parts(self.inputs), self.parts(self.changed(region, fill))
-        cells = np.flatnonzero(self.found.tokens.image >= 0)
-        takes = torch.from_numpy(np.isin(cells, region.positions)) == (route == OWN)
-        parts = [torch.where(takes[:, None], other, one) for one, other in zip(own, new, strict=True)]
-        return eye_oracle.logits(model, self.inputs, self.produced, [eye_oracle.giving(model, parts)])
-
-    def assert_agrees(self, routes=(TOTAL, OWN, OTHERS, HIDDEN)):
-        """Every row of the result."""
-        for target in self.found.targets:
-            for row in (row for route in routes for row in target.rows(route=route)):
-                place = int(target.place[row])
-                region = self.found.regions[place]
-                after = self.expected(region, target.fill[row], target.route[row])
-                change, kl, top1 = eye_oracle.effect(self.before, after, self.produced, target.steps)
-                where = (region.name, target.fill[row], target.route[row])
-                assert abs(target.logprob_change[row] - change) < NATS, where
-                assert abs(target.kl_divergence[row] - kl) < NATS, where
-                assert target.differs[row] == (top1 is not None), where
-            assert abs(target.logprob_change).max() > 0.05
 
 
 # --- against the model on the changed frames --------------------------------------------------------------------------------

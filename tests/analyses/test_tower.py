@@ -21,11 +21,12 @@ from mask_impact.analyses.observer import Observer
 from mask_impact.commands.main import main
 from mask_impact.engine.features import FeaturePass
 from mask_impact.errors import InputError, ModelError, UnsupportedArchitecture, UsageError
-from mask_impact.findings.looked import matters
+from mask_impact.findings.looked import matters, read_by_region
 from mask_impact.models import loading
 from mask_impact.prompts.patches import PatchGrid
 from mask_impact.results.stored import read_stored
-from mask_impact.results.tower_files import EFFECT_COLUMNS, READING_COLUMNS
+from mask_impact.results.tower_files import EFFECT_COLUMNS, READING_COLUMNS, load_tower
+from mask_impact.views.tower_html import tower_html
 from mask_impact.views.tower_plot import tower_figure
 
 PROMPT = "the cat sat"
@@ -198,6 +199,30 @@ def test_another_image_s_patches_are_rejected(monkeypatch):
         assert_effects_agree(model, inputs, found)
 
 
+def test_a_mask_counts_by_its_own_patches_against_the_rest(tower, tmp_path):
+    """Not by the box around it, in what is read and on the page; read back, too."""
+    mask = np.zeros((24, 32), dtype=np.uint8)
+    mask[0:4], mask[:, 0:4] = 255, 255  # the first row and the first column of patches
+    for unit, inside in (("patch", 13), ("token", 6)):
+        found = tower(mask=mask, unit=unit, num_tokens=1)
+        numbers = found.readings[0].attention
+        step = 1 if unit == "patch" else 2
+        own = np.array(
+            [[row // step == 0 or column // step == 0 for column in range(0, 8, step)] for row in range(0, 6, step)]
+        )
+        assert own.sum() == inside
+        ((name, of_region), (_, rest)) = read_by_region(found, 0)
+        assert name == "mask"
+        np.testing.assert_allclose(of_region, [layer[own].mean() for layer in numbers], rtol=1e-5)
+        np.testing.assert_allclose(rest, [layer[~own].mean() for layer in numbers], rtol=1e-5)
+        assert len(read_by_region(replace(found, patches={}), 0)) < 2  # the box around it is the whole image
+        found.save(tmp_path / unit)
+        again = load_tower(tmp_path / unit)
+        assert np.array_equal(again.patches[0], found.patches[0])
+        assert found.patches[0].sum() == 13
+    assert 'd="M0 0 32 0 32 4 4 4 4 24 0 24z"' in tower_html(found)[0]
+
+
 # --- reads is not matters ---------------------------------------------------------------------------------------------------
 
 
@@ -207,10 +232,10 @@ def test_what_is_read_most_is_hidden_in_every_run_and_the_summary_says_whether_i
     assert (region.level, region.row, region.column) == ("patch", *np.unravel_index(grid.argmax(), grid.shape))
     row = found.targets[0].row(found.most_read, found.layers)
     said = str(found)
-    assert ("it is read and it matters" in said) == matters(found.targets[0], row)
+    assert ("it is read, and it matters" in said) == matters(found.targets[0], row)
     assert "Reads is one question, matters another" in said
     assert max(map(len, said.splitlines())) <= 80
-    assert "what the answer needs was not asked" in " ".join(str(tower(effects=False)).split())
+    assert "Whether the answer needs what is read was not asked" in " ".join(str(tower(effects=False)).split())
 
 
 @pytest.mark.slow
@@ -218,7 +243,7 @@ def test_on_the_demo_s_picture_figures_are_read_and_do_not_matter(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     assert main(["tower", "What color is the star?", "-i", str(SHAPES), "-m", "demo", "--plots"]) == 0
     out, err = capsys.readouterr()
-    assert "none matters, the" in out
+    assert "regions that were" in out
     assert "it is read, and it does not matter" in " ".join(out.split())
     assert "Hiding patches in the tower: at most" in err
     with Image.open("output/result.tower.png") as picture:

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import inspect
 import json
+import types
 
 import family_oracle
 import numpy as np
@@ -12,13 +13,15 @@ import torch
 from checkpoints import save_checkpoint
 from family_models import NotHere
 from PIL import Image
+from transformers import Glm4vProcessor
+from transformers.models.glm4v.video_processing_glm4v import Glm4vVideoProcessor
 from vision_families import family_checkpoint
 
 from mask_impact.api.functions import analyze, analyze_many, explain, knockout, without
 from mask_impact.commands.main import main
 from mask_impact.errors import InputError
 from mask_impact.models import loading
-from mask_impact.prompts.clips import prepare_clip
+from mask_impact.prompts.clips import patched, prepare_clip
 from mask_impact.prompts.encoding import encode, join, layout_of
 from mask_impact.prompts.images import read_picture
 from mask_impact.prompts.videos import read_video
@@ -29,7 +32,7 @@ from mask_impact.views.film_strip import strips, totals
 
 SIZE = (48, 32)
 PROMPT = "What is it?"
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_5")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_5", "glm4v")
 
 
 def movie(n=4, size=SIZE, seed=0):
@@ -94,6 +97,55 @@ def test_a_model_without_timestamps_has_a_video_in_one_piece_and_is_told_its_sec
         layout_of(family("qwen2_5_vl"), encoded).resolve("timestamps")
 
 
+def its_own(loaded, encoded):
+    """(text, token types) that GLM-V's own processor makes, whose video processor itself needs torchvision."""
+    parts = {"video_processor": types.SimpleNamespace(merge_size=2)}
+    processor = loaded.processor
+    seconds = [second for image in encoded.images for second in image.moment.seconds]
+    told = types.SimpleNamespace(fps=1.0, timestamps=seconds)
+    made = types.SimpleNamespace(image_token=processor.image_token, **parts)
+    made.replace_frame_token_id = processor.replace_frame_token_id.__func__.__get__(made)
+    given = {"video_grid_thw": encoded.inputs["video_grid_thw"], "video_metadata": [told]}
+    text = Glm4vProcessor.replace_video_token(made, given, 0)
+    return text, processor.create_mm_token_type_ids(encoded.inputs["input_ids"].tolist())
+
+
+def test_glm_v_s_patches_are_in_the_order_of_its_own_processor():
+    frames = np.random.default_rng(0).normal(size=(5, 16, 24, 3)).astype(np.float32)
+    videos = torch.from_numpy(frames).permute(0, 3, 1, 2)[None]
+    wanted, *grid = Glm4vVideoProcessor.patchify(None, videos, patch_size=4, merge_size=2, temporal_patch_size=2)
+    found, made = patched(np.concatenate([frames, frames[-1:]]), 4, 2, 2)
+    assert list(made) == grid
+    assert np.array_equal(found, wanted[0].numpy())
+
+
+def test_glm_v_has_each_pair_as_an_image_with_its_second_behind_it_as_its_own_processor_writes(family):
+    loaded = family("glm4v")
+    encoded = encoded_with(loaded, movie(5), fps=1)
+    text, types_of = its_own(loaded, encoded)
+    assert [image.moment.seconds[0] for image in encoded.images] == [0, 2, 4]
+    spelled = loaded.tokenizer.decode(encoded.inputs["input_ids"][0])
+    assert f"user\n<|begin_of_video|>{text}<|end_of_video|>{PROMPT}" in spelled
+    assert encoded.inputs["mm_token_type_ids"].tolist() == types_of
+    layout = layout_of(loaded, encoded)
+    assert [encoded.tokens.texts[at] for at in layout.resolve("timestamps")] == ["0", "2", "4"]
+    flows = knockout(loaded, PROMPT, videos=movie(), window=2).flows
+    assert [one.flow.name for one in flows][2:4] == ["timestamps -> video", "timestamps -> question"]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of its own processor
+def test_glm_v_takes_images_or_videos_in_a_pass_and_not_both(family):
+    """It counts their cells together."""
+    loaded = family("glm4v")
+    image = read_picture(Image.fromarray(movie()[0]))
+    with pytest.raises(InputError, match="takes images or videos in a prompt, not both"):
+        encode(loaded, PROMPT, [image, read_video(movie())])
+    prompts = [{"prompt": PROMPT, "images": [movie()[0]]}, {"prompt": PROMPT, "videos": movie(2)}]
+    for one, alone in zip(analyze_many(loaded, prompts, answer=False), prompts, strict=True):
+        expected = analyze(loaded, **alone, answer=False)
+        assert np.abs(one.steps[0].l2 - expected.steps[0].l2).max() < 1e-9
+
+
 def test_marks_say_where_videos_and_images_go(tiny):
     image = Image.fromarray(movie()[0])
     seen = [read_picture(image), read_video(movie(2)), read_video(movie(2, seed=1))]
@@ -128,17 +180,19 @@ def own_positions(loaded, encoded):
     return loaded.model.model.get_rope_index(**inputs)[0][:, 0].numpy()
 
 
-def test_positions_and_placeholders_are_the_model_s_own(tiny):
-    encoded = encoded_with(tiny, movie(5), movie(2, (32, 48)), prompt="<video> and <video>?")
-    assert (own_positions(tiny, encoded) == positions_by_hand(encoded)).all()
+@pytest.mark.parametrize("name", ["qwen3_vl", "glm4v"])
+def test_positions_and_placeholders_are_the_model_s_own(tiny, family, name):
+    loaded = tiny if name == "qwen3_vl" else family(name)
+    encoded = encoded_with(loaded, movie(5), movie(2, (32, 48)), prompt="<video> and <video>?")
+    assert (own_positions(loaded, encoded) == positions_by_hand(encoded)).all()
     ids = encoded.inputs["input_ids"]
-    embedded = tiny.model.get_input_embeddings()(ids)
+    embedded = loaded.model.get_input_embeddings()(ids)
     features = torch.cat(
-        tiny.model.model.get_video_features(
-            encoded.inputs["pixel_values_videos"].double(), encoded.inputs["video_grid_thw"]
+        loaded.model.model.get_video_features(
+            encoded.inputs["pixel_values_videos"].to(loaded.model.dtype), encoded.inputs["video_grid_thw"]
         ).pooler_output
     )
-    _, mask = tiny.model.model.get_placeholder_mask(ids, inputs_embeds=embedded, video_features=features)
+    _, mask = loaded.model.model.get_placeholder_mask(ids, inputs_embeds=embedded, video_features=features)
     assert mask[0, :, 0].tolist() == [kind == "video" for kind in encoded.tokens.kinds]
 
 
@@ -393,8 +447,10 @@ def test_flows_hidden_parts_and_explanations_take_videos(tiny):
 
 
 def test_what_does_not_take_videos_says_so(tiny, family):
-    with pytest.raises(InputError, match=r"is glm4v, and videos are taken by qwen3_vl, .* only; give frames as images"):
-        analyze(family("glm4v"), PROMPT, videos=movie())
+    with pytest.raises(
+        InputError, match=r"is gemma3, and videos are taken by qwen3_vl, .* only; give frames as images"
+    ):
+        analyze(family("gemma3"), PROMPT, videos=movie())
     inputs = encoded_with(tiny, movie()).inputs
     with pytest.raises(InputError, match="hold a video"):
         analyze(tiny, inputs)

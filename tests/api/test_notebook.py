@@ -30,7 +30,7 @@ def test_the_example_notebook_runs_as_it_stands(tmp_path, monkeypatch):
         for cell in (outputs[0], outputs[1])
     ]
     assert "orange" in shown[0]["text/plain"]
-    assert shown[1]["text/html"].startswith('<div class="mi-alone"')
+    assert shown[1]["text/html"].startswith('<form class="mi-alone"')
     figures = [output.data for output in outputs[2] if "application/vnd.plotly.v1+json" in output.get("data", {})]
     assert figures[0]["application/vnd.plotly.v1+json"]["data"][0]["type"] == "heatmap"
     table = outputs[3][-1].data["text/html"]

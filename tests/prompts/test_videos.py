@@ -213,6 +213,28 @@ def test_a_film_of_a_variable_rate_is_taken_by_its_times(tmp_path):
     assert expected.count(3) > 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "codec", "pixels"), [("a.webm", "libvpx-vp9", "yuva420p"), ("a.mov", "png", "rgba")])
+def test_what_is_transparent_in_a_film_becomes_white(tmp_path, name, codec, pixels):
+    """The left half; the right one is black. From the begin, and from a key frame on."""
+    av = pytest.importorskip("av")
+    seen = np.zeros((32, 48, 4), np.uint8)
+    seen[:, 24:, 3] = 255
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream(codec, rate=4)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 48, 32, pixels, 4
+        for _ in range(40):
+            frame = av.VideoFrame.from_ndarray(seen, format="rgba").reformat(format=pixels)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    clip = read_video(tmp_path / name, most=4)
+    assert len(clip.frames) == 4
+    for frame in clip.frames:
+        shown = np.asarray(frame)
+        assert shown[:, :20].min() > 250
+        assert shown[:, 28:].max() < 5
+
+
 def turned(path):
     """The film with a quarter turn in the header of its track."""
     content = bytearray(path.read_bytes())

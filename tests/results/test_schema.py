@@ -213,6 +213,9 @@ LITERAL = [
     ("tower", "targets.0.layer_set.0", 4, "targets.0.layer_set.0 is 4, expected 0 to 3"),
     ("tower", "targets.0.place.0", 1, "targets.0 has a region in the same layers twice"),
     ("tower", "probes", 2000, "probes"),
+    ("tower", "patches.0.grid", [4, 5], "patches.0.grid is not of the patch grid of 2 x 2 image tokens"),
+    ("tower", "patches.0.places", [16], "patches.0.places.0 is 16, expected 0 to 15"),
+    ("tower", "patches.0.region", 7, "patches.0 is 7, expected 0 to 6"),
 ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import pytest
 from explained import explained
 from synthetic import filmed, make_result
 
+from mask_impact.views.card_html import card_document
 from mask_impact.views.report import write_report
 
 pytestmark = browser.MARKS
@@ -55,6 +56,24 @@ def test_the_card_s_strip_adds_what_the_cells_do_and_the_strongest_pair_stands_l
     )
     assert tab.page.locator("#cards .mi-frames").evaluate("strip => strip.scrollWidth > strip.clientWidth + 100")
     tab.keep_screenshot("film-card")
+
+
+def test_a_card_without_a_script_opens_a_pair_by_a_click_or_a_key(result, tmp_path, open_page):
+    """As a notebook and the local page show it."""
+    document = card_document(result.answer)
+    assert "<script" not in document
+    whole = f'<!doctype html><html data-drawn="true"><meta charset="utf-8">{document}'
+    (tmp_path / "card.html").write_text(whole, encoding="utf-8")
+    page = open_page(tmp_path / "card.html").page
+    large = lambda: page.locator(".mi-stage:visible").evaluate_all("all => all.map((one) => one.dataset.frame)")  # noqa: E731
+    (strongest,) = large()
+    assert strongest == page.locator(".mi-film").get_attribute("data-opened")
+    page.locator('.mi-frame[data-frame="2"]').click()
+    assert large() == ["2"]
+    page.keyboard.press("ArrowRight")
+    assert large() == ["3"]
+    page.keyboard.press("Enter")
+    assert large() == ["3"]
 
 
 def test_a_click_or_a_key_opens_a_pair_in_the_card_and_among_the_images_with_its_overlay(result, page, open_page):

@@ -160,7 +160,7 @@ def test_a_sentence_tells_what_is_read_from_what_matters():
         == f"{read}it does not matter. Of 7 regions, token [1, 0] matters most: with it hidden, the answer becomes “<b>”."
     )
     calm = dataclasses.replace(target, logprob_change=0.001 * target.logprob_change, differs=target.differs & False)
-    assert tower_said(found, calm).endswith("it does not matter. None of the 7 regions that were hidden matters.")
+    assert tower_said(found, calm).endswith("None of the 7 regions that were hidden matters: 0.0013 nats at most.")
     needed = dataclasses.replace(found, most_read=3)
     assert "by \N{MINUS SIGN}1.25 nats: it is read, and it matters." in tower_said(needed, target)
     likelier = dataclasses.replace(
@@ -174,11 +174,13 @@ def test_the_bars_over_layers_are_the_sum_and_the_means_of_regions_and_the_rest(
     numbers = found.readings[0].attention
     np.testing.assert_allclose(read_in_all(found.readings[0]), [layer.sum() for layer in numbers], rtol=1e-6)
     (_, inside), (name, rest) = read_by_region(found, 0)
-    # The box 60-90 x 10-30 has some of columns 2 and 3, rows 0 and 1, of 4 x 4 patches of 25 x 20 pixels.
-    own = [[layer[row][column] for row in (0, 1) for column in (2, 3)] for layer in numbers]
+    own = [[layer[row][column] for row, column in ((0, 2), (0, 3), (1, 3))] for layer in numbers]
     np.testing.assert_allclose(inside, np.mean(own, axis=1), rtol=1e-6)
     assert name == "the rest"
-    np.testing.assert_allclose(rest, (numbers.sum(axis=(1, 2)) - np.sum(own, axis=1)) / 12, rtol=1e-5)
+    np.testing.assert_allclose(rest, (numbers.sum(axis=(1, 2)) - np.sum(own, axis=1)) / 13, rtol=1e-5)
+    # The box 60-90 x 10-30 has some of columns 2 and 3, rows 0 and 1, of 4 x 4 patches of 25 x 20 pixels.
+    (_, boxed), _ = read_by_region(dataclasses.replace(found, patches={}), 0)
+    np.testing.assert_allclose(boxed, numbers[:, :2, 2:].mean(axis=(1, 2)), rtol=1e-6)
     ((region, change),) = by_window(found, found.targets[0])
     assert (region.called, change.tolist()) == ("token [1, 0]", [-0.5, 0.125, -0.25])
     html = readings_html(found)
