@@ -205,6 +205,8 @@ def test_the_settings_table_names_flags_that_the_commands_have():
     for setting, flag, *_, where in rows:
         long = flag.split("`")[-2]
         for command in where.partition(";")[0].split(", "):
+            if (setting.strip("`"), command) == ("formats", "study"):
+                continue  # of files of each prompt, which only --config of the scripts writes
             assert re.search(rf"\s{long}\b", section(reference, f"mask-impact {command}")), f"{setting} of {command}"
 
 

@@ -165,8 +165,8 @@ def _misplaced(key: str, name: str, args: argparse.Namespace) -> str:
 def _as_command(args: argparse.Namespace, name: str, caller: Caller) -> argparse.Namespace:
     """The arguments as the command of `mask-impact` calls them."""
     if name == STUDY:
-        args.is_dataset = args.dataset is not None
-        args.file = args.dataset if args.is_dataset else args.config
+        args.separate = args.config is not None
+        args.file = args.config if args.separate else args.dataset
     else:
         args.output = caller.output if args.output is None else args.output
     args.flow, args.flows = [], None if args.knockout == "default" else args.knockout

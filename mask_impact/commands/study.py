@@ -1,13 +1,18 @@
-"""Many prompts: a YAML configuration or a dataset, with --resume, by one process or by many workers."""
+"""Many prompts: a YAML configuration or a dataset, with --resume, by one process or by many workers.
+
+`mask-impact study` writes tables of all prompts, whatever they are read from. --config of the two scripts writes files of each
+prompt.
+"""
 
 import argparse
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mask_impact.analyses.settings import OF_ANSWERS, OF_EFFECTS, OF_PICTURES, PICTURES, STUDY, Place, RunSettings
 from mask_impact.commands import options
@@ -20,17 +25,17 @@ from mask_impact.errors import OutputError, UsageError, WorkerError
 from mask_impact.results.files import check_output
 from mask_impact.results.names import suffixes
 from mask_impact.results.remote import is_address, place_of
-from mask_impact.studies.jobs import result_name
+from mask_impact.studies.jobs import differing, result_name
 from mask_impact.studies.parts import check_parts, folder_of
 from mask_impact.studies.writer import ALL, Shard, jobs_of, rows_of, writing
 from mask_impact.views.summary_json import tally_entry, to_text
 
 EPILOG = """\
-FILE is a YAML configuration (each prompt gets files of its own, {name}_results), or a dataset: a
-.jsonl, .csv or .parquet file with a column prompt (results go to NAME/TABLE/part-*.parquet, with
---answer and --effect also tables of these; DIR may be the address of a store, as s3://BUCKET/FOLDER).
-`mask-impact report output/NAME` shows them, `mask-impact study report DIR` says what holds over the
-prompts of one.
+FILE is a YAML configuration, or a dataset: a .jsonl, .csv or .parquet file with a column prompt.
+Results go to NAME/TABLE/part-*.parquet, with --answer and --effect also tables of these; DIR may be
+the address of a store, as s3://BUCKET/FOLDER. `mask-impact report DIR/NAME` shows them,
+`mask-impact study report DIR/NAME` says what holds over the prompts. Files of each prompt:
+mask_impact_vl.py --config.
 
 examples:
   mask-impact study prompts_config_vl.yaml --resume
@@ -42,6 +47,15 @@ REDUCE = ("summary", "none")
 MOST_WORKERS = 10_000
 
 
+class _OfEachPrompt(argparse.Action):
+    """Says who writes files of each prompt."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> NoReturn:
+        raise UsageError(
+            f"{option_string} is about files of each prompt, and a study writes tables: mask_impact_vl.py --config writes those"
+        )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `mask-impact study`."""
     groups = options.Groups(parser)
@@ -49,9 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "file", metavar="FILE", help="a .yaml configuration, or a .jsonl, .csv or .parquet dataset"
     )
     add_sharing(groups)
-    options.add_settings(groups, [STUDY], answer="off")
-    options.add_output_name(groups, None, "the dataset's name", "-o")
-    options.add_pages(groups)
+    options.add_settings(groups, [STUDY], leave_out=["formats"], answer="off")
+    options.add_output_name(groups, None, "the file's name", "-o")
+    for flag in ("--plots", "--report", "--formats"):
+        groups["output"](flag, action=_OfEachPrompt, nargs="?", help=argparse.SUPPRESS)
     options.add_talk(groups, loads=True)
 
 
@@ -61,8 +76,8 @@ def add_sharing(groups: options.Groups) -> None:
     add(
         "--reduce",
         choices=REDUCE,
-        help="what is kept of each token and layer of a dataset: summary (Full, Attn and the strongest head; the default) or "
-        "none reduced, that is all (always so with a configuration)",
+        help="what is kept of each token and layer in the tables: summary (Full, Attn and the strongest head; the default) or "
+        "none reduced, that is all",
     )
     add("--resume", action="store_true", help="leave out what is complete, with the same settings")
     add("--retry-failed", action="store_true", help="with --resume: run again what failed for good, too")
@@ -113,17 +128,15 @@ def _shard(text: str) -> Shard:
 
 def run(args: argparse.Namespace, caller: Caller, command: str) -> int:
     """Runs the prompts of the file; the exit code is 3 where some failed, 130 where it was stopped."""
-    is_dataset = getattr(args, "is_dataset", None)  # the scripts have a flag for each
-    if is_dataset is None:
-        is_dataset = _is_dataset(args.file)
+    separate = getattr(args, "separate", False)  # --config of the scripts: each prompt has files of its own
     flags = options.given(args, RunSettings) | options.given(args, Place)
-    _check(args, flags, is_dataset)
+    _check(args, flags, separate)
     observer = StudyProgress(args.quiet, silence if args.quiet or args.json else say, verbose=args.verbose)
     with observer:
         try:
             if args.dry_run:
-                return _forecast(args, caller, flags, is_dataset)
-            tally = (_run_dataset if is_dataset else _run_config)(args, caller, flags, command, observer)
+                return _forecast(args, caller, flags, separate)
+            tally = (_run_separate if separate else _run_study)(args, caller, flags, command, observer)
         except KeyboardInterrupt:  # the second one
             tally = None
         except (OutputError, WorkerError) as error:
@@ -161,18 +174,18 @@ def _crew(args: argparse.Namespace, caller: Caller, place: Place, observer: Stud
         yield crew
 
 
-def _is_dataset(file: str) -> bool:
-    """What the file is, by its suffix."""
+def _is_config(file: str) -> bool:
+    """Whether it is a configuration and no dataset, by its suffix."""
     suffix = Path(file).suffix.lower()
     if suffix not in (*CONFIGS, *DATASETS):
         raise UsageError(
             f"'{file}' is neither a configuration ({' or '.join(CONFIGS)}) nor a dataset ({', '.join(DATASETS)}), by its suffix"
         )
-    return suffix in DATASETS
+    return suffix in CONFIGS
 
 
-def _check(args: argparse.Namespace, flags: dict[str, Any], is_dataset: bool) -> None:
-    """UsageError for flags that do not go with the kind of file, or with each other."""
+def _check(args: argparse.Namespace, flags: dict[str, Any], separate: bool) -> None:
+    """UsageError for flags that do not go with what is read or written, or with each other."""
     if launched()[1] > 1:
         raise UsageError(
             "a study needs no launcher: start it once, with --workers N (or auto) to share it among processes"
@@ -184,68 +197,86 @@ def _check(args: argparse.Namespace, flags: dict[str, Any], is_dataset: bool) ->
         raise UsageError("--address takes auto or HOST:PORT of a Ray cluster that this machine is part of, not ray://")
     if args.retry_failed and not args.resume:
         raise UsageError("--retry-failed goes with --resume; without it everything is run")
-    source = "a dataset" if is_dataset else "a configuration"
-    if not is_dataset and args.reduce == "summary":
-        raise UsageError(
-            f"--reduce summary does not go with {source}: a result's files are whole; --variants makes them fewer"
-        )
-    pages = [name for name in ("plots", "report") if getattr(args, name)]
-    wrong = [*pages, *(name for name in ("formats",) if name in flags)] if is_dataset else []
-    if not is_dataset and args.output is not None:
-        wrong = ["output"]
-    if is_dataset and not flags.get("effect") and (idle := [name for name in OF_EFFECTS if name in flags]):
+    if separate:
+        if args.reduce == "summary":
+            raise UsageError(
+                "--reduce summary does not go with --config: a result's files are whole; --variants makes them fewer"
+            )
+        if args.output is not None:
+            raise UsageError("--output does not go with --config (--help says what it is for)")
+        return
+    for name in ("plots", "report", "formats"):
+        if getattr(args, name, None):
+            raise UsageError(f"--{name} does not go with --dataset (--help says what it is for)")
+    if not _is_config(args.file):  # a configuration may have said of what they are
+        _check_idle(flags)
+
+
+def _check_idle(flags: dict[str, Any]) -> None:
+    """UsageError for flags that say how something is measured that is not measured."""
+    if not flags.get("effect") and (idle := [name for name in OF_EFFECTS if name in flags]):
         raise UsageError(f"--{idle[0]} says how the effect is measured: give --effect too")
     for name, of in OF_PICTURES.items():
-        if is_dataset and name in flags and not any(flags.get(one) for one in of):
+        if name in flags and not any(flags.get(one) for one in of):
             raise UsageError(
                 f"--{name} goes with {' or '.join(f'--{one}' for one in of)}: give {'one' if of[1:] else 'it'} too"
             )
     about_answers = {*OF_ANSWERS} - ({"target"} if any(flags.get(one) for one in PICTURES) else set())
-    if is_dataset and not flags.get("answer") and (idle := [name for name in flags if name in about_answers]):
+    if not flags.get("answer") and (idle := [name for name in flags if name in about_answers]):
         raise UsageError(f"--{idle[0].replace('_', '-')} is about what the answer used: give --answer too")
-    if wrong:
-        raise UsageError(f"--{wrong[0].replace('_', '-')} does not go with {source} (--help says what it is for)")
 
 
-def _read_config(args: argparse.Namespace, caller: Caller, flags: dict[str, Any]) -> tuple[Any, Place, Sequence[Any]]:
-    """The configuration, where its model is, and its jobs, as many as are asked for."""
-    from mask_impact.studies.config import load_config
+@dataclass(frozen=True)
+class _Source:
+    """A file of prompts. place: where its model is and its results go; rows: jobs, or problems of rows that are none, as many as
+    are asked for; n_rows: about how many; own: settings that may differ from row to row; formats: of files of each prompt."""
 
-    config = load_config(args.file, kind=caller.kind, overrides=flags)
-    place = Place(
-        model=config.model, revision=config.revision, device=config.device, dtype=config.dtype,
-        device_map=flags.get("device_map"),
-    )  # fmt: skip
-    return config, place, config.jobs[: args.limit]
+    place: Place
+    rows: Iterator[Any]
+    n_rows: int
+    own: Collection[str] = ()
+    formats: tuple[str, ...] | None = None
 
 
-def _read_dataset(args: argparse.Namespace, caller: Caller, flags: dict[str, Any]) -> tuple[Place, Iterator[Any], str]:
-    """Where a dataset's model is, its rows, as many as are asked for, and what its results are called."""
-    from mask_impact.studies.dataset import read_dataset
+def _read(args: argparse.Namespace, caller: Caller, flags: dict[str, Any], separate: bool = False) -> _Source:
+    """What the file has."""
+    if separate or _is_config(args.file):
+        from mask_impact.studies.config import load_config
+
+        config = load_config(args.file, kind=caller.kind, overrides=flags)
+        place = Place(
+            model=config.model, revision=config.revision, device=config.device, dtype=config.dtype,
+            device_map=flags.get("device_map"), output_dir=str(config.output_dir),
+        )  # fmt: skip
+        jobs = config.jobs[: args.limit]
+        return _Source(place, iter(jobs), len(jobs), differing(config.jobs), config.formats)
+    from mask_impact.studies.dataset import count_rows, read_dataset
 
     settings = {name: value for name, value in flags.items() if name in RunSettings.__dataclass_fields__}
     place = Place(**{name: value for name, value in flags.items() if name not in settings})
     rows = islice(read_dataset(args.file, kind=caller.kind, defaults=settings), args.limit)
-    return place, rows, args.output or Path(args.file).stem
+    n_rows = count_rows(args.file)
+    return _Source(place, rows, n_rows if args.limit is None else min(n_rows, args.limit))
 
 
-def _run_config(args: argparse.Namespace, caller: Caller, flags: dict, command: str, observer: StudyProgress):
-    config, place, jobs = _read_config(args, caller, flags)
-    if is_address(config.output_dir):
+def _run_separate(args: argparse.Namespace, caller: Caller, flags: dict, command: str, observer: StudyProgress):
+    """A configuration whose prompts have files each."""
+    source = _read(args, caller, flags, separate=True)
+    if is_address(source.place.output_dir):
         raise UsageError(
-            f"a configuration's results go to a folder of this machine, and {config.output_dir} is none; those of "
-            "a dataset may go there"
+            f"the files of each prompt go to a folder of this machine, and {source.place.output_dir} is none; the tables of "
+            "`mask-impact study` may go there"
         )
-    shard = args.shard or ALL
+    folder, jobs, shard = Path(source.place.output_dir), [*source.rows], args.shard or ALL
     for job in jobs:
-        written = suffixes(kinds(job.settings), config.formats, args.plots, args.report)
-        check_output(config.output_dir, result_name(job), written)
-    _check_device(args, place.device)
+        written = suffixes(kinds(job.settings), source.formats, args.plots, args.report)
+        check_output(folder, result_name(job), written)
+    _check_device(args, source.place.device)
     observer.title(caller.titles["many"])
     results = {result_name(job) for job in jobs_of(jobs, shard)}
     with (
-        writing(config.output_dir, Path(args.file).stem, results, shard=shard) as writer,
-        _crew(args, caller, place, observer) as crew,
+        writing(folder, Path(args.file).stem, results, shard=shard) as writer,
+        _crew(args, caller, source.place, observer) as crew,
     ):
         from mask_impact.studies.study import run_study
 
@@ -253,7 +284,7 @@ def _run_config(args: argparse.Namespace, caller: Caller, flags: dict, command: 
             crew,
             jobs,
             writer,
-            formats=config.formats,
+            formats=source.formats,
             resume=args.resume,
             retry_failed=args.retry_failed,
             beside=beside(args),
@@ -262,27 +293,25 @@ def _run_config(args: argparse.Namespace, caller: Caller, flags: dict, command: 
         )
 
 
-def _run_dataset(args: argparse.Namespace, caller: Caller, flags: dict, command: str, observer: StudyProgress):
-    from mask_impact.studies.dataset import count_rows
-
-    place, rows, name = _read_dataset(args, caller, flags)
-    _check_device(args, place.device)
-    shard = args.shard or ALL
-    output_dir = place_of(place.output_dir)
+def _run_study(args: argparse.Namespace, caller: Caller, flags: dict, command: str, observer: StudyProgress):
+    """Tables of all prompts."""
+    source, name, shard = _read(args, caller, flags), _name(args), args.shard or ALL
+    _check_device(args, source.place.device)
+    output_dir = place_of(source.place.output_dir)
     check_parts(folder_of(output_dir, name), args.resume)
     observer.title(caller.titles["many"])
     with (
         writing(output_dir, name, fresh=not args.resume, shard=shard) as writer,
-        _crew(args, caller, place, observer) as crew,
+        _crew(args, caller, source.place, observer) as crew,
     ):
         from mask_impact.studies.dataset_study import run_dataset
 
-        n_rows = count_rows(args.file)
         return run_dataset(
             crew,
-            rows,
+            source.rows,
             writer,
-            n_rows=shard.share(n_rows if args.limit is None else min(n_rows, args.limit)),
+            n_rows=shard.share(source.n_rows),
+            own=source.own,
             reduce=args.reduce or REDUCE[0],
             resume=args.resume,
             retry_failed=args.retry_failed,
@@ -291,22 +320,25 @@ def _run_dataset(args: argparse.Namespace, caller: Caller, flags: dict, command:
         )
 
 
-def _forecast(args: argparse.Namespace, caller: Caller, flags: dict, is_dataset: bool) -> int:
+def _name(args: argparse.Namespace) -> str:
+    """What the results are called."""
+    return args.output or Path(args.file).stem
+
+
+def _forecast(args: argparse.Namespace, caller: Caller, flags: dict, separate: bool) -> int:
     """What the study is going to take; the exit code is that of a run."""
-    shard = args.shard or ALL
-    if is_dataset:
-        place, rows, name = _read_dataset(args, caller, flags)
-        rows, formats = rows_of(rows, shard), ("parquet",)
-        folder = folder_of(place_of(place.output_dir), name).parent
+    source, shard = _read(args, caller, flags, separate), args.shard or ALL
+    if separate:
+        rows, formats, n_variants = jobs_of([*source.rows], shard), source.formats or ("csv", "json"), None
+        folder = check_output(source.place.output_dir, Path(args.file).stem, ()).parent
     else:
-        config, place, jobs = _read_config(args, caller, flags)
-        rows, formats = jobs_of(jobs, shard), config.formats or ("csv", "json")
-        folder = check_output(config.output_dir, Path(args.file).stem, ()).parent
-    reader = read_without_weights(caller, place)
+        rows, formats, n_variants = rows_of(source.rows, shard), ("parquet",), None if args.reduce == "none" else 3
+        folder = folder_of(place_of(source.place.output_dir), _name(args)).parent
+    reader = read_without_weights(caller, source.place)
 
     from mask_impact.studies.forecast import forecast
 
-    found = forecast(reader, rows, folder, formats, 3 if is_dataset and args.reduce != "none" else None)
+    found = forecast(reader, rows, folder, formats, n_variants)
     if args.json:
         say(to_text(found.entry()))
     elif not args.quiet:

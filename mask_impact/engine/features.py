@@ -96,8 +96,7 @@ class FeaturePass:
 
     def tower_rows(self, image: int) -> int:
         """Of one image through the tower, whose layers are smaller: as many rows of the decoder as have its multiplications."""
-        vision, text = self.model.config.vision_config, self.model.config.get_text_config()
-        return round(self.n_patches[image] * vision.depth * _tower_layer(vision) / _decoder_layer(text))
+        return round(self.n_patches[image] * tower_rows_of_patch(self.model.config))
 
     def decoder_rows(self) -> int:
         """Of one variant through the decoder, from the first image token on."""
@@ -218,6 +217,12 @@ class FeaturePass:
             )
             self._prefix = output.past_key_values
         return self._prefix
+
+
+def tower_rows_of_patch(config: Any) -> float:
+    """As how many rows of a decoder layer a patch counts that goes through the whole tower."""
+    vision = config.vision_config
+    return vision.depth * _tower_layer(vision) / _decoder_layer(config.get_text_config())
 
 
 def _tower_layer(vision: Any) -> int:

@@ -94,7 +94,8 @@ class Gathering:
         self._largest, self._strongest = 0.0, ""
         self._flows: dict[Kind, np.ndarray] = {}
         self._routes: dict[str, np.ndarray] = {}
-        self._whole: dict[str, float] = {}
+        self._targets: dict[str, set[int]] = {}  # of each flow, by their steps
+        self._cuts: dict[str, dict[int, float]] = {}
         self._carried = np.zeros((0, 0))
         self._parts: dict[tuple[str, str], dict[str, float]] = {}
         self._regions: dict[tuple[int, str, int, str], dict[tuple[str, str], float]] = {}
@@ -144,9 +145,10 @@ class Gathering:
         image, read = np.isin(position, [*self._images]), np.isin(position, [*self.reasons()[1]])
         self._sizes = _added(self._sizes, layer, sizes, [image & content, ~image & content, read])
 
-    def route(self, flow: str, estimate: np.ndarray, whole_change: float | None) -> None:
-        """A flow of an answer's routes: float [L, H], what cutting it in one head is estimated to do; what cutting it in all
-        layers did."""
+    def route(self, flow: str, step: int, estimate: np.ndarray) -> None:
+        """A flow of an answer's routes to the target that begins at a step: float [L, H], what cutting it in one head is
+        estimated to do."""
+        self._targets.setdefault(flow, set()).add(step)
         self._n_layers = max(self._n_layers, len(estimate))
         by_layer = self._routes.get(flow, np.zeros(0))
         by_layer = _padded(by_layer, max(len(by_layer), len(estimate)))
@@ -154,8 +156,11 @@ class Gathering:
         self._routes[flow] = by_layer
         self._carried = _widened(self._carried, estimate.shape)
         self._carried[: len(estimate), : estimate.shape[1]] += estimate
-        if whole_change is not None and math.isfinite(whole_change):
-            self._whole[flow] = self._whole.get(flow, 0.0) + whole_change
+
+    def cut(self, flow: str, step: int, change: float | None) -> None:
+        """What really cutting it in all layers did to this target, nats; nothing where it was not cut."""
+        if change is not None and math.isfinite(change):
+            self._cuts.setdefault(flow, {})[step] = change
 
     def knockout(self, flow: str, change: np.ndarray, how: str) -> None:
         """What cutting a flow around each layer did, float [L], nats."""
@@ -198,7 +203,11 @@ class Gathering:
         curves = self._flows | {
             Kind(FLOW + name, BY_ESTIMATE, n): _padded(values, n) for name, values in self._routes.items()
         }
-        numbers = {Kind(FLOW + name, CUT, n, "all layers"): change for name, change in self._whole.items()}
+        numbers = {
+            Kind(FLOW + name, CUT, n, "all layers"): sum(changes.values())
+            for name, changes in self._cuts.items()
+            if self._targets.get(name, set()) <= {*changes}  # of all targets, or it is less than the answer's
+        }
         effect = EFFECT if self._all_measured else ESTIMATED
         shares, of = self._shares()
         if shares is not None:

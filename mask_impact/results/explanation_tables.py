@@ -18,6 +18,8 @@ NUMBERS = ("contribution", "estimate_local", "logprob_change", "kl_divergence")
 ROUTES = (
     "step", "target", "flow", "layer", "head", "estimate_local", "contribution", "cut", "logprob_change", "whole_change",
 )  # fmt: skip
+CUTS = ("step", "target", "flow", "cut", "first_layer", "last_layer", "logprob_change")  # of a study's table of flows
+ALL_LAYERS, FEW_LAYERS = "all layers", "few layers"  # in which a flow was cut
 ESTIMATES = (
     "step", "target", "layer", "position", "token", "kind", "image", "row", "column", "contribution", "estimate_local",
 )  # fmt: skip
@@ -109,6 +111,36 @@ def routes_table(found: Explanation):
     number, count, text = pa.float32(), pa.int32(), pa.string()
     types = (count, text, text, count, count, number, number, pa.bool_(), number, number)
     return pa.table({name: pa.array(rows[name], kind) for name, kind in zip(ROUTES, types, strict=True)})
+
+
+def carried_table(found: Explanation):
+    """A pyarrow.Table with the columns of ROUTES that are estimated, a row for each target, flow, layer and head."""
+    return routes_table(found).drop_columns(["cut", "logprob_change", "whole_change"])
+
+
+def cuts_table(found: Explanation):
+    """A pyarrow.Table with CUTS, of what was measured alone: a row for each target, flow and range of layers in which it was cut,
+    ALL_LAYERS or FEW_LAYERS, those that by estimate carry most."""
+    import pyarrow as pa
+
+    rows: list[tuple] = []
+    for target in found.targets:
+        for one in target.routes:
+            every = (0, len(one.estimate) - 1)
+            for cut, layers, change in (
+                (ALL_LAYERS, every, one.whole_change),
+                (FEW_LAYERS, one.layers, one.logprob_change),
+            ):
+                if layers is not None and change is not None:
+                    rows.append((target.step, clean_text(target.text), clean_text(one.name), cut, *layers, change))
+    count, text = pa.int32(), pa.string()
+    types = (count, text, text, text, count, count, pa.float32())
+    return pa.table(
+        {
+            name: pa.array([row[at] for row in rows], kind)
+            for at, (name, kind) in enumerate(zip(CUTS, types, strict=True))
+        }
+    )
 
 
 def estimates_table(found: Explanation):

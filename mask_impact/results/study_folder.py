@@ -1,4 +1,4 @@
-"""Where the tables of a study of a dataset lie: a folder for each table in the study's own, files of the same names in each.
+"""Where the tables of a study lie: a folder for each table in the study's own, files of the same names in each.
 
     NAME/manifest.json
     NAME/prompts/part-000000.parquet   a row for each prompt; written last: by this file the part is known as complete
@@ -14,10 +14,11 @@ from mask_impact.results.remote import Place, Remote
 
 IMPACT, PROMPTS, MANIFEST = "impact", "prompts", "manifest.json"
 TABLES = (
-    PROMPTS, IMPACT, "effect", "answer", "routes", "matrix", "card", "patches", "deepstack", "tower", "tower_effects",
+    PROMPTS, IMPACT, "effect", "answer", "flows", "routes", "matrix", "card", "patches", "deepstack", "tower",
+    "tower_effects",
 )  # fmt: skip
 OLD = tuple(
-    name for name in TABLES if name not in (PROMPTS, IMPACT)
+    name for name in TABLES if name not in (PROMPTS, IMPACT, "flows")
 )  # that an earlier version wrote beside the impacts
 PART = "part-*.parquet"
 

@@ -14,7 +14,8 @@ from mask_impact.results.tokens import TOKEN_KINDS
 
 KIND, CONTENT = "kind", "content"  # further columns of a dataset's distances
 PROMPT_COLUMNS = (
-    "prompt_name", "digest", "generated_text", "correct", "carried", "n_prompt", "n_produced", "left_out", "seconds",
+    "prompt_name", "digest", "settings", "generated_text", "correct", "carried", "n_prompt", "n_produced", "left_out",
+    "seconds",
 )  # fmt: skip
 COLUMNS = ("generation_step", "layer", "token_masked", "token_position", "variant", "l2_distance", "cosine_distance")
 

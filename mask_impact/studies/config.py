@@ -17,6 +17,7 @@ from mask_impact.errors import InputError, described, shown
 from mask_impact.models.names import DEMO, SMOLLM2
 from mask_impact.prompts.yaml_file import YamlFile
 from mask_impact.results.files import read_prompt_file
+from mask_impact.results.remote import is_address
 from mask_impact.studies.jobs import (
     NO_FLAGS,
     Job,
@@ -32,14 +33,15 @@ from mask_impact.studies.schema import SIZES, DefaultsLevel, FileLevel, ModelLev
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """A YAML file. jobs: the prompts that are enabled, in their order. model, formats: None where the default holds."""
+    """A YAML file. jobs: the prompts that are enabled, in their order. model, formats: None where the default holds.
+    output_dir: a folder, or the address of a store as text."""
 
     model: str | None
     revision: str | None
     device: str
     dtype: str
     formats: tuple[str, ...] | None
-    output_dir: Path
+    output_dir: Path | str
     jobs: tuple[Job, ...]
     n_disabled: int
 
@@ -71,14 +73,17 @@ def load_config(path: str | os.PathLike, *, kind: str | None, overrides: Mapping
         text.report(("prompts",), f"every prompt is disabled ({n_disabled} of them); set enabled: true on at least one")
     text.raise_problems()
 
-    output_dir = folder / file.output_dir if file.output_dir else Path("output")
+    output_dir = file.output_dir or "output"
+    if file.output_dir and not is_address(output_dir):
+        output_dir = folder / output_dir
+    output_dir = flags.get("output_dir", output_dir)
     return BatchConfig(
         model=flags.get("model", _located_model(folder, place.get("path"))),
         revision=flags.get("revision", None if "model" in flags else place.get("revision")),
         device=flags.get("device") or place.get("device") or "auto",
         dtype=flags.get("dtype") or place.get("dtype") or "auto",
         formats=flags.get("formats", file.formats),
-        output_dir=Path(flags.get("output_dir", output_dir)),
+        output_dir=output_dir if is_address(output_dir) else Path(output_dir),
         jobs=jobs,
         n_disabled=prompts.n_disabled,
     )

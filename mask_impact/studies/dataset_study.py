@@ -1,9 +1,9 @@
-"""A dataset to parts of Parquet, each written as soon as it is done and known again by its digest."""
+"""Rows of prompts to parts of Parquet, each written as soon as it is done and known again by its digest."""
 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import islice
 from typing import Any
@@ -14,7 +14,7 @@ from mask_impact.models.loading import LoadedModel
 from mask_impact.results.dataset_answers import card_table
 from mask_impact.results.distance_files import write_tables
 from mask_impact.results.effect_tables import effect_table
-from mask_impact.results.explanation_tables import explanation_table, matrix_table, routes_table
+from mask_impact.results.explanation_tables import carried_table, cuts_table, explanation_table, matrix_table
 from mask_impact.results.remote import Place, is_there, opened
 from mask_impact.results.study_folder import IMPACT, PROMPTS, TABLES, part_of
 from mask_impact.results.table_files import clean_text, one_line
@@ -24,8 +24,8 @@ from mask_impact.studies.crew import Block, Crew, Done, ThisProcess
 from mask_impact.studies.digest import digest
 from mask_impact.studies.jobs import Job, Problem
 from mask_impact.studies.looks import tables_of
-from mask_impact.studies.manifest import about, changed, n_complete, read_manifest, write_manifest
-from mask_impact.studies.parts import HOW, RUN, folder_of, make_folder, remove, write_part
+from mask_impact.studies.manifest import about, changed, n_complete, read_manifest, stored, write_manifest
+from mask_impact.studies.parts import RUN, folder_of, make_folder, remove, write_part
 from mask_impact.studies.progress import Course, ErrorLog, StudyObserver, Tally, run_blocks
 from mask_impact.studies.writer import MAX_TOGETHER, Writer, old_parts
 
@@ -36,24 +36,27 @@ def run_dataset(
     writer: Writer,
     *,
     n_rows: int | None = None,
+    own: Collection[str] = (),
     reduce: str = "summary",
     resume: bool = False,
     retry_failed: bool = False,
     keep_others: bool = False,
     observer: StudyObserver | None = None,
 ) -> Tally:
-    """Run the jobs of a dataset, read as they are needed, and write parts of MAX_TOGETHER rows each, a file for each table.
+    """Run the jobs of a dataset or a configuration, read as they are needed, and write parts of MAX_TOGETHER rows each, a file
+    for each table.
 
     They go into the folder that is called as the writer is, in the writer's folder: see `results.study_folder`. Rows that are no
     jobs, and jobs that fail, go to {writer name}.errors.jsonl. model: or who measures with
-    it. reduce: see `tables.to_dataset_table`. n_rows: about how many rows there are. resume: leave out parts that are complete;
+    it. reduce: see `tables.to_dataset_table`. n_rows: about how many rows there are. own: settings that may differ from row to
+    row, besides those that are columns of datasets. resume: leave out parts that are complete;
     with retry_failed only those in which nothing failed. keep_others: whether a resumed run leaves later parts that are there,
     because these rows are only the first of the dataset. Ctrl-C as in `run_study`.
     """
     observer, started = observer or StudyObserver(), time.perf_counter()
     crew = ThisProcess(model, observer) if isinstance(model, LoadedModel) else model
     study, course = _Dataset(crew, rows, writer, reduce, observer), Course()
-    study.resume, study.retry_failed = resume, retry_failed
+    study.resume, study.retry_failed, study.own = resume, retry_failed, own
     observer.study_begins(n_rows, 0)
     for block, done in run_blocks(crew, study.blocks(), partial(_tables_of, reduce=reduce), observer, course):
         if done is None:
@@ -70,6 +73,7 @@ class _Dataset:
     """The parts of a dataset: which are to be run, what was measured of those at work, and writing them."""
 
     resume = retry_failed = False
+    own: Collection[str] = ()
 
     def __init__(
         self, crew: Crew, rows: Iterable[Job | Problem], writer: Writer, reduce: str, observer: StudyObserver
@@ -147,7 +151,7 @@ class _Dataset:
         """What the first part says of all; a note where a run goes on with what has another model, settings or code."""
         if self._common is not None or not part.jobs:
             return
-        self._common = about(self._crew.identity, part.jobs[0].settings, self._reduce)
+        self._common = about(self._crew.identity, part.jobs[0].settings, self._reduce, self.own)
         try:
             before = read_manifest(self._folder) if self.resume else None
         except OutputError as error:
@@ -235,7 +239,6 @@ class _Part:
         of = {name: tables for name, tables in of.items() if tables}
         of[PROMPTS] = [prompts_table([self._row(job, one[PROMPTS]) for job, one in done])]
         run = {"model": self._crew.name, "reduce": self._reduce}
-        run |= {name: getattr(self.jobs[0].settings, name) for name in HOW if self.jobs}
         failures = [self.failures[job.name] for job in self.jobs if job.name in self.failures]
         known = {"mask_impact_digest": self.digest, "mask_impact_failures": json.dumps(failures)}
         known["mask_impact_tables"] = json.dumps([name for name in of if name != PROMPTS])
@@ -252,6 +255,7 @@ class _Part:
         return {
             "prompt_name": job.name,
             "digest": self._digests[job.name],
+            "settings": _as_json(stored(job.settings)),
             "correct": is_correct(found["generated_text"], expected),
             "carried": _as_json(job.carried),
             **found,
@@ -281,7 +285,9 @@ def _tables_of(outcome: Outcome, reduce: str) -> dict[str, Any]:
         tables["answer"] = named(explanation_table(result.answer))
         tables["card"] = named(card_table(result.answer))
         if any(target.heads is not None for target in result.answer.targets):
-            tables["routes"] = named(routes_table(result.answer))
+            tables["routes"] = named(carried_table(result.answer))
+            if len(cuts := cuts_table(result.answer)):
+                tables["flows"] = named(cuts)
         if result.answer.matrix is not None:
             tables["matrix"] = named(matrix_table(result.answer))
     tables |= {name: named(table) for name, table in tables_of(outcome.looked)}

@@ -57,6 +57,13 @@ def run_settings(values: Mapping[str, Any]) -> RunSettings:
     return RunSettings(**{one.name: values[one.name] for one in of_class(RunSettings) if one.name in values})
 
 
+def differing(jobs: Iterable[Job]) -> set[str]:
+    """The settings in which jobs differ."""
+    found = {job.settings for job in jobs}
+    names = (one.name for one in of_class(RunSettings))
+    return {name for name in names if len({getattr(one, name) for one in found}) > 1}
+
+
 def is_url(text: str) -> bool:
     """Whether an image is given by an http(s) URL."""
     return re.match("https?://", text, re.IGNORECASE) is not None

@@ -1,11 +1,13 @@
-"""`NAME/manifest.json`: what a dataset's study is of, and which tables it has with which columns.
+"""`NAME/manifest.json`: what a study is of, and which tables it has with which columns.
 
 Written when the first part is there, and again at the end. Its fingerprint is of what all prompts have in common: model,
-settings, code version; each prompt's own digest is in the table of prompts. Knows where the tables lie; not what they mean.
+settings, code version; each prompt's own digest and settings are in the table of prompts. Knows where the tables lie; not
+what they mean.
 """
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -24,16 +26,21 @@ KEY = "prompt_name"
 NO_NUMBERS = {"allow_remote", "max_cost", "batch_size"}  # settings on which no number depends
 
 
-def about(identity: Any, settings: RunSettings, reduce: str) -> dict[str, Any]:
+def stored(settings: RunSettings) -> dict[str, Any]:
+    """The settings on which a number may depend, as JSON types."""
+    return {name: value for name, value in asdict(settings).items() if name not in NO_NUMBERS}
+
+
+def about(identity: Any, settings: RunSettings, reduce: str, own: Collection[str] = ()) -> dict[str, Any]:
     """What all prompts have in common, as JSON types, with its fingerprint. identity: a `digest.Identity`.
 
-    Settings that a row may have of its own are left out, and so are the times of the model's files, which differ from machine to
-    machine.
+    Settings that a row may have of its own (a dataset's columns, and `own`) are left out, and so are the times of the model's
+    files, which differ from machine to machine.
     """
     import torch
     import transformers
 
-    of_rows = {one.name for one in of_class(RunSettings) if one.column} | NO_NUMBERS
+    of_rows = {one.name for one in of_class(RunSettings) if one.column} | {*own}
     found = {
         "model": {
             "name": identity.name,
@@ -42,7 +49,7 @@ def about(identity: Any, settings: RunSettings, reduce: str) -> dict[str, Any]:
             "dtype": identity.dtype,
             "device": identity.device,
         },
-        "settings": {name: value for name, value in asdict(settings).items() if name not in of_rows},
+        "settings": {name: value for name, value in stored(settings).items() if name not in of_rows},
         "reduce": reduce,
         "code": {
             "mask_impact": mask_impact.__version__,
@@ -55,7 +62,7 @@ def about(identity: Any, settings: RunSettings, reduce: str) -> dict[str, Any]:
 
 
 def write_manifest(folder: Place, common: dict[str, Any], n_prompts: int, complete: bool) -> None:
-    """The file, of what is in the folder. n_prompts: in the dataset, as far as it was read; complete: whether all parts are
+    """The file, of what is in the folder. n_prompts: in the study, as far as they were read; complete: whether all parts are
     there. OutputError."""
     content = common | {
         "key": KEY,
@@ -112,7 +119,12 @@ def changed(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     for part in ("model", "settings", "code"):
         old, new = before.get(part), now[part]
         old = old if isinstance(old, dict) else {}
-        found += [f"{name} was {old.get(name)}, is {value}" for name, value in new.items() if old.get(name) != value]
+        known = old if part == "settings" else new  # some may have been the prompts' own
+        found += [
+            f"{name} was {old.get(name)}, is {value}"
+            for name, value in new.items()
+            if name in known and old.get(name) != value
+        ]
     if before.get("reduce") != now["reduce"]:
         found.append(f"reduce was {before.get('reduce')}, is {now['reduce']}")
     return "; ".join(found)[:300] or None

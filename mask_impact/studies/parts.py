@@ -1,4 +1,4 @@
-"""The parts of a dataset's results: written whole, table by table, known again, removed. Where they lie says `study_folder`."""
+"""The parts of a study's results: written whole, table by table, known again, removed. Where they lie says `study_folder`."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -27,8 +27,7 @@ from mask_impact.results.study_folder import (
     table_of,
 )
 
-RUN = "mask_impact_run"  # in the metadata of each file, as JSON: model, reduce, and these settings
-HOW = ("ablation", "window", "queries", "groups")
+RUN = "mask_impact_run"  # in the metadata of each file, as JSON: model, reduce; in an earlier version settings, too
 Writers = Mapping[str, Callable[[BinaryIO], Any]]
 
 

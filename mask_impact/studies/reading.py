@@ -16,6 +16,7 @@ import numpy as np
 from mask_impact.errors import OutputError
 from mask_impact.findings.prompt_numbers import Gathering, PromptNumbers, Unit
 from mask_impact.results.dataset_answers import DatasetAnswers
+from mask_impact.results.explanation_tables import ALL_LAYERS
 from mask_impact.results.files import is_regular
 from mask_impact.results.remote import Place, is_there, opened
 from mask_impact.results.stored import Stored, read_stored, stem_of
@@ -32,8 +33,8 @@ from mask_impact.results.table_reading import MOST_LAYERS
 from mask_impact.results.tables import COLUMNS, CONTENT, KIND
 from mask_impact.results.tokens import CELLS, IMAGE_PAD, VIDEO_PAD
 from mask_impact.studies.manifest import read_manifest
-from mask_impact.studies.parts import HOW, RUN
-from mask_impact.studies.reading_results import PAGES, UNKNOWN_WINDOW, how_text, of_stored, variant_of
+from mask_impact.studies.parts import RUN
+from mask_impact.studies.reading_results import PAGES, how_text, of_stored, variant_of
 
 BATCH = 2**16  # rows
 MOST_POSITIONS = 2**31
@@ -113,19 +114,15 @@ class _Part:
         self.path = self._file(IMPACT)
         self.gatherings: dict[str, Gathering] = {}
         self.order: dict[str, None] = {}
-        self.how, self.by_layer, self.reduced = UNKNOWN_WINDOW, True, False
-
-    @property
-    def source(self) -> str:
-        """The place, as it is told."""
-        return str(self.place)
+        self.settings: dict[str, dict[str, Any]] = {}  # by prompt; of an earlier version under no name
+        self.reduced = False
 
     def prompts(self) -> Iterator[PromptNumbers]:
         """In the order of their distances. What is read first decides what is taken for the evidence in what is read then."""
         self._settings()
         for kind, add in (
             ("answer", self._answer), (IMPACT, self._distances), ("effect", self._effects), ("routes", self._routes),
-            ("deepstack", self._deepstack), ("patches", self._patches),
+            ("flows", self._cuts), ("deepstack", self._deepstack), ("patches", self._patches),
         ):  # fmt: skip
             path = self._file(kind)
             if is_there(path):
@@ -150,14 +147,17 @@ class _Part:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        path = self._file(IMPACT if self.study.old else PROMPTS)
+        columns = ["prompt_name", "settings"]
         try:
-            with opened(self._file(IMPACT if self.study.old else PROMPTS)) as file:
-                stored = (pq.read_schema(file).metadata or {}).get(RUN.encode(), b"{}")
-            run = json.loads(stored)
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise OutputError(f"{self.path} cannot be read: {one_line(error)}") from error
-        run = run if isinstance(run, dict) else {}
-        self.how, self.by_layer = how_text({name: run.get(name) for name in HOW}), run.get("window") != "all"
+            with opened(path) as file, pq.ParquetFile(file) as table:
+                run = _mapping(json.loads((table.schema_arrow.metadata or {}).get(RUN.encode(), b"{}")))
+                if {*columns} <= {*table.schema_arrow.names} and not self.study.old:
+                    names, texts = (column.to_pylist() for column in table.read(columns))
+                    self.settings = {name: _mapping(json.loads(text)) for name, text in zip(names, texts, strict=True)}
+        except (OSError, ValueError, TypeError, RecursionError, pa.ArrowException) as error:
+            raise OutputError(f"{path} cannot be read: {one_line(error)}") from error
+        self.settings.setdefault("", run)
         self.reduced = run.get("reduce") == "summary"
 
     def _batches(self, path: Place, kind: str) -> Iterator[Any]:
@@ -181,9 +181,10 @@ class _Part:
             rows = _Rows(batch, places)
             name = names[code]
             if name not in self.gatherings:
+                settings = self.settings.get(name, self.settings[""])
                 self.gatherings[name] = Gathering(
-                    name, rows.first("generated_text") or "", _carried(rows.first("carried")), self.how, self.by_layer,
-                    str(self.path), self.reduced,
+                    name, rows.first("generated_text") or "", _carried(rows.first("carried")), how_text(settings),
+                    settings.get("window") != "all", str(self.path), self.reduced,
                 )  # fmt: skip
             yield self.gatherings[name], rows
 
@@ -219,14 +220,27 @@ class _Part:
     def _routes(self, gathering: Gathering, rows: "_Rows") -> None:
         """A flow is read whole before the next one, but a batch may end within it: its parts are added."""
         layer, head, values = rows.whole("layer"), rows.whole("head"), rows.floats("contribution")
-        flows, whole, step = np.array(rows.texts("flow"), dtype=object), rows.floats("whole_change"), rows.whole("step")
+        flows, step = np.array(rows.texts("flow"), dtype=object), rows.whole("step")
+        whole = rows.floats("whole_change") if "whole_change" in rows else None  # of an earlier version
         for name in dict.fromkeys(flows.tolist()):
             for one in np.unique(step[flows == name]):
                 here = (flows == name) & (step == one)
                 estimate = np.zeros((int(layer.max()) + 1, int(head.max()) + 1))
                 np.add.at(estimate, (layer[here], head[here]), np.nan_to_num(values[here]))
-                begins = (layer[here] == 0) & (head[here] == 0)
-                gathering.route(name, estimate, float(whole[here][begins][0]) if begins.any() else None)
+                gathering.route(name, int(one), estimate)
+                if whole is not None:
+                    gathering.cut(name, int(one), float(whole[here][0]))
+
+    def _cuts(self, gathering: Gathering, rows: "_Rows") -> None:
+        columns = (
+            rows.texts("flow"),
+            rows.whole("step").tolist(),
+            rows.texts("cut"),
+            rows.floats("logprob_change").tolist(),
+        )
+        for name, step, cut, change in zip(*columns, strict=True):
+            if cut == ALL_LAYERS:
+                gathering.cut(name, step, change)
 
     def _deepstack(self, gathering: Gathering, rows: "_Rows") -> None:
         columns = (rows.texts(name) for name in ("region", "baseline", "parts_kept"))
@@ -249,7 +263,8 @@ _COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("prompt_name", "layer", "token_masked", "token_position", "n_tokens", "logprob_change", "below_floor"),
         ("estimate", *_TEXTS),
     ),
-    "routes": (("prompt_name", "step", "flow", "layer", "head", "contribution", "whole_change"), _TEXTS),
+    "routes": (("prompt_name", "step", "flow", "layer", "head", "contribution"), ("whole_change", *_TEXTS)),
+    "flows": (("prompt_name", "step", "flow", "cut", "logprob_change"), _TEXTS),
     "deepstack": (("prompt_name", "region", "baseline", "parts_kept", "logprob_change", "shapley"), _TEXTS),
     "patches": (("prompt_name", "step", "image", "level", "region", "fill", "route", "logprob_change"), _TEXTS),
 }  # fmt: skip
@@ -308,6 +323,9 @@ def _codes(column: Any) -> tuple[np.ndarray, list[str]]:
 
 def _carried(text: str | None) -> dict[str, Any]:
     with suppress(ValueError):
-        found = json.loads(text or "{}")
-        return found if isinstance(found, dict) else {}
+        return _mapping(json.loads(text or "{}"))
     return {}
+
+
+def _mapping(found: Any) -> dict[str, Any]:
+    return found if isinstance(found, dict) else {}

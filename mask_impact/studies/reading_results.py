@@ -60,7 +60,8 @@ def of_stored(stem: Path, stored: Stored) -> PromptNumbers:
         gathering.units += _units(stored.answer)
         for target in stored.answer.targets:
             for route in target.routes:
-                gathering.route(route.name, route.contribution, route.whole_change)
+                gathering.route(route.name, target.step, route.contribution)
+                gathering.cut(route.name, target.step, route.whole_change)
     if stored.result is not None:
         _add_result(gathering, stored.result)
     if stored.flows is not None:

@@ -439,8 +439,8 @@ def test_what_a_model_takes_is_read_from_the_checkpoint(
 def test_a_study_runs_on_either_kind(run, text_checkpoint, vl_checkpoint, picture, tmp_path):
     write_config(tmp_path / "study.yml", [{"prompt": "the cat", "image_path": picture}, "the mat"])
     assert run("study", "study.yml", "-m", vl_checkpoint, "-q").code == 0
-    assert written() == [f"p{number}_results.{end}" for number in (0, 1) for end in ("csv", "json", "meta.json")]
-    assert run("study", "study.yml", "-m", vl_checkpoint, "--resume").out.count("2 of them are done already") == 1
+    assert written("output/study/impact") == ["part-000000.parquet"]
+    assert run("study", "study.yml", "-m", vl_checkpoint, "--resume").out.count("2 were there already") == 1
     write_dataset(tmp_path / "data.jsonl", [{"prompt": "the cat"}])
     assert run("study", "data.jsonl", "-m", text_checkpoint, "-o", "named", "-q").code == 0
     assert written("output/named/impact") == ["part-000000.parquet"]
@@ -452,9 +452,8 @@ def test_a_study_s_file_is_known_by_its_suffix(refused, no_weights):
         "'data.tsv' is neither a configuration (.yaml or .yml) nor a dataset (.jsonl, .csv, .parquet), by its suffix"
         in line
     )
-    assert "--output does not go with a configuration" in refused("study", "a.yaml", "-o", "x")
-    assert "--formats does not go with a dataset" in refused("study", "a.csv", "--formats", "csv")
-    assert "--reduce summary does not go with a configuration" in refused("study", "a.yml", "--reduce", "summary")
+    for words in (["a.yaml", "--report"], ["a.csv", "--formats", "csv"]):
+        assert f"{words[1]} is about files of each prompt" in refused("study", *words)
 
 
 def test_models_lists_the_architectures_and_describes_a_checkpoint(run, no_weights, text_checkpoint, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from studying import write_config, write_dataset
 
 from mask_impact.commands.main import main
+from mask_impact.commands.scripts import main_text
 from mask_impact.models import loading
 from mask_impact.results.store import load_result
 from mask_impact.results.stored import read_stored
@@ -23,7 +24,7 @@ COMMANDS = {
     "evidence": ["evidence", PROMPT, "-n", "1", "--budget", "2", "-o", "x"],
     "knockout": ["knockout", PROMPT, "cat -> last", "-n", "1", "-o", "x", "--formats", "csv,json,parquet"],
     "without": ["without", PROMPT, "cat", "-n", "1", "-o", "x"],
-    "study": ["study", "study.yaml", "--report", "--plots"],
+    "study": ["study", "study.yaml"],
     "dataset": ["study", "data.jsonl", "--answer", "--effect", "--budget", "2", "-o", "x"],
 }
 OWN = dict.fromkeys(COMMANDS, ("x",)) | {"study": ("study",)}  # what is locked
@@ -175,7 +176,7 @@ def test_a_line_of_errors_is_whole_or_not_there_and_a_full_disk_ends_the_study_i
         return write(descriptor, data[: len(data) // 2] if len(lines) == 2 else data)
 
     monkeypatch.setattr(os, "write", half)
-    assert main(["study", "study.yaml", "-m", str(text_checkpoint), "-q"]) == 1
+    assert main_text(["--config", "study.yaml", "--model", str(text_checkpoint), "-q"]) == 1
     line = capsys.readouterr().err
     assert len(line.splitlines()) == 1
     assert "no space left for out/study.errors.jsonl" in line
@@ -244,11 +245,11 @@ def test_only_files_that_are_ours_are_removed(here, results, text_checkpoint):
 def test_a_study_whose_pages_are_asked_for_later_writes_them_beside_the_same_numbers(
     here, text_checkpoint, monkeypatch
 ):
-    argv = ["study", "study.yaml", "-m", str(text_checkpoint), "-q"]
-    assert main(argv) == 0
+    argv = ["--config", "study.yaml", "--model", str(text_checkpoint), "-q"]
+    assert main_text(argv) == 0
     before = suffixes(here / "out", "p0_results")
     monkeypatch.setattr(crew, "run_tasks", lambda *args: pytest.fail("it ran again"))
-    assert main([*argv, "--resume", "--report"]) == 0
+    assert main_text([*argv, "--resume", "--report"]) == 0
     assert suffixes(here / "out", "p0_results") == before | {"html"}
     load_result(here / "out" / "p0_results")
 

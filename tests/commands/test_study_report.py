@@ -17,6 +17,7 @@ from studying import write_dataset
 from synthetic import make_result
 
 from mask_impact.commands.main import main
+from mask_impact.commands.scripts import main_text
 from mask_impact.results.deepstack_files import deepstack_table
 from mask_impact.results.tables import to_dataset_table, with_prompt
 
@@ -259,20 +260,30 @@ def test_a_configuration_is_studied_and_reported(report, tmp_path, text_checkpoi
         {"name": f"r{n}", "prompt": f"the cat sat {n}", "labels": {"half": n % 2}, "expected": "no"} for n in range(6)
     ]
     Path("study.yaml").write_text(yaml.safe_dump({"prompts": prompts, "output_dir": "out"}))
-    argv = ["study", "study.yaml", "-m", str(text_checkpoint), "--raw", "-q", "--report", "--answer", "--budget", "2"]
+    argv = ["study", "study.yaml", "-m", str(text_checkpoint), "--raw", "-q", "--answer", "--budget", "2"]
     assert main(argv) == 0
-    code, out, _ = report("out", "--by", "half")
+    code, out, _ = report("out/study", "--by", "half")
     assert code == 0
     assert "half=0 minus half=1" in out
+    assert [row["prompt"] for row in table("out/study.report/report.prompts.csv")] == [f"r{n}" for n in range(6)]
+    links = links_to_cards(tmp_path / "out" / "study.report")
+    assert all(f"sat {name[1:]}" in question for name, question in links.items())
+
+
+def test_files_of_each_prompt_are_reported_with_their_pages(report, tmp_path, text_checkpoint):
+    prompts = [{"name": f"r{n}", "prompt": f"the cat sat {n}", "expected": "no"} for n in range(2)]
+    Path("study.yaml").write_text(yaml.safe_dump({"prompts": prompts, "output_dir": "out"}))
+    argv = ["--config", "study.yaml", "--model", str(text_checkpoint), "--raw", "-q", "--report"]
+    assert main_text(argv) == 0
+    assert report("out")[0] == 0
     places = [row["place"] for row in table("out.report/report.prompts.csv")]
-    assert places == [str(Path("out", f"r{n}_results.html")) for n in range(6)]
-    assert all(f"sat {name[1:]}" in question for name, question in links_to_cards(tmp_path / "out.report").items())
+    assert places == [str(Path("out", f"r{n}_results.html")) for n in range(2)]
     before = Path("out/r0_results.meta.json").stat().st_mtime_ns
-    assert main([*argv, "--resume"]) == 0
+    assert main_text([*argv, "--resume"]) == 0
     assert Path("out/r0_results.meta.json").stat().st_mtime_ns == before
     prompts[0]["expected"] = "yes"
     Path("study.yaml").write_text(yaml.safe_dump({"prompts": prompts, "output_dir": "out"}))
-    assert main([*argv, "--resume"]) == 0  # what is expected is stored anew
+    assert main_text([*argv, "--resume"]) == 0  # what is expected is stored anew
     assert Path("out/r0_results.meta.json").stat().st_mtime_ns > before
 
 
@@ -322,4 +333,4 @@ def test_report_is_a_word_of_study_and_a_file_keeps_its_own(report, capsys):
         assert out.startswith("usage: mask-impact study report ")
         assert max(map(len, out.splitlines())) <= 80
     assert main(["study", "--help"]) == 0
-    assert "mask-impact study report DIR" in " ".join(capsys.readouterr().out.split())
+    assert "mask-impact study report DIR/NAME" in " ".join(capsys.readouterr().out.split())

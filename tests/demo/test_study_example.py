@@ -3,15 +3,18 @@
 import argparse
 import csv
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from studying import REPOSITORY
 
 from mask_impact.demo.tasks import is_held_out
@@ -87,6 +90,44 @@ def test_questions_of_the_demo_are_those_that_it_was_not_trained_on(example, tmp
     from mask_impact.demo.pictures import image_samples
 
     assert all(is_held_out(repr(sample.scene)) for sample in image_samples("color", 3, seed=1))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("easy_vqa") is None, reason="needs the package easy-vqa")
+def test_questions_of_easy_vqa_are_of_four_kinds_and_of_all_answers(example):
+    rows = [*itertools.islice(example.of_easy_vqa(), 300)]
+    assert {row["task"] for row in rows} == {"shape", "color", "yes/no about shape", "yes/no about color"}
+    assert rows == [*itertools.islice(example.of_easy_vqa(), 300)]
+    assert all(Path(row["image"]).is_file() for row in rows)
+
+
+EASY = [  # (question, answer, kind)
+    ("what shape is present?", "circle", "shape"), ("what is the red shape?", "triangle", "shape"),
+    ("what color is the shape?", "teal", "color"), ("is there not a rectangle?", "no", "yes/no about shape"),
+    ("does the image contain a gray shape?", "yes", "yes/no about color"),
+    ("what is the color of the circle?", "red", "color"),
+]  # fmt: skip
+
+
+def test_easy_vqa_is_studied_and_reported_by_kind_and_by_right_and_wrong(
+    example, tmp_path, monkeypatch, capsys, vl_checkpoint
+):
+    """Of a package that stands in for it."""
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "0.png")
+    questions, answers, _ = zip(*EASY, strict=True)
+    package = types.ModuleType("easy_vqa")
+    package.get_test_questions = lambda: (list(questions), list(answers), [0] * len(EASY))
+    package.get_test_image_paths = lambda: {0: str(tmp_path / "0.png")}
+    monkeypatch.setitem(sys.modules, "easy_vqa", package)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["study.py", "--easy-vqa", "--model", str(vl_checkpoint), "--output-dir", "out"])
+    assert example.main() == 0
+    rows = [json.loads(line) for line in Path("out/questions.jsonl").read_text().splitlines()]
+    assert sorted((row["prompt"], row["expected"], row["task"]) for row in rows) == sorted(EASY)
+    assert pq.read_table("out/questions/prompts").num_rows == len(EASY)
+    for folder in ("questions.report", "questions.correct"):
+        assert Path("out", folder, "report.html").is_file()
+    assert "yes/no about color" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -53,16 +53,21 @@ def rows(n):
 def test_a_dataset_has_a_folder_for_each_kind_of_table(text_checkpoint):
     rows(3)
     argv = ["--dataset", "study.jsonl", "--model", str(text_checkpoint), "--quiet", "--raw"]
-    assert main_text([*argv, "--answer", "--effect", "--budget", "30", "--matrix", "--routes", "auto"]) == 0
+    assert main_text([*argv, "--answer", "--effect", "--budget", "30", "--matrix", "--routes", "question -> last"]) == 0
     frames = {
         kind: pd.read_parquet(f"output/study/{kind}/part-000000.parquet")
-        for kind in ("impact", "prompts", "answer", "card", "effect", "routes", "matrix")
+        for kind in ("impact", "prompts", "answer", "card", "effect", "flows", "routes", "matrix")
     }
     for frame in frames.values():
         assert frame["prompt_name"].unique().tolist() == ["r0", "r1", "r2"]
         assert frame["generated_text"].notna().all()
     assert {"contribution", "logprob_change", "necessary"} <= set(frames["answer"].columns)
     assert "logprob_change" in frames["effect"].columns
+    # What was measured and what is estimated are apart: each flow was cut once in all layers.
+    flows = frames["flows"]
+    assert flows[flows.cut == "all layers"].groupby("prompt_name", observed=True).flow.nunique().eq(1).all()
+    assert flows.logprob_change.notna().all()
+    assert not {"cut", "logprob_change", "whole_change"} & {*frames["routes"].columns}
     # The next one asks for less: what it does not write again is taken away.
     assert main_text(argv) == 0
     assert not list(Path("output/study/answer").glob("*.parquet"))

@@ -12,8 +12,10 @@ from PIL import Image
 from studying import study_files, write_dataset
 
 from mask_impact.analyses import deepstack, pixels
+from mask_impact.analyses.prepared import prepare
 from mask_impact.analyses.settings import PICTURES, RunSettings
 from mask_impact.commands.main import main
+from mask_impact.commands.scripts import main_vl
 from mask_impact.models import loading
 from mask_impact.prompts.images import read_pictures
 from mask_impact.prompts.videos import read_visuals
@@ -21,7 +23,7 @@ from mask_impact.results.deepstack_files import deepstack_table, load_deepstack
 from mask_impact.results.patch_files import patch_table
 from mask_impact.studies.digest import digest
 from mask_impact.studies.jobs import Job
-from mask_impact.studies.looks import LOOKS
+from mask_impact.studies.looks import LOOKS, forwards_of, look, plans
 from mask_impact.studies.manifest import read_manifest
 
 ROWS = [
@@ -107,20 +109,23 @@ def test_resuming_knows_what_was_asked_and_takes_away_what_is_not_asked_any_more
     assert sorted(study_files("output/data")) == ["impact/part-000000.parquet", "prompts/part-000000.parquet"]
 
 
-def test_a_configuration_writes_the_files_of_the_single_commands_and_knows_them_again(study):
-    argv = {"file": "data.yaml"}
-    code, out, _ = study("--deepstack", "--pixels", **argv)
-    assert code == 0
-    assert "1 prompt without pixels: the prompt has no image; give one" in out
+def test_a_script_s_configuration_writes_the_files_of_the_single_commands_and_knows_them_again(
+    study, vl_checkpoint, capsys
+):
+    argv = ["--config", "data.yaml", "--model", str(vl_checkpoint), "--deepstack", "--pixels"]
+    assert main_vl(argv) == 0
+    assert "1 prompt without pixels: the prompt has no image; give one" in capsys.readouterr().out
     found = load_deepstack("output/c_results")
     assert (found.answers, len(found.targets[0].shapley)) == ({}, len(found.parts))
     notices = json.loads(Path("output/b_results.meta.json").read_text())["run"]["notices"]
     assert "No deepstack: the prompt has no image; give one" in notices
-    assert "3 were there already" in study("--deepstack", "--pixels", "--resume", **argv)[1]
+    assert main_vl([*argv, "--resume"]) == 0
+    assert "3 were there already" in capsys.readouterr().out
     Path("output/c_results.patches.csv").unlink()
-    _, out, err = study("--deepstack", "--pixels", "--resume", **argv)
-    assert "1 written; 2 were there already" in out
-    assert "c_results.patches.csv is not there" in err
+    assert main_vl([*argv, "--resume"]) == 0
+    captured = capsys.readouterr()
+    assert "1 written; 2 were there already" in captured.out
+    assert "c_results.patches.csv is not there" in captured.err
 
 
 def test_videos_are_asked_about_too(study, vl_checkpoint, tmp_path):
@@ -160,6 +165,46 @@ def test_a_dry_run_counts_about_what_is_run(study, vl_checkpoint):
     )
     more = (told["all_forwards"] - plain["all_forwards"]) / 2
     assert taken / 1.5 < more < taken * 1.5
+
+
+def layers_counted(loaded, monkeypatch):
+    """[rows through decoder layers, through the tower's as many as have their weights] of all that runs from here on."""
+    counted = np.zeros(2)
+    layers = (loaded.model.model.language_model.layers[0], loaded.model.model.visual.blocks[0])
+    weights = [sum(one.numel() for one in layer.parameters() if one.dim() == 2) for layer in layers]
+    for place, own in enumerate([type(layer).forward for layer in layers]):
+
+        def forward(self, states, *args, place=place, own=own, **kwargs):
+            counted[place] += states.shape[:-1].numel() * weights[place] / weights[0]
+            return own(self, states, *args, **kwargs)
+
+        monkeypatch.setattr(type(layers[place]), "forward", forward)
+    return counted
+
+
+@pytest.mark.parametrize("asked", [
+    {"pixels": True, "by": "tokens"}, {"pixels": True, "split": True, "num_tokens": 2},
+    {"tower": True}, {"tower": True, "by": "tokens"},
+], ids=str)  # fmt: skip
+def test_a_forecast_is_that_of_the_tokens_that_go_through_layers(asked, vl_checkpoint, tmp_path, monkeypatch):
+    """Of a prompt whose image comes late: what stands before it runs once. An estimate's backward pass is as one forward."""
+    noise = np.random.default_rng(1).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "late.png")
+    loaded, settings = loading.load(str(vl_checkpoint)), RunSettings(**{"num_tokens": 1} | asked)
+    prompt = "the cat sat on the mat and the mat sat on the cat <image> the mat"
+    prepared = prepare(loaded, prompt, settings, read_pictures([str(tmp_path / "late.png")]))
+    look(loaded, prepared, None)  # the first time, layers are proven
+    counted = layers_counted(loaded, monkeypatch)
+    loaded.model(**prepared.encoded.inputs)
+    forward = counted.sum()
+    counted[:] = 0
+    look(loaded, prepared, None)
+    n_backward = "pixels" in asked and "by" not in asked
+    taken = counted.sum() / forward + n_backward
+    assert forwards_of(loaded, prepared) == pytest.approx(taken, rel=0.15)
+    if "tokens" in asked.values():
+        (plan,) = plans(loaded, prepared)[0].values()
+        assert plan.most_runs() > 1.15 * taken  # each variant as a whole pass
 
 
 @pytest.mark.parametrize(("flags", "said"), [

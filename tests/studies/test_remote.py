@@ -11,6 +11,7 @@ from fsspec.implementations.local import LocalFileSystem
 from studying import sentences, study_files, write_config, write_dataset
 
 from mask_impact.commands.main import main
+from mask_impact.commands.scripts import main_text
 from mask_impact.errors import OutputError, UsageError
 from mask_impact.results.remote import WHOLE_PUTS, Remote, place_of
 from mask_impact.studies import remote_lease
@@ -94,8 +95,8 @@ def test_what_cannot_be_is_said_in_one_line(run, store, tmp_path, text_checkpoin
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert said in err
     path = write_config(tmp_path / "study.yaml", ["the cat"])
-    assert main(["study", str(path), "--model", str(text_checkpoint), "--output-dir", STORE]) == 2
-    assert "a configuration's results go to a folder of this machine" in capsys.readouterr().err
+    assert main_text(["--config", str(path), "--model", str(text_checkpoint), "--output-dir", STORE]) == 2
+    assert "the files of each prompt go to a folder of this machine" in capsys.readouterr().err
     assert main(["study", "report", f"{STORE}/data"]) == 1
     assert f"{STORE}/data does not exist" in capsys.readouterr().err
     assert store.find("bucket") == []
