@@ -24,7 +24,7 @@ NAMES = {  # what others call it, in this order
     "image": ("image", "image_path", "image_id", "imageId", "image_name", "file_name"),
     "question": ("question", "prompt", "query"),
     "answer": ("answer", "answers", "multiple_choice_answer", "label", "expected"),
-    "task": ("task", "question_type", "answer_type", "category", "type"),
+    "task": ("task", "question_type", "answer_type", "category", "kind", "type"),
     "id": ("question_id", "id", "qid", "name"),
 }
 
@@ -40,7 +40,6 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--images", default="", help="folder of the images, or a pattern such as 'val2014/COCO_val2014_{:012d}.jpg'"
     )
-    parser.add_argument("--easy-vqa", action="store_true", help="the test questions of the package easy-vqa")
     parser.add_argument("--by", help="the column that makes groups (default: task, where questions have one)")
     parser.add_argument("--suffix", default="", help="text behind each question, such as ' Answer with one word.'")
     parser.add_argument("-n", type=int, default=16, help="questions (default: %(default)s)")
@@ -53,7 +52,7 @@ def main() -> int:
     args, others = arguments()
     folder = Path(args.output_dir)
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    found = of_easy_vqa() if args.easy_vqa else of_file(args) if args.data else of_demo(args.n, folder / "images")
+    found = of_file(args) if args.data else of_demo(args.n, folder / "images")
     rows = list(itertools.islice(found, args.n))
     if not rows:
         raise SystemExit("there is no question")
@@ -83,19 +82,6 @@ def of_demo(n: int, folder: Path) -> Iterator[dict[str, Any]]:
         sample.image.save(path)
         row = {"prompt": sample.question, "image": str(path.absolute()), "expected": sample.answer, "task": sample.task}
         yield {"name": f"{sample.task}{number:04d}"} | row
-
-
-def of_easy_vqa() -> Iterator[dict[str, Any]]:
-    """The test questions of easy-VQA."""
-    try:
-        from easy_vqa import get_test_image_paths, get_test_questions
-    except ImportError:
-        raise SystemExit("--easy-vqa needs a package: pip install easy-vqa") from None
-    paths = get_test_image_paths()
-    for number, (question, answer, image) in enumerate(zip(*get_test_questions(), strict=True)):
-        task = "yes/no" if answer in ("yes", "no") else "what"
-        row = {"prompt": question, "image": str(Path(paths[image]).absolute()), "expected": answer, "task": task}
-        yield {"name": f"q{number:05d}"} | row
 
 
 def of_file(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
