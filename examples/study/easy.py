@@ -1,10 +1,10 @@
-"""What the model used for the questions of easy-VQA, data made by others: by kind of question, and by right and wrong answers.
+"""Questions of easy-VQA, data made by others: where the model reads what, by kind of question, and by right and wrong answers.
 
     pip install easy-vqa
     python examples/study/easy.py
 
 Writes questions of the test split, as many of each kind, with their images; then runs the study and its two reports. Flags that
-stand here under no name go to `mask-impact study` (--dtype float32, --budget 4).
+stand here under no name go to `mask-impact study` (--dtype float32, --answer).
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main() -> int:
     args, others = arguments()
     folder = Path(args.output_dir)
     file = write_questions(folder / "easy", args.n)
-    study = ["--answer", "--budget", "4", "--variants", "full", "--num-tokens", "3", "--resume"]
+    study = ["--num-tokens", "3", "--resume"]
     code = mask_impact(["study", str(file), "-m", args.model, "--output-dir", str(folder / "easy"), *study, *others])
     if code not in (0, 3):  # 3: some questions failed, which is said
         return code

@@ -189,7 +189,7 @@ def test_without_the_package_it_is_said_how_to_get_it(easy, monkeypatch):
 
 @pytest.mark.slow
 def test_easy_vqa_ends_with_a_report_by_kind_and_one_by_right_and_wrong(easy, tmp_path, monkeypatch, capsys):
-    argv = ["-n", "8", "--output-dir", str(tmp_path / "out"), "--budget", "1", "--device", "cpu"]
+    argv = ["-n", "8", "--output-dir", str(tmp_path / "out"), "--answer", "--budget", "1", "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", [str(EASY), *argv])
     assert easy.main() == 0
     said = capsys.readouterr().out
