@@ -11,7 +11,6 @@ import argparse
 import csv
 import itertools
 import json
-import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,12 +20,11 @@ from mask_impact.commands.main import main as mask_impact
 
 FLOWS = "image -> question; question -> last; image -> last"
 TASKS = ("color", "shape")
-SHAPES = ("circle", "rectangle", "triangle")  # of easy-VQA
 NAMES = {  # what others call it, in this order
     "image": ("image", "image_path", "image_id", "imageId", "image_name", "file_name"),
     "question": ("question", "prompt", "query"),
     "answer": ("answer", "answers", "multiple_choice_answer", "label", "expected"),
-    "task": ("task", "question_type", "answer_type", "category", "type"),
+    "task": ("task", "question_type", "answer_type", "category", "kind", "type"),
     "id": ("question_id", "id", "qid", "name"),
 }
 
@@ -42,14 +40,9 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--images", default="", help="folder of the images, or a pattern such as 'val2014/COCO_val2014_{:012d}.jpg'"
     )
-    parser.add_argument(
-        "--easy-vqa",
-        action="store_true",
-        help="test questions of the package easy-vqa, and what each layer reads of them",
-    )
     parser.add_argument("--by", help="the column that makes groups (default: task, where questions have one)")
     parser.add_argument("--suffix", default="", help="text behind each question, such as ' Answer with one word.'")
-    parser.add_argument("-n", type=int, help="questions (default: 16, of easy-vqa 300)")
+    parser.add_argument("-n", type=int, default=16, help="questions (default: %(default)s)")
     parser.add_argument("--output-dir", default="output/study-example", help="(default: %(default)s)")
     return parser.parse_known_args()
 
@@ -59,26 +52,21 @@ def main() -> int:
     args, others = arguments()
     folder = Path(args.output_dir)
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    n = args.n or (300 if args.easy_vqa else 16)
-    found = of_easy_vqa() if args.easy_vqa else of_file(args) if args.data else of_demo(n, folder / "images")
-    rows = list(itertools.islice(found, n))
+    found = of_file(args) if args.data else of_demo(args.n, folder / "images")
+    rows = list(itertools.islice(found, args.n))
     if not rows:
         raise SystemExit("there is no question")
     for row in rows:
         row["prompt"] += args.suffix
     file = folder / "questions.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    study = ["--num-tokens", "4", "--variants", "full", "--resume"]
-    study += [] if args.easy_vqa else ["--answer", "--routes", FLOWS, "--deepstack"]
+    study = ["--answer", "--routes", FLOWS, "--deepstack", "--num-tokens", "4", "--variants", "full", "--resume"]
     code = mask_impact(["study", str(file), "-m", args.model, "--output-dir", str(folder), *study, *others])
     if code not in (0, 3):  # 3: some questions failed, which is said
         return code
     by = args.by or ("task" if any("task" in row for row in rows) else None)
-    report = ["study", "report", str(folder / "questions"), "--match", "contains"]
-    if args.easy_vqa:
-        code = mask_impact([*report, "--by", by])
-        return code or mask_impact([*report, "--by", "correct", "--output-dir", str(folder / "questions.correct")])
-    return mask_impact([*report, "--figure", str(folder / "figure.pdf"), *(["--by", by] if by else [])])
+    report = ["--match", "contains", "--figure", str(folder / "figure.pdf"), *(["--by", by] if by else [])]
+    return mask_impact(["study", "report", str(folder / "questions"), *report])
 
 
 # --- questions: rows with name, prompt, image, expected and, where there is one, task ------------------------------------------
@@ -94,27 +82,6 @@ def of_demo(n: int, folder: Path) -> Iterator[dict[str, Any]]:
         sample.image.save(path)
         row = {"prompt": sample.question, "image": str(path.absolute()), "expected": sample.answer, "task": sample.task}
         yield {"name": f"{sample.task}{number:04d}"} | row
-
-
-def of_easy_vqa() -> Iterator[dict[str, Any]]:
-    """The test questions of easy-VQA, in an order drawn by a fixed seed."""
-    try:
-        from easy_vqa import get_test_image_paths, get_test_questions
-    except ImportError:
-        raise SystemExit("--easy-vqa needs a package: pip install easy-vqa") from None
-    paths = get_test_image_paths()
-    questions = [*enumerate(zip(*get_test_questions(), strict=True))]
-    random.Random(0).shuffle(questions)
-    for number, (question, answer, image) in questions:
-        row = {"prompt": question, "image": str(Path(paths[image]).absolute()), "expected": answer}
-        yield {"name": f"q{number:05d}"} | row | {"task": kind_of(question, answer)}
-
-
-def kind_of(question: str, answer: str) -> str:
-    """What a question of easy-VQA is about, and whether it is answered by yes or no."""
-    if answer in ("yes", "no"):
-        return f"yes/no about {'shape' if any(shape in question for shape in SHAPES) else 'color'}"
-    return "shape" if answer in SHAPES else "color"
 
 
 def of_file(args: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -1,20 +1,20 @@
-"""`examples/study/study.py`: questions in the forms in which others publish them, and the whole of it on the demo."""
+"""`examples/study`: questions in the forms in which others publish them, those of easy-VQA, and the whole of both on the demo."""
 
 import argparse
 import csv
 import importlib.util
-import itertools
 import json
 import os
 import subprocess
 import sys
-import types
+from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from studying import REPOSITORY
 
 from mask_impact.demo.tasks import is_held_out
@@ -22,14 +22,19 @@ from mask_impact.studies.dataset import read_dataset
 from mask_impact.studies.jobs import Job
 
 SCRIPT = REPOSITORY / "examples" / "study" / "study.py"
+EASY = SCRIPT.with_name("easy.py")
+
+
+def module_of(script):
+    spec = importlib.util.spec_from_file_location(f"{script.stem}_example", script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("study_example", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(SCRIPT)
 
 
 PLAIN = {"image": "7.png", "question": "What is it?", "answer": "a cat"}
@@ -93,44 +98,6 @@ def test_questions_of_the_demo_are_those_that_it_was_not_trained_on(example, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("easy_vqa") is None, reason="needs the package easy-vqa")
-def test_questions_of_easy_vqa_are_of_four_kinds_and_of_all_answers(example):
-    rows = [*itertools.islice(example.of_easy_vqa(), 300)]
-    assert {row["task"] for row in rows} == {"shape", "color", "yes/no about shape", "yes/no about color"}
-    assert rows == [*itertools.islice(example.of_easy_vqa(), 300)]
-    assert all(Path(row["image"]).is_file() for row in rows)
-
-
-EASY = [  # (question, answer, kind)
-    ("what shape is present?", "circle", "shape"), ("what is the red shape?", "triangle", "shape"),
-    ("what color is the shape?", "teal", "color"), ("is there not a rectangle?", "no", "yes/no about shape"),
-    ("does the image contain a gray shape?", "yes", "yes/no about color"),
-    ("what is the color of the circle?", "red", "color"),
-]  # fmt: skip
-
-
-def test_easy_vqa_is_studied_and_reported_by_kind_and_by_right_and_wrong(
-    example, tmp_path, monkeypatch, capsys, vl_checkpoint
-):
-    """Of a package that stands in for it."""
-    Image.new("RGB", (32, 32), "red").save(tmp_path / "0.png")
-    questions, answers, _ = zip(*EASY, strict=True)
-    package = types.ModuleType("easy_vqa")
-    package.get_test_questions = lambda: (list(questions), list(answers), [0] * len(EASY))
-    package.get_test_image_paths = lambda: {0: str(tmp_path / "0.png")}
-    monkeypatch.setitem(sys.modules, "easy_vqa", package)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["study.py", "--easy-vqa", "--model", str(vl_checkpoint), "--output-dir", "out"])
-    assert example.main() == 0
-    rows = [json.loads(line) for line in Path("out/questions.jsonl").read_text().splitlines()]
-    assert sorted((row["prompt"], row["expected"], row["task"]) for row in rows) == sorted(EASY)
-    assert pq.read_table("out/questions/prompts").num_rows == len(EASY)
-    for folder in ("questions.report", "questions.correct"):
-        assert Path("out", folder, "report.html").is_file()
-    assert "yes/no about color" in capsys.readouterr().out
-
-
-@pytest.mark.slow
 def test_the_example_ends_with_a_report_and_a_figure(tmp_path):
     argv = [sys.executable, str(SCRIPT), "-n", "2", "--output-dir", "out", "--budget", "1", "--device", "cpu"]
     place = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
@@ -140,3 +107,96 @@ def test_the_example_ends_with_a_report_and_a_figure(tmp_path):
     assert "flow image -> question" in done.stdout
     assert (tmp_path / "out" / "figure.pdf").read_bytes().startswith(b"%PDF")
     assert (tmp_path / "out" / "questions.report" / "report.html").is_file()
+
+
+# --- easy-VQA ---------------------------------------------------------------------------------------------------------------
+
+ASKED = [  # (question, answer, kind), two of each kind for each picture; the shape's colour and name stand in the braces
+    ("what shape is present?", "{shape}", "shape"),
+    ("what is the {color} shape?", "{shape}", "shape"),
+    ("what color is the shape?", "{color}", "color"),
+    ("what color is the {shape}?", "{color}", "color"),
+    ("is there not a {shape} in the image?", "no", "yes/no about shape"),
+    ("is a {shape} present?", "yes", "yes/no about shape"),
+    ("is no {color} shape present?", "no", "yes/no about color"),
+    ("does the image contain a {color} shape?", "yes", "yes/no about color"),
+]
+PICTURES = [("red", "rectangle"), ("teal", "circle"), ("black", "triangle")]
+
+
+@pytest.fixture
+def easy(tmp_path, monkeypatch):
+    """The script, and in place of the package of 9,673 questions one of 24."""
+    (tmp_path / "package").mkdir()
+    paths, turns = {}, []
+    for number, (color, shape) in enumerate(PICTURES):
+        picture = Image.new("RGB", (64, 64), "white")
+        ImageDraw.Draw(picture).ellipse((12, 12, 44, 44), fill=color)
+        paths[number] = str(tmp_path / "package" / f"{number}.png")
+        picture.save(paths[number])
+        turns += [(*(text.format(color=color, shape=shape) for text in asked[:2]), number) for asked in ASKED]
+    package = ModuleType("easy_vqa")
+    package.get_test_questions = lambda: tuple(list(column) for column in zip(*turns, strict=True))
+    package.get_test_image_paths = lambda: paths
+    monkeypatch.setitem(sys.modules, "easy_vqa", package)
+    return module_of(EASY)
+
+
+def test_the_kind_of_a_question_of_easy_vqa_is_what_it_asks_for(easy):
+    """Not what it names: "what is the red shape?" is about a shape, "what color is the circle?" about a color."""
+    for question, answer, kind in ASKED:
+        for color, shape in PICTURES:
+            filled = (text.format(color=color, shape=shape) for text in (question, answer))
+            assert easy.kind_of(*filled) == kind
+    assert {kind for *_, kind in ASKED} == set(easy.KINDS)
+
+
+@pytest.mark.parametrize(("n", "each"), [(8, [2, 2, 2, 2]), (10, [2, 2, 3, 3]), (300, [6, 6, 6, 6])])
+def test_questions_of_easy_vqa_are_as_many_of_each_kind_or_all_that_there_are(n, each, easy):
+    rows = easy.questions(n)
+    counted = Counter(row["kind"] for row in rows)
+    assert [counted[kind] for kind in easy.KINDS] == each
+    assert len({row["name"] for row in rows}) == len(rows)
+    answers = {row["name"]: row["expected"] for row in rows}
+    assert all((answers[row["name"]] in ("yes", "no")) == row["kind"].startswith("yes/no") for row in rows)
+
+
+def test_the_file_of_easy_vqa_is_the_same_each_time_and_needs_no_package(easy, tmp_path):
+    """What is written is what a study takes, with images of its own; another seed draws others."""
+    file = easy.write_questions(tmp_path / "one", 8)
+    assert file.read_bytes() == easy.write_questions(tmp_path / "two", 8).read_bytes()
+    assert file.read_bytes() != easy.write_questions(tmp_path / "three", 8, seed=1).read_bytes()
+    for path in (tmp_path / "package").iterdir():
+        path.unlink()
+    jobs = [*read_dataset(file, kind="vl")]
+    assert all(isinstance(job, Job) for job in jobs), jobs
+    assert [set(job.carried) for job in jobs] == [{"expected", "kind"}] * 8
+    assert {path.name for path in (file.parent / "images").iterdir()} <= {"0.png", "1.png", "2.png"}
+
+
+def test_the_other_example_takes_the_questions_of_easy_vqa_with_their_kinds(easy, example, tmp_path):
+    file = easy.write_questions(tmp_path / "easy", 4)
+    rows = [*example.of_file(argparse.Namespace(data=str(file), annotations=None, images=""))]
+    assert sorted(row["task"] for row in rows) == sorted(easy.KINDS)
+    assert all(Path(row["image"]).is_file() for row in rows)
+
+
+def test_without_the_package_it_is_said_how_to_get_it(easy, monkeypatch):
+    monkeypatch.setitem(sys.modules, "easy_vqa", None)
+    with pytest.raises(SystemExit, match="pip install easy-vqa"):
+        easy.questions(4)
+
+
+@pytest.mark.slow
+def test_easy_vqa_ends_with_a_report_by_kind_and_one_by_right_and_wrong(easy, tmp_path, monkeypatch, capsys):
+    argv = ["-n", "8", "--output-dir", str(tmp_path / "out"), "--answer", "--budget", "1", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", [str(EASY), *argv])
+    assert easy.main() == 0
+    said = capsys.readouterr().out
+    assert all(f"kind={kind} (2)" in said for kind in easy.KINDS)
+    assert "correct=" in said
+    for by in ("kind", "correct"):
+        assert (tmp_path / "out" / f"easy.{by}" / "report.html").is_file()
+    prompts = pq.read_table(tmp_path / "out" / "easy" / "questions" / "prompts")
+    assert prompts.num_rows == 8
+    assert set(prompts["correct"].to_pylist()) <= {True, False}

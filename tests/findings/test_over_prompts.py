@@ -1,7 +1,10 @@
 """What is said over many prompts whose truth is planted: means, groups, two studies, heads, odd prompts, correct answers."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
+from scipy import stats
 
 from mask_impact.errors import UsageError
 from mask_impact.findings.correctness import expected_column, is_correct
@@ -87,6 +90,43 @@ def test_two_studies_are_paired_by_the_prompts_names_in_any_order():
     (tested,) = [one for one in over_prompts({"A": first, "B": renamed}, Question()).against if one.kind == SHARE]
     assert not tested.paired
     assert (tested.p_holm > 0.05).all()
+
+
+def by_all_signs(first, second):
+    """Of [n, C] each: p of all ways to exchange the values of prompts, by scipy, and corrected by closed testing, which is what
+    Holm's steps stand for."""
+    p = stats.permutation_test(
+        (first, second), lambda a, b, axis: (a - b).mean(axis=axis), permutation_type="samples", vectorized=True
+    ).pvalue
+    sets = [chosen for size in range(1, len(p) + 1) for chosen in combinations(range(len(p)), size)]
+    corrected = [max(min(1.0, len(one) * p[list(one)].min()) for one in sets if at in one) for at in range(len(p))]
+    return p, np.array(corrected)
+
+
+def test_paired_studies_have_scipy_s_p_and_holm_s_over_each_curve_and_over_all_single_numbers():
+    rng = np.random.default_rng(8)
+    curves = [rng.random((9, 4)), rng.random((9, 4))]
+    curves[1] += [0.5, 0.3, 0.2, 0.0]
+    largest = [rng.random(9), rng.random(9) + 0.4]
+    studies = {
+        name: [prompt(f"p{n}", row, largest=value) for n, (row, value) in enumerate(zip(*of_study, strict=True))]
+        for name, *of_study in zip("AB", curves, largest, strict=True)
+    }
+    against = over_prompts(studies, Question()).against
+    (curve,) = [one for one in against if one.kind == SHARE]
+    p, corrected = by_all_signs(*curves)
+    np.testing.assert_allclose(curve.p, p, rtol=1e-12)
+    np.testing.assert_allclose(curve.p_holm, corrected, rtol=1e-12)
+    assert not np.allclose(corrected, np.minimum(1, 4 * p))  # Bonferroni's would be found
+    single = [one for one in against if len(one.p) == 1]
+    values = {DEPTH: [one.mean(axis=1) for one in curves], LARGEST: largest}
+    p, corrected = by_all_signs(
+        *(np.stack([values[one.kind.quantity][study] for one in single], 1) for study in (0, 1))
+    )
+    np.testing.assert_allclose([one.p[0] for one in single], p, rtol=1e-12)
+    np.testing.assert_allclose([one.p_holm[0] for one in single], corrected, rtol=1e-12)
+    assert len(single) == 2
+    assert all(one.paired for one in against)
 
 
 def test_prompts_of_one_study_only_take_no_part_in_pairs():
