@@ -81,7 +81,7 @@ def test_behind_produced_tokens_it_gives_what_generate_gives(name):
 
 @pytest.mark.parametrize("name", EVERY_FAMILY)
 def test_what_went_into_the_layers_of_a_generating_model_can_be_measured(name):
-    """In float64 it is what the copy computes itself, decoding included; in float32, of one of each kind, it differs by rounding."""
+    """In float64 it is what the copy computes itself, decoding included; in float32 (one of each kind) it differs by rounding."""
     model, inputs, measuring = family(name)
     with in_float64():
         token_ids, layer_inputs = family_oracle.generate_and_trace(model, inputs, 2)
