@@ -267,7 +267,6 @@ LONG = "Anna has the green hat and Boris has the red coat. Who has the coat? The
         {"window": 3, "groups": "words"},
         pytest.param({"num_tokens": 2, "variants": ("heads",)}, marks=pytest.mark.slow),
         pytest.param({"window": "all", "queries": "all", "groups": "words"}, marks=pytest.mark.slow),
-        pytest.param({"window": 2, "queries": "all", "groups": "words"}, marks=pytest.mark.slow),
     ],
 )
 def test_what_only_the_strongest_are_measured_for_is_what_all_are(demo, how):
