@@ -1,6 +1,8 @@
 """Tiny checkpoints for whoever loads one, one thread, since the models are too small for more, float32 where no dtype is asked
 for, no rehearsals, and one browser."""
 
+import gc
+
 import browser
 import pytest
 import torch
@@ -8,6 +10,13 @@ from checkpoints import save_checkpoint
 
 from mask_impact.models import devices, loading
 from mask_impact.prompts import encoding, limits
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: the collector does not go through it again with every test."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -167,17 +167,18 @@ class Oracle:
 
         return Distances(distance("full"), None if before.attn is None else distance("attn"), distance("heads").T)
 
-    def effects(self, inputs, produced, token):
-        """See the function of this name."""
+    def effects(self, inputs, produced, token, positions=None):
+        """See the function of this name; positions: those that are hidden, by default all."""
         before = torch.log_softmax(self.logits(inputs, produced), dim=-1)[token]
-        n_positions = inputs["input_ids"].shape[1] + len(produced)
+        if positions is None:
+            positions = range(inputs["input_ids"].shape[1] + len(produced))
 
         def change(index, position):
             hidden = self.logits(inputs, produced, {index: (position,)})
             return float(torch.log_softmax(hidden, dim=-1)[token] - before)
 
         return [
-            np.array([change(index, position) for position in range(n_positions)]) if attentions else None
+            np.array([change(index, position) for position in positions]) if attentions else None
             for index, attentions in enumerate(self.attentions)
         ]
 

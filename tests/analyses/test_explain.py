@@ -385,17 +385,16 @@ def test_the_model_is_as_it_was(own_model):
 
 
 @pytest.mark.parametrize(
-    ("room", "name", "call"),
+    ("room", "name", "call", "error"),
     [
-        (explain, "estimates", 1),
-        (backward, "hiding_effects", 3),
-        (hiding, "measure_targets", 1),
-        (hiding, "measure_targets", 2),
-        (explain.routes, "cut_heads", 1),
-        (explain, "generate", 2),  # the first gives the answer itself
+        (explain, "estimates", 1, KeyboardInterrupt),
+        (backward, "hiding_effects", 3, RuntimeError),
+        (hiding, "measure_targets", 1, RuntimeError),
+        (hiding, "measure_targets", 2, KeyboardInterrupt),
+        (explain.routes, "cut_heads", 1, RuntimeError),
+        (explain, "generate", 2, KeyboardInterrupt),  # the first gives the answer itself
     ],
 )
-@pytest.mark.parametrize("error", [KeyboardInterrupt, pytest.param(RuntimeError, marks=pytest.mark.slow)])
 def test_the_model_is_as_it_was_also_when_it_ends_in_the_middle(own_model, monkeypatch, room, name, call, error):
     before, real, calls = state(own_model.model), getattr(room, name), []
 
@@ -411,7 +410,7 @@ def test_the_model_is_as_it_was_also_when_it_ends_in_the_middle(own_model, monke
     assert len(calls) == call
     assert state(own_model.model) == before
     monkeypatch.undo()
-    assert len(run(own_model).targets) == 3  # and can be asked again
+    assert len(run(own_model, num_tokens=1).targets) == 1  # and can be asked again
 
 
 def test_running_out_of_memory_in_the_backward_pass_is_one_line(tiny, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from checkpoints import CHATML, make_tokenizer
 from family_models import build, family_config, family_inputs, family_model
-from marks import slow_but
+from marks import pairs_of, slow_but
 from samples import assert_same
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, DynamicCache
 
@@ -44,7 +44,9 @@ SAID = {
     "nemotron_h": "Layers 0, 2, 4 have no softmax attention (0, 4: linear attention; 2: mixture of experts): "
     "nothing can be hidden there",
 }
-WAYS = [(name, dtype, backend) for name in OTHER for dtype in ("float32", "float64") for backend in ("eager", "sdpa")]
+WAYS = [(name, *way) for name in OTHER for way in (("float32", "sdpa"), ("float64", "eager"))] + [
+    ("lfm2", "float64", "sdpa")
+]
 USUAL = [("qwen3_next", "float32", "sdpa"), ("nemotron_h", "float64", "eager"), ("lfm2", "float64", "sdpa")]
 
 
@@ -82,10 +84,10 @@ def test_layers_with_an_attention_are_measured_under_their_own_numbers(way):
     inputs = family_inputs(loaded.model)
     if dtype == "float64":
         with family_oracle.in_float64():
-            result = mask_impact.analyze(loaded, inputs, num_tokens=N_TOKENS)
+            result = mask_impact.analyze(loaded, inputs, num_tokens=N_TOKENS, answer=False)
             ids = loaded.model.generate(**inputs, max_new_tokens=N_TOKENS, do_sample=False)
     else:
-        result = mask_impact.analyze(loaded, inputs, num_tokens=N_TOKENS)
+        result = mask_impact.analyze(loaded, inputs, num_tokens=N_TOKENS, answer=False)
         ids = loaded.model.generate(**inputs, max_new_tokens=N_TOKENS, do_sample=False)
     ids = ids[0, inputs["input_ids"].shape[1] :].tolist()
     assert [step.token_id for step in result.steps] == ids
@@ -108,7 +110,7 @@ def test_numbers_of_other_layers_are_rejected(numbers, nemotron, monkeypatch):
         return type(right)(numbers, right.n_layers, right.others)
 
     monkeypatch.setattr(Layers, "with_attention", broken)
-    result = mask_impact.analyze(nemotron, inputs, num_tokens=1)
+    result = mask_impact.analyze(nemotron, inputs, num_tokens=1, answer=False)
     assert largest_error(result, 0, expected) > 0.1
 
 
@@ -210,8 +212,7 @@ def differ(one, other):
     )
 
 
-@pytest.mark.parametrize("name", slow_but(["nemotron_h", "lfm2"], OTHER))
-@pytest.mark.parametrize("engine_at", [(0, 1), (1,)], ids=["from the prompt on", "where states are held"])
+@pytest.mark.parametrize(("name", "engine_at"), pairs_of(OTHER, ((0, 1), (1,)), ("nemotron_h", "lfm2"), (0,)))
 def test_the_probe_leaves_the_models_own_states_alone(name, engine_at):
     model = hybrid(name).model
     inputs = family_inputs(model)
@@ -238,8 +239,8 @@ def test_prompts_of_one_length_share_passes_and_others_do_not(name):
     inputs = [family_inputs(loaded.model, n_tokens=n, seed=seed) for seed, n in enumerate((5, 8, 5))]
     prompts = [prepare(loaded, one, RunSettings(num_tokens=2)) for one in inputs]
     assert group_prompts(loaded.model, prompts) == [[0, 2], [1]]
-    for prompt, found in zip(inputs, mask_impact.analyze_many(loaded, inputs, num_tokens=2), strict=True):
-        alone = mask_impact.analyze(loaded, prompt, num_tokens=2)
+    for prompt, found in zip(inputs, mask_impact.analyze_many(loaded, inputs, num_tokens=2, answer=False), strict=True):
+        alone = mask_impact.analyze(loaded, prompt, num_tokens=2, answer=False)
         assert [step.token_id for step in found.steps] == [step.token_id for step in alone.steps]
         for one, other in zip(found.steps, alone.steps, strict=True):
             np.testing.assert_allclose(one.l2, other.l2, rtol=1e-4, atol=1e-4 * np.nanmax(other.l2))
@@ -284,8 +285,7 @@ def hidden_by_masks(model, inputs, position, layers, num_tokens):
     return ids, [float(one[0].double().softmax(-1)[token]) for one, token in zip(found.logits, ids, strict=True)]
 
 
-@pytest.mark.parametrize("name", slow_but(["nemotron_h"], OTHER))
-@pytest.mark.parametrize("layers", [None, [3], [2, 3, 4]])
+@pytest.mark.parametrize(("name", "layers"), pairs_of(OTHER, (None, [3], [2, 3, 4]), ("nemotron_h",), (0,)))
 def test_tokens_are_hidden_in_the_layers_that_have_an_attention(name, layers, nemotron):
     loaded = nemotron if name == "nemotron_h" else hybrid(name)
     inputs = family_inputs(loaded.model)

@@ -252,24 +252,27 @@ def test_a_study_has_them_where_its_file_says_so(tmp_path, monkeypatch, capsys, 
 
 # --- only the strongest ---------------------------------------------------------------------------------------------------
 
+
+@pytest.fixture(scope="module")
+def demo():
+    return mask_impact.load("demo", kind="text", device="cpu", dtype="float32")
+
+
 LONG = "Anna has the green hat and Boris has the red coat. Who has the coat? The one with the"
 
 
 @pytest.mark.parametrize(
     "how",
     [
-        pytest.param({"num_tokens": 2}, marks=pytest.mark.slow),
         {"window": 3, "groups": "words"},
-        pytest.param({"window": 2, "queries": "all"}, marks=pytest.mark.slow),
+        pytest.param({"num_tokens": 2, "variants": ("heads",)}, marks=pytest.mark.slow),
         pytest.param({"window": "all", "queries": "all", "groups": "words"}, marks=pytest.mark.slow),
-        pytest.param({"variants": ("heads",)}, marks=pytest.mark.slow),
     ],
 )
-def test_what_only_the_strongest_are_measured_for_is_what_all_are(how):
+def test_what_only_the_strongest_are_measured_for_is_what_all_are(demo, how):
     """Where it is measured; nothing is said of the rest, but for an estimate."""
-    loaded = mask_impact.load("demo", kind="text", device="cpu", dtype="float32")
-    whole = analyze(loaded, LONG, effect=True, **how)
-    some = analyze(loaded, LONG, effect=True, top=3, **how)
+    whole = analyze(demo, LONG, effect=True, **how)
+    some = analyze(demo, LONG, effect=True, top=3, **how)
     for one, other in zip(whole.steps, some.steps, strict=True):
         measured, estimated = other.effect.measured, other.effect.estimated
         n_distinct = measured[0].sum() if how.get("window") == "all" else measured.sum()
@@ -291,10 +294,9 @@ def test_what_only_the_strongest_are_measured_for_is_what_all_are(how):
     assert "top" not in whole.meta["effect"]
 
 
-def test_estimates_are_of_the_token_s_log_probability():
+def test_estimates_are_of_the_token_s_log_probability(demo):
     """A small change to first order is what it is: against what was measured, where hiding does little."""
-    loaded = mask_impact.load("demo", kind="text", device="cpu", dtype="float32")
-    effect = analyze(loaded, LONG, effect=True, top=4000).steps[0].effect
+    effect = analyze(demo, LONG, effect=True, top=4000).steps[0].effect
     assert effect.measured.all()  # there are no more
     little = (np.abs(effect.logprob_change) < 0.01) & (np.abs(effect.logprob_change) > 1e-4)
     assert little.sum() > 50
@@ -304,9 +306,8 @@ def test_estimates_are_of_the_token_s_log_probability():
     assert effect.estimated.reliable == (effect.estimated.agreement.rho >= 0.7)
 
 
-def test_what_was_estimated_is_kept_in_every_format_and_shown(tmp_path):
-    loaded = mask_impact.load("demo", kind="text", device="cpu", dtype="float32")
-    result = analyze(loaded, LONG, effect=True, top=3)
+def test_what_was_estimated_is_kept_in_every_format_and_shown(demo, tmp_path):
+    result = analyze(demo, LONG, effect=True, top=3)
     effect = result.steps[0].effect
     for form in ("csv", "json", "parquet"):
         result.save(tmp_path / form, formats=(form,))
@@ -334,8 +335,9 @@ def test_what_was_estimated_is_kept_in_every_format_and_shown(tmp_path):
 
 
 def test_the_strongest_are_estimated_for_hiding_alone():
+    loaded = loading.wrap(tiny_model("qwen3"), make_tokenizer())
     with pytest.raises(UsageError, match=r"`top` estimates what `ablation` mask does, not zero-value"):
-        analyze("demo", "What is 2+2?", effect=True, top=3, ablation="zero-value")
+        analyze(loaded, tiny_inputs(loaded.model, 9), effect=True, top=3, ablation="zero-value")
 
 
 @pytest.mark.slow

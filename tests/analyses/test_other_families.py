@@ -50,7 +50,7 @@ def test_the_local_impact_is_that_of_really_hiding(name):
     of the prompt alone; at the first and the last step."""
     loaded = loaded_of(name)
     inputs = family_inputs(loaded.model)
-    result = mask_impact.analyze(loaded, inputs, num_tokens=N_TOKENS)
+    result = mask_impact.analyze(loaded, inputs, num_tokens=N_TOKENS, answer=False)
     ids = loaded.model.generate(**inputs, max_new_tokens=N_TOKENS, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert [step.token_id for step in result.steps] == ids.tolist()
     for step in (0, N_TOKENS - 1):
@@ -131,7 +131,7 @@ def test_the_strongest_effects_are_chosen_by_estimates(gemma):
 
 
 def test_a_run_is_checked_against_really_masking(gemma):
-    result = mask_impact.analyze(gemma, family_inputs(gemma.model), num_tokens=N_TOKENS, verify=7)
+    result = mask_impact.analyze(gemma, family_inputs(gemma.model), num_tokens=N_TOKENS, verify=7, answer=False)
     found = result.meta["verification"]
     assert sorted({layer for _, layer, _ in found["triples"]}) == [0, 1, 2]
     assert len(found["errors"]) == 7
@@ -266,19 +266,21 @@ def test_an_attention_that_adds_to_its_logits_is_refused(monkeypatch):
 
 def test_many_prompts_that_share_passes_are_each_as_alone(gemma):
     prompts = [family_inputs(gemma.model, n_tokens=n) for n in (5, 8)]
-    for prompt, found in zip(prompts, mask_impact.analyze_many(gemma, prompts, num_tokens=2), strict=True):
-        alone = mask_impact.analyze(gemma, prompt, num_tokens=2)
+    for prompt, found in zip(
+        prompts, mask_impact.analyze_many(gemma, prompts, num_tokens=2, answer=False), strict=True
+    ):
+        alone = mask_impact.analyze(gemma, prompt, num_tokens=2, answer=False)
         assert found.sinks == alone.sinks
         for one, other in zip(found.steps, alone.steps, strict=True):
             np.testing.assert_allclose(one.l2, other.l2, rtol=1e-4, atol=1e-5 * other.l2.max())
 
 
 def test_some_tokens_and_other_values_are_hidden_there_too(gemma):
-    inputs = family_inputs(gemma.model)
-    masked, zeroed = (mask_impact.analyze(gemma, inputs, ablation=how).steps[0].l2 for how in ("mask", "zero-value"))
+    inputs, analyze = family_inputs(gemma.model), partial(mask_impact.analyze, answer=False)
+    whole, zeroed = (analyze(gemma, inputs, ablation=how) for how in ("mask", "zero-value"))
+    masked, zeroed = whole.steps[0].l2, zeroed.steps[0].l2
     assert (masked[:, 1:] != zeroed[:, 1:]).any()
-    heads = mask_impact.analyze(gemma, inputs, variants=("heads",))
-    whole = mask_impact.analyze(gemma, inputs)
+    heads = analyze(gemma, inputs, variants=("heads",))
     places = [whole.variants.index(name) for name in heads.variants]
     np.testing.assert_array_equal(heads.steps[0].l2, whole.steps[0].l2[..., places])
 

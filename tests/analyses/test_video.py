@@ -367,8 +367,8 @@ def test_effects_are_those_of_really_hiding(measured):
 
 
 @pytest.mark.slow
-def test_effects_of_every_position_are_those_of_really_hiding(measured):
-    assert max(effect_errors(measured, lambda result, step: range(step.n_positions))) < 1e-7
+def test_effects_of_every_third_position_are_those_of_really_hiding(measured):
+    assert max(effect_errors(measured, lambda result, step: range(0, step.n_positions, 3))) < 1e-7
 
 
 @pytest.mark.slow

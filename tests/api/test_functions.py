@@ -12,6 +12,7 @@ from PIL import Image
 import mask_impact
 from mask_impact.analyses.settings import RunSettings, SettingError, UnknownSetting, of_command
 from mask_impact.errors import InputError, MaskImpactError, ModelError, OutputError, UsageError
+from mask_impact.models import sources
 from mask_impact.results import answers, flows, records
 from mask_impact.results.flows import Flow
 from mask_impact.views.answers import render_whatif
@@ -66,7 +67,8 @@ def test_a_model_s_name_is_as_good_as_the_model(command, text, text_checkpoint):
         assert_same(function(name, PROMPT, *more, raw=True, num_tokens=2), loaded)
 
 
-def test_the_demo_is_a_model_s_name():
+def test_the_demo_is_a_model_s_name(vl_checkpoint, monkeypatch):
+    monkeypatch.setattr(sources, "demo_path", lambda kind: {"vl": vl_checkpoint}[kind])
     found, expected = (mask_impact.analyze(one, "cat", answer=False) for one in ("demo", mask_impact.load("demo")))
     assert_same(found, expected)
     (result,) = mask_impact.analyze_many("demo", ["cat"], answer=False)

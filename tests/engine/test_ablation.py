@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import make_tokenizer
-from marks import slow_but
+from marks import pairs_of
 from tiny_models import ARCHITECTURES, tiny_image_inputs, tiny_inputs, tiny_model
 
 from mask_impact.analyses.greedy import greedy_config
@@ -75,17 +75,15 @@ def assert_agrees(model, inputs, ablation):
             np.testing.assert_allclose(record.cosine[index][:, 2:], cosine, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("ablation", ABLATIONS)
-@pytest.mark.parametrize("name", slow_but(("qwen3", "mistral", "gemma3_text", "phi3"), ARCHITECTURES))
+@pytest.mark.parametrize(("name", "ablation"), pairs_of(ARCHITECTURES, ABLATIONS, ("mistral", "phi3"), (1,)))
 def test_distances_agree_with_the_model_that_has_the_other_value(name, ablation):
     model = tiny_model(name)
     assert_agrees(model, tiny_inputs(model, 9), ablation)
 
 
-@pytest.mark.parametrize("ablation", ABLATIONS)
-def test_distances_of_image_tokens_too(ablation):
+def test_distances_of_image_tokens_too():
     model = tiny_model("qwen3_vl")
-    assert_agrees(model, tiny_image_inputs(model), ablation)
+    assert_agrees(model, tiny_image_inputs(model), "mean-value")
 
 
 @pytest.mark.parametrize("broken", ["a mean without the query itself", "half the weight"])
@@ -104,8 +102,9 @@ def test_a_broken_engine_is_told_from_the_model(broken, monkeypatch):
         assert_agrees(model, tiny_inputs(model, 9), "mean-value")
 
 
-@pytest.mark.parametrize("ablation", ABLATIONS)
-@pytest.mark.parametrize("name", ["qwen3", "phi3", "gemma3_text"])
+@pytest.mark.parametrize(
+    ("name", "ablation"), [("qwen3", "zero-value"), ("phi3", "mean-value"), ("gemma3_text", "mean-value")]
+)
 def test_verify_replaces_the_value_too(name, ablation):
     model = tiny_model(name)
     inputs = tiny_inputs(model, 9)
@@ -122,7 +121,7 @@ def test_verify_replaces_the_value_too(name, ablation):
 def test_analyze_says_how_tokens_were_hidden():
     loaded = loading.wrap(tiny_model("qwen3"), make_tokenizer())
     inputs = tiny_inputs(loaded.model, 9)
-    results = {how: analyze(loaded, inputs, ablation=how) for how in ("mask", *ABLATIONS)}
+    results = {how: analyze(loaded, inputs, ablation=how, answer=False) for how in ("mask", *ABLATIONS)}
     assert [result.meta["ablation"] for result in results.values()] == ["mask", *ABLATIONS]
     arrays = [result.steps[0].l2 for result in results.values()]
     assert not any(np.allclose(arrays[one], arrays[other]) for one, other in ((0, 1), (0, 2), (1, 2)))

@@ -124,15 +124,11 @@ def test_the_demo_models_in_bf16(kind):
     assert_as_good_as_float32(measure(loaded.model, inputs), expected)
 
 
-@pytest.fixture(scope="module")
-def smollm2():
-    """In bf16; to be given back as it was."""
-    return mask_impact.load("smollm2", kind="text", device="cpu", dtype="bfloat16")
-
-
 @pytest.mark.slow
 @needs_smollm2
-def test_a_real_language_model_in_bf16_and_the_usual_way_that_is_not(smollm2):
+def test_a_real_language_model_in_bf16_has_distances_and_effects_as_in_exact_arithmetic():
+    """And the usual way has not. One test, since half a minute goes into reading the weights."""
+    smollm2 = mask_impact.load("smollm2", kind="text", device="cpu", dtype="bfloat16")
     model, inputs = smollm2.model, encode(smollm2, TEXT, raw=True).inputs
     expected = exact(model, inputs)
     assert_as_good_as_float32(measure(model, inputs), expected)
@@ -140,6 +136,7 @@ def test_a_real_language_model_in_bf16_and_the_usual_way_that_is_not(smollm2):
     wanted = expected[[10, 20], :, :1]
     assert np.median([relative_errors(a, b) for a, b in zip(usual, wanted, strict=True)]) > 0.02
     assert min(spearman(a[:, 0], b[:, 0]) for a, b in zip(usual, wanted, strict=True)) < 0.999
+    assert_effects_are_those_of_the_same_weights_in_float32(smollm2)
 
 
 def subtract_two_results(model, inputs, index):
@@ -158,16 +155,14 @@ def subtract_two_results(model, inputs, index):
     return torch.stack(rows).norm(dim=-1).numpy()
 
 
-@pytest.mark.slow
-@needs_smollm2
-def test_effects_of_a_real_language_model_in_bf16_are_those_of_the_same_weights_in_float32(smollm2):
+def assert_effects_are_those_of_the_same_weights_in_float32(loaded):
     """Rank correlation of what is above the noise floor. (Whole bf16 states in the same place reach 0.6.)"""
-    prompt = "The capital of France is"
+    prompt, settings = "The capital of France is", {"raw": True, "variants": ("attn",), "effect": True, "answer": False}
     measured = []
     for dtype in (torch.float32, torch.bfloat16):  # of the weights that bfloat16 has
-        smollm2.model.to(dtype)
+        loaded.model.to(dtype)
         measured.append([
-            mask_impact.analyze(smollm2, prompt, raw=True, variants=("attn",), effect=True, queries=queries).steps[0].effect
+            mask_impact.analyze(loaded, prompt, queries=queries, **settings).steps[0].effect
             for queries in ("last", "all")
         ])  # fmt: skip
     for wanted, found in zip(*measured, strict=True):

@@ -23,6 +23,15 @@ every_case = pytest.mark.parametrize(
         for case in CASES
     ],
 )
+every_case_and_ablation = pytest.mark.parametrize(
+    ("name", "image", "ablation"),
+    [
+        pytest.param(*case, ablation, id=f"{case[0]}{'-image' * case[1]}-{ablation}", marks=marks)
+        for at, case in enumerate(CASES)
+        for marks, ablations in [([], ABLATIONS) if case in USUAL else ([pytest.mark.slow], ABLATIONS[at % 3 :][:1])]
+        for ablation in ablations
+    ],
+)
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 
 
@@ -74,8 +83,7 @@ def test_with_nothing_cut_the_logits_are_the_models_own_at_every_step(name, imag
     assert_same(all_logits(computing_copy(model), inputs, (), NO_EDGES), own_logits(model, inputs))
 
 
-@pytest.mark.parametrize("ablation", ABLATIONS)
-@every_case
+@every_case_and_ablation
 def test_edges_that_are_not_there_change_nothing(name, image, ablation):
     """An empty set of layers, queries, keys or heads; and all keys that come after the queries.
 
@@ -407,7 +415,7 @@ def test_effects_of_every_position_are_what_effects_have_to_be(name, image):
     inputs = prompt(model, image)
     token_ids, _ = generate(model, inputs, 3)
     n_layers = len(oracle.decoder_layers(model))
-    for step in (0, 2):
+    for step in (0, 2)[image:]:
         length = inputs["input_ids"].shape[1] + step
         result = effects(model, inputs, token_ids, step)
         windows = [oracle.window_of(layer) for layer in oracle.decoder_layers(model)]
@@ -447,8 +455,7 @@ def state_of(model):
     return copy.deepcopy(configs), hooks, tensors, str(getattr(model.model, "rope_deltas", None)), model.training
 
 
-@pytest.mark.parametrize("ablation", ABLATIONS)
-@every_case
+@every_case_and_ablation
 def test_the_model_is_left_as_it_was(name, image, ablation):
     """After use, after a refusal, and after an error in the middle of a forward; nor does anything global change."""
     model = tiny_model(name)

@@ -22,12 +22,11 @@ QUESTION = "What color is the circle?"
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-@pytest.fixture(params=[pytest.param("cuda", marks=needs_gpu), "cpu"])
-def device(request, monkeypatch):
-    """A GPU; or a CPU that is treated as one."""
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Rows go together as they do on a GPU."""
     monkeypatch.setattr(replay, "ROWS_TOGETHER", {})
     monkeypatch.setattr(replay, "ROWS_OF_A_RUN", {})
-    return request.param
 
 
 def everything(name, device, dtype=torch.float32):
@@ -46,8 +45,14 @@ def everything(name, device, dtype=torch.float32):
     return local.cpu(), found.logprob_change, directly.logprob_change, *sums
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [*((name, "cpu") for name in ("qwen3", "gemma3_text", "qwen3_vl_moe")),
+     *(pytest.param(name, "cuda", marks=needs_gpu) for name in ARCHITECTURES)],
+)  # fmt: skip
+@pytest.mark.usefixtures("as_on_a_gpu")
 def test_numbers_are_those_of_a_cpu(name, device, monkeypatch):
+    """Of a GPU; and of a CPU that is treated as one."""
     elsewhere = everything(name, device)
     monkeypatch.undo()
     for one, other in zip(elsewhere, everything(name, "cpu"), strict=True):

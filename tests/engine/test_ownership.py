@@ -67,7 +67,7 @@ def rounds():
 
 
 def test_threads_that_analyze_generate_and_run_forward_at_once_get_what_they_get_alone(rounds):
-    assert rounds.run(20, "analyze", "generate", "forward", switch=1e-4) == {"right": 60}
+    assert rounds.run(10, "analyze", "generate", "forward", switch=1e-4) == {"right": 30}
 
 
 def test_analyses_at_once_wait_for_each_other(rounds):
@@ -78,14 +78,14 @@ def test_analyses_at_once_wait_for_each_other(rounds):
 @pytest.mark.parametrize(
     ("share", "uses"),
     [
-        (1, ("analyze", "generate", "forward")),
+        (2, ("analyze", "generate", "forward")),
         (5, ("analyze", "answer", "without")),
         (5, ("explain", "generate", "forward")),
     ],
 )
 def test_many_rounds_of_three_threads(share, uses, rounds):
     """ROUNDS=500 python -m pytest -m slow tests/engine/test_ownership.py for more."""
-    n_rounds = int(os.environ.get("ROUNDS", "100")) // share
+    n_rounds = int(os.environ.get("ROUNDS", "40")) // share
     assert rounds.run(n_rounds, *uses) == {"right": 3 * n_rounds}
 
 
