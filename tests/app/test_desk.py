@@ -23,7 +23,7 @@ SPITE = 'What color is <img src=x onerror=alert(1)> "${alert(2)}"?'
 
 @pytest.fixture(scope="module")
 def desk():
-    return Desk(mask_impact.load("demo", dtype="float32"), num_tokens=3, budget=4)
+    return Desk(mask_impact.load("demo", dtype="float32"), num_tokens=3, budget=6)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def position(asked, word):
 
 
 def test_a_question_gives_what_the_python_function_gives(desk, asked):
-    found = mask_impact.explain(desk.model, QUESTION, images=PICTURE, num_tokens=3, budget=4)
+    found = mask_impact.explain(desk.model, QUESTION, images=PICTURE, num_tokens=3, budget=6)
     assert asked.found.generated_text == found.generated_text == "orange"
     assert asked.found.targets[0].contribution.tolist() == found.targets[0].contribution.tolist()
     assert [word.name.strip() for word in asked.words] == ["What", "color", "is", "the", "star", "?"]
@@ -48,7 +48,7 @@ def test_a_question_gives_what_the_python_function_gives(desk, asked):
 
 def test_a_video_is_asked_about_as_the_python_function_does_and_its_cells_are_hidden(desk):
     asked = desk.ask(QUESTION, [VIDEO], Watch(), 1.0, 8)
-    found = mask_impact.explain(desk.model, QUESTION, videos=VIDEO, video_fps=1, video_frames=8, num_tokens=3, budget=4)
+    found = mask_impact.explain(desk.model, QUESTION, videos=VIDEO, video_fps=1, video_frames=8, num_tokens=3, budget=6)
     assert asked.found.targets[0].contribution.tolist() == found.targets[0].contribution.tolist()
     assert [image.source.partition(",")[0] for image in asked.found.images] == ["shapes.gif"] * 2
     cells = [at for at in range(asked.found.n_prompt) if asked.found.tokens.image[at] == 1]
