@@ -180,6 +180,7 @@ LITERAL = [
     ("flows", "flows.0.source_positions", [1000], "flows.0.source_positions.0 is 1000"),
     ("flows", "flows.1.target_positions", [-1], "flows.1.target_positions.0"),
     ("flows", "formats", None, "formats"),
+    ("flows", "top1_crc32", 5, "its top1_crc32 is another"),
     ("whatif", "layers", [0, 9], "layers.1 is 9, expected 0 to 3"),
     ("whatif", "others.0.positions", [50], "others.0.positions.0 is 50"),
     ("whatif", "others.0.differs_at", 8, "others.0.differs_at is 8, and there are 2 tokens"),
