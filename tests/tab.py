@@ -44,6 +44,13 @@ class Tab:
         """Waits until everything is drawn."""
         self.page.wait_for_selector("html[data-drawn=true]", state="attached", timeout=30_000)
 
+    def resize(self, width, height, scheme):
+        """Another window, of a system that is light or dark."""
+        self.page.emulate_media(color_scheme=scheme)
+        self.page.set_viewport_size({"width": width, "height": height})
+        self.page.wait_for_timeout(600)  # charts follow the window a little later
+        self.settle()
+
     def wait_until(self, expression):
         """Until it is true in the page, whose policy forbids playwright's own waiting: that evaluates within the page."""
         end = time.monotonic() + 30

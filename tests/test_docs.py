@@ -310,6 +310,7 @@ def test_the_walk_goes_through_every_room_that_a_run_does():
         check_name("engine.nowhere")
 
 
+@functools.cache
 def messages_of_the_package():
     """Every string of the package, with … for what is filled in."""
     texts = []

@@ -7,6 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -44,6 +45,12 @@ def room_of(name):
 
 MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 TESTS = sorted([*REPOSITORY.glob("test_*.py"), *(REPOSITORY / "tests").rglob("test_*.py")])
+
+
+@pytest.fixture(scope="module")
+def trees():
+    """The package's modules, parsed."""
+    return {name: tree_of(path) for name, path in MODULES.items()}
 
 
 # --- imports --------------------------------------------------------------------------------------------------------------
@@ -87,9 +94,9 @@ def arrows_up(modules):
     return found
 
 
-def test_imports_run_down_only_late_ones_included():
+def test_imports_run_down_only_late_ones_included(trees):
     """A room that knows only what is below it can be read, tested and replaced without what is above."""
-    assert arrows_up({name: tree_of(path) for name, path in MODULES.items()}) == []
+    assert arrows_up(trees) == []
 
 
 def cycles(edges):
@@ -113,8 +120,8 @@ def cycles(edges):
     )
 
 
-def test_no_modules_import_each_other():
-    assert cycles({name: imports_of(tree_of(path)) for name, path in MODULES.items()}) == []
+def test_no_modules_import_each_other(trees):
+    assert cycles({name: imports_of(tree) for name, tree in trees.items()}) == []
 
 
 def test_an_arrow_up_and_a_cycle_would_be_found():
@@ -285,8 +292,8 @@ def unsafe(tree):
     return found
 
 
-def test_nothing_in_the_package_runs_a_checkpoint_s_code():
-    assert {name: lines for name, path in MODULES.items() if (lines := unsafe(tree_of(path)))} == {}
+def test_nothing_in_the_package_runs_a_checkpoint_s_code(trees):
+    assert {name: lines for name, tree in trees.items() if (lines := unsafe(tree))} == {}
 
 
 def test_unsafe_code_would_be_found():
@@ -307,8 +314,7 @@ def without_docstring(tree):
     return [node.name for node in public if not ast.get_docstring(node)]
 
 
-def test_every_module_and_public_name_has_a_docstring():
-    trees = {name: tree_of(path) for name, path in MODULES.items()}
+def test_every_module_and_public_name_has_a_docstring(trees):
     assert [name for name, tree in trees.items() if not ast.get_docstring(tree)] == []
     assert {name: missing for name, tree in trees.items() if (missing := without_docstring(tree))} == {}
     assert without_docstring(ast.parse("def f():\n    pass\ndef _g():\n    pass")) == ["f"]

@@ -153,8 +153,10 @@ def load_flows(path: str | os.PathLike) -> Knockouts:
         meta=meta["run"],
     )
     top1_crc32 = checksum(*(step.top1 for step in found.steps))
-    if changes_checksum(found.steps) != meta["crc32"] or meta.get("top1_crc32") not in (None, top1_crc32):
-        raise OutputError(f"{table[0]} does not hold the numbers of the run in {where}: its crc32 is another")
+    other = "crc32" if changes_checksum(found.steps) != meta["crc32"] else None
+    if other or meta.get("top1_crc32") not in (None, top1_crc32):
+        other = other or "top1_crc32"
+        raise OutputError(f"{table[0]} does not hold the numbers of the run in {where}: its {other} is another")
     for step in found.steps:
         if unnamed := {*step.top1.ravel().tolist()} - {*step.top1_texts}:
             raise OutputError(

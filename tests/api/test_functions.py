@@ -37,8 +37,8 @@ def text(text_checkpoint):
 
 
 @pytest.fixture(scope="module")
-def demo():
-    return mask_impact.load("demo", dtype="float32")
+def seeing(vl_checkpoint):
+    return mask_impact.load(str(vl_checkpoint))
 
 
 def numbers(found):
@@ -88,23 +88,23 @@ def test_a_name_of_no_model_is_said_after_what_is_wrong_without_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_single_image_is_a_list_of_one(demo):
+def test_a_single_image_is_a_list_of_one(seeing):
     """The characters of a path are no pictures, nor are the rows of an array."""
     image = Image.open(PICTURE).convert("RGB")
     settings = {"num_tokens": 1, "answer": False}
-    expected = mask_impact.analyze(demo, QUESTION, images=[PICTURE], **settings)
+    expected = mask_impact.analyze(seeing, QUESTION, images=[PICTURE], **settings)
     assert len(expected.images) == 1
     for single in (PICTURE, str(PICTURE), image, np.asarray(image), (PICTURE,), (one for one in [PICTURE])):
-        assert_same(mask_impact.analyze(demo, QUESTION, images=single, **settings), expected)
-    (of_many,) = mask_impact.analyze_many(demo, [{"prompt": QUESTION, "images": str(PICTURE)}], **settings)
+        assert_same(mask_impact.analyze(seeing, QUESTION, images=single, **settings), expected)
+    (of_many,) = mask_impact.analyze_many(seeing, [{"prompt": QUESTION, "images": str(PICTURE)}], **settings)
     assert_same(of_many, expected)
 
 
 @pytest.mark.slow
-def test_a_single_image_is_taken_by_the_others_too(demo):
-    one, other = (mask_impact.knockout(demo, QUESTION, "image -> last", images=i) for i in (PICTURE, [PICTURE]))
+def test_a_single_image_is_taken_by_the_others_too(seeing):
+    one, other = (mask_impact.knockout(seeing, QUESTION, "image -> last", images=i) for i in (PICTURE, [PICTURE]))
     assert_same(one, other)
-    one, other = (mask_impact.without(demo, QUESTION, "image", images=i, num_tokens=2) for i in (PICTURE, [PICTURE]))
+    one, other = (mask_impact.without(seeing, QUESTION, "image", images=i, num_tokens=2) for i in (PICTURE, [PICTURE]))
     assert_same(one, other)
 
 

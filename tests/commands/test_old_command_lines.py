@@ -141,6 +141,25 @@ LINES = [
 ]  # fmt: skip
 
 
+def called(line):
+    """(which program, its arguments) of a line; what starts several processes is not there."""
+    words = shlex.split(line)
+    place = next(number for number, word in enumerate(words) if word in CALLED)
+    return CALLED[words[place]], *words[place + 1 + (words[place] == "-m") :]
+
+
+# Each call once; one that is there with --resume too is said again so where it has ended.
+CALLS = {}
+for line, expected in LINES:
+    CALLS.setdefault(called(line), (line, expected))
+RESUMED = {(*call, "--resume") for call in CALLS} & CALLS.keys()
+CASES = [
+    ("deep" if "--window 9" in line else "tiny", line, expected)
+    for call, (line, expected) in CALLS.items()
+    if call not in RESUMED
+]
+
+
 def answers_beside(line, expected):
     """What a run of one prompt leaves since it says what its answer used; the lines are older."""
     if any(flag in line for flag in ("--config", "--dataset", "--knockout", "--without", "-m mask_impact")):
@@ -151,27 +170,38 @@ def answers_beside(line, expected):
 
 
 @pytest.fixture(scope="module")
-def checkpoints(request, tmp_path_factory):
-    """Folder of a model of each kind: a tiny one that takes the longest of the prompts, or the demo."""
-    if request.param == "demo":
-        return {"vl": demo.VL_PATH, "text": demo.TEXT_PATH}
-    folder = tmp_path_factory.mktemp("tiny")
-    sizes = {"max_position_embeddings": 256, "num_hidden_layers": 9}  # for a window of 9
-    return {
-        "vl": save_checkpoint(folder / "vl", "qwen3_vl", **sizes),
-        "text": save_checkpoint(folder / "text", "qwen3", **sizes),
-    }
+def models(tmp_path_factory):
+    """Folders of a model of each kind: tiny ones that take the longest of the prompts, deep enough for a window of 9 layers or
+    not, and the demo."""
+    found = {"demo": {"vl": demo.VL_PATH, "text": demo.TEXT_PATH}}
+    for name, layers in (("tiny", {}), ("deep", {"num_hidden_layers": 9})):
+        folder, sizes = tmp_path_factory.mktemp(name), {"max_position_embeddings": 256} | layers
+        found[name] = {
+            "vl": save_checkpoint(folder / "vl", "qwen3_vl", **sizes),
+            "text": save_checkpoint(folder / "text", "qwen3", **sizes),
+        }
+    return found
 
 
 @pytest.fixture(scope="module")
-def stored(checkpoints, tmp_path_factory):
+def stored(models, tmp_path_factory):
     """The results that lines name, as `output/` has them: of the model with an image, of the text model, and a table alone."""
     folder = tmp_path_factory.mktemp("stored")
     shapes = str(REPOSITORY / "examples" / "shapes.png")
     common = ["--prompt", "What color is the star?", "--quiet", "--output-dir", str(folder)]
-    seen = ["--model", str(checkpoints["vl"]), "--image", shapes, "--num-tokens", "2", "--effect", "--output", "seen"]
+    seen = [
+        "--model",
+        str(models["tiny"]["vl"]),
+        "--image",
+        shapes,
+        "--num-tokens",
+        "2",
+        "--effect",
+        "--output",
+        "seen",
+    ]
     assert main_vl([*seen, *common]) == 0
-    assert main_text(["--model", str(checkpoints["text"]), *common, "--output", "read"]) == 0
+    assert main_text(["--model", str(models["tiny"]["text"]), *common, "--output", "read"]) == 0
     save(make_result(grids=((16, 16),), n_layers=2), folder / "elsewhere", ["parquet"])
     return folder
 
@@ -202,25 +232,22 @@ def prepare(folder, checkpoints, stored, line):
 
 
 @pytest.fixture
-def works(checkpoints, stored, tmp_path, monkeypatch, capsys):
+def works(models, stored, tmp_path, monkeypatch, capsys):
     """Runs a line in a folder with the files that it names, and holds what it leaves against what is expected."""
-    return lambda line, expected: check(line, expected, checkpoints, stored, tmp_path, monkeypatch, capsys)
+    return lambda model, line, expected: check(line, expected, models[model], stored, tmp_path, monkeypatch, capsys)
 
 
-@pytest.mark.parametrize("checkpoints", ["tiny"], indirect=True)
 @pytest.mark.parametrize(
-    ("line", "expected"),
-    [pytest.param(*case, id=case[0], marks=[pytest.mark.slow] * (at % 4 > 0)) for at, case in enumerate(LINES)],
+    ("model", "line", "expected"),
+    [pytest.param(*case, id=case[1], marks=[pytest.mark.slow] * (at % 4 > 0)) for at, case in enumerate(CASES)],
 )
-def test_the_line_works_and_leaves_its_files(line, expected, works):
-    assert works(line, expected)
+def test_the_line_works_and_leaves_its_files(model, line, expected, works):
+    assert works(model, line, expected)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpoints", ["demo"], indirect=True)
-@pytest.mark.parametrize(("line", "expected"), LINES[::16], ids=[line for line, _ in LINES[::16]])
-def test_the_line_works_with_the_demo(line, expected, works):
-    assert works(line, expected)
+def test_the_line_works_with_the_demo(works):
+    assert works("demo", *LINES[0])
 
 
 def check(line, expected, checkpoints, stored, tmp_path, monkeypatch, capsys):
@@ -232,15 +259,16 @@ def check(line, expected, checkpoints, stored, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         sources, "_hub_source", lambda model, revision: sources.Source(str(checkpoints[kinds[model]]), local_only=True)
     )
-    words = shlex.split(line)
-    place = next(number for number, word in enumerate(words) if word in CALLED)
-    argv = words[place + 1 + (words[place] == "-m") :]
+    program, *argv = called(line)
     if "--device" in argv:  # there may be no GPU here, nor two
         argv[argv.index("--device") + 1] = "cpu"
     before = there(tmp_path)
-    assert WORDS[CALLED[words[place]]](argv) == 0, capsys.readouterr().err
+    assert WORDS[program](argv) == 0, capsys.readouterr().err
     assert there(tmp_path) - before == expected | answers_beside(line, expected)
     printed = capsys.readouterr()
+    if (program, *argv, "--resume") in RESUMED:
+        assert WORDS[program]([*argv, "--resume"]) == 0, capsys.readouterr().err
+        assert there(tmp_path) - before == expected | answers_beside(line, expected)
     assert "Traceback" not in printed.err
     return printed.out != ""
 

@@ -4,8 +4,6 @@ import argparse
 import csv
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -98,13 +96,14 @@ def test_questions_of_the_demo_are_those_that_it_was_not_trained_on(example, tmp
 
 
 @pytest.mark.slow
-def test_the_example_ends_with_a_report_and_a_figure(tmp_path):
-    argv = [sys.executable, str(SCRIPT), "-n", "2", "--output-dir", "out", "--budget", "1", "--device", "cpu"]
-    place = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(argv, cwd=tmp_path, env=place, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "part level 0" in done.stdout
-    assert "flow image -> question" in done.stdout
+def test_the_example_ends_with_a_report_and_a_figure(example, tmp_path, monkeypatch, capsys):
+    argv = ["study.py", "-n", "2", "--output-dir", "out", "--budget", "1", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.chdir(tmp_path)
+    assert example.main() == 0
+    said = capsys.readouterr().out
+    assert "part level 0" in said
+    assert "flow image -> question" in said
     assert (tmp_path / "out" / "figure.pdf").read_bytes().startswith(b"%PDF")
     assert (tmp_path / "out" / "questions.report" / "report.html").is_file()
 

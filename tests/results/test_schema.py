@@ -90,17 +90,17 @@ def check_one(folder, kind, at, value):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_changed_meta_file_gives_a_whole_result_or_one_line_with_file_and_field(files, kind):
-    """60 changes of each kind of file."""
+    """40 changes of each kind of file."""
     paths = list(places(json.loads((files / KINDS[kind][0]).read_bytes())))
 
-    @settings(max_examples=60, derandomize=True, deadline=None, database=None, phases=[Phase.generate])
+    @settings(max_examples=40, derandomize=True, deadline=None, database=None, phases=[Phase.generate])
     @given(st.sampled_from(paths), st.sampled_from((*VALUES, GONE, SHORTER, LONGER, MORE)))
     def one(at, value):
         found.append(check_one(files, kind, at, value))
 
     found = []
     one()
-    assert len(found) >= 60
+    assert len(found) >= 40
     assert 0 < sum(found) < len(found)
 
 
@@ -180,6 +180,7 @@ LITERAL = [
     ("flows", "flows.0.source_positions", [1000], "flows.0.source_positions.0 is 1000"),
     ("flows", "flows.1.target_positions", [-1], "flows.1.target_positions.0"),
     ("flows", "formats", None, "formats"),
+    ("flows", "top1_crc32", 5, "its top1_crc32 is another"),
     ("whatif", "layers", [0, 9], "layers.1 is 9, expected 0 to 3"),
     ("whatif", "others.0.positions", [50], "others.0.positions.0 is 50"),
     ("whatif", "others.0.differs_at", 8, "others.0.differs_at is 8, and there are 2 tokens"),

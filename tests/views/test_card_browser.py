@@ -222,9 +222,20 @@ def whole(tmp_path_factory):
     return write_report(stored, tmp_path_factory.mktemp("whole") / "x.html")
 
 
+@pytest.fixture(scope="module")
+def opened_as(chromium, whole):
+    """The page with all parts, light at twice the size or dark, opened once each."""
+    tabs = {"light": Tab(chromium, whole, color_scheme="light", device_scale_factor=2)}
+    tabs["dark"] = Tab(chromium, whole, color_scheme="dark")
+    yield tabs
+    for tab in tabs.values():
+        assert tab.faults == []
+        tab.close()
+
+
 @pytest.mark.parametrize("card", PARTS)
-def test_every_part_is_saved_light_whatever_the_page_is(whole, open_page, card):
-    tab = open_page(whole, color_scheme="dark")
+def test_every_part_is_saved_light_whatever_the_page_is(opened_as, card):
+    tab = opened_as["dark"]
     content, name = tab.download(f"[data-card={card}] button >> nth=0")
     assert name == f"x-step0-{card}.png" or name == f"result-step0-{card}.png"
     pixels = picture_of(content)
@@ -241,14 +252,15 @@ def away(one, other):
 
 
 @pytest.mark.parametrize("card", PARTS)
-def test_a_saved_part_looks_as_it_does_in_the_page(whole, open_page, card):
+def test_a_saved_part_looks_as_it_does_in_the_page(opened_as, card):
     """Against the browser's own picture of it."""
-    tab = open_page(whole, color_scheme="light", device_scale_factor=2)
+    tab = opened_as["light"]
     saved = picture_of(tab.download(f"[data-card={card}] button >> nth=0")[0])
-    tab.page.add_style_tag(content=".exports, .control, .mi-smoothing { visibility: hidden }")
+    unseen = tab.page.add_style_tag(content=".exports, .control, .mi-smoothing { visibility: hidden }")
     section = tab.page.locator(f"section:has([data-card={card}])").last
     with Image.open(io.BytesIO(section.screenshot())) as picture:
         seen = np.asarray(picture.convert("RGB")).astype(int)
+    unseen.evaluate("(style) => style.remove()")
     rows, columns = (min(one.shape[axis], seen.shape[axis]) for one in [saved] for axis in (0, 1))
     saved, seen = saved[:rows, :columns], seen[:rows, :columns]
 
@@ -261,8 +273,8 @@ def test_a_saved_part_looks_as_it_does_in_the_page(whole, open_page, card):
 
 
 @pytest.mark.parametrize("card", PARTS)
-def test_a_part_saved_as_vectors_is_shapes_and_texts(whole, open_page, card):
-    tab = open_page(whole, color_scheme="dark")
+def test_a_part_saved_as_vectors_is_shapes_and_texts(opened_as, card):
+    tab = opened_as["dark"]
     content, name = tab.download(f"[data-card={card}] button:text-is('SVG')")
     assert name == f"result-step0-{card}.svg"
     drawing = ElementTree.fromstring(content)
@@ -376,8 +388,7 @@ def axe(tmp_path_factory):
     return folder / "package" / "axe.min.js"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", SIZES, ids=["wide", "phone"])
+@pytest.mark.parametrize(("scheme", "size"), [*zip(("light", "dark"), SIZES, strict=True)], ids=["wide", "phone"])
 def test_axe_finds_nothing_serious(tmp_path, chromium, axe, scheme, size):
     result = dataclasses.replace(with_effects(two_targets()), answer=two_targets().answer)
     stored = Stored(result=result, answer=result.answer, flows=knockouts(), whatif=whatif())
@@ -392,16 +403,16 @@ def test_axe_finds_nothing_serious(tmp_path, chromium, axe, scheme, size):
     assert serious == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [*SIZES, (1024, 768)], ids=["wide", "phone", "middle"])
-def test_nothing_sticks_out_at_the_side(tmp_path, open_page, scheme, size):
+def test_nothing_sticks_out_at_the_side(tmp_path, open_page):
     """In both schemes; a screenshot is kept where it is asked for."""
     stored = Stored(result=two_targets(), answer=two_targets().answer, flows=knockouts(), whatif=whatif())
-    tab = open_page(write_report(stored, tmp_path / "x.html"), color_scheme=scheme)
-    tab.page.set_viewport_size({"width": size[0], "height": size[1]})
-    tab.page.wait_for_timeout(300)
-    tab.keep_screenshot(f"card-{size[0]}-{scheme}")
-    assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    tab = open_page(write_report(stored, tmp_path / "x.html"), color_scheme="light")
+    for (width, height), scheme in zip([*SIZES, (1024, 768)], ("light", "dark", "light"), strict=True):
+        tab.page.emulate_media(color_scheme=scheme)
+        tab.page.set_viewport_size({"width": width, "height": height})
+        tab.page.wait_for_timeout(300)
+        tab.keep_screenshot(f"card-{width}-{scheme}")
+        assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), width
 
 
 def test_a_long_question_is_scrolled_to_its_strongest_word(tmp_path, open_page):
@@ -446,14 +457,14 @@ def nothing():
 
 
 @pytest.mark.parametrize("make", [one_token, many, nothing])
-@pytest.mark.parametrize("size", SIZES, ids=["wide", "phone"])
-def test_little_and_much_fit_the_page(tmp_path, open_page, make, size):
+def test_little_and_much_fit_the_page(tmp_path, open_page, make):
     tab = open_page(write_report(make(), tmp_path / "x.html"))
-    tab.page.set_viewport_size({"width": size[0], "height": size[1]})
-    tab.page.wait_for_timeout(200)
     (card,) = cards(tab)
     assert card.locator(".mi-sentence").text_content()
     assert len(tab.texts("h1")[0]) < 170
-    assert card.locator(".mi-sentence").bounding_box()["y"] < 1.2 * size[1]
-    assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    tab.keep_screenshot(f"card-{make.__name__}-{size[0]}")
+    for width, height in SIZES:
+        tab.page.set_viewport_size({"width": width, "height": height})
+        tab.page.wait_for_timeout(200)
+        assert card.locator(".mi-sentence").bounding_box()["y"] < 1.2 * height
+        assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        tab.keep_screenshot(f"card-{make.__name__}-{width}")

@@ -272,8 +272,8 @@ def test_of_a_long_question_the_strongest_words_and_those_around_them_are_shown(
     ]
 
 
-@pytest.mark.parametrize("width", [3.0, pytest.param(6.9, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("case", CASES)
+# There is less room in a narrow card; two are drawn wide as well.
+@pytest.mark.parametrize(("case", "width"), [*((case, 3.0) for case in CASES), ("images", 6.9), ("hostile", 6.9)])
 def test_any_text_and_any_images_fit(case, width):
     with quiet():
         figure = card_figure(CASES[case](), 0, width)
@@ -498,7 +498,7 @@ def test_a_comparison_fits(width):
 # --- maps and patches to publish --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("width", slow_but((3.0,), [3.0, 5.5, 6.9]))
+@pytest.mark.parametrize("width", slow_but((3.0,), [3.0, 6.9]))
 @pytest.mark.parametrize("draw", [layers_figure, patches_figure])
 def test_maps_and_patches_are_as_wide_as_asked_and_have_a_caption(draw, width):
     for result in (

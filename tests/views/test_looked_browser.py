@@ -200,8 +200,7 @@ def test_saved_files_hold_the_table_and_the_picture(page, open_page, tmp_path, k
     assert "Pixels replaced by" not in text  # what chooses is left out
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)])
+@pytest.mark.parametrize(("theme", "width", "height"), [("light", 1440, 900), ("dark", 390, 844)])
 def test_the_sections_fit_the_window(page, open_page, width, height, theme):
     tab = open_page(page, f"#theme={theme}")
     tab.page.set_viewport_size({"width": width, "height": height})

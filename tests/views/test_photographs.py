@@ -37,7 +37,7 @@ def test_a_photograph_runs_through_every_path(name, demo_model, tmp_path):
     folder = bundled_photographs()
     if folder is None:
         pytest.skip("scikit-image, whose photographs these are, is not installed: pip install scikit-image")
-    result = analyze(demo_model, "What is this?", images=[folder / name])
+    result = analyze(demo_model, "What is this?", images=[folder / name], answer=name == "coffee.png")
     image, (step,) = result.images[0], result.steps
     with Image.open(folder / name) as original:
         assert image.size == original.size
@@ -52,31 +52,22 @@ def test_a_photograph_runs_through_every_path(name, demo_model, tmp_path):
 ODD = {
     "one-pixel": lambda: Image.new("RGB", (1, 1), "red"),
     "tall": lambda: Image.new("RGB", (8, 1600), "red"),
-    "wide": lambda: Image.new("RGB", (1600, 8), "red"),
-    "tall-shrunk": lambda: Image.new("RGB", (8, 4000), "red"),
     "wide-shrunk": lambda: Image.new("RGB", (4000, 8), "red"),
-    "large": lambda: Image.new("RGB", (7000, 7000), "red"),
-    "grey": lambda: Image.linear_gradient("L"),
+    "large": lambda: Image.new("RGB", (4000, 4000), "red"),
     "16-bit": lambda: Image.fromarray(np.linspace(0, 65535, 64 * 48, dtype=np.uint16).reshape(48, 64)),
-    "palette": lambda: Image.radial_gradient("L").convert("P"),
-    "bilevel": lambda: Image.radial_gradient("L").convert("1"),
     "transparent": lambda: Image.new("RGBA", (64, 48), (255, 0, 0, 90)),
     "cmyk": lambda: Image.new("CMYK", (64, 48), (0, 255, 255, 0)),
 }
 
 
-CASES = [(kind, "both") for kind in ODD] + [
-    ("one-pixel", "text"),
-    ("large", "text"),
-    ("wide", "vision"),
-    ("grey", "vision"),
-]
+MODES = {"one-pixel": "text", "16-bit": "vision"}  # the others: both
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "mask_mode"), CASES)
-def test_an_odd_picture_runs_through_the_script(kind, mask_mode, vl_checkpoint, tmp_path, capsys):
+@pytest.mark.parametrize("kind", ODD)
+def test_an_odd_picture_runs_through_the_script(kind, vl_checkpoint, tmp_path, capsys):
     """Edges beyond 1:200 are more than the processor takes; shrunk to 200 pixels, with one left on the other side, they fit."""
+    mask_mode = MODES.get(kind, "both")
     file = tmp_path / ("picture.tif" if kind == "cmyk" else "picture.png")
     ODD[kind]().save(file)
     argv = [
@@ -91,7 +82,7 @@ def test_an_odd_picture_runs_through_the_script(kind, mask_mode, vl_checkpoint, 
         "--plots",
     ]
     argv += ["--max-image-resolution", "200"] if "shrunk" in kind else []
-    assert main_vl([*argv, "--output-dir", str(tmp_path / "out"), "--num-tokens", "2"]) == 0
+    assert main_vl([*argv, "--output-dir", str(tmp_path / "out"), "--num-tokens", "1"]) == 0
     assert "Self-check" in capsys.readouterr().out
     result = store.load_result(tmp_path / "out" / "vl_masking_results")
     with Image.open(file) as original:
