@@ -308,7 +308,8 @@ def _heads(group: Group, kind: Kind, values: np.ndarray, seed: int) -> HeadsFoun
 def _compared(
     first: Group, second: Group, correct: Sequence[Mapping[str, bool]], question: Question, notes: list[str]
 ) -> Iterator[Against]:
-    numbers = [*_tested_numbers(first, second, correct, question.seed)]
+    told = CORRECT in question.by  # by which the groups were made: they differ in it without a test
+    numbers = [*_tested_numbers(first, second, ({},) * len(correct) if told else correct, question.seed)]
     corrected = holm(np.array([found.p[0] for _, found in numbers]))
     for (kind, found), p in zip(numbers, corrected, strict=True):
         yield _against(first, second, kind, found, np.array([p]))

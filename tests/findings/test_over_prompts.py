@@ -238,4 +238,7 @@ def test_the_share_of_correct_answers_is_of_those_that_have_an_expected_one():
     assert one.means.low[0] < 6 / 9 < one.means.high[0]
     assert [(group.name, len(group.prompts)) for group in found.groups[1:]] == [("correct=no", 3), ("correct=yes", 6)]
     assert found.expected == "expected"
+    tested = {against.kind.quantity for against in found.against}
+    assert tested
+    assert CORRECT not in tested  # the groups are made by it
     assert expected_column(["id", "answers", "expected_answer"]) == "expected_answer"
