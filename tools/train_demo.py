@@ -47,7 +47,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from demo_training import evaluation, lessons, models, sequences  # noqa: E402
 from demo_training.tokenizer import build_tokenizer, extended  # noqa: E402
-from demo_training.tower import EasyTowerLesson, TowerLesson  # noqa: E402
+from demo_training.tower import EasyTowerLesson, LargeTowerLesson  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer  # noqa: E402
 
@@ -88,7 +88,7 @@ class Stage:
     batch_size: int = BATCH_SIZE
 
 
-TOWER_LESSONS = {"large": TowerLesson, "easy": EasyTowerLesson}
+TOWER_LESSONS = {"large": LargeTowerLesson, "easy": EasyTowerLesson}
 SEEING_LESSONS = {
     "text": 0.18, "images": 0.2, "large": 0.13, "larger": 0.05, "equal": 0.02, "appears": 0.11, "first": 0.04, "easy": 0.27,
 }  # fmt: skip

@@ -26,7 +26,12 @@ SHAPES = tuple(wholes.ROUND_CORNERS)
 
 
 class TowerLesson:
-    """The loss of one batch. readers: for the main features and the last level of DeepStack a linear map to the shapes."""
+    """What lessons of the vision tower alone share: `loss(rng)` of a batch, in which `readers`, for the main features and the
+    last level of DeepStack a linear map to `n_told` words, are to tell what they are shown, and the features of other pictures
+    are to stay those of `teacher`, the tower as it was. spread: by how much these differ, which drift is measured in.
+    """
+
+    n_told: int
 
     def __init__(self, model, processor, device: str) -> None:
         self.tower, self.processor, self.device = model.model.visual, processor, device
@@ -34,11 +39,10 @@ class TowerLesson:
         for tower in (self.tower, self.teacher):
             multiply_patches(tower)
         width = self.tower.config.out_hidden_size
-        self.readers = torch.nn.ModuleList(torch.nn.Linear(width, len(SHAPES)) for _ in range(2)).to(device)
+        self.readers = torch.nn.ModuleList(torch.nn.Linear(width, self.n_told) for _ in range(2)).to(device)
         self.last: dict[str, float] = {}
         with torch.no_grad():
-            known = self._features(self.teacher, self._inputs(kept_pictures(random.Random(0), 64)))
-            self.spread = known.float().std(dim=(0, 1), keepdim=True)  # (1, 1, parts * width)
+            self.spread = self._spread()
 
     def parameters(self) -> list[torch.nn.Parameter]:
         return [*self.tower.parameters(), *self.readers.parameters()]
@@ -52,6 +56,17 @@ class TowerLesson:
         self.readers.load_state_dict(state["readers"])
         self.teacher.load_state_dict(state["teacher"])
         self.spread = state["spread"].to(self.device)
+
+
+class LargeTowerLesson(TowerLesson):
+    """Each cell of a large figure is to tell its shape."""
+
+    n_told = len(SHAPES)
+
+    def _spread(self) -> torch.Tensor:
+        """[1, 1, parts * width]"""
+        known = self._features(self.teacher, self._inputs(kept_pictures(random.Random(0), 64)))
+        return known.float().std(dim=(0, 1), keepdim=True)
 
     def told(self) -> str:
         """Of the last batch: how many cells told the shape, and how far the features of other pictures went."""
@@ -102,34 +117,14 @@ N_EACH = 4  # pictures of each kind that are to keep their features
 WATCHED = 181  # held-out pictures of easy-VQA
 
 
-class EasyTowerLesson:
-    """The loss of one batch: each of the four tokens of a picture of easy-VQA is to tell its shape and its color, by a linear
-    reading of the main features and of those of the last level of DeepStack; all other pictures are to keep their features."""
+class EasyTowerLesson(TowerLesson):
+    """Each of the four tokens of a picture of easy-VQA is to tell its shape and its color."""
 
-    def __init__(self, model, processor, device: str) -> None:
-        self.tower, self.processor, self.device = model.model.visual, processor, device
-        self.teacher = copy.deepcopy(self.tower).eval().requires_grad_(False)
-        for tower in (self.tower, self.teacher):
-            multiply_patches(tower)
-        width = self.tower.config.out_hidden_size
-        names = (*easy.SHAPES, *easy.COLORS)
-        self.readers = torch.nn.ModuleList(torch.nn.Linear(width, len(names)) for _ in range(2)).to(device)
-        self.last: dict[str, float] = {}
-        with torch.no_grad():
-            self.spread = self._features(self.teacher, *self._kept(random.Random(0))).std(dim=0)  # (parts * width,)
+    n_told = len(easy.SHAPES) + len(easy.COLORS)
 
-    def parameters(self) -> list[torch.nn.Parameter]:
-        return [*self.tower.parameters(), *self.readers.parameters()]
-
-    def state_dict(self) -> dict:
-        """What a stage that goes on needs beside the model."""
-        return {"readers": self.readers.state_dict(), "teacher": self.teacher.state_dict(), "spread": self.spread}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Go on from `state_dict`."""
-        self.readers.load_state_dict(state["readers"])
-        self.teacher.load_state_dict(state["teacher"])
-        self.spread = state["spread"].to(self.device)
+    def _spread(self) -> torch.Tensor:
+        """[parts * width]"""
+        return self._features(self.teacher, *self._kept(random.Random(0))).std(dim=0)
 
     def loss(self, rng: random.Random) -> torch.Tensor:
         """The loss of a batch drawn by `rng`."""
