@@ -17,8 +17,9 @@ import torch
 import mask_impact
 from benchmarks import bench_deletion as deletion
 from benchmarks import bench_truth as truth
+from benchmarks import truth_of_films as films
 from benchmarks.truth_pieces import wilson
-from mask_impact.demo import pictures
+from mask_impact.demo import moving, pictures
 from mask_impact.findings.ranking import token_importance
 
 SEED = 2024
@@ -422,3 +423,28 @@ def test_hiding_the_picture_hides_all_of_it_and_nothing_else(exact, samples):
     for position in behind:
         sees = [one for one in behind if one != position]
         assert not torch.equal(truth.blinded_logits(exact, case, sees), truth.blinded_logits(exact, other, sees))
+
+
+# -- videos -----------------------------------------------------------------------------------------------------------
+
+
+def film_case(loaded, task):
+    """The first held-out film of a task that needs a single pair of frames, of two."""
+    samples = moving.moving_samples(task, 40, SEED)
+    sample = next(one for one in samples if len(one.film.needed_pairs(one.question)) == 1 and len(one.film.scenes) == 2)
+    return films.prepare(loaded, sample)
+
+
+def test_the_pairs_of_a_film_are_its_vision_tokens_in_order(loaded):
+    case = film_case(loaded, "first")
+    positions = [position for pair in case.pairs for position in pair]
+    assert positions == [place for place, kind in enumerate(case.encoded.tokens.kinds) if kind == "video"]
+    assert case.pairs[1][0] > case.pairs[0][-1] + 1  # the second pair's time stands between
+    assert [case.pair_of(pair) for pair in case.pairs] == [0, 1]
+    assert case.pair_of([case.pairs[0][0], case.pairs[1][0]]) is None
+
+
+@pytest.mark.slow
+def test_the_pair_that_a_question_needs_comes_first_by_hiding_by_a_run_and_by_a_search(loaded):
+    found = films.look(loaded, film_case(loaded, "first"))
+    assert (found.hidden, found.said, found.searched, found.chance) == (True, True, True, 0.5)
