@@ -94,7 +94,7 @@ def essence(output):
     the sign of a number that is written with an exponent, which is near zero.
     """
     lines = [line for line in output.splitlines() if not re.match(r"\s+\d+\s", line)]
-    lines = [re.sub(r"-?\d\.?\d*e-\d+|\d[\w.,+-]*", "#", line) for line in lines]
+    lines = [re.sub(r"-?\d\.?\d*e-\d+|-?0\.000\d+|\d[\w.,+-]*", "#", line) for line in lines]
     return [re.sub(r" +", " ", re.sub(r"\bcpu\b|\bcuda:#", "DEVICE", line)) for line in lines]
 
 

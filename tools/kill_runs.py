@@ -27,6 +27,7 @@ from PIL import Image
 from transformers.models.qwen3_vl import modeling_qwen3_vl, processing_qwen3_vl  # noqa: F401  read before the fork
 
 import mask_impact
+from mask_impact.commands.entry import main_vl
 from mask_impact.commands.main import main
 from mask_impact.models import loading
 from mask_impact.results.stored import read_stored
@@ -51,7 +52,13 @@ def arguments(kind: str, variant: int) -> list[str]:
     prompts = [{"name": f"p{number}", "prompt": f"{question} {number}", "num_tokens": 1} for number in range(3)]
     if kind == "study":
         Path("study.yaml").write_text(yaml.safe_dump({"prompts": prompts}))
-        return ["study", "study.yaml", "--report", *MODEL]
+        return [
+            "--config",
+            "study.yaml",
+            "--report",
+            "--model",
+            *MODEL[1:],
+        ]  # of mask_impact_vl.py: files of each prompt
     rows = [prompts[number % 3] | {"name": f"r{number}"} for number in range(18)]
     Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return ["study", "data.jsonl", *MODEL]
@@ -64,7 +71,7 @@ def start(argv: Sequence[str]) -> int:
         said = os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         os.dup2(said, 1)
         os.dup2(said, 2)
-        os._exit(main(argv))
+        os._exit((main_vl if argv[0] == "--config" else main)(argv))
     return child
 
 
@@ -155,7 +162,7 @@ def main_tool(number: int, seed: int) -> int:
                     shutil.copytree("out", "seen", symlinks=True)
                     check_whole(Path("seen"))
                     check_kept(Path("said.txt").read_text(), Path("seen"))
-                finish([*argv, "--resume"] if argv[0] == "study" else argv)
+                finish([*argv, "--resume"] if argv[0] in ("study", "--config") else argv)
                 assert content() == states[kind], sorted({*content()} ^ {*states[kind]}) or "other numbers"
             except Exception as error:
                 failures += 1
