@@ -32,9 +32,8 @@ PATCH, TOKEN = UNITS
 MOST_PROBES = 1024
 OF_MAP = 3  # passes of the tower that a map takes beside the one that it rides on (benchmarks/bench_tower.py)
 OF_PROBE = 1  # more for each probe
-PAIRS_SEARCHED = (
-    4  # of a video's frames, those in which most is read: so a search costs as much in a video of any length
-)
+# Of a video's frames, those in which most is read: so a search costs as much in a video of any length.
+PAIRS_SEARCHED = 4
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,8 @@ from mask_impact.engine.ownership import joined
 from mask_impact.engine.riding.layers import decoder_of
 from mask_impact.errors import ExactnessError
 
-Held = list[
-    tuple[torch.Tensor, torch.Tensor]
-]  # of each layer keys and values of the rows that run, [n, heads, R, depth]
+# Of each layer keys and values of the rows that run, [n, heads, R, depth].
+Held = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass

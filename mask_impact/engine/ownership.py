@@ -136,11 +136,7 @@ def refuse_hooks(decoder: AnyDecoder, also: Mapping[str, nn.Module] = MappingPro
 
 def hooked_in(parent: nn.Module) -> list[str]:
     """The modules within one, itself included, that have somebody else's forward hooks, by name."""
-    return [
-        name
-        for name, module in parent.named_modules()
-        if any(_is_foreign(hook) for hooks in _hooks_of(module) for hook in list(hooks.values()))
-    ]
+    return [name for name, module in parent.named_modules() if _is_hooked(module)]
 
 
 def is_changed(parent: nn.Module) -> bool:
@@ -149,12 +145,9 @@ def is_changed(parent: nn.Module) -> bool:
     left = [parent]
     while left:
         module = left.pop()
-        own = vars(module)
-        if "forward" in own and is_patched(module):
+        if is_patched(module) or _is_hooked(module):
             return True
-        if any(_is_foreign(hook) for hooks in _hooks_of(module) if hooks for hook in list(hooks.values())):
-            return True
-        left += [part for part in own["_modules"].values() if part is not None]
+        left += [part for part in module._modules.values() if part is not None]
     return False
 
 
@@ -167,8 +160,9 @@ def is_patched(module: nn.Module) -> bool:
     return not own and "_hf_hook" not in vars(module)
 
 
-def _hooks_of(module: nn.Module) -> tuple[dict, dict]:
-    return module._forward_pre_hooks, module._forward_hooks
+def _is_hooked(module: nn.Module) -> bool:
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    return any(map(_is_foreign, hooks))
 
 
 def _is_foreign(hook: Callable) -> bool:

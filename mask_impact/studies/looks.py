@@ -27,9 +27,8 @@ from mask_impact.results.names import DEEPSTACK, PATCHES, TOWER, Kind
 
 SEARCHES, MOST_ASKED = 4, 4096  # that are tried out for a forecast
 ANSWER = 1.0  # a forward pass: the answer, before anything is counted
-SEARCHED_AGAIN = (
-    0.45  # of a search for one more target: what another search has asked about is known (measured: .36 to .57)
-)
+# Of a search for one more target: what another search has asked about is known (measured: .36 to .57).
+SEARCHED_AGAIN = 0.45
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import pytest
 import torch
 import tower_oracle
 from checkpoints import save_checkpoint
+from observers import Counting
 from transformers.models.qwen3_vl import modeling_qwen3_vl
 
 import mask_impact
-from mask_impact.analyses.observer import Observer
 from mask_impact.commands.main import main
 from mask_impact.engine.feature_sets import EverySet
 from mask_impact.engine.features import FeaturePass
@@ -282,18 +282,6 @@ def test_regions_over_frames_or_seconds_agree_with_the_model_run_with_a_mask(giv
     found = tower(num_tokens=1, **given)
     assert found.regions[0].every_image == ((1,) if "2-3" in given["where"] else (0, 1))
     assert_effects_agree(loaded, found, movie())
-
-
-class Counting(Observer):
-    """How often the model ran again, and how often at most it was said to."""
-
-    most = done = 0
-
-    def changing(self, what, n_most):
-        self.most = n_most
-
-    def changed(self, n):
-        self.done += n
 
 
 def test_a_search_in_a_video_begins_with_quarters_of_the_pairs_that_are_read_most(loaded, tower):

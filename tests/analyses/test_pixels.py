@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import make_tokenizer
+from observers import Counting
 from PIL import Image
 from pixels_oracle import NATS, PixelsOracle
 from tiny_models import tiny_image_inputs, tiny_model
@@ -331,15 +332,6 @@ def test_256_patches_take_twenty_forward_passes():
 
 
 def test_no_search_runs_more_often_than_it_said(pixels):
-    class Counting(mask_impact.analyses.observer.Observer):
-        most = done = 0
-
-        def changing(self, what, n_most):
-            self.most = n_most
-
-        def changed(self, n):
-            self.done += n
-
     for given in ({}, {"split": True, "beam": 3}, {"by": "tokens"}, {"boxes": [(0, 0, 9, 9), (3, 3, 5, 5)]}):
         observer = Counting()
         pixels(observer=observer, num_tokens=1, **given)

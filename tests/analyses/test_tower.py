@@ -11,13 +11,13 @@ import pytest
 import torch
 import tower_oracle
 from checkpoints import make_tokenizer
+from observers import Counting
 from PIL import Image
 from tiny_models import tiny_image_inputs, tiny_model
 from transformers.models.smolvlm import processing_smolvlm
 from vision_families import FAMILIES, family_checkpoint
 
 import mask_impact
-from mask_impact.analyses.observer import Observer
 from mask_impact.commands.main import main
 from mask_impact.engine.features import FeaturePass
 from mask_impact.errors import InputError, ModelError, UnsupportedArchitecture, UsageError
@@ -344,15 +344,6 @@ def quiet_one(found):
 
 
 def test_no_search_runs_more_often_than_it_said(tower):
-    class Counting(Observer):
-        most = done = 0
-
-        def changing(self, what, n_most):
-            self.most = n_most
-
-        def changed(self, n):
-            self.done += n
-
     for given in (
         {"windows": 1, "beam": 2},
         {"by": "tokens"},
