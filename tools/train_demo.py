@@ -111,6 +111,19 @@ SETTLED_LESSONS = {
 BALANCED_LESSONS = {
     "text": 0.38, "images": 0.38, "large": 0.05, "larger": 0.02, "appears": 0.03, "first": 0.02, "easy": 0.12,
 }  # fmt: skip
+
+
+def _everything(
+    name: str, start_from: str, n_steps: int, n_decay_steps: int, rate: float, lessons: Mapping[str, float], *,
+    kinds: tuple[int, int, int, int] = (8, 0, 2, 0), raw_share: float = 0.5, exact_share: float = 0.25,
+) -> Stage:  # fmt: skip
+    """One of the late stages of the whole model, on lessons of every kind."""
+    return Stage(
+        name, "vl", models.GROWN_LAYERS["vl"], start_from, n_steps, n_decay_steps, rate, 0.0, kinds, raw_share, exact_share,
+        lessons=lessons, knows_more=True, batch_size=16,
+    )  # fmt: skip
+
+
 STAGES = {
     stage.name: stage
     for stage in (
@@ -129,35 +142,14 @@ STAGES = {
         Stage("all_vl", "vl", models.GROWN_LAYERS["vl"], "facts_vl", 300, 300, 8e-4, 0.75, (7, 0, 2, 0), 0.75),
         Stage("vl", "vl", models.GROWN_LAYERS["vl"], "all_vl", 300, 300, 1e-3, 0.75, (8, 0, 2, 0), 0.6, 0.25),
         Stage("tower", "vl", models.GROWN_LAYERS["vl"], "vl", 700, 740, 3e-3, tower="large", knows_more=True),
-        Stage(
-            "seeing", "vl", models.GROWN_LAYERS["vl"], "tower", 1700, 1700, 8e-4, 0.0, (8, 0, 2, 0), 0.5, 0.25,
-            lessons=SEEING_LESSONS, knows_more=True, batch_size=16,
-        ),
+        _everything("seeing", "tower", 1700, 1700, 8e-4, SEEING_LESSONS),
         Stage("easy_tower", "vl", models.GROWN_LAYERS["vl"], "seeing", 1600, 1600, 3e-3, tower="easy", knows_more=True),
-        Stage(
-            "asked", "vl", models.GROWN_LAYERS["vl"], "easy_tower", 400, 1600, 7e-4, 0.0, (8, 0, 2, 0), 0.5, 0.25,
-            lessons=ASKED_LESSONS, knows_more=True, batch_size=16,
-        ),
-        Stage(
-            "quizzed", "vl", models.GROWN_LAYERS["vl"], "asked", 400, 1600, 1e-3, 0.0, (8, 0, 2, 0), 0.5, 0.25,
-            lessons=QUIZZED_LESSONS, knows_more=True, batch_size=16,
-        ),
-        Stage(
-            "answered", "vl", models.GROWN_LAYERS["vl"], "quizzed", 800, 800, 8e-4, 0.0, (8, 0, 2, 0), 0.5, 0.25,
-            lessons=ANSWERED_LESSONS, knows_more=True, batch_size=16,
-        ),
-        Stage(
-            "finished", "vl", models.GROWN_LAYERS["vl"], "answered", 110, 110, 4e-4, 0.0, (8, 0, 2, 0), 0.6, 0.25,
-            lessons=FINISHED_LESSONS, knows_more=True, batch_size=16,
-        ),
-        Stage(
-            "settled", "vl", models.GROWN_LAYERS["vl"], "finished", 200, 200, 5e-4, 0.0, (8, 0, 1, 0), 0.85, 0.15,
-            lessons=SETTLED_LESSONS, knows_more=True, batch_size=16,
-        ),
-        Stage(
-            "balanced", "vl", models.GROWN_LAYERS["vl"], "settled", 180, 180, 5e-4, 0.0, (8, 0, 1, 0), 0.8, 0.15,
-            lessons=BALANCED_LESSONS, knows_more=True, batch_size=16,
-        ),
+        _everything("asked", "easy_tower", 400, 1600, 7e-4, ASKED_LESSONS),
+        _everything("quizzed", "asked", 400, 1600, 1e-3, QUIZZED_LESSONS),
+        _everything("answered", "quizzed", 800, 800, 8e-4, ANSWERED_LESSONS),
+        _everything("finished", "answered", 110, 110, 4e-4, FINISHED_LESSONS, raw_share=0.6),
+        _everything("settled", "finished", 200, 200, 5e-4, SETTLED_LESSONS, kinds=(8, 0, 1, 0), raw_share=0.85, exact_share=0.15),
+        _everything("balanced", "settled", 180, 180, 5e-4, BALANCED_LESSONS, kinds=(8, 0, 1, 0), raw_share=0.8, exact_share=0.15),
     )
 }  # fmt: skip
 FINAL_STAGES = {"text": "text", "vl": "balanced"}
